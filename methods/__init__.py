@@ -1,0 +1,1 @@
+"""Vector quantizers, one method per file."""

@@ -1,0 +1,25 @@
+"""vqbench: vector-quantization image tokenizers, compared on equal terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+if TYPE_CHECKING:
+    from vqbench.runner import run
+    from vqbench.tokenizer import load
+
+
+def __getattr__(name: str) -> Any:
+    """`vqbench.run` and `vqbench.load` import what they need when they are first used (torch takes seconds)."""
+    if name == "run":
+        from vqbench.runner import run
+
+        return run
+    if name == "load":
+        from vqbench.tokenizer import load
+
+        return load
+    raise AttributeError(f"module 'vqbench' has no attribute '{name}'")

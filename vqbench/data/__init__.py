@@ -1,0 +1,1 @@
+"""Datasets: where images come from, which are for training, which for validation."""

@@ -1,0 +1,141 @@
+"""The contract between the harness and a quantizer, the only part in which compared runs differ."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+@dataclass
+class Quantized:
+    """What a quantizer returns for one batch."""
+
+    latents: Tensor
+    """(B, out_channels, h, w), what the decoder gets; differentiable in training."""
+    indices: Tensor
+    """(B, h, w), or (B, h, w, G) for G codebooks; int64 in [0, codebook_size)."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars that are added to the training loss as they stand: each has its own weight applied."""
+    continuous: Tensor | None = None
+    """A second latent, shaped like `latents`, that the recipe decodes too in training (VAEVQ's dual path)."""
+    continuous_weight: float = 1.0
+    """Weight of the reconstruction loss of `continuous`, relative to that of `latents`."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars that are logged by name and have no effect (median sigma, code norms…)."""
+
+
+@dataclass(frozen=True)
+class GradientRoutes:
+    """Where gradients arrive in training, as the method's paper says; `vqbench check` holds a method to it."""
+
+    decoder_to_input: bool
+    """The decoder's gradient reaches the encoder output z."""
+    decoder_to_parameters: bool
+    """The decoder's gradient reaches the quantizer's own parameters."""
+    losses_to_input: bool
+    """The quantizer's losses reach z."""
+    losses_to_parameters: bool
+    """The quantizer's losses reach its own parameters."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a schedule may depend on; handed to `Quantizer.advance` before each training step."""
+
+    images_seen: int
+    """Training images seen before this step, over all devices."""
+    images_total: int
+    """The budget in images."""
+    pixel_values_per_token: float
+    """3 H W / (h w): how many pixel values one token stands for."""
+    pixel_mse: Tensor
+    """0-d, detached: mean squared error of the last step's reconstruction in [-1, 1]; 1 before the first step."""
+
+
+def full_precision(method: _Method) -> _Method:
+    """Run a quantizer's method in float32 whatever the autocast around it.
+
+    Distances in bfloat16 assign close codes wrongly and round FSQ's index past the last code, so each
+    `forward` carries this. Floating-point tensor arguments are cast; nothing is cast back.
+    """
+
+    @functools.wraps(method)
+    def in_float32(self: nn.Module, *args: Any) -> Any:
+        cast = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return method(self, *cast)
+
+    return in_float32  # type: ignore[return-value]
+
+
+class Quantizer(nn.Module):
+    """Between encoder and decoder: continuous latents in, discrete indices and their latents out.
+
+    A method subclasses this, holds a nested frozen dataclass `Config`, sets the attributes below in
+    `__init__(self, config)`, and implements `forward` and `decode_indices`. The first line of its docstring
+    names the paper: "Title (authors, year, arXiv:number)".
+    """
+
+    Config: ClassVar[type]
+    """Frozen dataclass; each field has its default and, on the line below, a one-line docstring.
+    A component that `ablate` may switch off is a bool field with `metadata={"component": "name"}`."""
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """Named settings of Config fields, asked for as `method@preset`."""
+
+    in_channels: int
+    """Channels of the encoder output that `forward` takes."""
+    out_channels: int
+    """Channels of the latents that the decoder gets."""
+    codebook_size: int
+    """Effective number of codes of one codebook (for FSQ the product of its levels)."""
+    num_codebooks: int = 1
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
+        """Config values that bring this method as near as it can to the codebook that a recipe asks for.
+
+        The default sets the fields `codebook_size` and `dim` where Config has them. What is set with
+        `--set` wins over what this returns.
+        """
+        wanted = {"codebook_size": codebook_size, "dim": dim}
+        names = {f.name for f in fields(cls.Config)}
+        return {name: value for name, value in wanted.items() if name in names}
+
+    @property
+    def bits_per_token(self) -> float:
+        """log2 of the number of messages that one spatial position can carry."""
+        return self.num_codebooks * math.log2(self.codebook_size)
+
+    @property
+    def codebook(self) -> Tensor | None:
+        """(codebook_size, out_channels) effective code vectors, or None where that would be too large."""
+        return None
+
+    @property
+    def gradient_routes(self) -> GradientRoutes | None:
+        """Which gradients this configuration promises, or None where the method does not say."""
+        return None
+
+    def advance(self, state: TrainingState) -> None:  # noqa: B027 - a hook that most methods do not need
+        """Called before each training step. What is kept from `state` must be a buffer, so that it is resumed."""
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize z (B, in_channels, h, w). In eval mode: deterministic, and without side effects."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(z) -> Quantized")
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices, shaped as `forward` returned them, to the latents that `forward` gave the decoder in eval mode."""
+        raise NotImplementedError(f"{type(self).__name__} must implement decode_indices(indices) -> latents")

@@ -1,0 +1,1 @@
+"""Named recipes: everything about training that is held equal, as YAML."""

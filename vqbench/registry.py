@@ -1,0 +1,266 @@
+"""One door for plugins: entry points, files given by path, and the decorator.
+
+Names and outlines are read from source text, so listing imports nothing; a class is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from vqbench.errors import UsageError, VQBenchError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What can be said of a plugin without importing it."""
+
+    name: str
+    summary: str
+    paper: str
+    components: tuple[str, ...]
+    origin: str
+    """The distribution that brings it ("vqbench 0.1.0"), the file it is in, or "registered in Python"."""
+    problem: str = ""
+    """Why it cannot be used, for a broken plugin."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a name is defined: an entry point, or a file of the user's."""
+
+    entry_point: metadata.EntryPoint | None = None
+    file: Path | None = None
+
+    @property
+    def origin(self) -> str:
+        if self.entry_point is not None and self.entry_point.dist is not None:
+            return f"{self.entry_point.dist.name} {self.entry_point.dist.version}"
+        return str(self.file)
+
+    def source(self) -> Path:
+        if self.file is not None:
+            return self.file
+        assert self.entry_point is not None
+        spec = importlib.util.find_spec(self.entry_point.module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named '{self.entry_point.module}'")
+        return Path(spec.origin)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    """A class in a source file, with the name it is registered under if the decorator says it in so many words."""
+
+    node: ast.ClassDef
+    name: str | None
+
+
+def _declarations(path: Path) -> list[_Declaration]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            found.append(_Declaration(node, next(filter(None, map(_registered_name, node.decorator_list)), None)))
+    return found
+
+
+def _registered_name(decorator: ast.expr) -> str | None:
+    match decorator:
+        case ast.Call(func=ast.Attribute(attr="register"), args=[ast.Constant(value=str(name)), *_]):
+            return name
+    return None
+
+
+def _registry_name(decorator: ast.expr) -> str | None:
+    match decorator:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=registry), attr="register")):
+            return registry
+    return None
+
+
+def _component_of(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
+        for keyword in statement.value.keywords:
+            if keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+                for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
+                    if isinstance(key, ast.Constant) and key.value == "component" and isinstance(value, ast.Constant):
+                        return str(value.value)
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+
+
+class Registry(Generic[T]):
+    """Names → classes of one kind ("method", "dataset").
+
+    `variable` is the name that plugins use for this registry in their decorator (`METHODS`), `group` the
+    entry-point group that installed packages announce their plugins in.
+    """
+
+    def __init__(self, kind: str, variable: str, group: str) -> None:
+        self.kind = kind
+        self.variable = variable
+        self.group = group
+        self._classes: dict[str, type[T]] = {}
+        self._files: dict[str, Path] = {}
+        self._unread: list[Path] = []
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorator: make a class known under `name`. Registering it again from the same place replaces it."""
+
+        def add(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(
+                    f"two {self.kind}s are called '{name}': {known.__module__}.{known.__qualname__} and "
+                    f"{cls.__module__}.{cls.__qualname__}",
+                    "rename one of them in its register(…)",
+                )
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def add_file(self, path: Path) -> tuple[str, ...]:
+        """Make the plugins in a Python file known, without running it; returns the names found in it.
+
+        Raises UsageError where there is no such file or it does not parse.
+        """
+        path = path.expanduser().resolve()
+        try:
+            declared = _declarations(path)
+        except OSError as error:
+            raise UsageError(f"cannot read plugin {path}: {error.strerror}", "give the path of a Python file") from None
+        except (SyntaxError, ValueError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            what = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise UsageError(f"plugin {path}{line}: {what}", f"python -m py_compile {path}") from None
+        names = tuple(
+            d.name for d in declared if d.name and any(_registry_name(x) == self.variable for x in d.node.decorator_list)
+        )
+        self._files |= dict.fromkeys(names, path)
+        if path not in self._unread:
+            self._unread.append(path)
+        return names
+
+    @functools.cached_property
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Every known name, sorted; nothing is imported."""
+        return sorted({*self._classes, *self._files, *self._entry_points})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names()
+
+    def file_of(self, name: str) -> Path | None:
+        """The user's own file that defines `name`, or None for an installed plugin."""
+        return self._files.get(name)
+
+    def get(self, name: str) -> type[T]:
+        """The class registered under `name`, imported now.
+
+        Raises UsageError for an unknown name (with the nearest ones) or a plugin that does not import.
+        """
+        if name not in self.names():
+            for path in list(self._unread):  # a file may register under a name that its text does not show
+                self._import_file(path)
+        if name not in self.names():
+            raise unknown(self.kind, name, self.names(), f"`vqbench {self.kind}s` lists them")
+        if name in self._files and self._files[name] in self._unread:
+            self._import_file(self._files[name])
+        elif name not in self._classes:
+            self._load_entry_point(name)
+        if name not in self._classes:
+            raise UsageError(f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)")
+        return self._classes[name]
+
+    def _load_entry_point(self, name: str) -> None:
+        point = self._entry_points[name]
+        try:
+            self._classes.setdefault(name, point.load())
+        except Exception as error:
+            what = f"{self.kind} '{name}' of {_Place(point).origin} does not import: {_last_line(error)}"
+            raise UsageError(what, f"python -c 'import {point.module}' shows the traceback") from error
+
+    def _import_file(self, path: Path) -> None:
+        module_name = f"vqbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        known = set(self._classes)
+        try:
+            spec.loader.exec_module(module)
+        except VQBenchError:
+            raise
+        except Exception as error:
+            raise UsageError(f"plugin {path} does not import: {_last_line(error)}", f"python {path}") from error
+        self._unread.remove(path)
+        self._files |= dict.fromkeys(set(self._classes) - known, path)
+
+    def _place(self, name: str) -> _Place:
+        return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))
+
+    def outline(self, name: str) -> Outline:
+        """Summary, paper and components of a plugin, read from its source text."""
+        place = self._place(name)
+        if place.file is None and place.entry_point is None:
+            return self._outline_of_class(name, "registered in Python")
+        try:
+            node = self._find_class(name, place)
+            return self._outline_of_node(name, node, place) or self._outline_of_class(name, place.origin)
+        except Exception as error:
+            return Outline(name, "", "", (), place.origin, problem=_last_line(error))
+
+    def _find_class(self, name: str, place: _Place) -> ast.ClassDef:
+        wanted = place.entry_point.attr if place.entry_point is not None else None
+        for declared in _declarations(place.source()):
+            if declared.node.name == wanted or (wanted is None and declared.name == name):
+                return declared.node
+        raise ImportError(f"no class registered as '{name}' in {place.source()}")
+
+    def _outline_of_node(self, name: str, node: ast.ClassDef, place: _Place) -> Outline | None:
+        config = next((n for n in node.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+        if config is not None and config.bases:
+            return None  # inherited fields cannot be read from this text
+        components = tuple(filter(None, map(_component_of, config.body))) if config else ()
+        return Outline(name, *_headline(ast.get_docstring(node) or ""), components, place.origin)
+
+    def _outline_of_class(self, name: str, origin: str) -> Outline:
+        from vqbench.config import components
+
+        cls: Any = self.get(name)
+        declared = tuple(components(cls.Config)) if hasattr(cls, "Config") else ()
+        return Outline(name, *_headline(cls.__doc__ or ""), declared, origin)
+
+
+def _headline(docstring: str) -> tuple[str, str]:
+    """First line of a docstring, and the paper that it names."""
+    first = docstring.strip().split("\n\n")[0].replace("\n", " ")
+    paper = re.search(r"arXiv:\d{4}\.\d{4,5}|https?://\S+?(?=[)\s.]|$)", first)
+    return re.sub(r"\s+", " ", first), paper.group(0) if paper else ""
+
+
+METHODS: Registry[Any] = Registry("method", "METHODS", "vqbench.methods")
+DATASETS: Registry[Any] = Registry("dataset", "DATASETS", "vqbench.datasets")

@@ -93,7 +93,8 @@ def _from_text(annotation: Any, text: str) -> Any:
     wants_list = any(typing.get_origin(a) in (tuple, list) for a in (annotation, *typing.get_args(annotation)))
     if wants_list and not text.lstrip().startswith("["):
         text = f"[{text}]"
-    if annotation is str:
+    literal = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    if annotation is str or text in literal:  # "32" among literals is not the number 32
         return text
     try:
         return yaml.safe_load(text)

@@ -1,0 +1,38 @@
+"""Distance of a codebook's distribution to the standard normal: equations 8 to 11 of VAEVQ (arXiv:2511.06863)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_EIGENVALUE = 1e-6
+"""Below this eigenvalue the square root is replaced by its chord through zero."""
+
+
+def _square_root(eigenvalues: Tensor) -> Tensor:
+    # The root's slope is infinite at 0, where a codebook with fewer codes than dimensions has eigenvalues. A clamp
+    # would take the slope away altogether, and of a codebook that starts small (±1/K) only Tr Σ would be left,
+    # which pulls it to nothing. The chord keeps a bounded push outwards, and the value at 0.
+    usual = eigenvalues.clamp(min=MIN_EIGENVALUE).sqrt()
+    return torch.where(eigenvalues > MIN_EIGENVALUE, usual, eigenvalues / MIN_EIGENVALUE**0.5)
+
+
+def moments(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of codes (K, d), K ≥ 2: equations 9 and 10."""
+    mean = codes.mean(0)
+    centered = codes - mean
+    return mean, centered.t() @ centered / (len(codes) - 1)
+
+
+def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
+    """W₂² between the normal with the moments of codes (K, d) and N(0, I), a scalar of the dtype of `codes`.
+
+    Equation 11 with the + d that it lacks: without it the value is below the distance by d, the gradient the same.
+    """
+    # d × d in float64 costs nothing beside the encoder, and the small eigenvalues need it. MPS has no float64.
+    wide = codes if codes.device.type == "mps" else codes.double()
+    mean, covariance = moments(wide)
+    # Tr Σ^½ from the eigenvalues alone: their gradient needs no gap between them, unlike that of the eigenvectors.
+    roots = _square_root(torch.linalg.eigvalsh(covariance))
+    distance = mean.square().sum() + covariance.trace() - 2 * roots.sum() + codes.shape[1]
+    return distance.to(codes.dtype)

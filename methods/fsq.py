@@ -1,0 +1,122 @@
+"""Finite scalar quantization. Paper: https://arxiv.org/abs/2309.15505."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, full_precision
+from vqbench.registry import METHODS
+
+Size = Literal["2^4", "2^6", "2^8", "2^9", "2^10", "2^11", "2^12", "2^14", "2^16"]
+
+# Table 1 of the paper and the authors' code; for 2^12 the appendix misprints 7,5,5,5, which is 875 codes.
+RECOMMENDED: dict[str, tuple[int, ...]] = {
+    "2^4": (5, 3),
+    "2^6": (8, 8),
+    "2^8": (8, 6, 5),
+    "2^9": (8, 8, 8),
+    "2^10": (8, 5, 5, 5),
+    "2^11": (8, 8, 6, 5),
+    "2^12": (7, 5, 5, 5, 5),
+    "2^14": (8, 8, 8, 6, 5),
+    "2^16": (8, 8, 8, 5, 5, 5),
+}
+
+MARGIN = 1e-3  # the bounded value may pass the outermost level by this fraction, so that the level is reached
+MAX_LISTED_CODES = 2**17  # above this, `codebook` would be a table that nobody reads
+
+
+def _levels(given: tuple[int | str, ...] | str) -> tuple[int, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if len(names) == 1 and names[0] in RECOMMENDED:
+        return RECOMMENDED[str(names[0])]
+    levels = tuple(n for n in names if isinstance(n, int) and n >= 2)
+    if not levels or len(levels) != len(names):
+        raise ValueError(
+            f"levels must be whole numbers of at least 2, or one of {', '.join(RECOMMENDED)}, not {given!r}"
+        )
+    return levels
+
+
+@METHODS.register("fsq")
+class FSQ(Quantizer):
+    """Finite scalar quantization: VQ-VAE made simple (Mentzer et al., 2023, arXiv:2309.15505).
+
+    Each channel is bounded and rounded to a few levels; the codebook is their product and has no parameters.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of `fsq`."""
+
+        levels: tuple[int, ...] | tuple[Size] = ("2^9",)
+        """Levels of each channel (8,5,5,5), or the paper's choice for a size by its name (2^10)."""
+
+        def __post_init__(self) -> None:
+            # Stored as numbers, so that a name and what it stands for are one configuration.
+            object.__setattr__(self, "levels", _levels(self.levels))
+            if math.prod(_levels(self.levels)) >= 2**63:
+                raise ValueError(f"the product of the levels {self.levels} does not fit an int64 index")
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        levels = _levels(config.levels)
+        self.codebook_size = math.prod(levels)
+        self.in_channels = self.out_channels = len(levels)
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]  # the first level varies fastest
+        self.register_buffer("_levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
+        self.register_buffer("_basis", torch.tensor(basis).view(-1, 1, 1), persistent=False)
+        self._levels: Tensor
+        self._basis: Tensor
+
+    @classmethod
+    def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
+        """The recommended levels nearest to `codebook_size` in bits; the number of channels follows from them."""
+        return {"levels": min(RECOMMENDED.values(), key=lambda x: abs(math.log2(math.prod(x) / codebook_size)))}
+
+    @property
+    def codebook(self) -> Tensor | None:
+        """(product of levels, channels) implicit codes, or None above MAX_LISTED_CODES."""
+        if self.codebook_size > MAX_LISTED_CODES:
+            return None
+        indices = torch.arange(self.codebook_size, device=self._levels.device)
+        codes: Tensor = self.decode_indices(indices.view(-1, 1, 1))
+        return codes.flatten(1)
+
+    @property
+    def gradient_routes(self) -> GradientRoutes:
+        """Straight-through rounding; neither losses nor parameters."""
+        return GradientRoutes(True, False, False, False)
+
+    def _bound(self, z: Tensor) -> Tensor:
+        """f of section 3.1: each channel into an interval of (almost) L − 1, so that rounding gives L values."""
+        half_length = (self._levels - 1) * (1 + MARGIN) / 2
+        offset = torch.where(self._levels % 2 == 0, 0.5, 0.0)
+        # Even L rounds off centre. atanh brings z = 0 to the level 0; the paper's tan is a slip that its author
+        # acknowledged. At L = 2 that shift would sit where tanh is flat, so the two levels split at z = 0 instead.
+        shift = torch.where(self._levels > 2, torch.atanh(offset / half_length), 0.0)
+        return torch.tanh(z + shift) * half_length - offset
+
+    @full_precision
+    def forward(self, z: Tensor) -> Quantized:
+        """z (B, channels, h, w) to the nearest levels, scaled into [−1, 1]."""
+        bounded, half = self._bound(z), self._levels // 2
+        # From L = 1001 on the margin is more than half a level, hence the clamp.
+        digits = (torch.round(bounded.detach()).long() + half).clamp(min=torch.zeros_like(half), max=self._levels - 1)
+        latents = (digits - half) / half
+        if self.training:
+            latents = bounded / half + (latents - bounded / half).detach()
+        return Quantized(latents, (digits * self._basis).sum(1))
+
+    @full_precision
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """(B, h, w) indices to (B, channels, h, w) levels in [−1, 1]."""
+        half = self._levels // 2
+        return (indices.unsqueeze(1) // self._basis % self._levels - half) / half

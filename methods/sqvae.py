@@ -1,0 +1,172 @@
+"""Stochastically quantized VAE, Gaussian. Paper: https://arxiv.org/abs/2205.07547."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqbench.methods.codebook import as_rows, check_codebook, initial_codebook, look_up, norms, quantize
+from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, TrainingState, full_precision
+from vqbench.registry import METHODS
+
+MIN_VARIANCE = 1e-10  # the authors' floor under the variance before it divides
+# 2 · 1 / 192 for 8 × 8 RGB pixels a token: a weight for code that never calls `advance`.
+FIRST_WEIGHT = 2 / 192
+
+
+def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
+    """−Σ (z − e_k)² / 2σ² for each token and code, (N, K), up to what is the same for every code of a token.
+
+    z is (N, d), variance (N, d) or (N, 1); the softmax over k is the assignment P(k | z).
+    """
+    precision = 1 / variance.clamp(min=MIN_VARIANCE)
+    if precision.shape[1] == 1:
+        return precision * (z @ codes.t() - 0.5 * codes.square().sum(1))
+    return (precision * z) @ codes.t() - 0.5 * precision @ codes.square().t()
+
+
+def latent_terms(z: Tensor, z_q: Tensor, variance: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    """The two latent terms of the negative ELBO, in nats per token: means over the N rows.
+
+    `entropy` is Σ_k p log p, minus the entropy of the assignment (the constant log K of the uniform prior is left
+    out); `noise` is Σ_d (z − z_q)² / 2σ². Times the tokens of an image they are the authors' loss per image.
+    """
+    log_p = logits.log_softmax(1)
+    entropy = (log_p.exp() * log_p).sum(1).mean()
+    noise = ((z - z_q).square() / (2 * variance.clamp(min=MIN_VARIANCE))).sum(1).mean()
+    return {"entropy": entropy, "noise": noise}
+
+
+def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tensor | float) -> Tensor:
+    """Gumbel-softmax mixture of the codes, (N, d): what the decoder gets in training."""
+    return ((logits + gumbel) / temperature).softmax(1) @ codes
+
+
+@METHODS.register("sqvae")
+class SQVAE(Quantizer):
+    """SQ-VAE: variational Bayes on discrete representation with self-annealed stochastic quantization
+    (Takida et al., 2022, arXiv:2205.07547).
+
+    Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. The N × K
+    matrices of logits, probabilities and noise cannot be avoided in training: about six in float32 with their
+    gradients, 4 N K bytes each (N = 8192, K = 16384: 0.5 GiB each). Evaluation needs none of them.
+
+    The authors minimise, with D pixel values, T tokens and B images,
+        (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.
+    The first term's gradient is (D / 2) ∇mse / mse, mse the mean over all elements. So times 2 mse / D, mse held
+    constant, the whole has the gradient of
+        mse + (2 mse / D) mean_B Σ_T l  =  mse + 2 mse / (D / T) · mean over tokens of l:
+    the harness's pixel loss plus the latent terms with weight 2 mse / (pixel values per token), both of which
+    `advance` hands in. With another pixel loss than the mean squared error the balance is only nearly the paper's.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of `sqvae`."""
+
+        codebook_size: int = 512
+        """Number of codes, K."""
+        dim: int = 64
+        """Channels of a code, d."""
+        variance: Literal["I", "II", "III", "IV"] = "I"
+        """Posterior variance: I one for all, II one an image, III one a token, IV one a channel and token."""
+        log_variance_init: float = math.log(20)
+        """Start of the logarithm of the learned scalar that is part of every variance."""
+        temperature: float = 1.0
+        """Gumbel-softmax temperature at the start."""
+        temperature_decay: float = 1e-5 / 32
+        """Decay rate of the temperature, per image: exp(−decay · images). The authors' 1e-5 a step at batch 32."""
+        temperature_min: float = 1e-3
+        """Floor of the temperature; the authors' is 0, which their budgets never come near."""
+        latent_weight: float = 1.0
+        """Factor on the latent terms; 1 is the paper's balance with the mean squared error."""
+
+        def __post_init__(self) -> None:
+            check_codebook(self.codebook_size, self.dim)
+            if not 0 < self.temperature_min <= self.temperature:
+                raise ValueError("temperature_min must be positive and at most temperature")
+            if self.temperature_decay < 0:
+                raise ValueError(f"temperature_decay must not be negative, not {self.temperature_decay}")
+            if not self.latent_weight > 0:
+                raise ValueError(
+                    f"latent_weight must be positive, not {self.latent_weight}: nothing else holds z to a code"
+                )
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        f"mode{n}": {"variance": mode} for n, mode in enumerate(("I", "II", "III", "IV"), start=1)
+    }
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.codebook_size = config.codebook_size
+        self.out_channels = config.dim
+        # As the authors: the variance head is as wide as the mean in every mode but I, and is averaged for II and III.
+        self.in_channels = config.dim if config.variance == "I" else 2 * config.dim
+        self.embedding = nn.Parameter(initial_codebook(config.codebook_size, config.dim, "unit_normal"))
+        self.log_variance = nn.Parameter(torch.tensor(float(config.log_variance_init)))
+        self.register_buffer("temperature", torch.tensor(float(config.temperature)))
+        self.register_buffer("latent_weight", torch.tensor(FIRST_WEIGHT * config.latent_weight))
+        self.temperature: Tensor
+        self.latent_weight: Tensor
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, d) code vectors."""
+        return self.embedding.detach()
+
+    @property
+    def gradient_routes(self) -> GradientRoutes:
+        """No stop-gradient anywhere: mixture and latent terms reach z, codes and variance."""
+        return GradientRoutes(True, True, True, True)
+
+    def advance(self, state: TrainingState) -> None:
+        """Set the temperature and the weight of the latent terms for the next step."""
+        config = self.config
+        annealed = config.temperature * math.exp(-config.temperature_decay * state.images_seen)
+        self.temperature.fill_(max(annealed, config.temperature_min))
+        self.latent_weight.copy_(2 * config.latent_weight * state.pixel_mse.detach() / state.pixel_values_per_token)
+
+    def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, d, h, w) and variance, broadcastable to it: exp(head) + exp(scalar), where mode I's head is 0."""
+        mode, dim = self.config.variance, self.config.dim
+        head = z[:, dim:] if mode != "I" else z.new_zeros(1, 1, 1, 1)
+        if mode in ("II", "III"):
+            head = head.mean((1, 2, 3) if mode == "II" else 1, keepdim=True)
+        return z[:, :dim], head.exp() + self.log_variance.exp()
+
+    @full_precision
+    def forward(self, z: Tensor) -> Quantized:
+        """Mean (and variance head) to a soft mixture of codes in training, to the most probable code in evaluation."""
+        mean, variance = self._split(z)
+        if not self.training:  # one variance per token does not change which code is the most probable
+            precision = 1 / variance.clamp(min=MIN_VARIANCE) if self.config.variance == "IV" else None
+            return Quantized(*quantize(mean, self.embedding, precision))
+        rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
+        logits = assignment_logits(rows, self.embedding, spread)
+        gumbel = torch.empty_like(logits).exponential_().log().neg()
+        mixture = soft_codes(logits, self.embedding, gumbel, self.temperature)
+        terms = latent_terms(rows, mixture, spread, logits)
+        batch, _, height, width = mean.shape
+        return Quantized(
+            mixture.view(batch, height, width, -1).permute(0, 3, 1, 2),
+            logits.detach().argmax(1).view(batch, height, width),
+            {name: self.latent_weight * term for name, term in terms.items()},
+            diagnostics=self._diagnostics(mean, variance),
+        )
+
+    @torch.no_grad()
+    def _diagnostics(self, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        sigma = variance.sqrt().median()
+        return {**norms(mean, self.embedding), "sigma_median": sigma, "temperature": self.temperature.clone()}
+
+    @full_precision
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """(B, h, w) indices to (B, d, h, w) codes."""
+        return look_up(indices, self.embedding)

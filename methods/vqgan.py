@@ -1,0 +1,92 @@
+"""VQGAN's quantizer. Paper: https://arxiv.org/abs/2012.09841."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vqbench.methods.codebook import (
+    BetaOn,
+    Init,
+    check_codebook,
+    check_weight,
+    initial_codebook,
+    look_up,
+    norms,
+    quantize,
+    straight_through,
+    vq_losses,
+)
+from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, full_precision
+from vqbench.registry import METHODS
+
+
+@METHODS.register("vqgan")
+class VQGAN(Quantizer):
+    """Taming transformers for high-resolution image synthesis (Esser et al., 2021, arXiv:2012.09841).
+
+    The nearest code in Euclidean distance, straight-through gradient, codebook trained by gradient descent.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of `vqgan`."""
+
+        codebook_size: int = 512
+        """Number of codes, K."""
+        dim: int = 64
+        """Channels of a code, d."""
+        beta: float = 0.25
+        """Weight of the term that beta_on names; the other term has weight 1."""
+        beta_on: BetaOn = "commitment"
+        """Which term beta weights: commitment is the paper, codebook the authors' released models."""
+        init: Init = "uniform"
+        """Start of the codes: uniform in ±1/K (the authors'), normal N(0, 1/d), or unit_normal N(0, 1)."""
+
+        def __post_init__(self) -> None:
+            check_codebook(self.codebook_size, self.dim)
+            check_weight("beta", self.beta)
+
+    # The released models were trained with beta on the other term than the paper says (taming-transformers, PR 58).
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"legacy": {"beta_on": "codebook"}}
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.codebook_size = config.codebook_size
+        self.in_channels = self.out_channels = config.dim
+        self.embedding = nn.Parameter(initial_codebook(config.codebook_size, config.dim, config.init))
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, d) code vectors."""
+        return self.embedding.detach()
+
+    @property
+    def gradient_routes(self) -> GradientRoutes:
+        """The decoder's gradient passes straight to z; codes learn from the codebook term alone."""
+        beta, on = self.config.beta, self.config.beta_on
+        return GradientRoutes(
+            decoder_to_input=True,
+            decoder_to_parameters=False,
+            losses_to_input=beta > 0 or on == "codebook",
+            losses_to_parameters=beta > 0 or on == "commitment",
+        )
+
+    @full_precision
+    def forward(self, z: Tensor) -> Quantized:
+        """z (B, d, h, w) to its nearest codes; losses in training only."""
+        z_q, indices = quantize(z, self.embedding)  # eq. 2
+        if not self.training:
+            return Quantized(z_q, indices)
+        losses = vq_losses(z, z_q, self.config.beta, self.config.beta_on)  # eq. 4, its last two terms
+        return Quantized(straight_through(z, z_q), indices, losses, diagnostics=norms(z, self.embedding))
+
+    @full_precision
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """(B, h, w) indices to (B, d, h, w) codes."""
+        return look_up(indices, self.embedding)

@@ -1,0 +1,139 @@
+"""A row per method: mean over seeds and its 95 % interval, as text for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds."""
+
+    mean: float
+    half_width: float | None
+    """Half the 95 % Student t interval; None for one seed, which has no interval."""
+    n: int
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method of a comparison, under one protocol."""
+
+    method: str
+    estimates: dict[str, Estimate]
+    seeds: int
+    """Finished cells."""
+    failures: tuple[str, ...]
+    """One sentence for each failed cell."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the comparison table."""
+
+    key: str
+    title: str
+    digits: int
+    interval: bool = True
+    scale: float = 1.0
+
+    def text(self, estimate: Estimate | None, between: str = " ± ") -> str:
+        """The estimate as "mean ± half width", or a dash where there is none."""
+        if estimate is None:
+            return "–"
+        mean = f"{estimate.mean * self.scale:,.{self.digits}f}"
+        if estimate.half_width is None or not self.interval:
+            return mean
+        return f"{mean}{between}{estimate.half_width * self.scale:,.{self.digits}f}"
+
+
+COLUMNS = (
+    Column("rfid", "rFID ↓", 2),
+    Column("psnr", "PSNR ↑", 2),
+    Column("ssim", "SSIM ↑", 3),
+    Column("lpips_alex", "LPIPS alex ↓", 3),
+    Column("lpips_vgg", "LPIPS vgg ↓", 3),
+    Column("lpips_squeeze", "LPIPS sqz ↓", 3),
+    Column("usage", "usage ↑", 3),
+    Column("perplexity", "perplexity ↑", 1),
+    Column("bits_per_token", "bits/token", 2, interval=False),
+    Column("params_total", "params M", 3, interval=False, scale=1e-6),
+    Column("train_images_per_s", "images/s", 1, interval=False),
+)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and Student's t interval of one value per seed. Raises ValueError for no value."""
+    if not values:
+        raise ValueError("no values to summarise")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, 1)
+    from scipy import stats
+
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+
+
+def _values(row: dict[str, Any]) -> dict[str, float]:
+    params = {f"params_{part}": float(count) for part, count in row["params"].items()}
+    return {**row["scores"], **params, "train_images_per_s": row["train_images_per_s"] or 0.0}
+
+
+def _failure(row: dict[str, Any]) -> str:
+    error = row["error"] or {}
+    return f"{row['method']} s{row['seed']}: {error.get('message', 'failed')}"
+
+
+def summarise(rows: Iterable[dict[str, Any]]) -> list[MethodSummary]:
+    """Rows as `vqbench run --json` prints them → one summary per method, in the order of the rows.
+
+    Raises ValueError for rows of different protocols: their numbers may not share a column.
+    """
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    protocols = {row["protocol"] for group in by_method.values() for row in group}
+    if len(protocols) > 1:
+        raise ValueError(f"rows of several protocols cannot share a table: {', '.join(sorted(protocols))}")
+    return [_summary(method, group) for method, group in by_method.items()]
+
+
+def _summary(method: str, rows: list[dict[str, Any]]) -> MethodSummary:
+    finished = [_values(row) for row in rows if row["state"] != "failed"]
+    keys = [key for key in (finished[0] if finished else {}) if all(key in values for values in finished)]
+    estimates = {key: estimate([values[key] for values in finished]) for key in keys}
+    failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
+    return MethodSummary(method, estimates, len(finished), failures)
+
+
+def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
+    """The columns for which at least one method has a value."""
+    present = {key for summary in summaries for key in summary.estimates}
+    return [column for column in COLUMNS if column.key in present]
+
+
+def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
+    """The comparison as a GitHub Markdown table, with the protocol's name and every failure below it."""
+    columns = shown_columns(summaries)
+    lines = [
+        "| " + " | ".join(["method", *(c.title for c in columns), "n"]) + " |",
+        "| --- |" + " ---: |" * (len(columns) + 1),
+    ]
+    for summary in summaries:
+        cells = [column.text(summary.estimates.get(column.key)) for column in columns]
+        lines.append("| " + " | ".join([summary.method.replace("|", "\\|"), *cells, str(summary.seeds)]) + " |")
+    failures = [f"failed: {text}" for summary in summaries for text in summary.failures]
+    return "\n".join([*lines, "", f"protocol {protocol}; {interval_note(summaries)}", *failures]) + "\n"
+
+
+def interval_note(summaries: Sequence[MethodSummary]) -> str:
+    """What the ± means, or why there is none."""
+    counts = {summary.seeds for summary in summaries if summary.seeds}
+    if counts <= {1}:
+        return "n = 1, no interval"
+    return "mean over n seeds ± half of the 95 % Student t interval"

@@ -1,0 +1,1 @@
+"""Search spaces and the Optuna driver over the same plan and runner."""

@@ -1,0 +1,415 @@
+"""From files to pixels: what is converted, what is refused, the decoded cache, and the training stream."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vqbench.data import Dataset, Images, open_dataset, prepare, prepare_train, prepare_validation
+from vqbench.data.cache import is_whole
+from vqbench.data.decode import ImageFileError, decode_file, measure_file
+from vqbench.data.stream import TrainingStream
+from vqbench.errors import UsageError
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def folder(root: Path, count: int = 12, suffix: str = "png") -> Path:
+    for k in range(count):
+        path = root / ("val" if k % 4 == 3 else "train") / f"{k:02d}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(40 + k % 9, 47 - k % 9, k)).save(path)
+    return root
+
+
+def opened(root: Path, resolution: int = 16) -> Dataset:
+    return open_dataset(f"folder:{root}", resolution)
+
+
+# decoding
+
+CONVERTED: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "grey": lambda im: im.convert("L"),
+    "bilevel": lambda im: im.convert("1"),
+    "palette": lambda im: im.convert("P"),
+    "opaque RGBA": lambda im: im.convert("RGBA"),
+    "opaque grey with alpha": lambda im: im.convert("L").convert("LA"),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_converted(tmp_path: Path, kind: str) -> None:
+    image = CONVERTED[kind](Image.fromarray(noise(40, 40)))
+    image.save(tmp_path / "a.png")
+    pixels = decode_file(tmp_path / "a.png", 40)
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.asarray(image.convert("RGB"))).all()
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    Image.fromarray(noise(40, 40)).convert("CMYK").save(tmp_path / "a.jpg")
+    assert decode_file(tmp_path / "a.jpg", 40).shape == (40, 40, 3)
+
+
+def png16(path: Path) -> None:
+    """A 16-bit RGB PNG, which Pillow can read (as 8 bits, saying nothing) but not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(40 * 6) for _ in range(40))
+    header = struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def transparent(path: Path) -> None:
+    image = Image.fromarray(noise(40, 40)).convert("RGBA")
+    image.putpixel((3, 3), (0, 0, 0, 254))
+    image.save(path)
+
+
+def transparent_palette(path: Path) -> None:
+    image = Image.fromarray(noise(40, 40)).convert("P")
+    image.save(path, transparency=image.getpixel((0, 0)))
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(noise(40, 40, k)) for k in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def truncated(path: Path) -> None:
+    Image.fromarray(noise(80, 80)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "16-bit grey": ("a.png", lambda p: Image.fromarray(np.zeros((40, 40), np.uint16)).save(p), "more than 8 bits"),
+    "16-bit colour": ("a.png", png16, "more than 8 bits"),
+    "float": ("a.tif", lambda p: Image.fromarray(np.zeros((40, 40), np.float32)).save(p), "more than 8 bits"),
+    "transparent": ("a.png", transparent, "transparent pixels"),
+    "transparent palette": ("a.png", transparent_palette, "transparent pixels"),
+    "animated WebP": ("a.webp", animated, "holds 3 pictures"),
+    "animated PNG": ("a.png", animated, "holds 3 pictures"),
+    "several pages": ("a.tif", animated, "holds 3 pictures"),
+    "truncated JPEG": ("a.jpg", truncated, "damaged"),
+    "truncated PNG": ("a.png", truncated, "damaged"),
+    "empty": ("a.jpg", lambda p: p.touch(), "not a PNG, JPEG"),
+    "text": ("a.jpg", lambda p: p.write_text("hello"), "not a PNG, JPEG"),
+    "missing": ("a.jpg", lambda p: None, "No such file"),
+    "too small": ("a.png", lambda p: Image.fromarray(noise(40, 15)).save(p), "15×40 pixels, smaller than"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_with_name_and_way_out(tmp_path: Path, kind: str) -> None:
+    name, make, reason = REFUSED[kind]
+    make(tmp_path / name)
+    with pytest.raises(ImageFileError, match=reason) as error:
+        decode_file(tmp_path / name, 16)
+    assert error.value.what.startswith(f"{tmp_path / name}: ")
+    assert error.value.hint
+    assert "\n" not in error.value.what
+
+
+@given(st.binary(max_size=200), st.sampled_from(["cut", "overwrite"]), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_damage_never_escapes_as_another_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, how: str, where: float
+) -> None:
+    path = tmp_path_factory.mktemp("damage") / "a.png"
+    Image.fromarray(noise(20, 20)).save(path)
+    whole = path.read_bytes()
+    at = int(where * len(whole))
+    path.write_bytes(whole[:at] + data + (whole[at + len(data) :] if how == "overwrite" else b""))
+    with contextlib.suppress(ImageFileError):  # damage to a part that nobody reads may pass
+        assert decode_file(path, 16).shape == (16, 16, 3)
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270° to see it upright
+    image = Image.fromarray(np.repeat(np.repeat(noise(3, 5), 16, 0), 16, 1))
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    pixels = decode_file(tmp_path / "a.jpg", 48)
+    assert pixels.shape == (80, 48, 3)
+    assert measure_file(tmp_path / "a.jpg", 48) == (80, 48)
+    upright = np.rot90(np.asarray(image), -1)
+    assert np.abs(pixels[8::16, 8::16].astype(int) - upright[8::16, 8::16]).max() < 12
+
+
+@given(height=st.integers(16, 90), width=st.integers(16, 90))
+@settings(max_examples=25, deadline=None)
+def test_resize_is_lanczos_on_the_short_side_then_centre_crop(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int
+) -> None:
+    root = tmp_path_factory.mktemp("resize")
+    image = Image.fromarray(noise(height, width))
+    for side in ("train", "val"):
+        (root / side).mkdir()
+        image.save(root / side / "a.png")
+    dataset = opened(root)
+    train, validation = dataset.train.load(0), dataset.validation.load(0)
+    assert min(train.shape[:2]) == 16
+    assert dataset.train.measure(0) == train.shape[:2]
+    expected = image.resize((train.shape[1], train.shape[0]), Image.Resampling.LANCZOS)
+    assert (train == np.asarray(expected)).all()
+    top, left = (train.shape[0] - 16) // 2, (train.shape[1] - 16) // 2
+    assert (validation == train[top : top + 16, left : left + 16]).all()
+
+
+# cache
+
+
+def test_cache_gives_the_same_pixels_and_decodes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, home, seen = opened(folder(tmp_path / "set")), tmp_path / "home", []
+    validation = prepare_validation(dataset, home, lambda done, total: seen.append((done, total)))
+    train = prepare_train(dataset, home)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    monkeypatch.setattr("vqbench.data.files.decode_file", lambda *a: pytest.fail("decoded again"))
+    again, train_again = prepare_validation(dataset, home), pickle.loads(pickle.dumps(prepare_train(dataset, home)))
+    monkeypatch.undo()
+    assert again.digest == validation.digest == prepare.pixels_digest(np.array(again.pixels), again.ids)
+    assert list(again.ids) == list(dataset.validation.ids)
+    assert all((again.pixels[i] == dataset.validation.load(i)).all() for i in range(3))
+    for cached in (train, train_again):
+        assert list(cached.ids) == list(dataset.train.ids)
+        assert all(np.array_equal(cached.load(i), dataset.train.load(i)) for i in range(9))
+        assert [cached.measure(i) for i in range(9)] == [dataset.train.measure(i) for i in range(9)]
+
+
+def test_digest_follows_content_names_and_order(tmp_path: Path) -> None:
+    pixels = noise(32, 32).reshape(2, 16, 32, 3)[:, :, :16]
+    digest = prepare.pixels_digest(pixels, ["a", "b"])
+    assert digest == prepare.pixels_digest(pixels.copy(), ("a", "b"))
+    changed = pixels.copy()
+    changed[1, 3, 3, 0] ^= 1
+    assert len({digest, prepare.pixels_digest(pixels, ["a", "c"]), prepare.pixels_digest(changed, ["a", "b"])}) == 3
+
+
+def test_replaced_file_is_seen_even_with_its_old_time_and_size(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", suffix="bmp")
+    first = prepare_validation(opened(root), tmp_path)
+    path = root / "val" / "03.bmp"
+    old = path.stat()
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert prepare_validation(opened(root), tmp_path).digest != first.digest
+
+
+def test_half_written_or_cut_cache_is_not_read(tmp_path: Path) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+    first = prepare_validation(dataset, tmp_path)
+    (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    (cache / "pixels.bin").write_bytes(b"\0" * 100)
+    assert not is_whole(cache)
+    assert prepare_validation(dataset, tmp_path).digest == first.digest
+    (cache / "meta.json").unlink()
+    assert prepare_validation(dataset, tmp_path).digest == first.digest
+    assert is_whole(cache)
+
+
+def test_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_train(dataset, tmp_path, interrupt)
+    assert [p for p in (tmp_path / "prepared").iterdir() if p.is_dir()] == []
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+    code = (
+        "import os, sys, pathlib; from vqbench.data import open_dataset, prepare_train\n"
+        "dataset = open_dataset(sys.argv[1], 16)\n"
+        "prepare_train(dataset, pathlib.Path(sys.argv[2]), lambda done, total: os._exit(9))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, dataset.reference, str(tmp_path)])
+    assert done.returncode == 9
+    (left,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    assert not is_whole(left)
+    prepare_train(dataset, tmp_path)
+    (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    assert is_whole(cache)
+
+
+def test_two_at_once_decode_once(tmp_path: Path) -> None:
+    dataset, counts, results = opened(folder(tmp_path / "set", 40)), [0, 0], [None, None]
+
+    def prepare_as(k: int) -> None:
+        def count(done: int, total: int) -> None:
+            counts[k] += 1
+
+        results[k] = prepare_validation(dataset, tmp_path, count).digest  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=prepare_as, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(counts) == [0, 10]
+    assert results[0] == results[1] is not None
+
+
+def test_bad_images_are_named_all_at_once(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", suffix="jpg")
+    truncated(root / "train" / "04.jpg")
+    with pytest.raises(UsageError, match=r"04\.jpg: damaged"):
+        prepare_train(opened(root), tmp_path)
+    transparent(root / "train" / "extra.png")
+    with pytest.raises(UsageError, match=r"^2 images cannot be used: .*04\.jpg: damaged.*; .*extra\.png: has trans"):
+        prepare_train(opened(root), tmp_path)
+    with pytest.raises(UsageError, match=r"04\.jpg: damaged"):  # on the fly: at the first read
+        [prepare_train(opened(root), tmp_path, limit_bytes=0).load(i) for i in range(9)]
+
+
+def test_limit_decides_between_cache_and_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+    exact = sum(dataset.train.load(i).nbytes for i in range(len(dataset.train)))
+    assert prepare_train(dataset, tmp_path, limit_bytes=exact - 1) is dataset.train
+    assert prepare_train(dataset, tmp_path, limit_bytes=exact) is not dataset.train
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "0")
+    assert prepare_train(dataset, tmp_path) is dataset.train
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "much")
+    with pytest.raises(UsageError, match="must be a number of GiB, not 'much'"):
+        prepare_train(dataset, tmp_path)
+
+
+def test_no_space_and_no_permission_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+    monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 10)
+    with pytest.raises(UsageError, match="has less free") as error:
+        prepare_train(dataset, tmp_path)
+    assert "VQBENCH_CACHE_LIMIT_GB=0" in error.value.hint
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write to"):
+        prepare_validation(dataset, tmp_path / "file")
+
+
+def test_photos_are_not_cached(tmp_path: Path) -> None:
+    dataset = open_dataset("photos", 32)
+    assert prepare_train(dataset, tmp_path) is dataset.train
+    first, second = prepare_validation(dataset, tmp_path), prepare_validation(dataset, tmp_path)
+    assert first.digest == second.digest
+    assert first.pixels.shape == (192, 32, 32, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+# stream
+
+
+class Numbered(Images):
+    """Image i is filled with i, but for a ramp that tells where a crop lies."""
+
+    def __init__(self, count: int, height: int = 8, width: int = 8) -> None:
+        self.ids = [str(i) for i in range(count)]
+        self.size = height, width
+
+    def load(self, i: int) -> np.ndarray:
+        height, width = self.size
+        rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+        return np.stack([np.full((height, width), i, np.uint8), rows, columns], axis=-1)
+
+
+def shown(tensor: torch.Tensor) -> np.ndarray:
+    return ((tensor.numpy() + 1) * 127.5).round().astype(int)
+
+
+@given(count=st.integers(1, 60), epoch=st.integers(0, 10**6), seed=st.integers(0, 2**63))
+@settings(max_examples=60, deadline=None)
+def test_each_image_once_in_every_epoch(count: int, epoch: int, seed: int) -> None:
+    stream = TrainingStream(Numbered(count), 8, seed, random_crop=False, flip=False)
+    order = [int(shown(stream[p])[0, 0, 0]) for p in range(epoch * count, (epoch + 1) * count)]
+    assert sorted(order) == list(range(count))
+
+
+@given(position=st.integers(0, 10**9), seed=st.integers(0, 2**32), height=st.integers(8, 30), width=st.integers(8, 30))
+@settings(max_examples=80, deadline=None)
+def test_crops_lie_inside_and_depend_on_seed_and_position_only(
+    position: int, seed: int, height: int, width: int
+) -> None:
+    images = Numbered(7, height, width)
+    stream = TrainingStream(images, 8, seed, random_crop=True, flip=True)
+    tensor = stream[position]
+    _, rows, columns = shown(tensor)
+    assert tensor.shape == (3, 8, 8)
+    assert (np.diff(rows, axis=0) == 1).all()
+    assert abs(np.diff(columns, axis=1)).max() == 1
+    assert rows.max() < height
+    assert columns.max() < width
+    other = TrainingStream(images, 8, seed, random_crop=True, flip=True)
+    for visited in (position + 9, 0):  # what was read before must not matter
+        other[visited]
+    assert torch.equal(other[position], tensor)
+
+
+def test_order_changes_with_epoch_and_seed_but_not_with_augmentation() -> None:
+    def order(seed: int, epoch: int, flip: bool = False) -> list[int]:
+        stream = TrainingStream(Numbered(50), 8, seed, random_crop=flip, flip=flip)
+        return [stream.item(p) for p in range(epoch * 50, epoch * 50 + 50)]
+
+    assert order(0, 0) != order(0, 1) != order(1, 1) != order(1, 0)
+    assert order(3, 2) == order(3, 2, flip=True)
+
+
+def test_flip_and_crop_are_switches_of_their_own() -> None:
+    images = Numbered(1, 8, 40)
+    streams = {(c, f): TrainingStream(images, 8, 5, c, f) for c in (False, True) for f in (False, True)}
+    lefts, mirrored = set(), 0
+    for position in range(200):
+        plain, both = shown(streams[True, False][position]), shown(streams[True, True][position])
+        lefts.add(int(plain[2, 0, 0]))
+        assert (both == plain).all() or (both == plain[..., ::-1]).all()
+        mirrored += int((both != plain).any())
+        assert shown(streams[False, False][position])[2, 0, 0] == 16
+    assert lefts == set(range(33))
+    assert 70 < mirrored < 130
+
+
+def test_range_and_type() -> None:
+    class BlackAndWhite(Numbered):
+        def load(self, i: int) -> np.ndarray:
+            return np.full((8, 8, 3), 255 * i, np.uint8)
+
+    stream = TrainingStream(BlackAndWhite(2), 8, 0, random_crop=True, flip=True)
+    tensors = [stream[0], stream[1]]
+    assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    assert sorted(float(t.mean()) for t in tensors) == [-1.0, 1.0]
+
+
+def test_workers_give_the_same_stream(tmp_path: Path) -> None:
+    images = prepare_train(opened(folder(tmp_path / "set")), tmp_path)
+    stream = TrainingStream(images, 16, 1, random_crop=True, flip=True)
+    alone = torch.stack([stream[p] for p in range(5, 29)])
+    loader = torch.utils.data.DataLoader(stream, batch_size=6, sampler=range(5, 29), num_workers=2)
+    assert torch.equal(torch.cat(list(loader)), alone)
+
+
+def test_stream_refuses_what_has_no_meaning() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        TrainingStream(Numbered(0), 8, 0, False, False)
+    with pytest.raises(IndexError):
+        TrainingStream(Numbered(1), 8, 0, False, False)[-1]

@@ -1,0 +1,322 @@
+"""One cell from start to end, in a process of its own: `python -m vqbench.cell RUNS/NAME/cells/CELL/spec.json`.
+
+Trains (or goes on from the checkpoint, or only evaluates what is trained), then writes the result, which is
+either scores or the reason of a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.results import DONE, CellFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from vqbench.data.dataset import Dataset
+    from vqbench.data.prepare import PreparedImages
+    from vqbench.evaluation import Evaluation
+    from vqbench.recipe import Recipe
+    from vqbench.tokenizer import Tokenizer
+
+SAMPLES = 8  # images in recon.png
+
+
+class Progress:
+    """status.json: stage, images and rate, at most twice a second."""
+
+    def __init__(self, folder: CellFolder) -> None:
+        self.path = folder.path / "status.json"
+        self.stage = "start"
+        self._written = 0.0
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage: data, train, evaluate."""
+        self.stage = stage
+        self._write(0, 0, 0.0)
+        print(f"{time.strftime('%H:%M:%S')} {stage}", flush=True)
+
+    def __call__(self, done: int, total: int, rate: float = 0.0) -> None:
+        """`done` of `total` images at `rate` images/s."""
+        if time.monotonic() - self._written > 0.5 or done >= total:
+            self._write(done, total, rate)
+
+    def _write(self, done: int, total: int, rate: float) -> None:
+        self._written = time.monotonic()
+        state = {"stage": self.stage, "images": done, "total": total, "images_per_s": round(rate, 2), "pid": os.getpid()}
+        write_json(self.path, state)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it is gone, so that no cell trains unseen."""
+    with contextlib.suppress(OSError, AttributeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("vqbench", "torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def git_commit(path: Path) -> str | None:
+    """Commit of the checkout that holds `path`, with a + if it was changed; None outside of one."""
+    git = ["git", "-C", str(path)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def run_cell(folder: CellFolder) -> None:
+    """Train and evaluate the cell whose spec lies in `folder`; write result.json. Raises what goes wrong."""
+    import torch
+
+    from vqbench.config import build
+    from vqbench.recipe import Recipe
+
+    spec, progress, started = folder.spec, Progress(folder), time.time()
+    recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
+    _load_plugin(spec, folder)
+    progress.enter("data")
+    dataset, validation = _open_data(spec, recipe)
+    progress.enter("train")
+    tokenizer, training = _trained(folder, spec, recipe, dataset, progress)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return  # evaluation is on the first device alone, each image once
+    progress.enter("evaluate")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = _evaluated(tokenizer.to(device), spec, validation, device, progress)
+    _write_artifacts(folder, evaluation, validation)
+    write_json(folder.path / "result.json", _result(spec, tokenizer, training, evaluation, started))
+    folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
+    progress.enter(DONE)
+
+
+def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
+    from vqbench.registry import METHODS, file_digest
+
+    if spec["plugin"] is None:
+        return
+    path = Path(spec["plugin"]["path"])
+    if not path.is_file() or file_digest(path) != spec["plugin"]["sha256"]:
+        path = folder.path / "plugin.py"  # the file has changed since; the copy has not
+    METHODS.add_file(path)
+
+
+def _open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.prepare import prepare_validation
+    from vqbench.home import home
+
+    wanted = spec["dataset"]
+    root = Path(wanted["data_root"]) if wanted["data_root"] else None
+    dataset = open_dataset(wanted["reference"], recipe.resolution, root, wanted["validation_images"])
+    validation = prepare_validation(dataset, home())
+    if validation.digest != spec["protocol"]["validation_digest"] or dataset.train_digest != wanted["training_digest"]:
+        raise VQBenchError(
+            f"the images of {wanted['reference']} have changed since this cell was planned",
+            "give the command again: it plans cells for the images as they are now",
+        )
+    return dataset, validation
+
+
+def _trained(
+    folder: CellFolder, spec: dict[str, Any], recipe: Recipe, dataset: Dataset, progress: Progress
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The trained tokenizer, from the finished weights if they are there, and what training it took."""
+    from vqbench.tokenizer import load, save
+
+    record = folder.path / "checkpoints" / "training.json"
+    known = read_json(record)
+    if known is not None and folder.weights.is_file():
+        return load(folder.path), known
+    from vqbench.data.prepare import prepare_train
+    from vqbench.data.stream import TrainingStream
+    from vqbench.fit import train
+    from vqbench.home import home
+    from vqbench.seeds import derive_seed
+    from vqbench.tokenizer import build_tokenizer
+
+    data_seed = derive_seed("data", spec["seed"], spec["dataset"]["training_digest"])  # the same for every method
+    stream = TrainingStream(
+        prepare_train(dataset, home()), recipe.resolution, data_seed, recipe.random_crop, recipe.flip
+    )
+    total = recipe.steps * recipe.batch_size
+    outcome = train(
+        build_tokenizer(spec["method"], spec["config"], recipe, spec["seed"]),
+        stream,
+        recipe,
+        seed=spec["seed"],
+        folder=folder.path,
+        devices=spec["devices"],
+        perceptual=_perceptual(spec, recipe),
+        report=lambda images, rate: progress(images, total, rate),
+    )
+    training = {
+        "images_seen": outcome.images_seen,
+        "train_seconds": round(outcome.seconds, 3),
+        "train_images_per_s": round(outcome.images_per_s, 3),
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "device": outcome.device,
+    }
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        save(outcome.tokenizer, folder.weights, spec)
+        write_json(record, training)
+    return outcome.tokenizer, training
+
+
+def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:
+    from vqbench.weights import load_lpips
+
+    if recipe.perceptual == "none":
+        return None
+    explicit = Path(spec["lpips_weights"]) if spec["lpips_weights"] else None
+    return load_lpips(recipe.perceptual, explicit)
+
+
+def _evaluated(
+    tokenizer: Tokenizer, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress
+) -> Evaluation:
+    from vqbench.evaluation import evaluate
+    from vqbench.home import home
+
+    def path(name: str) -> Path | None:
+        return Path(spec[name]) if spec[name] else None
+
+    return evaluate(
+        tokenizer,
+        validation.pixels,
+        validation.ids,
+        metrics=spec["metrics"],
+        validation_digest=validation.digest,
+        inception_weights=path("inception_weights"),
+        lpips_weights=path("lpips_weights"),
+        device=device,
+        batch_size=max(16, spec["recipe"]["batch_size"]),
+        home=home(),
+        progress=progress,
+    )
+
+
+def _result(
+    spec: dict[str, Any], tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation, started: float
+) -> dict[str, Any]:
+    return {
+        "state": DONE,
+        "method": spec["method"],
+        "config": spec["config"],
+        "components": spec["components"],
+        "recipe": spec["recipe"],
+        "dataset": spec["dataset"],
+        "protocol": spec["protocol"],
+        "seed": spec["seed"],
+        "hash": spec["hash"],
+        "scores": evaluation.scores,
+        "params": tokenizer.parameter_counts(),
+        **training,
+        "devices": spec["devices"],
+        "device_name": device_name(training["device"]),
+        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
+        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
+        "versions": versions(),
+        "git": git_commit(Path(__file__).parent),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.time() - started, 3),
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
+    import numpy as np
+    from PIL import Image
+
+    evaluation.per_image.to_parquet(folder.path / "per_image.parquet.part", index=False)
+    os.replace(folder.path / "per_image.parquet.part", folder.path / "per_image.parquet")
+    arrays = {"histogram": evaluation.histogram}
+    if evaluation.features is not None:
+        arrays["features"] = evaluation.features
+    for name, array in arrays.items():
+        target = folder.path / {"histogram": "codes.npz", "features": "features.npz"}[name]
+        partial = target.with_name(target.name + ".part")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **{name: array})
+        os.replace(partial, target)
+    shown = evaluation.reconstructions[:SAMPLES]
+    rows = [np.concatenate(list(images), axis=1) for images in (validation.pixels[: len(shown)], shown)]
+    partial = folder.path / "recon.png.part"
+    Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")  # above the input, below its reconstruction
+    os.replace(partial, folder.path / "recon.png")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the cell of a spec file; 0 when its result is written, 1 when it failed (which is its result then)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
+        print("usage: python -m vqbench.cell SPEC.json", file=sys.stderr)
+        return 2
+    folder = CellFolder(Path(arguments[0]).resolve().parent)
+    secondary = int(os.environ.get("LOCAL_RANK", "0")) > 0
+    if not secondary:
+        die_with_parent()
+    started, lock = time.time(), contextlib.nullcontext() if secondary else folder.locked()
+    try:
+        with lock:
+            return _guarded(folder, started)
+    except VQBenchError as error:  # another process holds the folder
+        print(f"error: {error.what}", file=sys.stderr)
+        return 1
+
+
+def _guarded(folder: CellFolder, started: float) -> int:
+    try:
+        run_cell(folder)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        hint = error.hint if isinstance(error, VQBenchError) else f"the traceback is in {folder.log}"
+        kind = "OutOfMemoryError" if _is_out_of_memory(error) else type(error).__name__
+        message = error.what if isinstance(error, VQBenchError) else str(error).strip() or kind
+        folder.write_failure(kind, message, hint, str(folder.status.get("stage", "start")), started)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def copy_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
+    """Keep the plugin file that a cell is trained with beside it."""
+    if spec["plugin"] is not None:
+        shutil.copyfile(spec["plugin"]["path"], folder.path / "plugin.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

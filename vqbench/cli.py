@@ -1,0 +1,417 @@
+"""The command line: options become one frozen request, which goes to a plain function.
+
+Nothing heavy is imported before a command needs it, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.registry import DATASETS, METHODS
+
+if TYPE_CHECKING:
+    from vqbench.plan import RunRequest
+
+app = typer.Typer(
+    name="vqbench",
+    help="Compare vector-quantization image tokenizers on equal terms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _items(texts: list[str] | None) -> tuple[str, ...]:
+    """Options that may be repeated and may hold several items between commas."""
+    return tuple(item.strip() for text in texts or () for item in text.split(",") if item.strip())
+
+
+def _seeds(texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in _items(texts))
+    except ValueError:
+        raise UsageError(f"--seeds {','.join(texts)} are not whole numbers", "for example: --seeds 0,1,2") from None
+
+
+def _complete_methods(incomplete: str) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in METHODS.names() if name.startswith(last)]
+
+
+def _complete_datasets(incomplete: str) -> list[str]:
+    return [name for name in DATASETS.names() if name.startswith(incomplete)]
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Values of a YAML file become the options' defaults: the command line and the environment win over them."""
+    if path is not None:
+        import yaml
+
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"cannot read --config {path}: {error}", "give a YAML file of `option: value`") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"--config {path} must map options to values", "for example: `methods: [vaevq, vqgan]`")
+        known = {name for parameter in context.command.params for name in [parameter.name]}
+        for name in values:
+            if str(name).replace("-", "_") not in known:
+                from vqbench.errors import unknown
+
+                raise unknown(f"option in {path}", str(name), [n for n in known if n], "`vqbench run --help` lists them")
+        context.default_map = {str(k).replace("-", "_"): _as_typed(v) for k, v in values.items()}
+    return path
+
+
+def _as_typed(value: Any) -> Any:
+    return [str(item) for item in value] if isinstance(value, list) else value
+
+
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Python file that registers a method; repeatable.")
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", envvar="VQBENCH_RUNS", help="Where results are kept.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(metavar="DIR", envvar="VQBENCH_DATA_ROOT", help="Where the dataset lies.")
+]
+DatasetName = Annotated[
+    str,
+    typer.Option(metavar="NAME", envvar="VQBENCH_DATASET", autocompletion=_complete_datasets,
+                 help="photos, folder:PATH, ffhq, cifar10, or a plugin's."),
+]  # fmt: skip
+InceptionWeights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", envvar="VQBENCH_INCEPTION_WEIGHTS", help="FID's InceptionV3, if not in its places."),
+]
+LpipsWeights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", envvar="VQBENCH_LPIPS_WEIGHTS", help="Backbone of --lpips, if not in its places."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", callback=_read_config, is_eager=True, help="YAML file with values for these options."),
+]
+RecipeName = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", envvar="VQBENCH_RECIPE", help="How to train; default: tiny.")
+]
+ValidationImages = Annotated[
+    int | None,
+    typer.Option(metavar="N", envvar="VQBENCH_VALIDATION_IMAGES", help="Evaluate on N images; part of the protocol."),
+]
+Metrics = Annotated[
+    list[str] | None, typer.Option(metavar="LIST", help="Metrics instead of the default set: rfid,psnr,…")
+]
+Lpips = Annotated[
+    str | None, typer.Option(metavar="NET", help="LPIPS with alex, vgg or squeeze; default: alex, if it can be had.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="Set a method's field, or one of the recipe; repeatable."),
+]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from vqbench import __version__
+
+        print(f"vqbench {__version__}")
+        raise typer.Exit
+    for path in filter(None, os.environ.get("VQBENCH_PLUGINS", "").split(os.pathsep)):
+        try:
+            METHODS.add_file(Path(path))
+        except UsageError as error:  # it was not named in this command, so it must not stop it
+            print(f"warning: VQBENCH_PLUGINS: {error.what}", file=sys.stderr)
+
+
+def _add_plugins(plugins: list[Path] | None) -> None:
+    for path in plugins or ():
+        METHODS.add_file(path)
+
+
+@app.command()
+def run(
+    methods: Annotated[
+        list[str],
+        typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=_complete_methods,
+                     help="Methods to compare, NAME or NAME@PRESET, between commas or repeated."),
+    ],
+    dataset: DatasetName,
+    data_root: DataRoot = None,
+    recipe: RecipeName = None,
+    seeds: Annotated[
+        list[str], typer.Option(metavar="LIST", envvar="VQBENCH_SEEDS", help="Seeds; several give intervals.")
+    ] = ["0"],  # noqa: B006 - typer copies it
+    images: Annotated[
+        int | None, typer.Option(metavar="N", envvar="VQBENCH_IMAGES", help="Training images, instead of the recipe's.")
+    ] = None,
+    devices: Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")] = 1,
+    runs: Runs = Path("runs"),
+    name: Annotated[str, typer.Option(metavar="NAME", help="Experiment; default: DATASET-RECIPE.")] = "",
+    settings: Settings = None,
+    plugin: Plugins = None,
+    metrics: Metrics = None,
+    lpips: Lpips = None,
+    validation_images: ValidationImages = None,
+    inception_weights: InceptionWeights = None,
+    lpips_weights: LpipsWeights = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Train again what has a result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per cell on stdout.")] = False,
+    config: Config = None,
+) -> None:  # fmt: skip
+    """Train and compare methods: the same images, order, budget, backbone and losses for all."""
+    from vqbench.plan import RunRequest
+
+    request = RunRequest(
+        methods=_items(methods),
+        dataset=dataset,
+        data_root=data_root,
+        recipe=recipe or "",
+        seeds=_seeds(seeds),
+        images=images,
+        devices=devices,
+        runs=runs,
+        name=name,
+        settings=tuple(settings or ()),
+        plugins=tuple(plugin or ()),
+        metrics=_items(metrics),
+        lpips=lpips,
+        inception_weights=inception_weights,
+        lpips_weights=lpips_weights,
+        validation_images=validation_images,
+        rerun=rerun,
+    )
+    _show_plan(request, as_json) if dry_run else _run(request, as_json)
+
+
+def _run(request: RunRequest, as_json: bool) -> None:
+    from vqbench.runner import execute, make_tracker
+    from vqbench.terminal import TerminalView, print_comparison
+
+    with TerminalView() as view:
+        outcome = execute(request, view, make_tracker(request))
+    if as_json:
+        for row in outcome.rows:
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_comparison(outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _show_plan(request: RunRequest, as_json: bool) -> None:
+    from vqbench.runner import prepare_plan, row_of
+    from vqbench.terminal import TerminalView, print_plan
+
+    with TerminalView() as view:
+        plan = prepare_plan(request, view)
+    if as_json:
+        for cell in plan.cells:
+            print(json.dumps(row_of(cell, cell.state), allow_nan=False))
+    else:
+        print_plan(plan)
+
+
+@app.command("methods")
+def list_methods(plugin: Plugins = None) -> None:
+    """List the methods: name, paper, components, where they come from."""
+    from vqbench.terminal import print_outlines
+
+    _add_plugins(plugin)
+    print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
+
+
+@app.command("datasets")
+def list_datasets() -> None:
+    """List the datasets."""
+    from vqbench.terminal import print_outlines
+
+    print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the recipes."""
+    from vqbench.recipe import load_recipe, recipe_names
+    from vqbench.terminal import print_recipes
+
+    print_recipes([load_recipe(name) for name in recipe_names()])
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")], plugin: Plugins = None
+) -> None:
+    """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
+    from vqbench.recipe import recipe_names
+    from vqbench.terminal import print_method, print_recipe
+
+    _add_plugins(plugin)
+    if name in recipe_names() or name.endswith((".yaml", ".yml")):
+        print_recipe(name)
+        return
+    if name not in METHODS:
+        from vqbench.errors import unknown
+
+        known = [*METHODS.names(), *recipe_names()]
+        raise unknown("method or recipe", name, known, "`vqbench methods` and `vqbench recipes` list them")
+    print_method(name)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method's name, or a file that registers one.")],
+    plugin: Plugins = None,
+) -> None:
+    """Hold a method to the contract of a quantizer; one line per property."""
+    _add_plugins(plugin)
+    names: tuple[str, ...] = (method,)
+    if method.endswith(".py") or os.sep in method:
+        names = METHODS.add_file(Path(method))
+        if not names:
+            raise UsageError(f"{method} registers no method", 'decorate a class with @METHODS.register("name")')
+    from vqbench.conformance import check_method, print_properties
+
+    failed = False
+    for name in names:
+        properties = check_method(name, METHODS.file_of(name))
+        print_properties(name, properties)
+        failed |= any(p.passed is False for p in properties)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    dataset: DatasetName,
+    data_root: DataRoot = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    validation_images: ValidationImages = None,
+    metrics: Metrics = None,
+    lpips: Lpips = None,
+    inception_weights: InceptionWeights = None,
+    lpips_weights: LpipsWeights = None,
+) -> None:
+    """Check and cache the data and weights that a run needs, before a machine goes offline."""
+    from vqbench.plan import RunRequest
+    from vqbench.preflight import prepare_everything
+    from vqbench.terminal import TerminalView
+
+    request = RunRequest(
+        methods=(),
+        dataset=dataset,
+        data_root=data_root,
+        recipe=recipe or "",
+        settings=tuple(settings or ()),
+        metrics=_items(metrics),
+        lpips=lpips,
+        inception_weights=inception_weights,
+        lpips_weights=lpips_weights,
+        validation_images=validation_images,
+    )
+    with TerminalView() as view:
+        lines = prepare_everything(request, view.note, view.preparing)
+    print("\n".join(lines))
+
+
+@app.command()
+def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeights = None) -> None:
+    """Look at this machine: device, versions, weights, and metric values with known answers."""
+    from vqbench.doctor import main as diagnose_and_print
+
+    code = diagnose_and_print(inception_weights, lpips_weights)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def sync(runs: Runs = Path("runs")) -> None:
+    """Send to MLflow what it missed while it was away."""
+    from vqbench.tracking import sync as send
+    from vqbench.tracking import tracking_uri
+
+    if not runs.is_dir():
+        raise UsageError(f"there is no runs directory {runs}", "give the one that holds your results: --runs DIR")
+    report = send(runs)
+    print(f"{report.cells} cells are up to date at {tracking_uri(runs)}")
+    for problem in report.problems:
+        print(f"not sent: {problem}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's own page on the results."""
+    from vqbench.tracking import serve
+
+    serve(runs, port)
+
+
+def _report(what: str, hint: str) -> None:
+    print(f"error: {what}\nhint: {hint}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C)."""
+    sys.exit(_exit_code(lambda: app(args=arguments, standalone_mode=False), arguments or sys.argv[1:]))
+
+
+# click's classes, whether typer brings them itself or imports them
+_BadUsage: Any = typer.BadParameter.__base__
+_ClickError: Any = _BadUsage.__base__
+
+
+def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
+    try:
+        code = call()
+        return int(code) if isinstance(code, int) else 0
+    except VQBenchError as error:
+        if "--debug" in arguments:
+            raise
+        _report(error.what, error.hint)
+        return error.exit_code
+    except _ClickError as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        _report("interrupted", "the same command goes on from the last checkpoint")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        _report(f"{type(error).__name__}: {error}", "this is a bug of vqbench; `vqbench --debug …` shows the traceback")
+        return 1
+
+
+def _report_usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return 2
+    command = context.command_path if context is not None else "vqbench"
+    _report(error.format_message().replace("\n", " ").rstrip("."), f"`{command} --help` lists the options")
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A folder of the decoded cache: made aside, moved into place when it is whole, never read before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PIXELS, META = "pixels.bin", "meta.json"
+
+
+def cached_folder(base: Path, name: str, fill: Callable[[Path], None]) -> Path:
+    """`base/name`, made by `fill(folder)` unless an earlier call has made it.
+
+    `fill` writes `pixels.bin` and last `meta.json` with its length as "bytes". Processes that want the same folder
+    wait for one another; where the disk knows no locks they work twice, and the first to finish is kept.
+    """
+    final = base / name
+    if is_whole(final):
+        return final
+    base.mkdir(parents=True, exist_ok=True)
+    with _locked(base / f".{name}.lock"):
+        if not is_whole(final):
+            _remove_leftovers(base, name)
+            _make(base, name, fill)
+    return final
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder was finished and its pixels still have their full length."""
+    try:
+        return bool((folder / PIXELS).stat().st_size == json.loads((folder / META).read_text())["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk of an existing folder."""
+    return shutil.disk_usage(folder).free
+
+
+def _make(base: Path, name: str, fill: Callable[[Path], None]) -> None:
+    final = base / name
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_prefix(name)}{os.getpid()}-", dir=base))
+    try:
+        fill(temporary)
+        for file in temporary.iterdir():
+            _flush(file)  # else a power cut may keep the rename and lose the pixels
+        if final.exists() and not is_whole(final):
+            os.replace(final, temporary / "damaged")
+        os.replace(temporary, final)
+        shutil.rmtree(final / "damaged", ignore_errors=True)
+        final.chmod(0o755)  # mkdtemp made it private; a cache may be shared
+    except OSError as error:
+        lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_whole(final)
+        if not lost_race:
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _prefix(name: str) -> str:
+    return f".{name}-{socket.gethostname()}-"
+
+
+def _remove_leftovers(base: Path, name: str) -> None:
+    """Remove what processes of this host left behind when they were killed."""
+    for folder in base.glob(f"{_prefix(name)}*-*"):
+        process = folder.name.removeprefix(_prefix(name)).split("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "a") as handle:
+        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network disks
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,163 @@
+"""The contract of a dataset: two sequences of images, how they were split, and what must be said of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbench.errors import UsageError
+from vqbench.registry import DATASETS
+
+Pixels = NDArray[np.uint8]
+
+
+def digest_of(*lines: object) -> str:
+    """sha256, as hex, over the parts in the order given; parts cannot run into one another."""
+    return hashlib.sha256("\0".join(map(repr, lines)).encode()).hexdigest()
+
+
+class Images(ABC):
+    """A fixed sequence of RGB images with stable names."""
+
+    ids: Sequence[str]
+    """One name for each image, the same on every machine: a path relative to the dataset, or a position in it."""
+
+    content_key: str = ""
+    """Changes whenever the pixels may have changed; the decoded cache is kept under it. Empty: never cached."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def load(self, i: int) -> Pixels:
+        """Image `i` as (H, W, 3) uint8 RGB with its short side at the dataset's resolution.
+
+        Raises ImageFileError, which names the file, where it cannot be used.
+        """
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) that `load(i)` will have, found as cheaply as the source allows."""
+        height, width, _ = self.load(i).shape
+        return height, width
+
+
+class Chosen(Images):
+    """Some of the images of another sequence."""
+
+    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+        self.images = images
+        self.positions = tuple(positions)
+        self.ids = [images.ids[i] for i in positions]
+        self.content_key = digest_of(images.content_key, self.positions) if images.content_key else ""
+
+    def load(self, i: int) -> Pixels:
+        """Image `i` of the chosen ones, as its source gives it."""
+        return self.images.load(self.positions[i])
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i` of the chosen ones."""
+        return self.images.measure(self.positions[i])
+
+
+class Dataset(ABC):
+    """A named source of images with a stated split. The first line of a subclass's docstring is its summary.
+
+    A subclass is made with `(argument, resolution, data_root)`, `argument` being what stands behind the colon of
+    `folder:PATH`, and sets every attribute below.
+    """
+
+    takes_argument: ClassVar[str] = ""
+    """What stands behind the colon ("PATH"), or empty where nothing may."""
+
+    reference: str
+    """What `--dataset` was, with absolute paths: "photos", "folder:/data/faces"."""
+    slug: str
+    """A short name for paths: "photos", "folder-faces"."""
+    resolution: int
+    train: Images
+    """Short side at the resolution, not yet cropped."""
+    validation: Images
+    """(R, R, 3) each."""
+    notes: tuple[str, ...] = ()
+    """What must be said aloud whenever numbers on this dataset are shown."""
+    protocol_name: str
+    """Dataset and split in one word; part of the protocol's name."""
+    split_rule: str
+    """One sentence."""
+    listing_digest: str
+    """sha256 over (id, size, mtime) of all files, and the rule of the split. Decodes nothing."""
+    train_digest: str
+    """sha256 over (id, size) of the training items. Decodes nothing; the same on every machine."""
+    licence: str = ""
+
+    def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
+        self.resolution = resolution
+
+    @classmethod
+    def download(cls, data_root: Path | None) -> None:
+        """Get the files from where they are published. Does nothing where there is nothing to get."""
+        return None
+
+    def keep_validation(self, count: int) -> None:
+        """Keep only the first `count` validation images, in an order that depends on their ids alone."""
+        available = len(self.validation)
+        if not 1 <= count <= available:
+            raise UsageError(
+                f"{count} validation images asked for, {self.reference} has {available} at {self.resolution} px",
+                f"ask for 1 to {available}, or leave it out for all of them",
+            )
+        if count == available:
+            return
+        ids = self.validation.ids
+        order = sorted(range(available), key=lambda i: digest_of("validation order", ids[i]))
+        self.validation = Chosen(self.validation, sorted(order[:count]))
+        self.protocol_name += f"-first{count}"
+        self.split_rule += f" Of the validation images, the first {count} by hash of the id are kept."
+        self.notes += (f"{count} of {available} validation images are used",)
+        self.listing_digest = digest_of(self.listing_digest, count)
+
+
+def path_safe(name: str) -> str:
+    """`name` with everything but letters, digits, dot and underscore made into single hyphens."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "images"
+
+
+def sizes_digest(sizes: Iterable[tuple[str, int]]) -> str:
+    """sha256 over sorted (id, file size)."""
+    return digest_of(*sorted(sizes))
+
+
+def open_dataset(
+    reference: str,
+    resolution: int,
+    data_root: Path | None = None,
+    validation_images: int | None = None,
+    download: bool = False,
+) -> Dataset:
+    """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
+
+    `validation_images` keeps that many validation images; `download` gets missing files first where the dataset
+    can. Raises UsageError for an unknown name, missing files, and a split with an empty side.
+    """
+    name, colon, argument = reference.partition(":")
+    cls: Any = DATASETS.get(name)
+    if colon and not cls.takes_argument:
+        raise UsageError(f"dataset '{name}' takes nothing after the colon, not '{argument}'", f"give it as {name}")
+    if cls.takes_argument and not argument:
+        wanted = f"{name}:{cls.takes_argument}"
+        raise UsageError(f"dataset '{name}' needs to know where: {wanted}", f"give it as --dataset {wanted}")
+    if resolution < 1:
+        raise UsageError(f"resolution must be at least 1, not {resolution}", "for example: 32, 128 or 256")
+    if download:
+        cls.download(data_root)
+    dataset: Dataset = cls(argument, resolution, data_root)
+    if validation_images is not None:
+        dataset.keep_validation(validation_images)
+    return dataset

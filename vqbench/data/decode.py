@@ -1,0 +1,117 @@
+"""From a file to 8-bit RGB at the asked resolution, or a refusal that names the file and says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vqbench.data.dataset import Pixels
+from vqbench.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+class ImageFileError(UsageError):
+    """One image file that cannot be used as it is."""
+
+
+def _refuse(path: Path, reason: str, hint: str) -> ImageFileError:
+    return ImageFileError(f"{path}: {reason}", hint)
+
+
+def _damaged(path: Path, error: Exception) -> ImageFileError:
+    if isinstance(error, UnidentifiedImageError):
+        return _refuse(path, "not a PNG, JPEG, WebP, BMP or TIFF image", "get the file again, or remove it")
+    if isinstance(error, OSError) and error.strerror:
+        return _refuse(path, f"cannot be read ({error.strerror})", "mend its permissions or its link, or remove it")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _refuse(path, f"damaged ({reason})", "get the file again, or remove it")
+
+
+def _wide_samples(image: Image.Image) -> bool:
+    """Whether samples have more than 8 bits. Pillow opens 16-bit colour as "RGB" and drops the low byte unasked."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if image.format not in ("PNG", "TIFF"):
+        return False  # BMP's "BGR;16" is 5-6-5 bits, which is not wide
+    layouts: list[Any] = [tile[3] for tile in getattr(image, "tile", [])]
+    raw_modes = [layout if isinstance(layout, str) else layout[0] for layout in layouts if layout]
+    return any(f";{bits}" in str(raw) for raw in raw_modes for bits in (12, 16, 32))
+
+
+def _check_kind(image: Image.Image, path: Path) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's MPO holds the photograph and its previews
+        raise _refuse(path, f"holds {frames} pictures (animated, or several pages)", "save the one you mean, alone")
+    if _wide_samples(image):
+        raise _refuse(path, "more than 8 bits per channel", "convert it to 8-bit RGB, or remove it")
+
+
+def _without_alpha(image: Image.Image, path: Path) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:  # any background would be our choice, not the image's
+            raise _refuse(path, "has transparent pixels", "flatten it onto a background of your choice, or remove it")
+    return image.convert("RGB")
+
+
+def _require_side(size: tuple[int, int], resolution: int, path: Path) -> None:
+    if min(size) < resolution:
+        what = f"{size[0]}×{size[1]} pixels, smaller than the resolution {resolution}; nothing is enlarged"
+        raise _refuse(path, what, f"remove it, or use a resolution of {min(size)} or less")
+
+
+def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """(width, height) once the short side is `resolution`; the long side is rounded to the nearest pixel."""
+    short = min(width, height)
+    return round(width * resolution / short), round(height * resolution / short)
+
+
+def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
+    """The middle (R, R, 3) of (H, W, 3); an odd margin leaves its extra pixel at the bottom or right."""
+    top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
+    return pixels[top : top + resolution, left : left + resolution]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def measure_file(path: Path, resolution: int) -> tuple[int, int]:
+    """(H, W) of `decode_file(path, resolution)`, from the header alone."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            size = _upright_size(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from None
+    _require_side(size, resolution, path)
+    width, height = target_size(*size, resolution)
+    return height, width
+
+
+def decode_file(path: Path, resolution: int) -> Pixels:
+    """An image file as (H, W, 3) uint8 RGB, upright, short side `resolution` by PIL's Lanczos filter.
+
+    Grey, palette and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than
+    8 bits per channel, transparency, several frames, and an image smaller than the resolution.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_kind(image, path)
+            upright = ImageOps.exif_transpose(image)
+            rgb = _without_alpha(upright, path)
+    except (ImageFileError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error and more
+        raise _damaged(path, error) from None
+    _require_side(rgb.size, resolution, path)
+    if min(rgb.size) > resolution:
+        rgb = rgb.resize(target_size(*rgb.size, resolution), Image.Resampling.LANCZOS)
+    return np.asarray(rgb)

@@ -1,0 +1,107 @@
+"""Images that are files in a tree: listing them, and reading them at a resolution."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqbench.data.dataset import Images, Pixels, digest_of
+from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file
+from vqbench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One listed file; what is known of it without opening it."""
+
+    id: str
+    """Path relative to the listed folder, with forward slashes."""
+    path: Path
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def absolute(path: str | Path) -> Path:
+    """An absolute path that keeps symbolic links: what they lead to may differ between machines, the name does not."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def list_images(root: Path) -> list[ImageFile]:
+    """Every image file below `root`, sorted by id. Hidden files and folders are left out.
+
+    Links are followed; a folder that is reached twice (a loop of links, too) is listed once. Raises UsageError where
+    there is no such folder or a part of it cannot be read: a set must not become smaller unnoticed.
+    """
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UsageError(f"{root} {state}", "give a folder that holds images")
+    try:
+        return sorted(_walk(root), key=lambda file: file.id)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None
+
+
+def _walk(root: Path) -> Iterator[ImageFile]:
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name, reverse=True):  # which of two links is taken: always one
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield _image_file(root, Path(entry.path))
+
+
+def _image_file(root: Path, path: Path) -> ImageFile:
+    name = path.relative_to(root).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="backslashreplace").decode()
+        raise UsageError(f"{root}/{shown}: the name is not UTF-8", "rename the file") from None
+    try:
+        status = path.stat()
+    except OSError as error:  # a dangling link, most often
+        raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend the link, or remove it") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageFileError(f"{path}: not a regular file", "remove it")
+    return ImageFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def listing_digest(files: Sequence[ImageFile], rule: str) -> str:
+    """sha256 over sorted (id, size, mtime) and the rule of the split."""
+    return digest_of(rule, *sorted((f.id, f.size, f.mtime_ns) for f in files))
+
+
+class FileImages(Images):
+    """Image files, decoded each time they are asked for."""
+
+    def __init__(self, files: Sequence[ImageFile], resolution: int, crop: bool) -> None:
+        self.files = list(files)
+        self.ids = [file.id for file in self.files]
+        self.resolution = resolution
+        self.crop = crop
+        # Paths and change times too: an archive unpacked over another keeps names and times, and bitmaps keep sizes.
+        self.content_key = digest_of(*((str(f.path), f.id, f.size, f.mtime_ns, f.ctime_ns) for f in self.files))
+
+    def load(self, i: int) -> Pixels:
+        """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""
+        pixels = decode_file(self.files[i].path, self.resolution)
+        return centre_crop(pixels, self.resolution) if self.crop else pixels
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of `load(i)`, from the file's header."""
+        height, width = measure_file(self.files[i].path, self.resolution)
+        return (self.resolution, self.resolution) if self.crop else (height, width)

@@ -1,0 +1,76 @@
+"""Any folder of images, with a split by `train/` and `val/` or by hash of the name."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from pathlib import Path
+from typing import ClassVar
+
+from vqbench.data.dataset import Dataset, path_safe, sizes_digest
+from vqbench.data.files import FileImages, ImageFile, absolute, list_images, listing_digest
+from vqbench.errors import UsageError
+from vqbench.registry import DATASETS
+
+_BY_HASH = "An image is validation where the sha256 of its relative path is 0 modulo 10 (about 10 %)."
+_BY_FOLDER = "train/ is trained on, val/ is validation."
+
+
+def is_validation(name: str) -> bool:
+    """The split by hash: true for about one name in ten, whatever else is in the folder."""
+    # macOS stores "é" decomposed: the same file must not change sides between machines
+    return int(hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest(), 16) % 10 == 0
+
+
+@DATASETS.register("folder")
+class Folder(Dataset):
+    """Any folder of images (folder:PATH; PNG, JPEG, WebP, BMP or TIFF; train/ and val/, or a split by hash)."""
+
+    takes_argument: ClassVar[str] = "PATH"
+
+    def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
+        super().__init__(argument, resolution, data_root)
+        root = absolute(argument)
+        self.reference = f"folder:{root}"
+        self.slug = f"folder-{path_safe(root.name)}"
+        files = list_images(root)
+        if len(files) < 2:
+            found = f"only one image ({files[0].id})" if files else "no image (.png .jpg .jpeg .webp .bmp .tif .tiff)"
+            raise UsageError(f"{root} holds {found}; training and validation need one each", "give another folder")
+        train, validation = self._split_by_folder(root, files) or self._split_by_hash(root, files)
+        self.train = FileImages(train, resolution, crop=False)
+        self.validation = FileImages(validation, resolution, crop=True)
+        self.listing_digest = listing_digest(train + validation, self.split_rule)
+        self.train_digest = sizes_digest((f.id, f.size) for f in train)
+
+    def _split_by_folder(self, root: Path, files: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:
+        present = [side for side in ("train", "val") if (root / side).is_dir()]
+        if not present:
+            return None
+        if len(present) == 1:
+            missing = "val" if present == ["train"] else "train"
+            hint = f"name the other half {missing}/, or split one of them by hash: --dataset folder:{root / present[0]}"
+            raise UsageError(f"{root} has {present[0]}/ but no {missing}/", hint)
+        train = [f for f in files if f.id.startswith("train/")]
+        validation = [f for f in files if f.id.startswith("val/")]
+        for side, part in (("train", train), ("val", validation)):
+            if not part:
+                raise UsageError(f"{root / side} holds no image", f"put images in {side}/, or remove both folders")
+        left_out = len(files) - len(train) - len(validation)
+        if left_out:
+            self.notes = (f"{left_out} images outside train/ and val/ are not used",)
+        self.split_rule, self.protocol_name = _BY_FOLDER, f"{self.slug}-train-val"
+        return train, validation
+
+    def _split_by_hash(self, root: Path, files: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+        train = [f for f in files if not is_validation(f.id)]
+        validation = [f for f in files if is_validation(f.id)]
+        if not train or not validation:
+            side = "validation" if train else "training"
+            what = f"the split by hash leaves no {side} image among the {len(files)} in {root}"
+            raise UsageError(what, f"put the images in {root}/train/ and {root}/val/, or add more")
+        self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
+        self.notes = (
+            f"{len(files)} images split by hash of the path: {len(train)} train, {len(validation)} validation",
+        )
+        return train, validation

@@ -1,0 +1,215 @@
+"""Decode once: validation as one array, training images as a ragged one, in a cache that is whole or absent."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes
+from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
+from vqbench.data.decode import ImageFileError
+from vqbench.errors import UsageError
+
+VERSION = 1
+"""Goes up when decoding or the layout of the cache changes, so that no older cache is read."""
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+_LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"
+_DEFAULT_LIMIT_GIB = 8.0
+_SHAPES = "shapes.npy"
+_CHUNK = 128  # images decoded ahead of the writer: bounds memory to about 25 MB at 256 px
+_BAD_IMAGES_SHOWN = 5
+_BAD_IMAGES_SOUGHT = 20  # then the folder is wrong rather than a file, and reading on wastes time
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """The validation images as the tokenizer gets them and as every metric's reference."""
+
+    pixels: Pixels
+    """(N, R, R, 3) uint8; a read-only map of a file, or an array."""
+    ids: tuple[str, ...]
+    digest: str
+    """sha256 over shape, pixels and ids."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class CachedImages(Images):
+    """Decoded images of any shape, one after the other in one file."""
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder = folder
+        self.ids = list(ids)
+        self.shapes: NDArray[np.int64] = np.load(folder / _SHAPES)
+        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1) * 3)])
+
+    @functools.cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return np.memmap(self.folder / PIXELS, np.uint8, "r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_bytes"}  # a pickled map would be a copy of it all
+
+    def load(self, i: int) -> Pixels:
+        """Image `i` as it was decoded, a read-only view of the file."""
+        height, width = self.shapes[i]
+        return self._bytes[self.starts[i] : self.starts[i + 1]].reshape(height, width, 3)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`."""
+        return int(self.shapes[i, 0]), int(self.shapes[i, 1])
+
+
+def pixels_digest(pixels: Pixels, ids: Sequence[str]) -> str:
+    """sha256 over shape, pixel values and ids of a set of images."""
+    digest = hashlib.sha256(repr((pixels.shape, list(ids))).encode())
+    for image in pixels:
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def prepare_validation(dataset: Dataset, home: Path, progress: Progress | None = None) -> PreparedImages:
+    """All validation images of `dataset`, (R, R, 3) each, decoded now or by an earlier call.
+
+    Raises UsageError that names every image that cannot be used (up to 20), and where the disk is too small.
+    """
+    images, R = dataset.validation, dataset.resolution
+    ids = tuple(images.ids)
+    if not images.content_key:  # in memory already: a copy on disk would be slower to check than to make
+        pixels = np.stack([images.load(i) for i in range(len(images))])
+        return PreparedImages(pixels, ids, pixels_digest(pixels, ids))
+    folder = _decoded(dataset, "validation", images, len(images) * R * R * 3, home, progress)
+    pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(images), R, R, 3))
+    return PreparedImages(pixels, ids, json.loads((folder / META).read_text())["digest"])
+
+
+def prepare_train(
+    dataset: Dataset, home: Path, progress: Progress | None = None, limit_bytes: int | None = None
+) -> Images:
+    """The training images of `dataset`, decoded into a cache where that takes at most `limit_bytes`.
+
+    A larger set is returned as it is and decodes on the fly. The limit is 8 GiB, or $VQBENCH_CACHE_LIMIT_GB. Raises
+    UsageError like `prepare_validation`; a set that is not cached raises it when a bad image is first read.
+    """
+    images = dataset.train
+    if not images.content_key:
+        return images
+    limit = _default_limit() if limit_bytes is None else limit_bytes
+    if len(images) * dataset.resolution**2 * 3 > limit:  # no image is smaller than its centre crop
+        return images
+    expected = _estimated_bytes(images)
+    if expected > limit:
+        return images
+    return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
+
+
+def _default_limit() -> int:
+    text = os.environ.get(_LIMIT_VARIABLE, "")
+    try:
+        gib = float(text) if text.strip() else _DEFAULT_LIMIT_GIB
+        return int(gib * 2**30)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{_LIMIT_VARIABLE} must be a number of GiB, not {text!r}", f"export {_LIMIT_VARIABLE}=8"
+        ) from None
+
+
+def _estimated_bytes(images: Images) -> int:
+    """From the headers of 64 images spread over the set: reading all takes minutes on a network disk."""
+    sample = range(0, len(images), max(1, len(images) // 64))
+    return int(np.mean([3.0 * np.prod(images.measure(i)) for i in sample]) * len(images))
+
+
+def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Progress | None) -> Path:
+    key = digest_of(VERSION, side, dataset.resolution, images.content_key)[:24]
+    name = f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
+
+    def fill(folder: Path) -> None:
+        if expected > free_bytes(home):
+            what = f"{home} needs {expected / 2**30:.2f} GiB for the decoded {side} images, and has less free"
+            raise UsageError(what, _disk_hint(side))
+        _write(images, folder, progress)
+        _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
+
+    try:
+        return cached_folder(home / "prepared", name, fill)
+    except OSError as error:
+        raise UsageError(f"cannot write to {home / 'prepared'} ({error.strerror or error})", _disk_hint(side)) from None
+
+
+def _disk_hint(side: str) -> str:
+    other = "set VQBENCH_HOME to a folder on another disk"
+    return f"free some space, or {other}" + (f", or {_LIMIT_VARIABLE}=0 to decode as needed" if side == "train" else "")
+
+
+def _write(images: Images, folder: Path, progress: Progress | None) -> None:
+    """Pixels and shapes into `folder`. Plain writes, since a full disk under a memory map kills the process."""
+    shapes: list[tuple[int, int]] = []
+    bad: list[ImageFileError] = []
+    with open(folder / PIXELS, "wb") as file:
+        for done, pixels in enumerate(_decode_all(images), start=1):
+            if isinstance(pixels, ImageFileError):
+                bad.append(pixels)
+            else:
+                file.write(np.ascontiguousarray(pixels).data)
+                shapes.append((pixels.shape[0], pixels.shape[1]))
+            if len(bad) == _BAD_IMAGES_SOUGHT:
+                break
+            if progress is not None:
+                progress(done, len(images))
+    if bad:
+        raise _summary(bad)
+    np.save(folder / _SHAPES, np.array(shapes, np.int64))
+
+
+def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> None:
+    """The length that a whole cache has; for (ids, resolution) of a validation set, its digest too."""
+    meta: dict[str, object] = {"version": VERSION, "bytes": (folder / PIXELS).stat().st_size}
+    if validation is not None:
+        ids, R = validation
+        meta["digest"] = pixels_digest(np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(ids), R, R, 3)), ids)
+    (folder / META).write_text(json.dumps(meta))
+
+
+def _decode_all(images: Images) -> Iterator[Pixels | ImageFileError]:
+    """Every image in order, decoded by as many threads as there are cores (Pillow releases the interpreter lock)."""
+
+    def load(i: int) -> Pixels | ImageFileError:
+        try:
+            return images.load(i)
+        except ImageFileError as error:
+            return error
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Iterator[Pixels | ImageFileError]] = deque()
+        for start in range(0, len(images), _CHUNK):
+            waiting.append(pool.map(load, range(start, min(start + _CHUNK, len(images)))))
+            if len(waiting) == 2:  # one is decoded while the other is written
+                yield from waiting.popleft()
+        yield from itertools.chain.from_iterable(waiting)
+
+
+def _summary(bad: Sequence[ImageFileError]) -> UsageError:
+    if len(bad) == 1:
+        return bad[0]
+    shown = "; ".join(error.what for error in bad[:_BAD_IMAGES_SHOWN])
+    count = f"at least {len(bad)}" if len(bad) == _BAD_IMAGES_SOUGHT else str(len(bad))
+    more = "; …" if len(bad) > _BAD_IMAGES_SHOWN else ""
+    return UsageError(f"{count} images cannot be used: {shown}{more}", bad[0].hint)

@@ -1,0 +1,132 @@
+"""Fitting one tokenizer: the order of its data, the Lightning trainer, where it resumes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vqbench.data.stream import TrainingStream
+from vqbench.recipe import Recipe
+from vqbench.recorder import Recorder, resume
+from vqbench.tokenizer import Tokenizer
+from vqbench.training import TokenizerTraining
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a finished training leaves behind."""
+
+    tokenizer: Tokenizer
+    """Averaged weights where the recipe asks for them, otherwise the last ones."""
+    images_seen: int
+    seconds: float
+    """Time in training steps, without start-up, summed over interruptions."""
+    peak_memory_bytes: int
+    """CUDA: the allocator's peak. CPU: the process's resident peak."""
+    device: str
+
+    @property
+    def images_per_s(self) -> float:
+        """Training throughput over all devices."""
+        return self.images_seen / self.seconds if self.seconds > 0 else 0.0
+
+
+class BatchPositions:
+    """Positions in the endless stream that one device sees, batch by batch, from `start` to `stop` images."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, devices: int) -> None:
+        self.batches = range(start, stop, batch_size)
+        self.share = batch_size // devices
+        self.offset = rank * self.share
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in self.batches:
+            yield list(range(first + self.offset, first + self.offset + self.share))
+
+
+class _Stretches(lightning.LightningDataModule):
+    """The training stream, cut where checkpoints are written; asked anew for each stretch."""
+
+    def __init__(self, stream: TrainingStream, training: TokenizerTraining, workers: int) -> None:
+        super().__init__()
+        self.stream, self.training, self.workers = stream, training, workers
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        assert self.trainer is not None
+        recipe, start = self.training.recipe, self.training.images_seen
+        stretch = _stretch(recipe)
+        end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
+        positions = BatchPositions(start, end, recipe.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        on_gpu = self.training.device.type == "cuda"
+        return DataLoader(self.stream, batch_sampler=positions, num_workers=self.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory that this process has held: of the CUDA allocator, or resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def train(
+    tokenizer: Tokenizer,
+    stream: TrainingStream,
+    recipe: Recipe,
+    *,
+    seed: int,
+    folder: Path,
+    devices: int = 1,
+    perceptual: nn.Module | None = None,
+    report: Callable[[int, float], None] = lambda images, rate: None,
+) -> TrainingOutcome:
+    """Train `tokenizer` for the recipe's budget, from the checkpoint in `folder` if there is one.
+
+    Writes `folder`/metrics.jsonl and `folder`/checkpoints. `report(images_seen, images_per_s)` is called after
+    each step. Raises DivergedError when the loss is no longer finite.
+    """
+    training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    resume(training, folder)
+    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report))
+    workers = min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
+    if training.images_seen < recipe.steps * recipe.batch_size:
+        trainer.fit(training, datamodule=_Stretches(stream, training, workers))
+    final = training.tokenizer if training.average is None else training.average.module
+    device = trainer.strategy.root_device
+    return TrainingOutcome(
+        final.to(device).eval(), training.images_seen, training.seconds, peak_memory_bytes(device), str(device)
+    )
+
+
+def _stretch(recipe: Recipe) -> int:
+    """Images between two checkpoints, in whole batches."""
+    return max(1, recipe.checkpoint_images // recipe.batch_size) * recipe.batch_size
+
+
+def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder) -> lightning.Trainer:
+    total, stretch = recipe.steps * recipe.batch_size, _stretch(recipe)
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=devices,
+        strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",  # a GAN trains in turns
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        max_epochs=-(-total // stretch) - images_seen // stretch,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,84 @@
+"""LPIPS with a backbone from a verified file (Zhang et al., 2018, arXiv:1801.03924)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vqbench.errors import UsageError
+from vqbench.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_digest
+
+
+def _read(file: WeightFile) -> dict[str, Tensor]:
+    """The backbone's convolutions under their torchvision names inside `features` ("0.weight"…)."""
+    data = file.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UsageError(f"{file.path} changed while it was read", "run the command again")
+    if file.kind == "safetensors":
+        from safetensors.torch import load as load_safetensors
+
+        state: Mapping[str, Tensor] = load_safetensors(data)
+    else:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if file.kind == "pth":
+        state = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    return dict(state)
+
+
+def _check_heads(net: str) -> None:
+    spec = importlib.util.find_spec("lpips")
+    path = Path(str(spec.origin if spec else "")).parent / "weights" / "v0.1" / f"{net}.pth"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != LPIPS_HEADS[net]:
+        raise UsageError(f"{path} does not hold the heads of LPIPS 0.1", "pip install --force-reinstall lpips==0.1.4")
+
+
+def _build(net: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """lpips.LPIPS without its download: random backbone (`pnet_rand`), then ours into its slices."""
+    import lpips
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its initialisation must not shift a run's
+        warnings.simplefilter("ignore", UserWarning)  # torchvision: `pretrained` is deprecated
+        model: nn.Module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    # slice1.0.weight, slice2.3.bias…: the second part is the layer's number inside `features`
+    named = {name: state[name.partition(".")[2]] for name in model.net.state_dict()}  # type: ignore[union-attr, operator]
+    model.net.load_state_dict(named)  # type: ignore[union-attr, operator]
+    return model
+
+
+class Perceptual(nn.Module):
+    """x, y (B, 3, H, W) in [-1, 1] → LPIPS (B,). Frozen; gradients reach x and y."""
+
+    def __init__(self, net: str, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.net = _build(net, state).float().requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Stay in eval mode: LPIPS holds a Dropout that a parent's `train()` would switch on."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """float32 whatever the autocast around it."""
+        with torch.autocast(x.device.type, enabled=False):
+            distance: Tensor = self.net(x.float(), y.float())
+        return distance.flatten()
+
+
+def load(net: str, file: WeightFile) -> Perceptual:
+    """LPIPS `net` from a verified backbone file and the heads in the lpips wheel."""
+    _check_heads(net)
+    state = _read(file)
+    if file.kind != "pth":
+        digest = content_digest({name: tensor.numpy() for name, tensor in state.items()})
+        if digest != BACKBONES[net].content:
+            raise UsageError(
+                f"{file.path} does not hold the pinned backbone", "remove it, `vqbench doctor` says what to get"
+            )
+    return Perceptual(net, state)

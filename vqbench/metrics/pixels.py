@@ -1,0 +1,58 @@
+"""PSNR and SSIM of 8-bit images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PSNR_CAP = 100.0
+"""dB. An identical image has infinite PSNR, which no mean and no JSON survives; no tokenizer comes near the cap."""
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.ndim != 4 or a.dtype != torch.uint8 or b.dtype != torch.uint8:
+        raise ValueError(
+            "two uint8 (B, C, H, W) of one shape expected, not "
+            f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
+        )
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR of each pair of images: 10 log10(255² / MSE), capped at `PSNR_CAP`.
+
+    a, b: uint8 (B, C, H, W). Returns float64 (B,), in dB.
+    """
+    _check(a, b)
+    mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(255.0**2 / mse)).clamp(max=PSNR_CAP)
+
+
+def _window(size: int, sigma: float, device: torch.device) -> Tensor:
+    offsets = torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+    return weights / weights.sum()
+
+
+def ssim(a: Tensor, b: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
+    """Structural similarity of each pair of images (Wang et al., 2004, doi:10.1109/TIP.2003.819861).
+
+    a, b: uint8 (B, C, H, W) with H, W ≥ size. Returns float64 (B,). Each channel on its own, range 255, K1 0.01,
+    K2 0.03, only windows that lie inside the image. scikit-image gives the same with gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False, data_range=255: it filters with a margin and crops the margin off.
+    """
+    _check(a, b)
+    if min(a.shape[-2:]) < size:
+        raise ValueError(f"SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
+    window = _window(size, sigma, a.device)
+
+    def blur(x: Tensor) -> Tensor:
+        rows = functional.conv2d(x, window.view(1, 1, -1, 1))
+        return functional.conv2d(rows, window.view(1, 1, 1, -1))
+
+    x, y = (t.double().flatten(0, 1).unsqueeze(1) for t in (a, b))  # channels become images of one channel
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return similarity.view(a.shape[0], -1).mean(dim=1)

@@ -1,0 +1,249 @@
+"""From a command to its cells: what would be trained, what is cached, what is half done. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqbench.config import as_dict, build, components, split_setting
+from vqbench.errors import UsageError, unknown
+from vqbench.protocol import Protocol, protocol_for
+from vqbench.recipe import Recipe, load_recipe
+from vqbench.registry import METHODS, file_digest
+from vqbench.results import CellFolder
+
+SCHEMA = 1  # raised when the same spec would no longer give the same numbers
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `vqbench run` was asked for; its fields are the command's options."""
+
+    methods: tuple[str, ...]
+    dataset: str
+    data_root: Path | None = None
+    recipe: str = ""
+    """Empty: `tiny`."""
+    seeds: tuple[int, ...] = (0,)
+    images: int | None = None
+    devices: int = 1
+    runs: Path = Path("runs")
+    name: str = ""
+    """Empty: DATASET-RECIPE."""
+    settings: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """Empty: the default set."""
+    lpips: str | None = None
+    """LPIPS net; None: alex, where its weights can be had."""
+    inception_weights: Path | None = None
+    lpips_weights: Path | None = None
+    validation_images: int | None = None
+    rerun: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method configuration × recipe × protocol × seed."""
+
+    label: str
+    """The method as it was asked for, with its preset: the name of its row."""
+    spec: dict[str, Any]
+    folder: CellFolder
+    state: str
+    """cached, partial, missing or failed."""
+
+    @property
+    def seed(self) -> int:
+        """The seed among --seeds."""
+        return int(self.spec["seed"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells that a command stands for, in the order in which they run."""
+
+    experiment: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    recipe: Recipe
+    protocol: Protocol
+    notes: tuple[str, ...] = field(default=())
+    """What must be said aloud before the run."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with its whole configuration."""
+
+    label: str
+    name: str
+    preset: str | None
+    config: dict[str, Any]
+    components: dict[str, bool]
+    plugin: dict[str, str] | None
+
+
+def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """`owner.field=value` texts as owner → field → text; the recipe's fields need no owner."""
+    by_owner: dict[str, dict[str, str]] = {}
+    for text in settings:
+        owner, name, value = split_setting(text)
+        by_owner.setdefault(owner or "recipe", {})[name] = value
+    return by_owner
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """`method@preset` as (method, preset or None)."""
+    name, at, preset = reference.partition("@")
+    return name, preset if at else None
+
+
+def choose_method(reference: str, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
+    """Resolve `method` or `method@preset`: recipe's codebook < preset < `--set`.
+
+    Raises UsageError for an unknown method, preset or field, and for values that the Config refuses.
+    """
+    name, preset = split_reference(reference)
+    cls = METHODS.get(name)
+    values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
+    if preset is not None:
+        if preset not in cls.presets:
+            raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
+        values |= cls.presets[preset]
+    values |= settings.get(name, {})
+    values |= settings.get(reference, {}) if preset is not None else {}
+    config = build(cls.Config, values, name, f"vqbench show {name}")
+    switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
+    file = METHODS.file_of(name)
+    plugin = {"path": str(file), "sha256": file_digest(file)} if file is not None else None
+    return MethodChoice(reference, name, preset, as_dict(config), switches, plugin)
+
+
+def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str, ...]) -> None:
+    owners = {"recipe", *methods, *(split_reference(m)[0] for m in methods)}
+    for owner in settings:
+        if owner not in owners:
+            raise unknown("method in --set", owner, owners, "--set takes METHOD.FIELD=VALUE of a method in --methods")
+
+
+def resolve_recipe(request: RunRequest, settings: dict[str, dict[str, str]]) -> Recipe:
+    """The recipe with what the command sets over it."""
+    overrides: dict[str, Any] = dict(settings.get("recipe", {}))
+    if request.images is not None:
+        overrides["images"] = request.images
+    return load_recipe(request.recipe or "tiny", overrides)
+
+
+def cell_hash(identity: dict[str, Any]) -> str:
+    """sha256 of everything that influences a cell's numbers, as hex."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
+    """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
+    settings = read_settings(request.settings)
+    _refuse_stray_settings(settings, request.methods)
+    recipe = resolve_recipe(request, settings)
+    _refuse_odd_devices(recipe, request.devices)
+    if request.name:
+        _refuse_odd_name(request.name)
+    if not request.methods:
+        raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
+    if not request.seeds:
+        raise UsageError("no seed to run", "for example: --seeds 0,1,2")
+    return recipe, [choose_method(reference, recipe, settings) for reference in dict.fromkeys(request.methods)]
+
+
+def make_plan(
+    request: RunRequest, metrics: tuple[str, ...], progress: Callable[[int, int], None] | None = None
+) -> Plan:
+    """Resolve a request into cells. Reads the validation images (cached) since they are part of the protocol.
+
+    Raises UsageError for everything that is wrong with the request, before anything is trained or written.
+    """
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.prepare import prepare_validation
+    from vqbench.home import home
+
+    recipe, choices = resolve(request)
+    dataset = open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images)
+    validation = prepare_validation(dataset, home(), progress)
+    protocol = protocol_for(
+        dataset.protocol_name, recipe.resolution, validation.digest, len(validation.ids), dataset.split_rule
+    )
+    experiment = request.name or f"{dataset.slug}-{recipe.name}"
+    folder = Path(os.path.abspath(request.runs)) / experiment
+    cells = []
+    for seed in dict.fromkeys(request.seeds):
+        for choice in choices:
+            spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics)
+            name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
+            cell_folder = CellFolder(folder / "cells" / name)
+            cells.append(Cell(choice.label, spec, cell_folder, cell_folder.state(metrics)))
+    return Plan(experiment, folder, tuple(cells), recipe, protocol, tuple(dataset.notes))
+
+
+def _spec(
+    choice: MethodChoice,
+    recipe: Recipe,
+    dataset: Any,
+    protocol: Protocol,
+    seed: int,
+    request: RunRequest,
+    metrics: tuple[str, ...],
+) -> dict[str, Any]:
+    identity = {
+        "schema": SCHEMA,
+        "method": choice.name,
+        "config": choice.config,
+        "plugin": choice.plugin["sha256"] if choice.plugin else None,
+        "recipe": recipe.identity(),
+        "training_images": dataset.train_digest,
+        "protocol": protocol.hash,
+        "seed": seed,
+    }
+    return {
+        "hash": cell_hash(identity),
+        "schema": SCHEMA,
+        "method": choice.name,
+        "preset": choice.preset,
+        "config": choice.config,
+        "components": choice.components,
+        "plugin": choice.plugin,
+        "recipe": recipe.as_dict(),
+        "dataset": {
+            "reference": dataset.reference,
+            "slug": dataset.slug,
+            "data_root": str(request.data_root.absolute()) if request.data_root else None,
+            "validation_images": request.validation_images,
+            "split_rule": dataset.split_rule,
+            "training_images": len(dataset.train),
+            "training_digest": dataset.train_digest,
+        },
+        "protocol": {**protocol.as_dict(), "hash": protocol.hash},
+        "seed": seed,
+        "metrics": list(metrics),
+        "devices": request.devices,
+        "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
+        "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
+    }
+
+
+def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
+    if devices < 1 or recipe.batch_size % devices:
+        raise UsageError(
+            f"--devices {devices} does not divide the batch of {recipe.batch_size} images",
+            "choose another number of devices, or --set batch_size=…",
+        )
+
+
+def _refuse_odd_name(name: str) -> None:
+    if not re.fullmatch(r"[\w@.+=-][\w@.+= -]{0,99}", name) or name in (".", ".."):
+        raise UsageError(f"--name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100")

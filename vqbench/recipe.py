@@ -1,0 +1,176 @@
+"""Recipes: everything about training that is held equal between compared methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from vqbench.config import as_dict, build
+from vqbench.errors import UsageError, unknown
+
+_BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Backbone, losses, optimiser and budget of a training. All schedules count training images."""
+
+    name: str = "custom"
+    """Name of the recipe; not part of a cell's identity."""
+
+    resolution: int = 32
+    """Side of the square images in pixels."""
+    random_crop: bool = True
+    """Crop training images at random; otherwise at the centre. Validation is always cropped at the centre."""
+    flip: bool = False
+    """Mirror every second training image, on average."""
+
+    channels: int = 32
+    """Channels of the backbone's first convolution."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels per level, as multiples of `channels`; each level after the first halves the resolution."""
+    res_blocks: int = 1
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Feature-map sides at which each residual block is followed by self-attention."""
+    mid_attention: bool = False
+    """Self-attention between the two residual blocks at the bottom."""
+    latent_channels: int = 64
+    """Channels that the encoder emits and the decoder takes, before the 1×1 convolutions to the quantizer."""
+    dropout: float = 0.0
+    """Dropout in residual blocks."""
+
+    codebook_size: int = 512
+    """Number of codes that every method is asked to match."""
+    codebook_dim: int = 64
+    """Width of a code that every method is asked to match."""
+
+    pixel_loss: Literal["l1", "l2"] = "l2"
+    """Pixel term, a mean over all values of images in [-1, 1]."""
+    pixel_weight: float = 1.0
+    """Weight of the pixel term."""
+    perceptual: Literal["none", "alex", "vgg", "squeeze"] = "none"
+    """Backbone of the LPIPS term."""
+    perceptual_weight: float = 1.0
+    """Weight of the LPIPS term."""
+    gan: Literal["none", "hinge", "non_saturating"] = "none"
+    """Adversarial losses of discriminator and generator."""
+    gan_weight: float = 0.8
+    """Weight of the generator's adversarial term."""
+    gan_adaptive: bool = True
+    """Scale the adversarial term to the reconstruction's gradient at the decoder's last layer (VQGAN, eq. 7)."""
+    gan_start_images: int = 0
+    """Training images after which the discriminator starts."""
+    discriminator_layers: int = 3
+    """Strided layers of the PatchGAN discriminator."""
+    discriminator_channels: int = 64
+    """Channels of its first layer."""
+
+    images: int = 8192
+    """Budget: training images seen, repeats included; rounded up to whole batches."""
+    batch_size: int = 16
+    """Images per optimiser step, over all devices."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Optimiser of tokenizer and discriminator."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's two decay rates."""
+    weight_decay: float = 0.0
+    """Weight decay (decoupled for adamw)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after warm-up; cosine ends at zero."""
+    warmup_images: int = 0
+    """Linear warm-up."""
+    gradient_clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    precision: Literal["32", "bf16"] = "32"
+    """Arithmetic of the backbone; quantizers always compute in float32."""
+    ema_halflife_images: int = 0
+    """Half-life of the averaged weights that are evaluated; 0 evaluates the last weights."""
+
+    checkpoint_images: int = field(default=4096, metadata=_BOOKKEEPING)
+    """Images between two checkpoints."""
+    log_images: int = field(default=512, metadata=_BOOKKEEPING)
+    """Images between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers needs at least one level")
+        if self.resolution < self.downsampling or self.resolution % self.downsampling:
+            below = max(self.resolution // self.downsampling, 1) * self.downsampling
+            raise ValueError(
+                f"resolution {self.resolution} is not divisible by the downsampling factor {self.downsampling} "
+                f"of {len(self.channel_multipliers)} levels; the nearest that is: {below}"
+            )
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, not {self.codebook_size}")
+        for name in ("images", "batch_size", "channels", "latent_channels", "codebook_dim", "res_blocks",
+                     "learning_rate", "checkpoint_images", "log_images"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("gan_start_images", "warmup_images", "gradient_clip", "ema_halflife_images", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along one side."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the budget."""
+        return -(-self.images // self.batch_size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, JSON-ready."""
+        return as_dict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that influence the trained weights."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        return {k: v for k, v in self.as_dict().items() if k != "name" and not fields[k].metadata.get("bookkeeping")}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that are shipped."""
+    folder = resources.files("vqbench.recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or one's own by the path of a YAML file, with `overrides` over its fields.
+
+    Raises UsageError for an unknown name, an unknown field, an ill-typed or impossible value.
+    """
+    values = _read(name)
+    values.pop("name", None)
+    title = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    return build(Recipe, {"name": title, **values, **(overrides or {})}, "recipe", f"vqbench show {name}")
+
+
+def _read(name: str) -> dict[str, Any]:
+    import yaml
+
+    if name.endswith((".yaml", ".yml")):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot read recipe {name}: {error.strerror}", "give the path of a YAML file") from None
+    elif name in recipe_names():
+        text = (resources.files("vqbench.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown("recipe", name, recipe_names(), "or give the path of a YAML file: --recipe my.yaml")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        line = str(error).replace("\n", " ")
+        raise UsageError(f"recipe {name} is not YAML: {line}", "each line is `field: value`") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {name} must be a mapping of fields to values", "each line is `field: value`")
+    return values

@@ -1,0 +1,112 @@
+"""What a training leaves on disk while it runs: curves, checkpoints, and the refusal to go on without a finite loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+
+from vqbench.errors import VQBenchError
+from vqbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vqbench.training import TokenizerTraining
+
+CHECKPOINT = "last.pt"
+CURVES = "metrics.jsonl"
+
+
+class DivergedError(VQBenchError):
+    """The loss is no longer a number."""
+
+
+class Recorder(lightning.Callback):
+    """Writes metrics.jsonl and checkpoints, reports progress, stops a training whose loss is not finite."""
+
+    def __init__(self, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.report = report
+        self._clock = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Start the clock of this stretch."""
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
+        """Write a point of the curves every `log_images`, report after each step."""
+        seen, batch = pl_module.images_seen, self.recipe.batch_size
+        if seen // self.recipe.log_images > (seen - batch) // self.recipe.log_images:
+            refuse_divergence(pl_module)
+            point = pl_module.curve_point()
+            if trainer.is_global_zero:
+                with (self.folder / CURVES).open("a") as file:
+                    file.write(json.dumps(point) + "\n")
+        if trainer.is_global_zero:
+            elapsed = pl_module.seconds + time.perf_counter() - self._clock
+            self.report(seen, seen / elapsed if elapsed > 0 else 0.0)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write a checkpoint; an epoch of ours is the stretch between two of them."""
+        refuse_divergence(pl_module)
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        pl_module.seconds += time.perf_counter() - self._clock
+        if trainer.is_global_zero:
+            save_checkpoint(pl_module, self.folder / "checkpoints")
+
+
+def refuse_divergence(training: TokenizerTraining) -> None:
+    """Raise DivergedError, naming the terms, where a loss is NaN or infinite."""
+    terms, _ = training.last
+    bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
+    if bad:
+        named = ", ".join(name for name in bad if name != "loss") or "loss"
+        raise DivergedError(
+            f"training diverged: {named} is not finite after {training.images_seen} images",
+            "a lower rate often helps: --set learning_rate=…, or --set gradient_clip=1",
+        )
+
+
+def save_checkpoint(training: TokenizerTraining, folder: Path) -> None:
+    """Write a checkpoint beside the last one, then put it in its place: the old one stands until the new one does."""
+    partial = folder / (CHECKPOINT + ".part")
+    try:
+        with partial.open("wb") as file:
+            torch.save(training.state_to_save(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / CHECKPOINT)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def resume(training: TokenizerTraining, folder: Path) -> None:
+    """Put `training` where the checkpoint under `folder` left off, if there is one."""
+    checkpoint = folder / "checkpoints" / CHECKPOINT
+    if checkpoint.is_file():
+        training.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    _drop_points_after(folder / CURVES, training.images_seen)
+
+
+def _drop_points_after(path: Path, images_seen: int) -> None:
+    # steps after the checkpoint are run again, and a kill may have cut the last line short
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["images"] <= images_seen:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue
+    partial = path.with_name(path.name + ".part")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)

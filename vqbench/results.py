@@ -1,0 +1,129 @@
+"""The runs directory, which is the truth: one folder per cell, written atomically, read without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.errors import VQBenchError
+
+DONE, FAILED = "done", "failed"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write beside `path`, then put it in its place; readers see the old text or the new, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically. Raises ValueError for NaN and infinities, which are not JSON."""
+    write_text_atomically(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file or no whole object in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """`runs/EXPERIMENT/cells/METHOD-DATASET-sSEED-HASH8`: all that is known of one cell."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, which names the cell."""
+        return self.path.name
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the cell is; empty before it was ever started."""
+        return read_json(self.path / "spec.json") or {}
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Scores or the reason of a failure; None while there is neither."""
+        return read_json(self.path / "result.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Stage and progress of a running cell."""
+        return read_json(self.path / "status.json") or {}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training goes on from."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The trained tokenizer."""
+        return self.path / "checkpoints" / "tokenizer.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the cell's process printed."""
+        return self.path / "log.txt"
+
+    def state(self, metrics: tuple[str, ...]) -> str:
+        """cached (a result with all `metrics`), partial (something to go on from), failed, or missing."""
+        result = self.result
+        if result is not None and result.get("state") == DONE:
+            return "cached" if set(metrics) <= set(result.get("scores", {})) else "partial"
+        if self.checkpoint.is_file() or self.weights.is_file():
+            return "partial"
+        return FAILED if result is not None else "missing"
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The last lines of the log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def write_failure(self, kind: str, message: str, hint: str, stage: str, started: float) -> None:
+        """Make the failure the cell's result, so that it is a row and not a gap."""
+        error = {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
+        seconds = round(time.time() - started, 3)
+        write_json(self.path / "result.json", {"state": FAILED, "error": error, "scores": {}, "seconds": seconds})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: no other process trains this cell meanwhile. Raises CellBusyError if one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CellBusyError(
+                    f"another process is training {self.name}", "wait for it, then give the command again"
+                ) from None
+            yield
+
+
+class CellBusyError(VQBenchError):
+    """Two processes want one cell."""
+
+
+def cell_folders(experiment: Path) -> list[CellFolder]:
+    """Every cell of an experiment that has a spec, by name."""
+    return [CellFolder(spec.parent) for spec in sorted((experiment / "cells").glob("*/spec.json"))]

@@ -1,0 +1,289 @@
+"""Running the cells of a plan, one process each, and reading their rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
+from vqbench.results import DONE, FAILED, CellFolder, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vqbench.tracking import Tracker
+
+POLL_SECONDS = 0.25
+
+
+class View(Protocol):
+    """Whoever watches a run: the terminal, or nobody."""
+
+    def note(self, text: str) -> None:
+        """Something that must be said aloud."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Images are being decoded."""
+
+    def cell_started(self, cell: Cell, position: int, total: int) -> None:
+        """A cell's process has started."""
+
+    def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
+        """The content of the cell's status.json."""
+
+    def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
+        """The cell has a result."""
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Show nothing."""
+
+    def cell_started(self, cell: Cell, position: int, total: int) -> None:
+        """Show nothing."""
+
+    def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to."""
+
+    plan: Plan
+    rows: list[dict[str, Any]]
+    """One per cell, in the plan's order, as `--json` prints them."""
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The rows of failed cells."""
+        return [row for row in self.rows if row["state"] == FAILED]
+
+
+def row_of(cell: Cell, state: str) -> dict[str, Any]:
+    """A cell as one JSON object; `state` is done, failed or cached, or for a dry run partial or missing."""
+    result = cell.folder.result or {}
+    spec = cell.spec
+    return {
+        "cell": cell.folder.name,
+        "method": cell.label,
+        "dataset": spec["dataset"]["slug"],
+        "recipe": spec["recipe"]["name"],
+        "seed": spec["seed"],
+        "protocol": spec["protocol"]["hash"],
+        "state": state,
+        "scores": result.get("scores", {}),
+        "params": result.get("params", {}),
+        "train_images_per_s": result.get("train_images_per_s"),
+        "path": str(cell.folder.path),
+        "error": result.get("error") if state == FAILED else None,
+    }
+
+
+def prepare_plan(request: RunRequest, view: View) -> Plan:
+    """Everything that can be found wrong before training, found now; then the cells.
+
+    Raises UsageError. Writes nothing below the runs directory.
+    """
+    from vqbench.preflight import choose_metrics, require_perceptual_weights
+    from vqbench.registry import METHODS
+
+    for plugin in request.plugins:
+        METHODS.add_file(plugin)
+    recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
+    metrics = choose_metrics(request)
+    require_perceptual_weights(request, recipe.perceptual)
+    plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
+    for note in (*plan.notes, *metrics.notes):
+        view.note(note)
+    return plan
+
+
+def execute(request: RunRequest, view: View | None = None, tracker: Tracker | None = None) -> Outcome:
+    """Plan, train what has no result, and return a row per cell. A failed cell does not stop the others."""
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.prepare import prepare_train
+    from vqbench.home import home
+    from vqbench.preflight import check_disk, check_runs_directory
+
+    view = view or Silent()
+    plan = prepare_plan(request, view)
+    todo = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
+    if todo:
+        check_runs_directory(plan.folder)
+        check_disk(plan)
+        dataset = open_dataset(request.dataset, plan.recipe.resolution, request.data_root, request.validation_images)
+        prepare_train(dataset, home(), lambda done, total: view.preparing("training images", done, total))
+    states = {cell.folder.name: "cached" for cell in plan.cells}
+    if tracker is not None and todo:
+        tracker.start_command(plan)
+    try:
+        for position, cell in enumerate(todo, start=1):
+            view.cell_started(cell, position, len(todo))
+            states[cell.folder.name] = _run_one(cell, request.rerun, view, tracker)
+            view.cell_finished(cell, row_of(cell, states[cell.folder.name]))
+    finally:
+        rows = [row_of(cell, states[cell.folder.name]) for cell in plan.cells if _has_result(cell)]
+        if tracker is not None and todo:
+            tracker.finish_command(plan, rows)
+    return Outcome(plan, rows)
+
+
+def _has_result(cell: Cell) -> bool:
+    return cell.folder.result is not None
+
+
+def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> str:
+    folder = cell.folder
+    _make_ready(cell, rerun)
+    if tracker is not None:
+        tracker.start_cell(cell)
+    started = time.time()
+    process = _start(folder)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            view.cell_progress(cell, folder.status)
+            if tracker is not None:
+                tracker.poke(cell)
+    except BaseException:
+        _stop(process)
+        raise
+    if folder.result is None:
+        _record_death(folder, process.returncode, started)
+    result = folder.result or {}
+    if tracker is not None:
+        tracker.finish_cell(cell)
+    return DONE if result.get("state") == DONE else FAILED
+
+
+def _make_ready(cell: Cell, rerun: bool) -> None:
+    from vqbench.cell import copy_plugin
+
+    folder = cell.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    stale = ["result.json", "status.json"]  # a failure or an incomplete result; training goes on from its checkpoint
+    if rerun:
+        stale += ["metrics.jsonl", "checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json"]
+    for name in stale:
+        (folder.path / name).unlink(missing_ok=True)
+    write_json(folder.path / "spec.json", cell.spec)
+    copy_plugin(cell.spec, folder)
+
+
+def _start(folder: CellFolder) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "vqbench.cell", str(folder.path / "spec.json")]
+    with folder.log.open("ab") as log:
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+        log.flush()
+        # a session of its own: Ctrl-C reaches this process alone, which then ends the cell in good order
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
+    """A process that ended without a word, killed or crashed, still leaves a result."""
+    stage = str(folder.status.get("stage", "start"))
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
+        message = f"the process was killed by {name} during {stage}{why}"
+    else:
+        message = f"the process exited with {returncode} during {stage} and left no result"
+    folder.write_failure("Killed", message, f"its last words are in {folder.log}", stage, started)
+
+
+def run(
+    methods: Sequence[str] | str,
+    dataset: str,
+    *,
+    data_root: str | os.PathLike[str] | None = None,
+    recipe: str = "",
+    seeds: Iterable[int] = (0,),
+    images: int | None = None,
+    devices: int = 1,
+    runs: str | os.PathLike[str] = "runs",
+    name: str = "",
+    settings: Iterable[str] = (),
+    plugins: Iterable[str | os.PathLike[str]] = (),
+    metrics: Iterable[str] = (),
+    lpips: str | None = None,
+    inception_weights: str | os.PathLike[str] | None = None,
+    lpips_weights: str | os.PathLike[str] | None = None,
+    validation_images: int | None = None,
+    rerun: bool = False,
+    track: bool = True,
+) -> pd.DataFrame:
+    """Train and compare methods, as `vqbench run` does; one row per cell, one column per score.
+
+    Arguments are the command's options of the same names (`settings` is `--set`); `track=False` leaves MLflow
+    out. A failed cell is a row whose `error` says why. Raises UsageError for what cannot be run at all.
+    """
+    request = RunRequest(
+        methods=tuple(methods.split(",")) if isinstance(methods, str) else tuple(methods),
+        dataset=dataset,
+        data_root=_path(data_root),
+        recipe=recipe,
+        seeds=tuple(seeds),
+        images=images,
+        devices=devices,
+        runs=Path(runs),
+        name=name,
+        settings=tuple(settings),
+        plugins=tuple(map(Path, plugins)),
+        metrics=tuple(metrics),
+        lpips=lpips,
+        inception_weights=_path(inception_weights),
+        lpips_weights=_path(lpips_weights),
+        validation_images=validation_images,
+        rerun=rerun,
+    )
+    return frame(execute(request, tracker=make_tracker(request) if track else None).rows)
+
+
+def make_tracker(request: RunRequest) -> Tracker:
+    """The tracker for a request's runs directory, or for `$MLFLOW_TRACKING_URI`."""
+    from vqbench.tracking import Tracker
+
+    return Tracker(replace(request).runs.absolute())
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    return Path(value) if value is not None else None
+
+
+def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of `row_of` as a table: scores and parameter counts in columns of their own."""
+    import pandas as pd
+
+    flat = []
+    for row in rows:
+        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error")}
+        params = {f"params_{part}": count for part, count in row["params"].items()}
+        error = row["error"]["message"] if row["error"] else None
+        flat.append({**plain, **row["scores"], **params, "error": error})
+    return pd.DataFrame(flat)

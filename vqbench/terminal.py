@@ -1,0 +1,210 @@
+"""What a person sees: progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from vqbench.registry import METHODS, Outline
+
+if TYPE_CHECKING:
+    from vqbench.plan import Cell, Plan
+    from vqbench.recipe import Recipe
+    from vqbench.runner import Outcome
+
+PLAIN_SECONDS = 15.0  # between two lines of progress where stderr is not a terminal
+
+
+def _console(stderr: bool = False) -> Console:
+    file = sys.stderr if stderr else sys.stdout
+    width = None if file.isatty() else 100  # a file or a pipe has no width of its own
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class TerminalView:
+    """Progress of a run on stderr: a bar with images/s and time left, or a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self.console = _console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._task: TaskID | None = None
+        self._spoke = 0.0
+        self._title = ""
+        self._stage = ""
+        self._since = 0.0
+
+    def __enter__(self) -> TerminalView:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def note(self, text: str) -> None:
+        """Something that must be said aloud."""
+        self.console.print(Text(f"note: {text}"))
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Images are being decoded."""
+        self._show(f"preparing {what}", done, total, "")
+        if done >= total:
+            self._clear()
+
+    def cell_started(self, cell: Cell, position: int, total: int) -> None:
+        """A cell's process has started."""
+        self._title = f"[{position}/{total}] {cell.label} s{cell.seed}"
+        self._stage, self._spoke, self._since = "", time.monotonic(), time.monotonic()
+        verb = {"partial": "goes on", "failed": "tries again"}.get(cell.state, "starts")
+        self.console.print(Text(f"{self._title} {verb}; log: {cell.folder.log}"))
+
+    def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
+        """The content of the cell's status.json."""
+        stage, done, total = status.get("stage", "start"), status.get("images", 0), status.get("total", 0)
+        rate = float(status.get("images_per_s", 0.0))
+        text = f"{rate:.1f} images/s, {clock((total - done) / rate)} left" if rate > 0 and total else ""
+        self._show(f"{self._title} {stage}", done, total, text)
+
+    def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
+        """One line per finished cell."""
+        self._clear()
+        took = clock(time.monotonic() - self._since)
+        if row["error"]:
+            self.console.print(Text(f"{self._title} failed after {took}: {row['error']['message']}", style="red"))
+        else:
+            shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "usage")}
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+            self.console.print(Text(f"{self._title} done in {took}: {scores}"))
+
+    def _show(self, title: str, done: int, total: int, rate: str) -> None:
+        if self.progress.disable:
+            if time.monotonic() - self._spoke > PLAIN_SECONDS:
+                self._spoke = time.monotonic()
+                self.console.print(Text(f"{title} {done}/{total} {rate}".rstrip()))
+            return
+        if self._task is None:
+            self._task = self.progress.add_task("", total=None, rate="")
+        self.progress.update(self._task, description=title, completed=done, total=total or None, rate=rate)
+
+    def _clear(self) -> None:
+        if self._task is not None:
+            self.progress.remove_task(self._task)
+            self._task = None
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def print_comparison(outcome: Outcome) -> None:
+    """The table of a run on stdout, its failures, and where everything else is."""
+    from vqbench.reports.summary import interval_note, shown_columns, summarise
+
+    console, summaries = _console(), summarise(outcome.rows)
+    columns = shown_columns(summaries)
+    several = any(summary.seeds > 1 for summary in summaries)
+    table = _table("method")
+    for column in columns:
+        table.add_column(column.title, justify="right", overflow="fold")
+    table.add_column("n", justify="right")
+    for summary in summaries:
+        cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
+        name = Text(summary.method if summary.seeds else f"{summary.method} (failed)", style="" if summary.seeds else "red")
+        table.add_row(name, *cells, str(summary.seeds), end_section=several)
+    console.print(table)
+    protocol = outcome.plan.protocol
+    console.print(Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {interval_note(summaries)}"))
+    console.print(Text(f"results {outcome.plan.folder}", overflow="fold", no_wrap=False))
+    for row in outcome.failed:
+        console.print(Text(f"failed {row['cell']}: {row['error']['message']}", style="red"))
+        console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"))
+    if outcome.failed:
+        console.print("the same command runs the failed cells again")
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells of a plan and what is known of each."""
+    console, table = _console(), _table("cell", "method", "seed", "state")
+    for cell in plan.cells:
+        table.add_row(cell.folder.name, cell.label, str(cell.seed), cell.state)
+    console.print(table)
+    counts = Counter(cell.state for cell in plan.cells)
+    console.print(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    recipe = plan.recipe
+    console.print(Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}"))
+    console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
+    console.print(Text(f"results {plan.folder}"))
+
+
+def print_outlines(kind: str, outlines: list[Outline], with_components: bool) -> None:
+    """Plugins of one kind, one row each; a broken one says why."""
+    titles = ("paper", "components", "origin") if with_components else ("origin",)
+    table = _table(kind, "what", *titles)
+    for outline in outlines:
+        summary = Text(f"broken: {outline.problem}", style="red") if outline.problem else Text(outline.summary)
+        more = (outline.paper, ", ".join(outline.components) or "–", outline.origin)
+        table.add_row(Text(outline.name), summary, *map(Text, more if with_components else more[-1:]))
+    _console().print(table)
+
+
+def print_recipes(recipes: list[Recipe]) -> None:
+    """The shipped recipes, one row each."""
+    table = _table("recipe", "px", "f", "images", "batch", "K", "d", "perceptual", "GAN")
+    for r in recipes:
+        numbers = (r.resolution, r.downsampling, f"{r.images:,}", r.batch_size, r.codebook_size, r.codebook_dim)
+        table.add_row(r.name, *map(str, numbers), r.perceptual, r.gan)
+    _console().print(table)
+
+
+def _print_fields(cls: type, values: dict[str, Any]) -> None:
+    from vqbench.config import describe
+
+    table = _table("field", "type", "default", "meaning")
+    for field in describe(cls):
+        default = values.get(field.name, field.default)
+        table.add_row(*(Text(str(x)) for x in (field.name, field.type, default, field.meaning)))
+    _console().print(table)
+
+
+def print_recipe(name: str) -> None:
+    """Every field of a recipe with its value."""
+    from vqbench.recipe import Recipe, load_recipe
+
+    _print_fields(Recipe, load_recipe(name).as_dict())
+
+
+def print_method(name: str) -> None:
+    """A method's paper, fields, components and presets."""
+    from vqbench.config import components
+
+    console, cls, outline = _console(), METHODS.get(name), METHODS.outline(name)
+    console.print(Text(outline.summary or name))
+    console.print(Text(f"from {outline.origin}\n"))
+    _print_fields(cls.Config, {})
+    dropped = components(cls.Config)
+    listed = ", ".join(f"{component} (field {field})" for component, field in dropped.items()) or "none"
+    console.print(Text(f"\ncomponents that can be dropped: {listed}"))
+    for preset, values in cls.presets.items():
+        settings = ", ".join(f"{key}={value}" for key, value in values.items())
+        console.print(Text(f"preset {name}@{preset}: {settings}"))

@@ -1,0 +1,158 @@
+"""The assembled tokenizer: encoder → quantizer → decoder, saved as safetensors and loaded again anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
+from vqbench.config import build
+from vqbench.errors import UsageError
+from vqbench.quantizer import Quantized, Quantizer
+from vqbench.recipe import Recipe
+from vqbench.registry import METHODS
+from vqbench.seeds import seeded
+
+WEIGHTS = "tokenizer.safetensors"
+
+
+@dataclass
+class Reconstruction:
+    """One training forward: the images decoded from the quantized and, where there is one, the continuous latent."""
+
+    images: Tensor
+    """(B, 3, R, R), not clamped."""
+    quantized: Quantized
+    continuous: Tensor | None = None
+    """(B, 3, R, R) decoded from `quantized.continuous`."""
+
+
+class Tokenizer(nn.Module):
+    """Images to indices and back. `encode` and `decode` are what evaluation uses and nothing else."""
+
+    def __init__(self, backbone: BackboneConfig, quantizer: Quantizer, seed: int = 0) -> None:
+        super().__init__()
+        latent = backbone.latent_channels
+        # each part draws from a stream of its own: under one seed, all methods start from the same backbone
+        with seeded("encoder", seed):
+            self.encoder = Encoder(backbone)
+        with seeded("to quantizer", seed):
+            self.to_quantizer = nn.Conv2d(latent, quantizer.in_channels, 1)
+        self.quantizer = quantizer
+        with seeded("from quantizer", seed):
+            self.from_quantizer = nn.Conv2d(quantizer.out_channels, latent, 1)
+        with seeded("decoder", seed):
+            self.decoder = Decoder(backbone)
+        self.resolution = backbone.resolution
+        self.downsampling = 2 ** (len(backbone.channel_multipliers) - 1)
+
+    def quantize(self, images: Tensor) -> Quantized:
+        """(B, 3, R, R) in [-1, 1] → what the quantizer returns for them."""
+        quantized: Quantized = self.quantizer(self.to_quantizer(self.encoder(images)))
+        return quantized
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
+        images: Tensor = self.decoder(self.from_quantizer(latents))
+        return images
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """One training pass over images (B, 3, R, R) in [-1, 1]; both paths in one call of the shared decoder."""
+        quantized = self.quantize(images)
+        if quantized.continuous is None:
+            return Reconstruction(self.decode_latents(quantized.latents), quantized)
+        both = self.decode_latents(torch.cat([quantized.latents, quantized.continuous]))
+        discrete, continuous = both.chunk(2)
+        return Reconstruction(discrete, quantized, continuous)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] → indices (B, h, w), or (B, h, w, G) for G codebooks; int64.
+
+        The tokenizer must be in eval mode, as `load` returns it. Raises ValueError for another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or any(side % self.downsampling for side in images.shape[2:]):
+            f = self.downsampling
+            raise ValueError(f"expected images (B, 3, H, W) with H and W divisible by {f}, not {tuple(images.shape)}")
+        return self.quantize(images).indices
+
+    @torch.inference_mode()
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices as `encode` returned them → images (B, 3, H, W) in [-1, 1]."""
+        return self.decode_latents(self.quantizer.decode_indices(indices)).clamp(-1, 1)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters by part; `projections` are the 1×1 convolutions around the quantizer."""
+        parts = {
+            "encoder": count_parameters(self.encoder),
+            "quantizer": count_parameters(self.quantizer),
+            "projections": count_parameters(self.to_quantizer) + count_parameters(self.from_quantizer),
+            "decoder": count_parameters(self.decoder),
+        }
+        return {**parts, "total": sum(parts.values())}
+
+
+def build_quantizer(method: str, config: dict[str, Any]) -> Quantizer:
+    """A quantizer by its method's name and Config fields. Raises UsageError for a wrong name or field."""
+    cls = METHODS.get(method)
+    quantizer: Quantizer = cls(build(cls.Config, config, method, f"vqbench show {method}"))
+    return quantizer
+
+
+def build_tokenizer(method: str, config: dict[str, Any], recipe: Recipe, seed: int) -> Tokenizer:
+    """An untrained tokenizer, initialised by `seed` alone."""
+    with seeded("quantizer", seed):
+        quantizer = build_quantizer(method, config)
+    return Tokenizer(BackboneConfig.of(recipe), quantizer, seed)
+
+
+def save(tokenizer: Tokenizer, path: Path, spec: dict[str, Any]) -> None:
+    """Write the weights as safetensors, atomically, with what is needed to build the tokenizer in the header."""
+    from safetensors.torch import save_file
+
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tokenizer.state_dict().items()}
+    header = {key: spec[key] for key in ("method", "config", "recipe", "plugin", "seed", "hash")}
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
+    os.replace(partial, path)
+
+
+def _weights_file(path: Path) -> Path:
+    for candidate in (path, path / "checkpoints" / WEIGHTS, path / WEIGHTS):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"no trained tokenizer at {path}", f"give a finished cell's folder, or a {WEIGHTS}")
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tokenizer:
+    """A trained tokenizer in eval mode, from a cell's folder or a `tokenizer.safetensors`.
+
+    `tokenizer.encode(images)` takes (B, 3, H, W) in [-1, 1]. Raises UsageError where there is none.
+    """
+    from safetensors import safe_open
+
+    weights = _weights_file(Path(path))
+    with safe_open(weights, framework="pt") as file:  # type: ignore[no-untyped-call]
+        metadata = file.metadata() or {}
+        if "vqbench" not in metadata:
+            raise UsageError(f"{weights} was not written by vqbench", f"give a finished cell's folder, or its {WEIGHTS}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    header = json.loads(metadata["vqbench"])
+    _make_plugin_known(header, weights)
+    recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
+    tokenizer = build_tokenizer(header["method"], header["config"], recipe, header["seed"])
+    tokenizer.load_state_dict(tensors)
+    return tokenizer.to(device).eval()
+
+
+def _make_plugin_known(header: dict[str, Any], weights: Path) -> None:
+    if header["plugin"] is None or header["method"] in METHODS:
+        return
+    beside = weights.parent.parent / "plugin.py"  # the copy that a cell keeps of the file it was trained with
+    METHODS.add_file(beside if beside.is_file() else Path(header["plugin"]["path"]))

@@ -1,0 +1,221 @@
+"""The training algorithm, as a Lightning module that is the same for every method.
+
+Everything random is a function of (seed, images seen), and schedules are functions of images seen, so a run
+that was interrupted and resumed gives the same weights as one that ran through.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vqbench.discriminator import PatchDiscriminator
+from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
+from vqbench.quantizer import Quantized, TrainingState
+from vqbench.recipe import Recipe
+from vqbench.seeds import derive_seed, seeded
+from vqbench.tokenizer import Reconstruction, Tokenizer
+
+
+def learning_rate(recipe: Recipe, images_seen: int) -> float:
+    """Learning rate of the step that starts after `images_seen` images."""
+    if images_seen < recipe.warmup_images:
+        return recipe.learning_rate * (images_seen + recipe.batch_size) / (recipe.warmup_images + recipe.batch_size)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    progress = (images_seen - recipe.warmup_images) / max(1, recipe.steps * recipe.batch_size - recipe.warmup_images)
+    return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class CodeCounter:
+    """Histogram of the codes used since the last reading: usage and perplexity over that window of training.
+
+    Not a module: DDP would overwrite a buffer with the first device's.
+    """
+
+    def __init__(self, codebook_size: int, num_codebooks: int) -> None:
+        self.counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
+
+    def update(self, indices: Tensor) -> None:
+        """Count indices (B, h, w) or (B, h, w, G)."""
+        self.counts = self.counts.to(indices.device)
+        groups, size = self.counts.shape
+        flat = indices.reshape(-1, groups) + torch.arange(groups, device=indices.device) * size
+        self.counts += torch.bincount(flat.flatten(), minlength=groups * size).view(groups, size)
+
+    def read(self) -> dict[str, float]:
+        """Usage and perplexity over all devices, means over codebooks; starts the next window."""
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.counts)
+        frequency = self.counts.double() / self.counts.sum(1, keepdim=True).clamp(min=1)
+        entropy = torch.special.entr(frequency).sum(1)
+        window = {"usage": (self.counts > 0).double().mean().item(), "perplexity": entropy.exp().mean().item()}
+        self.counts.zero_()
+        return window
+
+
+class TokenizerTraining(lightning.LightningModule):
+    """One tokenizer, its losses and optimisers; `training_step` is the whole of the algorithm."""
+
+    pixel_mse: Tensor
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int, perceptual: nn.Module | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer = tokenizer
+        self.recipe = recipe
+        self.seed = seed
+        self.reconstruction_loss = ReconstructionLoss(
+            recipe.pixel_loss, recipe.pixel_weight, perceptual, recipe.perceptual_weight
+        )
+        with seeded("discriminator", seed):
+            self.discriminator = (
+                PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
+                if recipe.gan != "none"
+                else None
+            )
+        self.average = _averaged(tokenizer, recipe)
+        self.codes = CodeCounter(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
+        self.register_buffer("pixel_mse", torch.ones(()))
+        self.images_seen = 0
+        self.seconds = 0.0
+        self.optimizer_states: list[dict[str, Any]] = []
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the tokenizer and, where there is a GAN, for the discriminator."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        trained = [self.tokenizer, *([self.discriminator] if self.discriminator is not None else [])]
+        r = self.recipe
+        optimizers: list[torch.optim.Optimizer] = [
+            kinds[r.optimizer](m.parameters(), lr=r.learning_rate, betas=r.betas, weight_decay=r.weight_decay)
+            for m in trained
+        ]
+        for optimizer, state in zip(optimizers, self.optimizer_states, strict=False):
+            optimizer.load_state_dict(state)
+        return optimizers
+
+    def on_fit_start(self) -> None:
+        """The perceptual network is not a submodule, so it is moved by hand."""
+        self.reconstruction_loss.to(self.device)
+
+    def training_step(self, images: Tensor, batch_index: int) -> None:
+        """One optimiser step on this device's share of a batch, images (B, 3, R, R) in [-1, 1]."""
+        torch.manual_seed(derive_seed("noise", self.seed, self.global_rank, self.images_seen))
+        self._begin_step(images)
+        output: Reconstruction = self.tokenizer(images)
+        terms = self._reconstruction_terms(images, output)
+        if self._adversary_is_on():
+            terms["gan"] = self._generator_term(output, terms)
+        terms |= output.quantized.losses
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self._descend(0, loss, self.tokenizer)
+        if self.average is not None:
+            self.average.update_parameters(self.tokenizer)
+        if self._adversary_is_on():
+            terms["discriminator"] = self._train_discriminator(images, output.images.detach())
+        self._end_step(images, output, {"loss": loss, **terms})
+
+    def _begin_step(self, images: Tensor) -> None:
+        tokens = (images.shape[2] // self.tokenizer.downsampling) * (images.shape[3] // self.tokenizer.downsampling)
+        state = TrainingState(
+            images_seen=self.images_seen,
+            images_total=self.recipe.steps * self.recipe.batch_size,
+            pixel_values_per_token=images[0].numel() / tokens,
+            pixel_mse=self.pixel_mse,
+        )
+        self.tokenizer.quantizer.advance(state)
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.recipe, self.images_seen)
+
+    def _reconstruction_terms(self, images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.reconstruction_loss(images, output.images)
+        if output.continuous is not None:  # the second path is held to the same reconstruction loss
+            weight = output.quantized.continuous_weight
+            second = self.reconstruction_loss(images, output.continuous)
+            terms |= {f"continuous_{name}": weight * term for name, term in second.items()}
+        return terms
+
+    def _adversary_is_on(self) -> bool:
+        return self.discriminator is not None and self.images_seen >= self.recipe.gan_start_images
+
+    def _generator_term(self, output: Reconstruction, terms: dict[str, Tensor]) -> Tensor:
+        assert self.discriminator is not None
+        assert self.recipe.gan != "none"
+        self.discriminator.requires_grad_(False)
+        adversarial = generator_loss(self.recipe.gan, self.discriminator(output.images).float())
+        weight: float | Tensor = self.recipe.gan_weight
+        if self.recipe.gan_adaptive:
+            reconstruction = torch.stack(list(terms.values())).sum()
+            weight = weight * adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
+        return weight * adversarial
+
+    def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        assert self.recipe.gan != "none"
+        self.discriminator.requires_grad_(True)
+        real, fake = self.discriminator(images).float(), self.discriminator(reconstructions).float()
+        loss = discriminator_loss(self.recipe.gan, real, fake)
+        self._descend(1, loss, self.discriminator)
+        return loss
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _descend(self, which: int, loss: Tensor, module: nn.Module) -> None:
+        optimizer = self._optimizers()[which]
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        if self.recipe.gradient_clip > 0:
+            nn.utils.clip_grad_norm_(module.parameters(), self.recipe.gradient_clip)
+        optimizer.step()
+
+    def _end_step(self, images: Tensor, output: Reconstruction, terms: dict[str, Tensor]) -> None:
+        self.pixel_mse = nn.functional.mse_loss(output.images.detach().float(), images)
+        self.images_seen += self.recipe.batch_size
+        self.codes.update(output.quantized.indices)
+        self.last = (terms, output.quantized)
+
+    def curve_point(self) -> dict[str, float]:
+        """Losses, diagnostics and code statistics, as they stand, for one line of metrics.jsonl."""
+        terms, quantized = self.last
+        return {
+            "images": self.images_seen,
+            "time": round(time.time(), 3),
+            "learning_rate": learning_rate(self.recipe, self.images_seen - self.recipe.batch_size),
+            **{f"loss/{name}" if name != "loss" else name: float(term.detach()) for name, term in terms.items()},
+            "psnr": float(10 * torch.log10(4.0 / self.pixel_mse.clamp(min=1e-12))),  # of a batch, floats, not protocol
+            **self.codes.read(),
+            **{f"quantizer/{name}": float(v.detach()) for name, v in quantized.diagnostics.items()},
+        }
+
+    last: tuple[dict[str, Tensor], Quantized]
+
+    def state_to_save(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "module": self.state_dict(),
+            "optimizers": [o.optimizer.state_dict() for o in self._optimizers()],
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_to_save`, before training starts."""
+        self.load_state_dict(state["module"])
+        self.optimizer_states = state["optimizers"]
+        self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+
+
+def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:
+    if recipe.ema_halflife_images == 0:
+        return None
+    decay = 0.5 ** (recipe.batch_size / recipe.ema_halflife_images)
+    return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)  # type: ignore[no-untyped-call]

@@ -10,8 +10,8 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import embedding, mse_loss
 
 from vqbench.methods.nearest import nearest
 
@@ -43,7 +43,7 @@ def initial_codebook(codebook_size: int, dim: int, init: Init) -> Tensor:
 
 def look_up(indices: Tensor, codes: Tensor) -> Tensor:
     """Codes (K, d) at indices (B, h, w), as latents (B, d, h, w)."""
-    return F.embedding(indices, codes).permute(0, 3, 1, 2).contiguous()
+    return embedding(indices, codes).permute(0, 3, 1, 2).contiguous()
 
 
 def as_rows(latents: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ def vq_losses(z: Tensor, z_q: Tensor, beta: float, beta_on: BetaOn) -> dict[str,
 
     `beta` weights the term that `beta_on` names, the other has weight 1.
     """
-    codebook = F.mse_loss(z_q, z.detach())  # moves the codes only
-    commitment = F.mse_loss(z, z_q.detach())  # moves the encoder only
+    codebook = mse_loss(z_q, z.detach())  # moves the codes only
+    commitment = mse_loss(z, z_q.detach())  # moves the encoder only
     if beta_on == "commitment":
         return {"codebook": codebook, "commitment": beta * commitment}
     return {"codebook": beta * codebook, "commitment": commitment}

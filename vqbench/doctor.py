@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -51,7 +52,8 @@ def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Pat
     findings = [_device(), *_versions(), _home(home)]
     findings += _weights("inception", lambda: find_inception(inception, home=home), found)
     for net in BACKBONES:
-        findings += _weights(net, lambda net=net: find_lpips(net, lpips, home=home), found)  # type: ignore[misc]
+        explicit = lpips if _is_for(lpips, net) else None
+        findings += _weights(net, functools.partial(find_lpips, net, explicit, home=home), found)
     checks = (_pixel_values(), _feature_distances(), _codes(), _inception_value(found, home), _lpips_values(found))
     return findings + [finding for check in checks for finding in _to_the_end(check)]
 
@@ -62,6 +64,18 @@ def _to_the_end(check: Iterable[Finding]) -> Iterator[Finding]:
         yield from check
     except Exception as error:
         yield Finding("check", "wrong", f"{type(error).__name__}: {error}", "report it with this output")
+
+
+def _is_for(lpips: Path | None, net: str) -> bool:
+    """Whether a file given by hand concerns this net: unless it is known to be another net's, it does."""
+
+    def is_backbone(name: str) -> bool:
+        try:
+            return isinstance(find_lpips(name, lpips), WeightFile)
+        except VQBenchError:
+            return False
+
+    return lpips is None or lpips.is_dir() or not any(is_backbone(other) for other in BACKBONES if other != net)
 
 
 def render(findings: list[Finding]) -> str:

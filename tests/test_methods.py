@@ -1,0 +1,462 @@
+"""Every method on cases with a known answer; no file is needed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vqbench.config import build
+from vqbench.errors import UsageError
+from vqbench.methods import nearest as nearest_module
+from vqbench.methods.codebook import quantize, vq_losses
+from vqbench.methods.dcr import moments, squared_w2_to_standard_normal
+from vqbench.methods.fsq import FSQ, RECOMMENDED
+from vqbench.methods.nearest import nearest
+from vqbench.methods.sqvae import SQVAE, assignment_logits, latent_terms
+from vqbench.methods.vaevq import VAEVQ, kl_per_image
+from vqbench.methods.vqgan import VQGAN
+from vqbench.quantizer import Quantizer, TrainingState
+from vqbench.trial import ToyTokenizer
+
+quick = settings(max_examples=40, deadline=None)
+
+
+def seeded(cls: type[Quantizer], seed: int = 0, **config: Any) -> Any:
+    torch.manual_seed(seed)
+    return cls(cls.Config(**config))
+
+
+# nearest
+
+
+@quick
+@given(
+    n=st.integers(0, 40), k=st.integers(1, 30), d=st.integers(1, 9), rows=st.integers(1, 17), seed=st.integers(0, 99)
+)
+def test_nearest_is_brute_force(n: int, k: int, d: int, rows: int, seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    # Whole numbers: every distance is exact in float32, so that only true ties may differ.
+    z = torch.randint(-9, 10, (n, d), generator=noise).float()
+    codes = torch.randint(-9, 10, (k, d), generator=noise).float()
+    distance = (z[:, None] - codes).square().sum(2)
+    usual, nearest_module.SCORE_BYTES = nearest_module.SCORE_BYTES, rows * 4 * k
+    try:
+        found = nearest(z, codes)
+    finally:
+        nearest_module.SCORE_BYTES = usual
+    assert found.dtype == torch.int64
+    assert torch.equal(distance.gather(1, found[:, None])[:, 0], distance.amin(1))
+
+
+def test_nearest_tells_close_codes_apart_far_from_zero() -> None:
+    """Codes 1e-2 apart at a distance of 1e3 from zero: |e|² alone is 1e6, where float32 resolves 0.06."""
+    codes = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * 1e-2 + 1e3
+    assert torch.equal(nearest(codes, codes), torch.arange(64))
+
+
+def test_nearest_weights_coordinates() -> None:
+    noise = torch.Generator().manual_seed(0)
+    z, codes = torch.randn(50, 6, generator=noise), torch.randn(20, 6, generator=noise)
+    precision = torch.rand(50, 6, generator=noise) * 5
+    expected = (precision[:, None] * (z[:, None] - codes).square()).sum(2).argmin(1)
+    assert torch.equal(nearest(z, codes, precision), expected)
+
+
+def test_nearest_ignores_autocast() -> None:
+    noise = torch.Generator().manual_seed(0)
+    z, codes = torch.randn(500, 16, generator=noise), torch.randn(300, 16, generator=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest(z, codes), torch.cdist(z.double(), codes.double()).argmin(1))
+
+
+def test_scores_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+    original = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *a, out, **k: (blocks.append(out.nbytes), original(*a, out=out, **k))[1])
+    nearest(torch.randn(3000, 4), torch.randn(2000, 4))
+    assert len(blocks) > 1
+    assert max(blocks) <= nearest_module.SCORE_BYTES
+
+
+# vqgan
+
+
+def test_vqgan_by_hand() -> None:
+    quantizer = seeded(VQGAN, codebook_size=2, dim=1, beta=0.5)
+    quantizer.embedding.data = torch.tensor([[0.0], [10.0]])
+    z = torch.tensor([1.0, 8.0]).view(1, 1, 1, 2).requires_grad_()
+    result = quantizer(z)
+    assert result.indices.tolist() == [[[0, 1]]]
+    assert result.latents.flatten().tolist() == [0.0, 10.0]
+    assert result.losses["codebook"].item() == 2.5  # (1² + 2²) / 2
+    assert result.losses["commitment"].item() == 1.25
+    sum(result.losses.values()).backward()
+    assert z.grad is not None
+    assert z.grad.flatten().tolist() == [0.5, -1.0]  # beta · 2 (z − e) / 2
+    assert quantizer.embedding.grad.flatten().tolist() == [-1.0, 2.0]
+
+
+def test_beta_order_exchanges_the_weights() -> None:
+    z, z_q = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
+    paper, legacy = vq_losses(z, z_q, 0.25, "commitment"), vq_losses(z, z_q, 0.25, "codebook")
+    assert torch.equal(legacy["codebook"], paper["commitment"])
+    assert torch.equal(legacy["commitment"], paper["codebook"])
+    assert VQGAN.presets["legacy"] == {"beta_on": "codebook"}
+
+
+@pytest.mark.parametrize(("init", "rms"), [("uniform", 1 / 400 / 3**0.5), ("normal", 0.125), ("unit_normal", 1.0)])
+def test_initial_codebook(init: str, rms: float) -> None:
+    codes = seeded(VQGAN, codebook_size=400, dim=64, init=init).codebook
+    assert float(codes.square().mean().sqrt()) == pytest.approx(rms, rel=0.03)
+
+
+@pytest.mark.parametrize("cls", [VQGAN, SQVAE, VAEVQ])
+def test_one_code_is_refused(cls: Any) -> None:
+    with pytest.raises(ValueError, match="codebook_size must be at least 2"):
+        cls.Config(codebook_size=1)
+
+
+# fsq
+
+
+level_lists = st.lists(st.integers(2, 1100) | st.integers(2, 9), min_size=1, max_size=6).map(tuple)
+
+
+@quick
+@given(levels=level_lists, seed=st.integers(0, 99), scale=st.sampled_from([0.0, 1.0, 30.0, 1e6]))
+def test_fsq_round_trip_on_any_levels(levels: tuple[int, ...], seed: int, scale: float) -> None:
+    quantizer = FSQ(FSQ.Config(levels)).eval()
+    z = scale * torch.randn(2, len(levels), 3, 5, generator=torch.Generator().manual_seed(seed))
+    result = quantizer(z)
+    assert result.indices.min() >= 0
+    assert result.indices.max() < math.prod(levels)
+    assert result.latents.abs().max() <= 1
+    assert torch.equal(quantizer.decode_indices(result.indices), result.latents)
+
+
+@quick
+@given(levels=st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple))
+def test_fsq_codebook_lists_every_combination_once(levels: tuple[int, ...]) -> None:
+    codebook = FSQ(FSQ.Config(levels)).codebook
+    assert codebook is not None
+    assert codebook.shape == (math.prod(levels), len(levels))
+    assert len(codebook.unique(dim=0)) == math.prod(levels)
+    digits = np.stack(np.unravel_index(np.arange(math.prod(levels)), levels, order="F"), 1)  # first level fastest
+    half = np.array(levels) // 2
+    np.testing.assert_allclose(codebook.numpy(), (digits - half) / half, rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8])
+def test_fsq_reaches_every_level_and_centres_on_zero(levels: int) -> None:
+    quantizer = FSQ(FSQ.Config((levels,))).eval()
+    z = torch.linspace(-12, 12, 4001).view(1, 1, 1, -1)
+    assert quantizer(z).indices.unique().tolist() == list(range(levels))
+    assert float(quantizer(torch.zeros(1, 1, 1, 1)).latents) == 0
+
+
+def test_fsq_of_two_levels_splits_at_zero() -> None:
+    z = torch.tensor([-0.1, 0.1]).view(1, 1, 1, 2).requires_grad_()
+    result = FSQ(FSQ.Config((2,)))(z)
+    assert result.indices.tolist() == [[[0, 1]]]
+    result.latents.sum().backward()
+    assert z.grad is not None
+    assert z.grad.min() > 0.4  # with the shift of larger even levels it would be 0.001
+
+
+def test_fsq_gradient_is_that_of_its_bound() -> None:
+    z = torch.randn(1, 2, 3, 3).requires_grad_()
+    FSQ(FSQ.Config((5, 3)))(z).latents.sum().backward()
+    scale = torch.tensor([2.002 / 2, 1.001 / 1]).view(2, 1, 1)
+    torch.testing.assert_close(z.grad, (1 - z.detach().tanh().square()) * scale)
+
+
+def test_fsq_sizes_by_name() -> None:
+    assert [math.prod(v) for v in RECOMMENDED.values()] == [15, 64, 240, 512, 1000, 1920, 4375, 15360, 64000]
+    named: Any = "2^10"
+    assert FSQ.Config(named) == FSQ.Config(("2^10",)) == FSQ.Config((8, 5, 5, 5))
+    assert build(FSQ.Config, {"levels": "2^10"}, "fsq", "") == build(FSQ.Config, {"levels": "8,5,5,5"}, "fsq", "")
+    assert FSQ(FSQ.Config()).codebook_size == 512
+
+
+@pytest.mark.parametrize("text", ["1,5", "2^5", "0", "8,x", ""])
+def test_fsq_refuses_levels(text: str) -> None:
+    with pytest.raises(UsageError, match="levels"):
+        build(FSQ.Config, {"levels": text}, "fsq", "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"), [(16, 15), (64, 64), (512, 512), (1024, 1000), (16384, 15360), (10**6, 64000)]
+)
+def test_fsq_matches_a_codebook_in_bits(wanted: int, given: int) -> None:
+    assert FSQ(build(FSQ.Config, FSQ.matched(wanted, 64), "fsq", "")).codebook_size == given
+
+
+# sqvae
+
+
+def state(images_seen: int, mse: float = 0.5) -> TrainingState:
+    return TrainingState(images_seen, 10**6, 48.0, torch.tensor(mse))
+
+
+def test_sqvae_temperature_is_the_authors_at_their_batch() -> None:
+    quantizer = seeded(SQVAE, codebook_size=4, dim=2)
+    for step in (0, 1000, 100_000):
+        quantizer.advance(state(32 * step))
+        assert float(quantizer.temperature) == pytest.approx(math.exp(-1e-5 * step), rel=1e-5)
+    quantizer.advance(state(10**9))
+    assert float(quantizer.temperature) == pytest.approx(1e-3)
+
+
+def test_sqvae_schedule_is_in_the_state_dict() -> None:
+    quantizer = seeded(SQVAE, codebook_size=4, dim=2)
+    quantizer.advance(state(10**6, 0.1))
+    other = seeded(SQVAE, 1, codebook_size=4, dim=2)
+    other.load_state_dict(quantizer.state_dict())
+    assert torch.equal(other.temperature, quantizer.temperature)
+    assert float(other.latent_weight) == pytest.approx(2 * 0.1 / 48)
+
+
+def test_arelbo_scaled_to_the_pixel_loss() -> None:
+    """mse + weighted terms has the gradient of the authors' loss times 2 mse / D, in decoder, encoder and codes."""
+    torch.manual_seed(0)
+    quantizer = seeded(SQVAE, codebook_size=5, dim=3, log_variance_init=0.0)
+    quantizer.temperature.fill_(0.7)
+    images, pixels = torch.randn(2, 3, 8, 8), 3 * 8 * 8
+    z = torch.randn(2, 3, 2, 2).requires_grad_()
+    decoder = nn.ConvTranspose2d(3, 3, 4, stride=4)
+    leaves = [z, *quantizer.parameters(), *decoder.parameters()]
+
+    torch.manual_seed(1)
+    result = quantizer(z)
+    error = (decoder(result.latents) - images).square().sum() / 2
+    raw = {name: term / quantizer.latent_weight for name, term in result.losses.items()}
+    authors = pixels / 2 * error.log() + 4 * (raw["entropy"] + raw["noise"])  # four tokens an image
+    expected = torch.autograd.grad(authors, leaves)
+
+    mse = (error / pixels).detach()
+    quantizer.advance(TrainingState(0, 1, pixels / 4, mse))
+    quantizer.temperature.fill_(0.7)
+    torch.manual_seed(1)
+    result = quantizer(z)
+    ours = (decoder(result.latents) - images).square().mean() + sum(result.losses.values())
+    for found, wanted in zip(torch.autograd.grad(ours, leaves), expected, strict=True):
+        torch.testing.assert_close(found, wanted * 2 * mse / pixels, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["I", "II", "III", "IV"])
+def test_sqvae_variance_modes(mode: str) -> None:
+    quantizer = seeded(SQVAE, codebook_size=12, dim=3, variance=mode, log_variance_init=-1.0)
+    assert quantizer.in_channels == (3 if mode == "I" else 6)
+    z = torch.randn(2, quantizer.in_channels, 4, 4)
+    mean, variance = quantizer._split(z)
+    shapes = {"I": (1, 1, 1, 1), "II": (2, 1, 1, 1), "III": (2, 1, 4, 4), "IV": (2, 3, 4, 4)}
+    assert variance.shape == shapes[mode]
+    assert variance.min() > math.exp(-1)
+    spread = variance.expand_as(mean).permute(0, 2, 3, 1).reshape(-1, 1, 3)
+    rows = mean.permute(0, 2, 3, 1).reshape(-1, 1, 3)
+    distance = ((rows - quantizer.codebook).square() / (2 * spread)).sum(2)
+    assert torch.equal(quantizer.eval()(z).indices.flatten(), distance.argmin(1))
+    p = assignment_logits(rows[:, 0], quantizer.codebook, spread[:, 0]).softmax(1)
+    torch.testing.assert_close(p, (-distance).softmax(1))
+
+
+def test_sqvae_terms_by_hand() -> None:
+    """Two codes at equal distance: entropy −log 2; one unit away with variance 2 in each of 3 channels: 3/4."""
+    terms = latent_terms(torch.zeros(5, 3), torch.ones(5, 3), torch.full((5, 1), 2.0), torch.zeros(5, 2))
+    assert float(terms["entropy"]) == pytest.approx(-math.log(2))
+    assert float(terms["noise"]) == pytest.approx(0.75)
+
+
+def test_sqvae_mixture_hardens_with_the_temperature() -> None:
+    quantizer = seeded(SQVAE, codebook_size=6, dim=2, log_variance_init=-3.0)
+    quantizer.temperature.fill_(1e-6)
+    latents = quantizer(torch.randn(1, 2, 5, 5)).latents.permute(0, 2, 3, 1).reshape(-1, 2)
+    apart = torch.cdist(latents.detach(), quantizer.codebook).amin(1)
+    assert float(apart.max()) < 1e-5
+
+
+# vaevq
+
+
+def test_dcr_of_known_codebooks() -> None:
+    d = 6
+    assert float(squared_w2_to_standard_normal(torch.zeros(50, d))) == d  # all codes at 0: W₂² = d
+    cross = torch.cat([torch.eye(d), -torch.eye(d)]).double() * math.sqrt((2 * d - 1) / 2)  # mean 0, covariance I
+    assert float(squared_w2_to_standard_normal(cross)) == pytest.approx(0, abs=1e-9)
+    assert float(squared_w2_to_standard_normal(cross + 2)) == pytest.approx(4 * d)
+    assert float(squared_w2_to_standard_normal(3 * cross)) == pytest.approx(4 * d)  # (3 − 1)² a dimension
+
+
+def test_dcr_of_normal_samples_is_near_zero() -> None:
+    codes = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
+    assert 0 <= float(squared_w2_to_standard_normal(codes)) < 1e-3
+
+
+@quick
+@given(seed=st.integers(0, 999), d=st.integers(1, 6))
+def test_dcr_against_matrix_square_root(seed: int, d: int) -> None:
+    """The general Fréchet formula with scipy's sqrtm, which takes another way than eigenvalues."""
+    codes = torch.randn(40, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.5 + 0.2
+    mean, covariance = codes.numpy().mean(0), np.cov(codes.numpy(), rowvar=False).reshape(d, d)
+    root = np.real(scipy.linalg.sqrtm(covariance @ np.eye(d)))
+    expected = mean @ mean + np.trace(covariance + np.eye(d) - 2 * root)
+    assert float(squared_w2_to_standard_normal(codes)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_dcr_gradient() -> None:
+    codes = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(squared_w2_to_standard_normal, (codes,))
+    # By hand: 2 μ / K + 2 (I − Σ^−½) (e − μ) / (K − 1)
+    (gradient,) = torch.autograd.grad(squared_w2_to_standard_normal(codes), codes)
+    mean, covariance = moments(codes.detach())
+    inverse_root = torch.from_numpy(np.real(np.linalg.inv(scipy.linalg.sqrtm(covariance.numpy()))))
+    pull = (codes.detach() - mean) @ (torch.eye(4, dtype=torch.float64) - inverse_root)
+    torch.testing.assert_close(gradient, 2 * mean / 20 + 2 * pull / 19)
+
+
+@pytest.mark.parametrize(("size", "scale"), [(3, 1.0), (512, 1 / 512), (64, 1e-9)])
+def test_dcr_widens_a_small_codebook(size: int, scale: float) -> None:
+    """Fewer codes than dimensions, or all codes near zero: the gradient is finite and points outwards."""
+    codes = (torch.rand(size, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1) * scale
+    codes.requires_grad_()
+    distance = squared_w2_to_standard_normal(codes)
+    distance.backward()
+    assert codes.grad is not None
+    assert codes.grad.isfinite().all()
+    if scale < 1:
+        assert (codes.grad * (codes - codes.mean(0)).detach()).sum() < 0
+
+
+def test_kl_in_closed_form() -> None:
+    mean, log_variance = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2, 3))
+    torch.testing.assert_close(kl_per_image(mean, log_variance), expected)
+    assert kl_per_image(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)).item() == 0
+
+
+def test_kl_reductions_differ_by_the_elements_of_an_image() -> None:
+    z = torch.randn(2, 8, 3, 3)
+    image, mean = (
+        seeded(VAEVQ, codebook_size=8, dim=4, kl_weight=1.0, kl_reduction=r)(z).losses["kl"] for r in ("image", "mean")
+    )
+    assert float(image) == pytest.approx(float(mean) * 4 * 9, rel=1e-5)
+
+
+def train(quantizer: Quantizer, optimizer: str, steps: int = 20) -> dict[str, Tensor]:
+    model = ToyTokenizer(quantizer)
+    step = getattr(torch.optim, optimizer)(model.parameters(), lr=0.05)
+    for i in range(steps):
+        loss, _ = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(i)))
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    return {**model.state_dict(), "random state": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("settings", [{}, {"beta_on": "codebook", "init": "normal", "beta": 0.5}])
+def test_vaevq_with_everything_off_is_vqgan_to_the_last_bit(optimizer: str, settings: dict[str, Any]) -> None:
+    size = {"codebook_size": 16, "dim": 4, **settings}
+    ours = train(seeded(VAEVQ, vlq=False, rcs=False, dcr=False, **size), optimizer)
+    baseline = train(seeded(VQGAN, **size), optimizer)
+    assert list(ours) == list(baseline)
+    assert all(torch.equal(ours[name], baseline[name]) for name in baseline)
+
+
+@pytest.mark.parametrize("vlq", [False, True])
+@pytest.mark.parametrize("rcs", [False, True])
+@pytest.mark.parametrize("dcr", [False, True])
+def test_vaevq_switches(vlq: bool, rcs: bool, dcr: bool) -> None:
+    quantizer = seeded(VAEVQ, codebook_size=16, dim=4, vlq=vlq, rcs=rcs, dcr=dcr)
+    assert quantizer.in_channels == (8 if vlq else 4)
+    result = quantizer(torch.randn(2, quantizer.in_channels, 3, 3))
+    expected = (
+        ({"rcs"} if rcs else {"codebook", "commitment"}) | ({"dcr"} if dcr else set()) | ({"kl"} if vlq else set())
+    )
+    assert set(result.losses) == expected
+    assert (result.continuous is not None) == vlq
+    assert ("sigma_median" in result.diagnostics) == vlq
+
+
+def test_rcs_without_vlq_is_half_the_squared_distance() -> None:
+    quantizer = seeded(VAEVQ, codebook_size=16, dim=4, vlq=False, dcr=False, rcs_reduction="sum")
+    z = torch.randn(2, 4, 3, 3).requires_grad_()
+    z_q, _ = quantize(z, quantizer.embedding)
+    result = quantizer(z)
+    torch.testing.assert_close(result.losses["rcs"], 0.5 * (z_q - z).square().sum(1).mean())
+    at_z, at_codes = torch.autograd.grad(result.losses["rcs"], [z, quantizer.embedding])
+    torch.testing.assert_close(at_z.sum((0, 2, 3)), -at_codes.sum(0))  # symmetric: no stop-gradient on either
+
+
+@pytest.mark.parametrize(("sigma", "moves"), [("detached", False), ("live", True)])
+def test_rcs_moves_sigma_only_when_live(sigma: str, moves: bool) -> None:
+    quantizer = seeded(VAEVQ, codebook_size=8, dim=3, rcs_sigma=sigma, rcs_sigma_min=0.0, kl_weight=0.0)
+    z = torch.randn(1, 6, 4, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(quantizer(z).losses["rcs"], z)
+    assert bool((gradient[:, 3:] != 0).any()) == moves
+    assert (gradient[:, 3:] <= 0).all()  # the loss alone only ever raises sigma
+
+
+def test_rcs_floor_bounds_the_weight() -> None:
+    z = torch.cat([torch.randn(1, 3, 4, 4), torch.full((1, 3, 4, 4), -20.0)], 1)  # sigma = 4.5e-5
+    free, floored = (
+        seeded(VAEVQ, codebook_size=8, dim=3, rcs_sigma_min=floor, quantize="mean")(z) for floor in (0.0, 0.1)
+    )
+    assert float(floored.diagnostics["alignment_weight_max"]) == pytest.approx(100)
+    ratio = float(free.losses["rcs"] / floored.losses["rcs"])
+    assert ratio == pytest.approx(0.01 * math.exp(20), rel=1e-3)
+
+
+def test_vaevq_samples_in_training_and_not_in_evaluation() -> None:
+    quantizer = seeded(VAEVQ, codebook_size=8, dim=3)
+    z = torch.randn(2, 6, 4, 4)
+    assert not torch.equal(quantizer(z).continuous, quantizer(z).continuous)
+    quantizer.eval()
+    result = quantizer(z)
+    assert result.continuous is None
+    assert torch.equal(result.indices, quantize(z[:, :3], quantizer.embedding)[1])  # the mean
+    assert torch.equal(result.latents, quantizer(torch.cat([z[:, :3], z[:, 3:] + 5], 1)).latents)
+
+
+def test_sample_statistics() -> None:
+    z = torch.cat([torch.full((1, 1, 100, 100), 3.0), torch.full((1, 1, 100, 100), math.log(4))], 1)
+    sample = seeded(VAEVQ, codebook_size=2, dim=1)(z).continuous
+    assert float(sample.mean()) == pytest.approx(3, abs=0.1)
+    assert float(sample.std()) == pytest.approx(2, rel=0.05)
+
+
+def test_vaevq_refuses_what_means_nothing() -> None:
+    with pytest.raises(ValueError, match="kl_weight above 0 has no meaning without vlq"):
+        VAEVQ.Config(vlq=False, kl_weight=1e-3)
+    with pytest.raises(ValueError, match="rcs_sigma_min"):
+        VAEVQ.Config(rcs_sigma_min=-1)
+    with pytest.raises(ValueError, match="dcr_weight"):
+        VAEVQ.Config(dcr_weight=math.nan)
+    VAEVQ.Config(vlq=False)
+    for preset in VAEVQ.presets.values():  # dropping a component from any preset works too
+        for dropped in ("vlq", "rcs", "dcr"):
+            build(VAEVQ.Config, {**preset, dropped: False}, "vaevq", "")
+
+
+@pytest.mark.parametrize("cls", [VQGAN, SQVAE, VAEVQ])
+def test_presets_are_valid_settings(cls: Any) -> None:
+    assert cls.presets
+    for preset in cls.presets.values():
+        cls(build(cls.Config, {**preset, "codebook_size": 8, "dim": 4}, cls.__name__, ""))
+
+
+def test_linear_codebook_is_the_effective_one() -> None:
+    quantizer = seeded(VAEVQ, codebook_size=8, dim=3, codebook_param="linear")
+    expected = quantizer.embedding @ quantizer.projection.weight.t() + quantizer.projection.bias
+    torch.testing.assert_close(quantizer.codebook, expected.detach())
+    decoded = quantizer.decode_indices(torch.arange(8).view(1, 2, 4))
+    torch.testing.assert_close(decoded.permute(0, 2, 3, 1).reshape(8, 3), expected)

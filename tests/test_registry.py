@@ -1,0 +1,125 @@
+"""One door for plugins: files, entry points, the decorator; names without imports, errors with the way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vqbench.errors import UsageError
+from vqbench.registry import Registry
+
+PLUGIN = '''
+"""A plugin."""
+from dataclasses import dataclass, field
+from tests_registry import THINGS
+
+
+@THINGS.register("mine")
+class Mine:
+    """My own quantizer (Doe, 2026, arXiv:2601.01234)."""
+
+    @dataclass(frozen=True)
+    class Config:
+        smooth: bool = field(default=True, metadata={"component": "smoothing"})
+        """Whether it is smooth."""
+'''
+
+
+@pytest.fixture
+def things(monkeypatch: pytest.MonkeyPatch) -> Registry[object]:
+    registry: Registry[object] = Registry("thing", "THINGS", "vqbench.tests.things")
+    module = type(sys)("tests_registry")
+    module.THINGS = registry  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tests_registry", module)
+    return registry
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_outlined_without_running_it(things: Registry[object], tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", PLUGIN + "\nraise SystemExit('it ran')\n")
+    assert things.add_file(path) == ("mine",)
+    outline = things.outline("mine")
+    assert outline.summary == "My own quantizer (Doe, 2026, arXiv:2601.01234)."
+    assert (outline.paper, outline.components) == ("arXiv:2601.01234", ("smoothing",))
+    assert outline.origin == str(path)
+
+
+def test_the_class_is_imported_when_it_is_asked_for(things: Registry[object], tmp_path: Path) -> None:
+    things.add_file(write(tmp_path / "mine.py", PLUGIN))
+    assert things.get("mine").__name__ == "Mine"
+    assert things.get("mine") is things.get("mine")
+
+
+def test_inherited_fields_are_outlined_from_the_class(things: Registry[object], tmp_path: Path) -> None:
+    heir = PLUGIN + (
+        '\n\n@THINGS.register("heir")\nclass Heir(Mine):\n    """An heir (Doe, 2026)."""\n\n'
+        "    @dataclass(frozen=True)\n    class Config(Mine.Config):\n"
+        '        sharp: bool = field(default=True, metadata={"component": "sharpening"})\n'
+    )
+    things.add_file(write(tmp_path / "heir.py", heir))
+    assert things.outline("heir").components == ("smoothing", "sharpening")
+
+
+def test_a_name_that_the_text_does_not_show_is_found_by_running_the_file(
+    things: Registry[object], tmp_path: Path
+) -> None:
+    things.add_file(write(tmp_path / "m.py", PLUGIN.replace('register("mine")', 'register("".join(["hid", "den"]))')))
+    assert things.get("hidden").__name__ == "Mine"
+
+
+def test_unknown_names_come_with_the_nearest(things: Registry[object], tmp_path: Path) -> None:
+    things.add_file(write(tmp_path / "mine.py", PLUGIN))
+    with pytest.raises(UsageError, match=r"unknown thing 'nime'; did you mean mine\?"):
+        things.get("nime")
+
+
+def test_a_broken_plugin_fails_only_when_asked_for(things: Registry[object], tmp_path: Path) -> None:
+    things.add_file(write(tmp_path / "mine.py", PLUGIN))
+    things.add_file(write(tmp_path / "bad.py", PLUGIN.replace('"mine"', '"bad"').replace("@THINGS", "import gone\n@THINGS")))
+    assert things.names() == ["bad", "mine"]
+    assert things.get("mine").__name__ == "Mine"
+    with pytest.raises(UsageError, match="No module named 'gone'"):
+        things.get("bad")
+
+
+def test_a_file_that_does_not_parse_names_the_line(things: Registry[object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"bad\.py, line 2"):
+        things.add_file(write(tmp_path / "bad.py", "x = 1\ny = (\n"))
+    with pytest.raises(UsageError, match="cannot read plugin"):
+        things.add_file(tmp_path / "none.py")
+
+
+def test_two_classes_of_one_name_are_refused(things: Registry[object]) -> None:
+    things.register("a")(type("A", (), {}))
+    with pytest.raises(UsageError, match="two things are called 'a'"):
+        things.register("a")(type("B", (), {}))
+
+
+def test_an_installed_package_brings_methods_by_its_entry_points(tmp_path: Path) -> None:
+    package = tmp_path / "site"
+    package.mkdir()
+    write(package / "elsewhere.py", PLUGIN.replace("from tests_registry import THINGS", "from vqbench.registry import METHODS as THINGS"))
+    info = package / "elsewhere-2.0.dist-info"
+    info.mkdir()
+    write(info / "METADATA", "Metadata-Version: 2.1\nName: elsewhere\nVersion: 2.0\n")
+    write(info / "entry_points.txt", "[vqbench.methods]\nmine = elsewhere:Mine\nlost = nowhere:Lost\n")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from vqbench.registry import METHODS\n"
+        "print(METHODS.outline('mine').origin, METHODS.outline('mine').components)\n"
+        "print(METHODS.outline('lost').problem)\n"
+        "print([m for m in ('torch', 'elsewhere', 'lightning', 'mlflow', 'matplotlib') if m in sys.modules])\n"
+        "print(METHODS.get('mine').__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(package)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "elsewhere 2.0 ('smoothing',)"
+    assert "nowhere" in lines[1]
+    assert lines[2:] == ["[]", "Mine"]

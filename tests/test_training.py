@@ -1,0 +1,189 @@
+"""Training: exact resume, budget and schedules in images, the GAN's turn, averaged weights, divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqbench.data.dataset import Images
+from vqbench.data.stream import TrainingStream
+from vqbench.fit import BatchPositions, TrainingOutcome, train
+from vqbench.recipe import Recipe, load_recipe
+from vqbench.recorder import CHECKPOINT, DivergedError
+from vqbench.tokenizer import build_tokenizer, load, save
+from vqbench.training import learning_rate
+
+TINY = {
+    "channels": 8, "channel_multipliers": (1, 2), "latent_channels": 8, "resolution": 16, "images": 64,
+    "batch_size": 8, "warmup_images": 0, "codebook_size": 16, "codebook_dim": 8, "checkpoint_images": 32,
+    "log_images": 16,
+}  # fmt: skip
+
+
+class Noise(Images):
+    def __init__(self) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (20, 18, 18, 3), dtype=np.uint8)
+        self.ids = [str(i) for i in range(20)]
+
+    def load(self, i: int) -> Any:
+        return self.pixels[i]
+
+
+def recipe(**more: Any) -> Recipe:
+    return load_recipe("tiny", {**TINY, **more})
+
+
+def fit(r: Recipe, folder: Path, method: str = "vqgan", config: dict[str, Any] | None = None) -> TrainingOutcome:
+    stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
+    return train(build_tokenizer(method, config or {}, r, 0), stream, r, seed=0, folder=folder)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def fit_until(images: int, r: Recipe, folder: Path, method: str, config: dict[str, Any] | None = None) -> None:
+    def die(seen: int, rate: float) -> None:
+        if seen >= images:
+            raise Killed
+
+    stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
+    with pytest.raises(Killed):
+        train(build_tokenizer(method, config or {}, r, 0), stream, r, seed=0, folder=folder, report=die)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae", "vaevq"])
+def test_an_interrupted_training_ends_with_the_same_weights_bit_for_bit(method: str, tmp_path: Path) -> None:
+    r = recipe(gan="hinge", gan_start_images=16, discriminator_layers=1, ema_halflife_images=32, dropout=0.1)
+    through = fit(r, tmp_path / "through", method)
+    fit_until(48, r, tmp_path / "resumed", method)  # the checkpoint is at 32 images
+    resumed = fit(r, tmp_path / "resumed", method)
+    assert resumed.images_seen == through.images_seen == 64
+    assert same(through.tokenizer, resumed.tokenizer)
+    curves = [
+        [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.open()]
+        for path in (tmp_path / "through" / "metrics.jsonl", tmp_path / "resumed" / "metrics.jsonl")
+    ]
+    assert curves[0] == curves[1]
+    assert [point["images"] for point in curves[0]] == [16, 32, 48, 64]
+
+
+def test_without_its_checkpoint_an_interrupted_training_starts_again(tmp_path: Path) -> None:
+    fit_until(48, recipe(), tmp_path, "fsq")
+    (tmp_path / "checkpoints" / CHECKPOINT).unlink()
+    outcome = fit(recipe(), tmp_path, "fsq")
+    assert [json.loads(line)["images"] for line in (tmp_path / "metrics.jsonl").open()] == [16, 32, 48, 64]
+    assert outcome.images_seen == 64
+
+
+def test_the_interval_between_checkpoints_has_no_influence(tmp_path: Path) -> None:
+    often, once = (fit(recipe(checkpoint_images=n), tmp_path / str(n), "vaevq") for n in (8, 64))
+    assert same(often.tokenizer, once.tokenizer)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, monkeypatch: Any) -> None:
+    fit_until(48, recipe(), tmp_path, "vqgan")
+    good = (tmp_path / "checkpoints" / CHECKPOINT).read_bytes()
+
+    def full(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        fit(recipe(), tmp_path)
+    assert (tmp_path / "checkpoints" / CHECKPOINT).read_bytes() == good
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [CHECKPOINT]
+
+
+def test_the_budget_counts_images_and_is_rounded_up_to_whole_batches(tmp_path: Path) -> None:
+    assert fit(recipe(images=20), tmp_path).images_seen == 24
+
+
+def test_averaged_weights_are_evaluated_where_the_recipe_asks_for_them(tmp_path: Path) -> None:
+    last = fit(recipe(), tmp_path / "last").tokenizer
+    nearly_last = fit(recipe(ema_halflife_images=1), tmp_path / "short").tokenizer
+    averaged = fit(recipe(ema_halflife_images=10**6), tmp_path / "long").tokenizer
+    start = build_tokenizer("vqgan", {}, recipe(), 0)
+
+    def distance(a: torch.nn.Module, b: torch.nn.Module) -> float:
+        return math.sqrt(sum((x - y).pow(2).sum().item() for x, y in zip(a.parameters(), b.parameters(), strict=True)))
+
+    assert distance(nearly_last, last) < 0.05 * distance(start, last)
+    assert distance(averaged, start) < distance(averaged, last)
+
+
+@pytest.mark.parametrize("kind", ["hinge", "non_saturating"])
+def test_the_discriminator_waits_for_its_turn(kind: str, tmp_path: Path) -> None:
+    fit(recipe(gan=kind, gan_start_images=32, discriminator_layers=1), tmp_path)
+    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert ["loss/discriminator" in p for p in points] == [False, False, True, True]
+    assert ["loss/gan" in p for p in points] == [False, False, True, True]
+
+
+def test_a_gan_does_not_shift_what_came_before_it(tmp_path: Path) -> None:
+    plain = fit(recipe(), tmp_path / "plain").tokenizer
+    late = fit(recipe(gan="hinge", gan_start_images=64), tmp_path / "late").tokenizer
+    assert same(plain, late)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_term(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"not finite after \d+ images"):
+        fit(recipe(learning_rate=1e30, gradient_clip=0), tmp_path)
+
+
+def test_bf16_trains_and_gradients_are_clipped(tmp_path: Path) -> None:
+    outcome = fit(recipe(precision="bf16", gradient_clip=1e-3), tmp_path / "bf16")
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in outcome.tokenizer.parameters())
+    clipped = fit(recipe(optimizer="adamw", gradient_clip=1e-12, learning_rate=1e-3), tmp_path / "clipped")
+    unclipped = fit(recipe(optimizer="adamw", gradient_clip=0, learning_rate=1e-3), tmp_path / "unclipped")
+    assert not same(clipped.tokenizer, unclipped.tokenizer)
+
+
+@given(st.integers(0, 2000))
+def test_learning_rate_follows_images(seen: int) -> None:
+    r = recipe(images=1000, batch_size=10, warmup_images=200, learning_rate=1e-2, schedule="cosine")
+    rate = learning_rate(r, seen)
+    assert 0 <= rate <= 1e-2
+    if seen < 200:
+        assert rate == pytest.approx(1e-2 * (seen + 10) / 210)
+    elif seen <= 1000:
+        assert rate == pytest.approx(0.5e-2 * (1 + math.cos(math.pi * (seen - 200) / 800)))
+    else:
+        assert rate == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 5), st.integers(1, 8))
+def test_devices_share_each_batch_without_overlap(devices: int, share: int, start: int, steps: int) -> None:
+    batch = devices * share
+    first, stop = start * batch, (start + steps) * batch
+    seen = [list(BatchPositions(first, stop, batch, rank, devices)) for rank in range(devices)]
+    together = [sorted(p for rank in seen for p in rank[i]) for i in range(steps)]
+    assert together == [list(range(first + i * batch, first + (i + 1) * batch)) for i in range(steps)]
+
+
+def test_saved_and_loaded_it_is_the_same_tokenizer(tmp_path: Path) -> None:
+    r = recipe()
+    tokenizer = build_tokenizer("vaevq", {}, r, 0).eval()
+    spec = {"method": "vaevq", "config": {}, "recipe": r.as_dict(), "plugin": None, "seed": 0, "hash": "0"}
+    save(tokenizer, tmp_path / "tokenizer.safetensors", spec)
+    again = load(tmp_path / "tokenizer.safetensors")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    indices = tokenizer.encode(images)
+    assert torch.equal(again.encode(images), indices)
+    assert torch.equal(again.decode(indices), tokenizer.decode(indices))
+    with pytest.raises(ValueError, match="divisible by 2"):
+        again.encode(torch.zeros(1, 3, 15, 16))

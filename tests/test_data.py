@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqbench.data import open_dataset
+from vqbench.data.dataset import open_dataset
 from vqbench.data.photos import PHOTOGRAPHS, Photograph, train_crops, validation_crops, validation_left
 from vqbench.errors import UsageError
 

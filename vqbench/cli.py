@@ -382,6 +382,8 @@ _ClickError: Any = _BadUsage.__base__
 def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
     try:
         code = call()
+        if code == 130:  # typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except VQBenchError as error:
         if "--debug" in arguments:

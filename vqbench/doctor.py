@@ -96,6 +96,13 @@ def exit_code(findings: list[Finding]) -> int:
     return int(any(f.state == "wrong" for f in findings))
 
 
+def main(inception: Path | None = None, lpips: Path | None = None) -> int:
+    """Diagnose, print the report, return the exit code."""
+    findings = diagnose(inception, lpips)
+    print(render(findings))
+    return exit_code(findings)
+
+
 def _device() -> Finding:
     import torch
 

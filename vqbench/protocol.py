@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vqbench.metrics.definitions import METRICS, VERSION
-from vqbench.weights import INCEPTION, LPIPS_HEADS, PINS
+from vqbench.weights import BACKBONES, INCEPTION, LPIPS_HEADS
 
 CENTRE_CROP = "centre square"
 LANCZOS = "PIL Lanczos, short side to the resolution"
@@ -24,10 +24,8 @@ def _sentences() -> dict[str, str]:
 
 def pinned_weights() -> dict[str, str]:
     """Every network that a metric uses → the digest under which it is pinned."""
-    return {
-        name: pin.digest if pin is INCEPTION else f"{pin.digest}, heads {LPIPS_HEADS[name]}"
-        for name, pin in PINS.items()
-    }
+    backbones = {f"lpips_{net}": f"{pin.digest}, heads {LPIPS_HEADS[net]}" for net, pin in BACKBONES.items()}
+    return {INCEPTION.name: INCEPTION.digest, **backbones}
 
 
 @dataclass(frozen=True)

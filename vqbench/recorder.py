@@ -40,9 +40,10 @@ class Recorder(lightning.Callback):
         self._clock = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
-        """Write a point of the curves every `log_images`, report after each step."""
+        """Write a point of the curves every `log_images` and at the end, report after each step."""
         seen, batch = pl_module.images_seen, self.recipe.batch_size
-        if seen // self.recipe.log_images > (seen - batch) // self.recipe.log_images:
+        ends = seen >= self.recipe.steps * batch
+        if ends or seen // self.recipe.log_images > (seen - batch) // self.recipe.log_images:
             refuse_divergence(pl_module)
             point = pl_module.curve_point()
             if trainer.is_global_zero:

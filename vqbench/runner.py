@@ -164,7 +164,7 @@ def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> st
     except BaseException:
         _stop(process)
         raise
-    if folder.result is None:
+    if _died_without_a_word(folder, process.returncode):
         _record_death(folder, process.returncode, started)
     result = folder.result or {}
     if tracker is not None:
@@ -172,12 +172,19 @@ def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> st
     return DONE if result.get("state") == DONE else FAILED
 
 
+def _died_without_a_word(folder: CellFolder, returncode: int) -> bool:
+    result = folder.result
+    return result is None or (returncode != 0 and result.get("state") == DONE)  # that result is an earlier one
+
+
 def _make_ready(cell: Cell, rerun: bool) -> None:
     from vqbench.cell import copy_plugin
 
     folder = cell.folder
     folder.path.mkdir(parents=True, exist_ok=True)
-    stale = ["result.json", "status.json"]  # a failure or an incomplete result; training goes on from its checkpoint
+    stale = ["status.json"]
+    if rerun or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
+        stale.append("result.json")
     if rerun:
         stale += ["metrics.jsonl", "checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json"]
     for name in stale:

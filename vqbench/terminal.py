@@ -74,7 +74,7 @@ class TerminalView:
         self._title = f"[{position}/{total}] {cell.label} s{cell.seed}"
         self._stage, self._spoke, self._since = "", time.monotonic(), time.monotonic()
         verb = {"partial": "goes on", "failed": "tries again"}.get(cell.state, "starts")
-        self.console.print(Text(f"{self._title} {verb}; log: {cell.folder.log}"))
+        self.console.print(Text(f"{self._title} {verb}; log: {cell.folder.log}"), soft_wrap=True)
 
     def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
         """The content of the cell's status.json."""
@@ -135,10 +135,10 @@ def print_comparison(outcome: Outcome) -> None:
     console.print(table)
     protocol = outcome.plan.protocol
     console.print(Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {interval_note(summaries)}"))
-    console.print(Text(f"results {outcome.plan.folder}", overflow="fold", no_wrap=False))
+    console.print(Text(f"results {outcome.plan.folder}"), soft_wrap=True)  # a path that is cut cannot be copied
     for row in outcome.failed:
         console.print(Text(f"failed {row['cell']}: {row['error']['message']}", style="red"))
-        console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"))
+        console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"), soft_wrap=True)
     if outcome.failed:
         console.print("the same command runs the failed cells again")
 
@@ -154,7 +154,7 @@ def print_plan(plan: Plan) -> None:
     recipe = plan.recipe
     console.print(Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}"))
     console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
-    console.print(Text(f"results {plan.folder}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
 
 
 def print_outlines(kind: str, outlines: list[Outline], with_components: bool) -> None:

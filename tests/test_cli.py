@@ -1,0 +1,224 @@
+"""The command line as a stranger types it: listings, wrong inputs, start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, settings, write_images
+from PIL import Image
+
+HEAVY = ("torch", "lightning", "mlflow", "matplotlib", "pandas", "torchvision", "optuna", "scipy", "numpy")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["datasets"], ["run", "--help"]])
+def test_listings_and_help_import_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys, vqbench.cli as cli\n"
+        "code = cli._exit_code(lambda: cli.app(args=sys.argv[1:], standalone_mode=False), [])\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], code, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[] 0"
+    assert done.stdout
+
+
+def test_completion_names_methods_without_importing_them() -> None:
+    env = {**os.environ, "_VQBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "vqbench run --methods vqgan,f", "COMP_CWORD": "3"}
+    script = "import sys; sys.argv = ['vqbench']; from vqbench.cli import app\ntry: app(prog_name='vqbench')\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
+    assert done.stdout.split() == ["vqgan,fsq", "False"]
+
+
+def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
+    answer = vqbench("methods")
+    assert answer.code == 0
+    for text in ("vqgan", "fsq", "sqvae", "vaevq", "arXiv:2511.06863", "vlq, rcs, dcr", "vqbench 0."):
+        assert text in answer.out
+    assert max(map(len, answer.out.splitlines())) <= 100
+
+
+def test_show_prints_every_field_and_the_components(vqbench: Command) -> None:
+    from vqbench.registry import METHODS
+
+    answer = vqbench("show", "vaevq")
+    assert answer.code == 0
+    for name in METHODS.get("vaevq").Config.__dataclass_fields__:
+        assert name in answer.out
+    assert "components that can be dropped: vlq (field vlq), rcs (field rcs), dcr (field dcr)" in answer.out
+    assert "preset vaevq@paper" in answer.out
+    assert "learning_rate" in vqbench("show", "tiny").out
+
+
+def test_a_broken_plugin_is_listed_as_broken_and_stops_nothing(vqbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def (:\n")
+    answer = vqbench("methods", VQBENCH_PLUGINS=str(tmp_path / "bad.py"))
+    assert answer.code == 0
+    assert "vqgan" in answer.out
+    assert "bad.py" in answer.err
+
+
+def refused(answer: object, *said: str) -> None:
+    """Exit 2, one `error:` line and one `hint:` line, no traceback, and the words that matter."""
+    code, err = answer.code, answer.err  # type: ignore[attr-defined]
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], err
+    assert "Traceback" not in err
+    for text in said:
+        assert text in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "vqgn"], "unknown method 'vqgn'; did you mean vqgan"),
+        (["--methods", "vaevq@papr"], "unknown preset of vaevq 'papr'; did you mean paper"),
+        (["--recipe", "tinny"], "unknown recipe 'tinny'; did you mean tiny"),
+        (["--metrics", "rfdi"], "unknown metric 'rfdi'; did you mean rfid"),
+        (["--lpips", "vgg19"], "unknown LPIPS net 'vgg19'; did you mean vgg"),
+        (["--set", "vqgan.bta=1"], "unknown setting of vqgan 'bta'; did you mean beta"),
+        (["--set", "vqgan.beta=much"], "vqgan.beta must be float, not 'much'"),
+        (["--set", "learning_rat=1"], "did you mean learning_rate"),
+        (["--set", "batch_size=half"], "recipe.batch_size must be int, not 'half'"),
+        (["--set", "beta"], "not of the form method.field=value"),
+        (["--set", "fsq.levels=8,8"], "unknown method in --set 'fsq'"),
+        (["--set", "vqgan.dcr=false"], "unknown setting of vqgan 'dcr'"),
+        (["--set", "vqgan.codebook_size=1"], "codebook_size must be at least 2"),
+        (["--set", "codebook_size=1"], "codebook_size must be at least 2"),
+        (["--set", "resolution=30"], "not divisible by the downsampling factor 4"),
+        (["--seeds", "0,one"], "--seeds 0,one are not whole numbers"),
+        (["--devices", "3"], "does not divide the batch of 16"),
+        (["--name", "a/b"], "cannot be a folder"),
+        (["--plugin", "nowhere.py"], "cannot read plugin"),
+        (["--metrics", "lpips_vgg", "--lpips-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--inception-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--config", "nowhere.yaml"], "cannot read --config"),
+        (["--frobnicate"], "No such option"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_the_way_out(vqbench: Command, tmp_path: Path, arguments: list[str], said: str) -> None:
+    base = ["run", "--dataset", "photos", "--runs", tmp_path / "runs", "--metrics", "psnr"]
+    methods = [] if "--methods" in arguments else ["--methods", "vqgan"]
+    if "--metrics" in arguments or "--inception-weights" in arguments or "--lpips" in arguments:
+        base = base[:-2]
+    refused(vqbench(*base, *methods, *arguments), said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_component_that_does_not_exist_is_named(vqbench: Command) -> None:
+    answer = vqbench("run", "--methods", "vaevq", "--dataset", "photos", "--metrics", "psnr", "--set", "vaevq.vlc=false")
+    refused(answer, "unknown setting of vaevq 'vlc'", "vlq")
+
+
+def dataset_refused(vqbench: Command, tmp_path: Path, dataset: str, *said: str, more: tuple[object, ...] = ()) -> None:
+    answer = vqbench(
+        "run", "--methods", "fsq", "--dataset", dataset, "--runs", tmp_path / "runs", "--metrics", "psnr", *more
+    )
+    refused(answer, *said)
+    assert not (tmp_path / "runs" / "cells").exists()
+
+
+def test_datasets_that_cannot_be_used(vqbench: Command, tmp_path: Path) -> None:
+    dataset_refused(vqbench, tmp_path, "fotos", "unknown dataset 'fotos'; did you mean photos")
+    (tmp_path / "empty").mkdir()
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "empty")
+    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "one")
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "gone")
+    dataset_refused(vqbench, tmp_path, "ffhq", "--data-root")
+
+
+def test_a_corrupt_image_is_named_before_anything_is_trained(vqbench: Command, tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        folder = tmp_path / side
+        write_images(folder / "train", 24)
+        write_images(folder / "val", 8, seed=1)
+        bad = folder / side / "0003.png"
+        bad.write_bytes(bad.read_bytes()[:200])
+        dataset_refused(vqbench, tmp_path, f"folder:{folder}", "0003.png")
+
+
+def test_grey_images_are_taken_and_transparent_or_16_bit_ones_refused(vqbench: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    write_images(folder / "train", 16)
+    write_images(folder / "val", 8, seed=1)
+    Image.open(folder / "train" / "0000.png").convert("L").save(folder / "train" / "grey.png")
+    plan = ["run", "--methods", "fsq", "--dataset", f"folder:{folder}", "--metrics", "psnr", "--dry-run"]
+    assert vqbench(*plan, "--runs", tmp_path / "runs").code == 0
+    rgba = np.zeros((40, 40, 4), np.uint8)
+    Image.fromarray(rgba).save(folder / "val" / "rgba.png")
+    dataset_refused(vqbench, tmp_path, f"folder:{folder}", "rgba.png", "transparen")
+    (folder / "val" / "rgba.png").unlink()
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "val" / "deep.png")
+    dataset_refused(vqbench, tmp_path, f"folder:{folder}", "deep.png", "more than 8 bits")
+
+
+def test_a_runs_directory_that_cannot_be_written(vqbench: Command, tmp_path: Path, images: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = ["run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", *settings()]
+    refused(vqbench(*run, "--runs", tmp_path / "file" / "runs"), "cannot write to", "--runs DIR")
+
+
+def test_no_space_on_disk_is_said_before_training(vqbench: Command, tmp_path: Path, images: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        run = ["run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", *settings()]
+        refused(vqbench(*run, "--runs", disk / "runs"), "GB free", "free some space")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_plugin_with_a_syntax_error_names_the_line(vqbench: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import torch\nclass Mine(\n")
+    run = ["run", "--methods", "fsq", "--dataset", "photos", "--metrics", "psnr", "--plugin", tmp_path / "bad.py"]
+    refused(vqbench(*run), "bad.py, line 2")
+
+
+def test_precedence_is_command_line_then_environment_then_file(vqbench: Command, tmp_path: Path, images: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"methods: [fsq, vqgan]\ndataset: 'folder:{images}'\nimages: 111\nmetrics: [psnr]\nname: from-file\n")
+
+    def planned(*arguments: str, **env: str) -> list[dict[str, object]]:
+        answer = vqbench("run", "--config", config, "--dry-run", "--json", *arguments, "--runs", tmp_path / "runs", **env)
+        assert answer.code == 0, answer.err
+        return answer.objects
+
+    from_file, from_env = planned(), planned(VQBENCH_IMAGES="222", VQBENCH_METHODS="fsq")
+    from_line = planned("--images", "333", VQBENCH_IMAGES="222")
+    assert [row["method"] for row in from_file] == ["fsq", "vqgan"]
+    assert [row["method"] for row in from_env] == ["fsq"]
+    assert len({from_file[0]["cell"], from_env[0]["cell"], from_line[0]["cell"]}) == 3
+    assert "from-file" in str(from_file[0]["path"])
+    explicit = vqbench(
+        "run", "--methods", "fsq,vqgan", "--dataset", f"folder:{images}", "--images", "111", "--metrics", "psnr",
+        "--dry-run", "--json", "--runs", tmp_path / "runs",
+    )  # fmt: skip
+    assert [row["cell"] for row in explicit.objects] == [row["cell"] for row in from_file]
+    config.write_text("metods: fsq\n")
+    refused(vqbench("run", "--config", config), "unknown option", "methods")
+
+
+def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: Path, tmp_path: Path) -> None:
+    answer = vqbench(
+        "run", "--methods", "vaevq,fsq", "--dataset", f"folder:{images}", "--seeds", "0,1", "--metrics", "psnr",
+        "--dry-run", "--json", "--runs", tmp_path,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in answer.out.splitlines()]
+    assert [(row["method"], row["seed"], row["state"]) for row in rows] == [
+        ("vaevq", 0, "missing"), ("fsq", 0, "missing"), ("vaevq", 1, "missing"), ("fsq", 1, "missing"),
+    ]  # fmt: skip
+    assert {"cell", "method", "dataset", "recipe", "seed", "protocol", "state", "scores", "params",
+            "train_images_per_s", "path", "error"} == set(rows[0])  # fmt: skip
+    assert len({row["protocol"] for row in rows}) == 1

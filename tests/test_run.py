@@ -1,0 +1,340 @@
+"""`vqbench run` from one end to the other: cells, cache, resume, failures, MLflow, Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Answer, Command, settings
+from PIL import Image
+
+import vqbench as package
+
+METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
+PLUGIN = '''
+"""A quantizer of one's own: signs."""
+from dataclasses import dataclass
+
+import torch
+
+from vqbench.quantizer import Quantized, Quantizer, full_precision
+from vqbench.registry import METHODS
+
+
+@METHODS.register("signs")
+class Signs(Quantizer):
+    """Signs of each channel (Doe, 2026)."""
+
+    @dataclass(frozen=True)
+    class Config:
+        bits: int = 6
+        """Channels, one bit each."""
+        explode_at: int = -1
+        """Raise, die, or emit NaN after this many images; below zero, never."""
+        how: str = "raise"
+        """raise, memory, kill or nan."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.in_channels = self.out_channels = config.bits
+        self.codebook_size = 2**config.bits
+        self.register_buffer("powers", 2 ** torch.arange(config.bits))
+
+    def advance(self, state):
+        self.nan = False
+        if 0 <= self.config.explode_at <= state.images_seen:
+            if self.config.how == "raise":
+                raise RuntimeError("as the config asked")
+            if self.config.how == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
+            if self.config.how == "kill":
+                import os, signal
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.nan = True
+
+    @full_precision
+    def forward(self, z):
+        q = torch.where(z > 0, 1.0, -1.0)
+        indices = ((z > 0).long() * self.powers.view(1, -1, 1, 1)).sum(1)
+        losses = {"commitment": 0.25 * (z - q.detach()).pow(2).mean() * (float("nan") if getattr(self, "nan", False) else 1)}
+        return Quantized(z + (q - z).detach(), indices, losses)
+
+    def decode_indices(self, indices):
+        return ((indices.unsqueeze(1) & self.powers.view(1, -1, 1, 1)) > 0).float() * 2 - 1
+'''
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugin") / "signs.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+class Comparison:
+    """Four methods and a plugin, two seeds, 64 images each: one command, which most tests here only look at."""
+
+    def __init__(self, vqbench: Command, runs: Path, images: Path, plugin: Path) -> None:
+        self.vqbench, self.runs = vqbench, runs
+        self.arguments: list[Any] = [
+            "run", "--methods", "vqgan,fsq,sqvae,vaevq,signs", "--plugin", plugin, "--dataset", f"folder:{images}",
+            "--seeds", "0,1", "--images", "64", "--metrics", METRICS, "--runs", runs, "--name", "all", *settings(),
+        ]  # fmt: skip
+        self.first = self.again("--json")
+
+    def again(self, *more: object) -> Answer:
+        return self.vqbench(*self.arguments, *more)
+
+
+@pytest.fixture(scope="session")
+def comparison(vqbench: Command, tmp_path_factory: pytest.TempPathFactory, images: Path, plugin: Path) -> Comparison:
+    return Comparison(vqbench, tmp_path_factory.mktemp("runs"), images, plugin)
+
+
+def test_every_cell_is_done_with_finite_scores(comparison: Comparison) -> None:
+    assert comparison.first.code == 0, comparison.first.err
+    rows = comparison.first.objects
+    assert len(rows) == 10
+    for row in rows:
+        assert row["state"] == "done"
+        assert row["error"] is None
+        assert set(row["scores"]) == set(METRICS.split(","))
+        assert all(np.isfinite(list(row["scores"].values())))
+        assert 0 < row["scores"]["usage"] <= 1
+        assert row["train_images_per_s"] > 0
+        assert row["scores"]["tokens"] == 12 * 64
+    assert len({row["protocol"] for row in rows}) == 1
+    backbones = {(row["params"]["encoder"], row["params"]["decoder"]) for row in rows}
+    assert len(backbones) == 1
+
+
+def test_the_folder_of_a_cell_holds_what_was_promised(comparison: Comparison) -> None:
+    for row in comparison.first.objects:
+        folder = Path(row["path"])
+        result = json.loads((folder / "result.json").read_text())
+        assert result["scores"] == row["scores"]
+        for key in ("protocol", "recipe", "versions", "git", "device_name", "seed", "config", "params", "train_seconds",
+                    "peak_memory_bytes", "encode_images_per_s", "decode_images_per_s", "hash"):  # fmt: skip
+            assert key in result
+        table = pd.read_parquet(folder / "per_image.parquet")
+        assert len(table) == 12
+        assert table["psnr"].mean() == pytest.approx(row["scores"]["psnr"])
+        histogram = np.load(folder / "codes.npz")["histogram"]
+        assert histogram.sum() == row["scores"]["tokens"]
+        assert (histogram > 0).mean() == pytest.approx(row["scores"]["usage"])
+        assert Image.open(folder / "recon.png").size == (8 * 32, 2 * 32)
+        assert (folder / "log.txt").is_file()
+        assert not list(folder.rglob("*.part"))
+        assert not any(text in folder.name for text in ("2026", ":"))
+
+
+def test_methods_saw_the_same_images_in_the_same_order(comparison: Comparison) -> None:
+    ids = [pd.read_parquet(Path(row["path"]) / "per_image.parquet")["id"].tolist() for row in comparison.first.objects]
+    assert all(other == ids[0] for other in ids)
+
+
+def test_a_second_run_trains_nothing_and_gives_the_same_rows(comparison: Comparison) -> None:
+    stamps = {p: p.stat().st_mtime_ns for p in comparison.runs.rglob("result.json")}
+    again = comparison.again("--json")
+    assert again.code == 0
+    assert [row["state"] for row in again.objects] == ["cached"] * 10
+    assert [row["scores"] for row in again.objects] == [row["scores"] for row in comparison.first.objects]
+    assert {p: p.stat().st_mtime_ns for p in comparison.runs.rglob("result.json")} == stamps
+
+
+def test_the_table_fits_100_columns_and_names_the_protocol(comparison: Comparison) -> None:
+    answer = comparison.again()
+    assert max(map(len, answer.out.splitlines())) <= 100 or "results" in answer.out
+    for text in ("vqgan", "fsq", "sqvae", "vaevq", "signs", "PSNR", "usage", "bits/token", "±", "protocol", "N = 12"):
+        assert text in answer.out
+    assert "rFID" not in answer.out  # it was not asked for
+
+
+def test_a_dry_run_says_what_is_cached(comparison: Comparison) -> None:
+    plan = comparison.again("--dry-run", "--seeds", "2")
+    assert plan.code == 0
+    assert "15 cells: 10 cached, 5 missing" in plan.out
+
+
+def test_another_metric_is_evaluated_without_training_again(comparison: Comparison) -> None:
+    rows = comparison.first.objects
+    cell = next(Path(row["path"]) for row in rows if row["method"] == "fsq" and row["seed"] == 0)
+    before = (cell / "checkpoints" / "tokenizer.safetensors").read_bytes()
+    arguments = [a if a != METRICS else "psnr,lpips_squeeze" for a in comparison.arguments]
+    arguments[2] = "fsq"
+    shared = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    weights = shared / "weights" / "squeezenet1_1_features.pth"
+    if not weights.is_file():
+        pytest.skip(f"no LPIPS weights at {weights}")
+    plan = comparison.vqbench(*arguments, "--lpips-weights", weights, "--dry-run", "--json")
+    assert [row["state"] for row in plan.objects] == ["partial", "partial"]
+    answer = comparison.vqbench(*arguments, "--lpips-weights", weights, "--json")
+    assert answer.code == 0, answer.err
+    assert all(row["scores"]["lpips_squeeze"] > 0 for row in answer.objects)
+    assert answer.objects[0]["protocol"] == rows[0]["protocol"]
+    assert set(answer.objects[0]["scores"]) == {*METRICS.split(","), "lpips_squeeze"}
+    columns = set(pd.read_parquet(cell / "per_image.parquet").columns)
+    assert columns >= {"id", "psnr", "ssim", "lpips_squeeze"}
+    assert (cell / "checkpoints" / "tokenizer.safetensors").read_bytes() == before
+    assert [row["state"] for row in comparison.again("--dry-run", "--json").objects] == ["cached"] * 10
+
+
+def test_load_gives_the_tokenizer_that_was_evaluated(comparison: Comparison, images: Path) -> None:
+    for row in comparison.first.objects[:5]:
+        tokenizer = package.load(row["path"])
+        recon = np.asarray(Image.open(Path(row["path"]) / "recon.png"))
+        inputs = np.stack(np.split(recon[:32], 8, axis=1))
+        batch = torch.from_numpy(inputs).permute(0, 3, 1, 2).float() / 127.5 - 1
+        indices = tokenizer.encode(batch)
+        assert indices.shape[:3] == (8, 8, 8)
+        decoded = (127.5 * (tokenizer.decode(indices) + 1)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        shown = np.stack(np.split(recon[32:], 8, axis=1))
+        assert np.abs(decoded.astype(int) - shown.astype(int)).max() <= 1
+
+
+def test_from_python_the_same_cells_come_as_a_table(comparison: Comparison, images: Path, plugin: Path) -> None:
+    table = package.run(
+        methods=["vqgan", "fsq"], dataset=f"folder:{images}", images=64, metrics=METRICS.split(","),
+        runs=comparison.runs, name="all", settings=[s for s in settings() if s != "--set"],
+    )  # fmt: skip
+    assert table["state"].tolist() == ["cached", "cached"]
+    expected = [row["scores"]["psnr"] for row in comparison.first.objects[:2]]
+    assert table["psnr"].tolist() == expected
+    assert table["error"].isna().all()
+
+
+def test_mlflow_holds_parent_children_curves_scores_and_artifacts(comparison: Comparison) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{comparison.runs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("all")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [run for run in runs if run.data.tags.get("vqbench.kind") == "command"]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    first = min(parents, key=lambda run: run.info.start_time)
+    assert {a.path.split(".")[-1] for a in client.list_artifacts(first.info.run_id)} == {"md", "jsonl", "png"}
+    assert len([run for run in children if run.data.tags["mlflow.parentRunId"] == first.info.run_id]) == 10
+    by_cell = {Path(run.data.tags["path"]).name: run for run in children}
+    for row in comparison.first.objects:
+        run = by_cell[row["cell"]]
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["psnr"] == pytest.approx(row["scores"]["psnr"])
+        assert run.data.tags["protocol"] == row["protocol"]
+        assert run.data.tags["method"] == row["method"]
+        assert run.data.params["recipe.images"] == "64"
+        stored = {a.path for a in client.list_artifacts(run.info.run_id)}
+        assert stored >= {"spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "weights"}
+    vaevq = next(run for run in children if run.data.tags["method"] == "vaevq")
+    assert {vaevq.data.tags[f"component.{name}"] for name in ("vlq", "rcs", "dcr")} == {"on"}
+    curve = client.get_metric_history(vaevq.info.run_id, "train/loss")
+    lines = (Path(vaevq.data.tags["path"]) / "metrics.jsonl").read_text().splitlines()
+    assert [point.step for point in curve] == [json.loads(line)["images"] for line in lines] != []
+
+
+def one_cell(images: Path, plugin: Path, runs: Path, *more: object) -> list[Any]:
+    return [
+        "run", "--plugin", plugin, "--dataset", f"folder:{images}", "--images", "64", "--metrics", "psnr,usage",
+        "--runs", runs, *settings(), *more,
+    ]  # fmt: skip
+
+
+def test_failed_cells_are_rows_and_leave_the_others_alone(
+    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
+) -> None:
+    kinds = {"raise": "as the config asked", "memory": "out of memory", "kill": "SIGKILL", "nan": "not finite"}
+    for kind, said in kinds.items():
+        arguments = one_cell(
+            images, plugin, tmp_path, "--methods", "signs,fsq", "--set", "signs.explode_at=16", "--set",
+            f"signs.how={kind}", "--set", "log_images=8",
+        )  # fmt: skip
+        answer = vqbench(*arguments, "--json")
+        assert answer.code == 1, answer.err
+        failed, other = answer.objects
+        assert (failed["state"], failed["scores"]) == ("failed", {})
+        assert said in failed["error"]["message"]
+        assert other["state"] in ("done", "cached")
+        assert other["scores"]["psnr"] > 0
+        assert "Traceback" not in answer.err
+    table = vqbench(*arguments)
+    assert table.code == 1
+    assert "signs (failed)" in table.out
+    assert "not finite" in table.out
+    assert "fsq" in table.out
+
+
+def test_a_killed_command_goes_on_from_its_checkpoint(
+    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
+) -> None:
+    def arguments(runs: Path) -> list[Any]:
+        more = ("--methods", "fsq", "--images", "1600", "--set", "checkpoint_images=160", "--json")
+        return one_cell(images, plugin, runs, *more)
+
+    through = vqbench(*arguments(tmp_path / "through")).objects[0]
+    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments(tmp_path / "killed"))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pattern = "killed/*/cells/*/checkpoints/last.pt"
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(pattern)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert b"error: interrupted" in err
+    assert list(tmp_path.glob(pattern))
+    folder = next(tmp_path.glob("killed/*/cells/*"))
+    assert not (folder / "result.json").exists()
+    before = json.loads((folder / "status.json").read_text())
+    assert not Path(f"/proc/{before['pid']}").exists()
+    plan = vqbench(*arguments(tmp_path / "killed"), "--dry-run").objects[0]
+    assert plan["state"] == "partial"
+    resumed = vqbench(*arguments(tmp_path / "killed")).objects[0]
+    assert resumed["state"] == "done"
+    weights = [Path(r["path"]) / "checkpoints" / "tokenizer.safetensors" for r in (through, resumed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert resumed["scores"] == through["scores"]
+
+
+def test_rerun_trains_again_and_gives_the_same_numbers(
+    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
+) -> None:
+    arguments = one_cell(images, plugin, tmp_path, "--methods", "vqgan", "--json")
+    first, again = vqbench(*arguments).objects[0], vqbench(*arguments, "--rerun").objects[0]
+    assert (first["state"], again["state"]) == ("done", "done")
+    assert first["scores"] == again["scores"]
+
+
+def test_a_changed_plugin_is_another_cell_and_the_copy_still_loads(
+    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(plugin.read_text().replace('"signs"', '"mine"'))
+    arguments = one_cell(images, mine, tmp_path / "runs", "--methods", "mine", "--json")
+    first = vqbench(*arguments).objects[0]
+    mine.write_text(mine.read_text() + "\n# changed\n")
+    plan = vqbench(*arguments, "--dry-run").objects[0]
+    assert plan["state"] == "missing"
+    mine.unlink()
+    script = "import sys, torch, vqbench; print(vqbench.load(sys.argv[1]).encode(torch.zeros(1, 3, 32, 32)).shape)"
+    done = subprocess.run([sys.executable, "-c", script, first["path"]], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.Size([1, 8, 8])"
+
+
+def test_two_devices_train_one_cell(vqbench: Command, images: Path, plugin: Path, tmp_path: Path) -> None:
+    more = ("--methods", "vaevq", "--devices", "2", "--set", "gan=hinge", "--set", "discriminator_layers=1")
+    answer = vqbench(*one_cell(images, plugin, tmp_path, *more, "--json"))
+    assert answer.code == 0, answer.err + answer.out
+    row = answer.objects[0]
+    assert row["state"] == "done"
+    assert row["scores"]["psnr"] > 0
+    result = json.loads((Path(row["path"]) / "result.json").read_text())
+    assert (result["devices"], result["images_seen"]) == (2, 64)

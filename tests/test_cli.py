@@ -30,8 +30,17 @@ def test_listings_and_help_import_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_completion_names_methods_without_importing_them() -> None:
-    env = {**os.environ, "_VQBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "vqbench run --methods vqgan,f", "COMP_CWORD": "3"}
-    script = "import sys; sys.argv = ['vqbench']; from vqbench.cli import app\ntry: app(prog_name='vqbench')\nfinally: print('torch' in sys.modules)"
+    env = {
+        **os.environ,
+        "_VQBENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vqbench run --methods vqgan,f",
+        "COMP_CWORD": "3",
+    }
+    script = (
+        "import sys; sys.argv = ['vqbench']; from vqbench.cli import app\n"
+        "try: app(prog_name='vqbench')\n"
+        "finally: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
     assert done.stdout.split() == ["vqgan,fsq", "False"]
 
@@ -103,7 +112,9 @@ def refused(answer: object, *said: str) -> None:
         (["--frobnicate"], "No such option"),
     ],
 )
-def test_wrong_inputs_are_refused_with_the_way_out(vqbench: Command, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_wrong_inputs_are_refused_with_the_way_out(
+    vqbench: Command, tmp_path: Path, arguments: list[str], said: str
+) -> None:
     base = ["run", "--dataset", "photos", "--runs", tmp_path / "runs", "--metrics", "psnr"]
     methods = [] if "--methods" in arguments else ["--methods", "vqgan"]
     if "--metrics" in arguments or "--inception-weights" in arguments or "--lpips" in arguments:
@@ -113,7 +124,9 @@ def test_wrong_inputs_are_refused_with_the_way_out(vqbench: Command, tmp_path: P
 
 
 def test_a_component_that_does_not_exist_is_named(vqbench: Command) -> None:
-    answer = vqbench("run", "--methods", "vaevq", "--dataset", "photos", "--metrics", "psnr", "--set", "vaevq.vlc=false")
+    answer = vqbench(
+        "run", "--methods", "vaevq", "--dataset", "photos", "--metrics", "psnr", "--set", "vaevq.vlc=false"
+    )
     refused(answer, "unknown setting of vaevq 'vlc'", "vlq")
 
 
@@ -171,7 +184,9 @@ def test_no_space_on_disk_is_said_before_training(vqbench: Command, tmp_path: Pa
     mount = shutil.which("mount")
     if mount is None or os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
         pytest.skip("this machine does not let us mount a small disk")
     try:
         run = ["run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", *settings()]
@@ -188,10 +203,14 @@ def test_a_plugin_with_a_syntax_error_names_the_line(vqbench: Command, tmp_path:
 
 def test_precedence_is_command_line_then_environment_then_file(vqbench: Command, tmp_path: Path, images: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(f"methods: [fsq, vqgan]\ndataset: 'folder:{images}'\nimages: 111\nmetrics: [psnr]\nname: from-file\n")
+    config.write_text(
+        f"methods: [fsq, vqgan]\ndataset: 'folder:{images}'\nimages: 111\nmetrics: [psnr]\nname: from-file\n"
+    )
 
     def planned(*arguments: str, **env: str) -> list[dict[str, object]]:
-        answer = vqbench("run", "--config", config, "--dry-run", "--json", *arguments, "--runs", tmp_path / "runs", **env)
+        answer = vqbench(
+            "run", "--config", config, "--dry-run", "--json", *arguments, "--runs", tmp_path / "runs", **env
+        )
         assert answer.code == 0, answer.err
         return answer.objects
 

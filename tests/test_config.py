@@ -93,7 +93,11 @@ def test_the_shipped_recipes_read() -> None:
     assert (paper.codebook_size, paper.codebook_dim, paper.learning_rate) == (16384, 64, 1e-4)
     assert (paper.schedule, paper.perceptual, paper.gan) == ("cosine", "vgg", "hinge")
     assert load_recipe("vqgan-f8-256").downsampling == 8
-    assert (load_recipe("tiny").resolution, load_recipe("tiny").gan, load_recipe("tiny").perceptual) == (32, "none", "none")
+    assert (load_recipe("tiny").resolution, load_recipe("tiny").gan, load_recipe("tiny").perceptual) == (
+        32,
+        "none",
+        "none",
+    )
 
 
 def test_what_has_no_influence_on_the_weights_is_no_part_of_the_identity() -> None:

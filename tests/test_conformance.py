@@ -116,6 +116,20 @@ WRONG: dict[str, tuple[list[tuple[str, str]], set[str]]] = {
         ],
         {"gradient routes"},
     ),
+    "buffer_moves_in_eval": (
+        [
+            (
+                "        self.embedding =",
+                "        self.register_buffer('calls', torch.zeros(()))\n        self.embedding =",
+            ),
+            ("        z_q, ind", "        self.calls += 1\n        z_q, ind"),
+        ],
+        {"eval has no side effects"},
+    ),
+    "codebook_of_another_shape": (
+        [("return self.embedding.detach()", "return self.embedding.detach().t()")],
+        {"shapes and types"},
+    ),
     "wrong_shape": (
         [
             (
@@ -156,10 +170,23 @@ def failures(properties: list[Property]) -> set[str]:
     return {p.name for p in properties if p.passed is False}
 
 
-@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae"])
+@pytest.mark.parametrize(
+    "method", ["vqgan", "vqgan@legacy", "fsq", "sqvae", "sqvae@mode2", "sqvae@mode3", "sqvae@mode4"]
+)
 def test_built_in_methods_pass(method: str) -> None:
     properties = check_method(method, only=IN_ONE_PROCESS)
     assert not failures(properties), render(properties)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_presets_of_vaevq_pass(preset: str) -> None:
+    properties = check_method(f"vaevq@{preset}", only=IN_ONE_PROCESS)
+    assert not failures(properties), render(properties)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UsageError, match="did you mean released"):
+        check_method("vaevq@relaesed")
 
 
 def test_vaevq_passes_on_two_ranks_too() -> None:

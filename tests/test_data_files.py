@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqbench.data import prepare
-from vqbench.data.dataset import Dataset, Images, open_dataset
-from vqbench.data.prepare import prepare_train, prepare_validation
 from vqbench.data.cache import is_whole
+from vqbench.data.dataset import Dataset, Images, open_dataset
 from vqbench.data.decode import ImageFileError, decode_file, measure_file
+from vqbench.data.prepare import prepare_train, prepare_validation
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 
@@ -244,7 +244,8 @@ def test_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     dataset = opened(folder(tmp_path / "set"))
     code = (
-        "import os, sys, pathlib; from vqbench.data.dataset import open_dataset; from vqbench.data.prepare import prepare_train\n"
+        "import os, sys, pathlib; from vqbench.data.dataset import open_dataset\n"
+        "from vqbench.data.prepare import prepare_train\n"
         "dataset = open_dataset(sys.argv[1], 16)\n"
         "prepare_train(dataset, pathlib.Path(sys.argv[2]), lambda done, total: os._exit(9))"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -78,12 +78,16 @@ def test_nearest_ignores_autocast() -> None:
 
 
 def test_scores_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = []
-    original = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *a, out, **k: (blocks.append(out.nbytes), original(*a, out=out, **k))[1])
-    nearest(torch.randn(3000, 4), torch.randn(2000, 4))
-    assert len(blocks) > 1
-    assert max(blocks) <= nearest_module.SCORE_BYTES
+    blocks, product = [], torch.addmm
+
+    def watched(bias: Tensor, left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
+        blocks.append(out.nbytes)
+        return product(bias, left, right, out=out)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    nearest(torch.randn(4096, 4), torch.randn(2000, 4))
+    assert sum(blocks) == 4 * 4096 * 2000
+    assert max(blocks) <= nearest_module.SCORE_BYTES < 64e6
 
 
 # vqgan
@@ -131,6 +135,7 @@ level_lists = st.lists(st.integers(2, 1100) | st.integers(2, 9), min_size=1, max
 
 
 @quick
+@example(levels=(1100, 2), seed=0, scale=30.0)  # where the margin alone would round past the last level
 @given(levels=level_lists, seed=st.integers(0, 99), scale=st.sampled_from([0.0, 1.0, 30.0, 1e6]))
 def test_fsq_round_trip_on_any_levels(levels: tuple[int, ...], seed: int, scale: float) -> None:
     quantizer = FSQ(FSQ.Config(levels)).eval()
@@ -412,7 +417,7 @@ def test_rcs_floor_bounds_the_weight() -> None:
         seeded(VAEVQ, codebook_size=8, dim=3, rcs_sigma_min=floor, quantize="mean")(z) for floor in (0.0, 0.1)
     )
     assert float(floored.diagnostics["alignment_weight_max"]) == pytest.approx(100)
-    ratio = float(free.losses["rcs"] / floored.losses["rcs"])
+    ratio = (free.losses["rcs"] / floored.losses["rcs"]).item()
     assert ratio == pytest.approx(0.01 * math.exp(20), rel=1e-3)
 
 

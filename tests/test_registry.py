@@ -82,7 +82,9 @@ def test_unknown_names_come_with_the_nearest(things: Registry[object], tmp_path:
 
 def test_a_broken_plugin_fails_only_when_asked_for(things: Registry[object], tmp_path: Path) -> None:
     things.add_file(write(tmp_path / "mine.py", PLUGIN))
-    things.add_file(write(tmp_path / "bad.py", PLUGIN.replace('"mine"', '"bad"').replace("@THINGS", "import gone\n@THINGS")))
+    things.add_file(
+        write(tmp_path / "bad.py", PLUGIN.replace('"mine"', '"bad"').replace("@THINGS", "import gone\n@THINGS"))
+    )
     assert things.names() == ["bad", "mine"]
     assert things.get("mine").__name__ == "Mine"
     with pytest.raises(UsageError, match="No module named 'gone'"):
@@ -105,7 +107,10 @@ def test_two_classes_of_one_name_are_refused(things: Registry[object]) -> None:
 def test_an_installed_package_brings_methods_by_its_entry_points(tmp_path: Path) -> None:
     package = tmp_path / "site"
     package.mkdir()
-    write(package / "elsewhere.py", PLUGIN.replace("from tests_registry import THINGS", "from vqbench.registry import METHODS as THINGS"))
+    write(
+        package / "elsewhere.py",
+        PLUGIN.replace("from tests_registry import THINGS", "from vqbench.registry import METHODS as THINGS"),
+    )
     info = package / "elsewhere-2.0.dist-info"
     info.mkdir()
     write(info / "METADATA", "Metadata-Version: 2.1\nName: elsewhere\nVersion: 2.0\n")

@@ -66,7 +66,8 @@ class Signs(Quantizer):
     def forward(self, z):
         q = torch.where(z > 0, 1.0, -1.0)
         indices = ((z > 0).long() * self.powers.view(1, -1, 1, 1)).sum(1)
-        losses = {"commitment": 0.25 * (z - q.detach()).pow(2).mean() * (float("nan") if getattr(self, "nan", False) else 1)}
+        factor = float("nan") if getattr(self, "nan", False) else 0.25
+        losses = {"commitment": factor * (z - q.detach()).pow(2).mean()}
         return Quantized(z + (q - z).detach(), indices, losses)
 
     def decode_indices(self, indices):
@@ -287,7 +288,7 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     while not list(tmp_path.glob(pattern)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err.decode()
     assert b"error: interrupted" in err
     assert list(tmp_path.glob(pattern))

@@ -46,17 +46,17 @@ def fit(r: Recipe, folder: Path, method: str = "vqgan", config: dict[str, Any] |
     return train(build_tokenizer(method, config or {}, r, 0), stream, r, seed=0, folder=folder)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process."""
 
 
 def fit_until(images: int, r: Recipe, folder: Path, method: str, config: dict[str, Any] | None = None) -> None:
     def die(seen: int, rate: float) -> None:
         if seen >= images:
-            raise Killed
+            raise KilledError
 
     stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(build_tokenizer(method, config or {}, r, 0), stream, r, seed=0, folder=folder, report=die)
 
 

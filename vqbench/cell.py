@@ -54,7 +54,13 @@ class Progress:
 
     def _write(self, done: int, total: int, rate: float) -> None:
         self._written = time.monotonic()
-        state = {"stage": self.stage, "images": done, "total": total, "images_per_s": round(rate, 2), "pid": os.getpid()}
+        state = {
+            "stage": self.stage,
+            "images": done,
+            "total": total,
+            "images_per_s": round(rate, 2),
+            "pid": os.getpid(),
+        }
         write_json(self.path, state)
 
 
@@ -268,7 +274,7 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
         table = table.join(earlier[[name for name in earlier if name not in table]])
     table.to_parquet(partial, index=False)
     os.replace(partial, target)
-    arrays = {"histogram": evaluation.histogram}
+    arrays: dict[str, Any] = {"histogram": evaluation.histogram}
     if evaluation.features is not None:
         arrays["features"] = evaluation.features
     for name, array in arrays.items():
@@ -318,7 +324,11 @@ def _guarded(folder: CellFolder, started: float) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def copy_plugin(spec: dict[str, Any], folder: CellFolder) -> None:

@@ -67,7 +67,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             if str(name).replace("-", "_") not in known:
                 from vqbench.errors import unknown
 
-                raise unknown(f"option in {path}", str(name), [n for n in known if n], "`vqbench run --help` lists them")
+                raise unknown(
+                    f"option in {path}", str(name), [n for n in known if n], "`vqbench run --help` lists them"
+                )
         context.default_map = {str(k).replace("-", "_"): _as_typed(v) for k, v in values.items()}
     return path
 
@@ -115,7 +117,9 @@ Lpips = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="[METHOD.]FIELD=VALUE", help="Set a method's field, or one of the recipe; repeatable."),
+    typer.Option(
+        "--set", metavar="[METHOD.]FIELD=VALUE", help="Set a method's field, or one of the recipe; repeatable."
+    ),
 ]
 
 
@@ -217,7 +221,7 @@ def _show_plan(request: RunRequest, as_json: bool) -> None:
     from vqbench.terminal import TerminalView, print_plan
 
     with TerminalView() as view:
-        plan = prepare_plan(request, view)
+        plan = prepare_plan(request, view, download=False)
     if as_json:
         for cell in plan.cells:
             print(json.dumps(row_of(cell, cell.state), allow_nan=False))

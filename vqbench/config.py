@@ -69,7 +69,9 @@ def describe(cls: type) -> list[FieldDescription]:
     """Every field of a Config with type, default and meaning, in the order of its source."""
     hints, docs = typing.get_type_hints(cls), _class_docstrings(cls)
     return [
-        FieldDescription(f.name, _type_text(hints[f.name]), default_of(f), docs.get(f.name, ""), f.metadata.get("component"))
+        FieldDescription(
+            f.name, _type_text(hints[f.name]), default_of(f), docs.get(f.name, ""), f.metadata.get("component")
+        )
         for f in dataclasses.fields(cls)
     ]
 

@@ -298,7 +298,7 @@ def _check(name: str, trial: Trial, check: Callable[[Trial], str]) -> Property:
 
 
 def check_method(name: str, plugin: Path | None = None, only: Iterable[str] | None = None) -> list[Property]:
-    """Hold one method to the contract of `vqbench.quantizer`; about ten seconds on one core.
+    """Hold one method, or method@preset, to the contract of `vqbench.quantizer`; about ten seconds on one core.
 
     `plugin` is the file that defines it, where it is not installed; `only` names some of PROPERTIES. The random
     state is left as it was. Raises UsageError where the method is unknown or its file does not import.
@@ -315,3 +315,8 @@ def render(properties: Iterable[Property]) -> str:
     """One line per property: pass, FAIL or n/a, its name, what was seen."""
     word = {True: "pass", False: "FAIL", None: "n/a "}
     return "\n".join(f"{word[p.passed]}  {p.name:<25}  {p.detail}" for p in properties)
+
+
+def print_properties(name: str, properties: Iterable[Property]) -> None:
+    """The answer of `check_method` for one method, on standard output."""
+    print(f"{name}\n{render(properties)}")

@@ -102,7 +102,7 @@ def train(
     workers = min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
     if training.images_seen < recipe.steps * recipe.batch_size:
         trainer.fit(training, datamodule=_Stretches(stream, training, workers))
-    final = training.tokenizer if training.average is None else training.average.module
+    final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
     device = trainer.strategy.root_device
     return TrainingOutcome(
         final.to(device).eval(), training.images_seen, training.seconds, peak_memory_bytes(device), str(device)

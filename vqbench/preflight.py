@@ -26,7 +26,7 @@ class MetricChoice:
     notes: tuple[str, ...] = ()
 
 
-def choose_metrics(request: RunRequest) -> MetricChoice:
+def choose_metrics(request: RunRequest, download: bool = True) -> MetricChoice:
     """Resolve `--metrics` and `--lpips` against the weights that this machine has or can get.
 
     LPIPS is left out of the default set where its weights cannot be had, and a note says so. What was asked for
@@ -39,7 +39,9 @@ def choose_metrics(request: RunRequest) -> MetricChoice:
         others = [name for name in asked if not name.startswith("lpips_") or request.metrics]
         asked = tuple(name for name in METRICS if name in {*others, f"lpips_{request.lpips}"})
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
-    missing = {weights: reason for weights in needed_weights(asked) if (reason := _cannot_have(weights, request))}
+    missing = {
+        weights: reason for weights in needed_weights(asked) if (reason := _cannot_have(weights, request, download))
+    }
     notes = []
     for name in asked:
         weights = METRICS[name].weights
@@ -51,20 +53,20 @@ def choose_metrics(request: RunRequest) -> MetricChoice:
     return MetricChoice(tuple(n for n in asked if not (n in optional and METRICS[n].weights in missing)), tuple(notes))
 
 
-def require_perceptual_weights(request: RunRequest, net: str) -> None:
+def require_perceptual_weights(request: RunRequest, net: str, download: bool = True) -> None:
     """Raise UsageError where the recipe trains with an LPIPS term whose weights cannot be had."""
-    if net != "none" and (problem := _cannot_have(net, request)) is not None:
+    if net != "none" and (problem := _cannot_have(net, request, download)) is not None:
         raise problem
 
 
-def _cannot_have(weights: str, request: RunRequest) -> UsageError | None:
+def _cannot_have(weights: str, request: RunRequest, download: bool) -> UsageError | None:
     from vqbench.weights import require_inception, require_lpips
 
     try:
         if weights == "inception":
-            require_inception(request.inception_weights)
+            require_inception(request.inception_weights, download)
         else:
-            require_lpips(weights, request.lpips_weights)
+            require_lpips(weights, request.lpips_weights, download)
     except UsageError as error:
         return error
     return None
@@ -84,10 +86,10 @@ def check_runs_directory(folder: Path) -> None:
 
 def estimated_bytes(plan: Plan) -> float:
     """Disk that the plan's unfinished cells take at most, checkpoints included."""
+    import torch
+
     from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
     from vqbench.tokenizer import build_quantizer
-
-    import torch
 
     unfinished = [cell for cell in plan.cells if cell.state != "cached"]
     total = 0.0

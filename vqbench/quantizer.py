@@ -129,7 +129,7 @@ class Quantizer(nn.Module):
         """Which gradients this configuration promises, or None where the method does not say."""
         return None
 
-    def advance(self, state: TrainingState) -> None:  # noqa: B027 - a hook that most methods do not need
+    def advance(self, state: TrainingState) -> None:
         """Called before each training step. What is kept from `state` must be a buffer, so that it is resumed."""
 
     def forward(self, z: Tensor) -> Quantized:

@@ -155,7 +155,9 @@ class Registry(Generic[T]):
             what = error.msg if isinstance(error, SyntaxError) else str(error)
             raise UsageError(f"plugin {path}{line}: {what}", f"python -m py_compile {path}") from None
         names = tuple(
-            d.name for d in declared if d.name and any(_registry_name(x) == self.variable for x in d.node.decorator_list)
+            d.name
+            for d in declared
+            if d.name and any(_registry_name(x) == self.variable for x in d.node.decorator_list)
         )
         self._files |= dict.fromkeys(names, path)
         if path not in self._unread:
@@ -192,7 +194,9 @@ class Registry(Generic[T]):
         elif name not in self._classes:
             self._load_entry_point(name)
         if name not in self._classes:
-            raise UsageError(f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)")
+            raise UsageError(
+                f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)"
+            )
         return self._classes[name]
 
     def _load_entry_point(self, name: str) -> None:
@@ -206,7 +210,8 @@ class Registry(Generic[T]):
     def _import_file(self, path: Path) -> None:
         module_name = f"vqbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         known = set(self._classes)

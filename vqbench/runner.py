@@ -95,10 +95,10 @@ def row_of(cell: Cell, state: str) -> dict[str, Any]:
     }
 
 
-def prepare_plan(request: RunRequest, view: View) -> Plan:
+def prepare_plan(request: RunRequest, view: View, download: bool = True) -> Plan:
     """Everything that can be found wrong before training, found now; then the cells.
 
-    Raises UsageError. Writes nothing below the runs directory.
+    `download` gets metric weights that are missing. Raises UsageError. Writes nothing below the runs directory.
     """
     from vqbench.preflight import choose_metrics, require_perceptual_weights
     from vqbench.registry import METHODS
@@ -106,8 +106,8 @@ def prepare_plan(request: RunRequest, view: View) -> Plan:
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = choose_metrics(request)
-    require_perceptual_weights(request, recipe.perceptual)
+    metrics = choose_metrics(request, download)
+    require_perceptual_weights(request, recipe.perceptual, download)
     plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
     for note in (*plan.notes, *metrics.notes):
         view.note(note)
@@ -186,7 +186,12 @@ def _make_ready(cell: Cell, rerun: bool) -> None:
     if rerun or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
         stale.append("result.json")
     if rerun:
-        stale += ["metrics.jsonl", "checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json"]
+        stale += [
+            "metrics.jsonl",
+            "checkpoints/last.pt",
+            "checkpoints/tokenizer.safetensors",
+            "checkpoints/training.json",
+        ]
     for name in stale:
         (folder.path / name).unlink(missing_ok=True)
     write_json(folder.path / "spec.json", cell.spec)

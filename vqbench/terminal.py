@@ -130,11 +130,15 @@ def print_comparison(outcome: Outcome) -> None:
     table.add_column("n", justify="right")
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
-        name = Text(summary.method if summary.seeds else f"{summary.method} (failed)", style="" if summary.seeds else "red")
+        name = Text(
+            summary.method if summary.seeds else f"{summary.method} (failed)", style="" if summary.seeds else "red"
+        )
         table.add_row(name, *cells, str(summary.seeds), end_section=several)
     console.print(table)
     protocol = outcome.plan.protocol
-    console.print(Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {interval_note(summaries)}"))
+    console.print(
+        Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {interval_note(summaries)}")
+    )
     console.print(Text(f"results {outcome.plan.folder}"), soft_wrap=True)  # a path that is cut cannot be copied
     for row in outcome.failed:
         console.print(Text(f"failed {row['cell']}: {row['error']['message']}", style="red"))
@@ -152,7 +156,9 @@ def print_plan(plan: Plan) -> None:
     counts = Counter(cell.state for cell in plan.cells)
     console.print(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     recipe = plan.recipe
-    console.print(Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}"))
+    console.print(
+        Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}")
+    )
     console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)
 

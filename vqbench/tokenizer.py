@@ -54,13 +54,11 @@ class Tokenizer(nn.Module):
 
     def quantize(self, images: Tensor) -> Quantized:
         """(B, 3, R, R) in [-1, 1] → what the quantizer returns for them."""
-        quantized: Quantized = self.quantizer(self.to_quantizer(self.encoder(images)))
-        return quantized
+        return self.quantizer(self.to_quantizer(self.encoder(images)))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
-        images: Tensor = self.decoder(self.from_quantizer(latents))
-        return images
+        return self.decoder(self.from_quantizer(latents))
 
     def forward(self, images: Tensor) -> Reconstruction:
         """One training pass over images (B, 3, R, R) in [-1, 1]; both paths in one call of the shared decoder."""
@@ -141,7 +139,9 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     with safe_open(weights, framework="pt") as file:  # type: ignore[no-untyped-call]
         metadata = file.metadata() or {}
         if "vqbench" not in metadata:
-            raise UsageError(f"{weights} was not written by vqbench", f"give a finished cell's folder, or its {WEIGHTS}")
+            raise UsageError(
+                f"{weights} was not written by vqbench", f"give a finished cell's folder, or its {WEIGHTS}"
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     header = json.loads(metadata["vqbench"])
     _make_plugin_known(header, weights)

@@ -166,7 +166,13 @@ class Mirror:
         from mlflow.entities import Metric, RunTag
 
         numbers = {**result["scores"], **{f"params_{k}": v for k, v in result.get("params", {}).items()}}
-        for key in ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes"):
+        for key in (
+            "train_images_per_s",
+            "encode_images_per_s",
+            "decode_images_per_s",
+            "train_seconds",
+            "peak_memory_bytes",
+        ):
             numbers |= {key: result[key]} if key in result else {}
         step, now = int(result.get("images_seen", 0)), int(1000 * time.time())
         error = (result.get("error") or {}).get("message", "")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from vqbench.config import build
+from vqbench.errors import unknown
 from vqbench.quantizer import Quantized, Quantizer, TrainingState
 from vqbench.registry import METHODS
 
@@ -30,17 +31,23 @@ RANK_TIMEOUT = 120  # seconds for two processes to import torch and train STEPS 
 
 
 class Trial:
-    """Fresh instances of one method, small, and the inputs for them."""
+    """Fresh instances of one method, or of method@preset, small, and the inputs for them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._class: type[Quantizer] = METHODS.get(name)
+        method, at, preset = name.partition("@")
+        self._class: type[Quantizer] = METHODS.get(method)
+        if at and preset not in self._class.presets:
+            raise unknown(
+                f"preset of {method}", preset, self._class.presets, f"`vqbench show {method}` lists the presets"
+            )
+        chosen = self._class.presets[preset] if at else {}
+        self._settings = {**chosen, **self._class.matched(CODEBOOK_SIZE, DIM)}
 
     def quantizer(self, seed: int = 0, training: bool = False) -> Quantizer:
         """A new instance; the same seed gives the same."""
         torch.manual_seed(seed)
-        settings = self._class.matched(CODEBOOK_SIZE, DIM)
-        made = self._class(build(self._class.Config, settings, self.name, f"vqbench show {self.name}"))
+        made = self._class(build(self._class.Config, self._settings, self.name, f"vqbench show {self.name}"))
         return made.train(training)
 
     def trained(self, training: bool = False) -> Quantizer:
@@ -99,7 +106,7 @@ def run_on_two_ranks(method: str) -> list[str]:
     """Train one model in two processes on different data; the hash of the quantizer's state on each."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "vqbench.trial", "--method", method, "--store", f"{folder}/store"]
-        if (plugin := METHODS.file_of(method)) is not None:
+        if (plugin := METHODS.file_of(method.partition("@")[0])) is not None:
             command += ["--plugin", str(plugin)]
         return _run_ranks(command)
 

@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vqbench run --methods vaevq,vqgan --dataset photos
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

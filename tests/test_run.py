@@ -339,3 +339,17 @@ def test_two_devices_train_one_cell(vqbench: Command, images: Path, plugin: Path
     assert row["scores"]["psnr"] > 0
     result = json.loads((Path(row["path"]) / "result.json").read_text())
     assert (result["devices"], result["images_seen"]) == (2, 64)
+
+
+def test_two_commands_at_once_train_each_cell_once(
+    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
+) -> None:
+    arguments = one_cell(images, plugin, tmp_path, "--methods", "fsq,vqgan", "--json")
+    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    rows = [[json.loads(line) for line in out.splitlines()] for out, _ in answers]
+    assert [row["scores"] for row in rows[0]] == [row["scores"] for row in rows[1]]
+    for folder in tmp_path.glob("*/cells/*"):
+        assert (folder / "log.txt").read_text().count("evaluate") == 1

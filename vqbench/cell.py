@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.results import DONE, CellFolder, read_json, write_json
+from vqbench.results import DONE, EXIT_BUSY, CellBusyError, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
     from vqbench.data.dataset import Dataset
@@ -297,16 +297,15 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m vqbench.cell SPEC.json", file=sys.stderr)
         return 2
     folder = CellFolder(Path(arguments[0]).resolve().parent)
-    secondary = int(os.environ.get("LOCAL_RANK", "0")) > 0
-    if not secondary:
-        die_with_parent()
+    secondary = int(os.environ.get("LOCAL_RANK", "0")) > 0  # started by the first device's process
+    die_with_parent()
     started, lock = time.time(), contextlib.nullcontext() if secondary else folder.locked()
     try:
         with lock:
             return _guarded(folder, started)
-    except VQBenchError as error:  # another process holds the folder
+    except CellBusyError as error:
         print(f"error: {error.what}", file=sys.stderr)
-        return 1
+        return EXIT_BUSY
 
 
 def _guarded(folder: CellFolder, started: float) -> int:

@@ -110,7 +110,8 @@ ValidationImages = Annotated[
     typer.Option(metavar="N", envvar="VQBENCH_VALIDATION_IMAGES", help="Evaluate on N images; part of the protocol."),
 ]
 Metrics = Annotated[
-    list[str] | None, typer.Option(metavar="LIST", help="Metrics instead of the default set: rfid,psnr,…")
+    list[str] | None,
+    typer.Option(metavar="LIST", envvar="VQBENCH_METRICS", help="Metrics instead of the default set: rfid,psnr,…"),
 ]
 Lpips = Annotated[
     str | None, typer.Option(metavar="NET", help="LPIPS with alex, vgg or squeeze; default: alex, if it can be had.")
@@ -221,7 +222,7 @@ def _show_plan(request: RunRequest, as_json: bool) -> None:
     from vqbench.terminal import TerminalView, print_plan
 
     with TerminalView() as view:
-        plan = prepare_plan(request, view, download=False)
+        plan = prepare_plan(request, view, dry=True)
     if as_json:
         for cell in plan.cells:
             print(json.dumps(row_of(cell, cell.state), allow_nan=False))

@@ -20,43 +20,41 @@ _BYTES_PER_PARAMETER = 4 * 4 * 2  # weights, two moments and an average in float
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """The metrics that a run computes, and what must be said of those that it leaves out."""
+    """The metrics that a run computes."""
 
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    """What must be said of those that are left out."""
+    problems: tuple[UsageError, ...] = ()
+    """Weights that the metrics need and that cannot be had."""
 
 
 def choose_metrics(request: RunRequest, download: bool = True) -> MetricChoice:
     """Resolve `--metrics` and `--lpips` against the weights that this machine has or can get.
 
-    LPIPS is left out of the default set where its weights cannot be had, and a note says so. What was asked for
-    by name must be there: raises UsageError that names the file, where it was looked for and how to get it.
+    LPIPS is left out of the default set where its weights cannot be had, and a note says so; what was asked for
+    by name, and rFID's Inception, are problems then. Raises UsageError for an unknown metric or net.
     """
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
     asked = select_metrics(request.metrics) if request.metrics else default_metrics()
     if request.lpips is not None:
-        others = [name for name in asked if not name.startswith("lpips_") or request.metrics]
+        others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
         asked = tuple(name for name in METRICS if name in {*others, f"lpips_{request.lpips}"})
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
-    missing = {
-        weights: reason for weights in needed_weights(asked) if (reason := _cannot_have(weights, request, download))
-    }
+    missing = {w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download))}
+    left_out = [name for name in optional if METRICS[name].weights in missing]
+    names = tuple(name for name in asked if name not in left_out)
     notes = []
-    for name in asked:
-        weights = METRICS[name].weights
-        if weights in missing and name in optional:
-            file = missing[weights].what.partition(";")[0]
-            notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
-        elif weights in missing:
-            raise missing[weights]
-    return MetricChoice(tuple(n for n in asked if not (n in optional and METRICS[n].weights in missing)), tuple(notes))
+    for name in left_out:
+        file = missing[METRICS[name].weights or ""].what.partition(";")[0]
+        notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
+    return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
 
 
-def require_perceptual_weights(request: RunRequest, net: str, download: bool = True) -> None:
-    """Raise UsageError where the recipe trains with an LPIPS term whose weights cannot be had."""
-    if net != "none" and (problem := _cannot_have(net, request, download)) is not None:
-        raise problem
+def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> UsageError | None:
+    """Why the recipe's LPIPS term cannot be computed here, or None if it can or there is none."""
+    return _cannot_have(net, request, download) if net != "none" else None
 
 
 def _cannot_have(weights: str, request: RunRequest, download: bool) -> UsageError | None:
@@ -139,7 +137,9 @@ def prepare_everything(
     metrics = choose_metrics(request)
     for text in metrics.notes:
         note(text)
-    require_perceptual_weights(request, recipe.perceptual)
+    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):
+        if problem is not None:
+            raise problem
     lines = [
         f"data      {dataset.reference}: {len(train):,} training and {len(validation):,} validation images, "
         f"{recipe.resolution} px",

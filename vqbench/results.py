@@ -15,6 +15,7 @@ from typing import Any
 from vqbench.errors import VQBenchError
 
 DONE, FAILED = "done", "failed"
+EXIT_BUSY = 75  # a cell's process that finds its folder taken; sysexits.h calls it EX_TEMPFAIL
 
 
 def write_text_atomically(path: Path, text: str) -> None:

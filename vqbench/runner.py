@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import DONE, FAILED, CellFolder, write_json
+from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,19 +95,24 @@ def row_of(cell: Cell, state: str) -> dict[str, Any]:
     }
 
 
-def prepare_plan(request: RunRequest, view: View, download: bool = True) -> Plan:
+def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     """Everything that can be found wrong before training, found now; then the cells.
 
-    `download` gets metric weights that are missing. Raises UsageError. Writes nothing below the runs directory.
+    Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
+    below the runs directory.
     """
-    from vqbench.preflight import choose_metrics, require_perceptual_weights
+    from vqbench.preflight import choose_metrics, perceptual_problem
     from vqbench.registry import METHODS
 
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = choose_metrics(request, download)
-    require_perceptual_weights(request, recipe.perceptual, download)
+    metrics = choose_metrics(request, download=not dry)
+    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
+        if problem is not None and not dry:
+            raise problem
+        if problem is not None:
+            view.note(f"this run would need weights: {problem.what}")
     plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
     for note in (*plan.notes, *metrics.notes):
         view.note(note)
@@ -149,27 +154,41 @@ def _has_result(cell: Cell) -> bool:
 
 
 def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> str:
-    folder = cell.folder
-    _make_ready(cell, rerun)
+    """Train and evaluate one cell in a process of its own; done, failed, or cached if another command just did."""
+    while True:
+        try:
+            with cell.folder.locked():
+                if not rerun and cell.folder.state(tuple(cell.spec["metrics"])) == "cached":
+                    return "cached"
+                _make_ready(cell, rerun)
+        except CellBusyError:
+            view.cell_progress(cell, {"stage": "waits for another command", **cell.folder.status})
+            time.sleep(4 * POLL_SECONDS)
+            continue
+        if tracker is not None:
+            tracker.start_cell(cell)
+        started = time.time()
+        returncode = _watch(_start(cell.folder), cell, view, tracker)
+        if returncode != EXIT_BUSY:  # else another command took the cell between our look and our process's
+            break
+    if _died_without_a_word(cell.folder, returncode):
+        _record_death(cell.folder, returncode, started)
     if tracker is not None:
-        tracker.start_cell(cell)
-    started = time.time()
-    process = _start(folder)
+        tracker.finish_cell(cell)
+    return DONE if (cell.folder.result or {}).get("state") == DONE else FAILED
+
+
+def _watch(process: subprocess.Popen[bytes], cell: Cell, view: View, tracker: Tracker | None) -> int:
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            view.cell_progress(cell, folder.status)
+            view.cell_progress(cell, cell.folder.status)
             if tracker is not None:
                 tracker.poke(cell)
     except BaseException:
         _stop(process)
         raise
-    if _died_without_a_word(folder, process.returncode):
-        _record_death(folder, process.returncode, started)
-    result = folder.result or {}
-    if tracker is not None:
-        tracker.finish_cell(cell)
-    return DONE if result.get("state") == DONE else FAILED
+    return process.returncode
 
 
 def _died_without_a_word(folder: CellFolder, returncode: int) -> bool:

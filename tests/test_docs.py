@@ -1,0 +1,83 @@
+"""Every snippet in the README and in docs/ does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, write_images
+
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md"))]
+INSTALLATION = ("make demo", "make test", "pip install")
+"""What installs: run by the slow test of a clone into an empty folder (test_packaging)."""
+QUICK = {
+    "VQBENCH_IMAGES": "32",
+    "VQBENCH_VALIDATION_IMAGES": "6",
+    "VQBENCH_METRICS": "psnr,usage",
+}
+"""The environment that makes a documented command small; what a command says itself still wins."""
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    return [(language, code) for language, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+
+
+def commands(page: str) -> list[str]:
+    lines = [line for language, code in blocks(page) if language == "bash" for line in code.splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith(INSTALLATION)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of: a folder of photographs, FFHQ, the plugin of the page on writing a method."""
+    root = tmp_path_factory.mktemp("docs")
+    write_images(root / "my_photos", 150, side=64)
+    write_images(root / "ffhq", 49, side=256)
+    for path in sorted((root / "ffhq").iterdir()):
+        path.rename(path.with_name(f"{int(path.stem):05d}.png"))
+    for page in PAGES:
+        for language, code in blocks(page):
+            if language == "python" and code.startswith("# my_vq.py"):
+                (root / "my_vq.py").write_text(code)
+    return root
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **QUICK}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.parametrize(("page", "line"), [(page, line) for page in PAGES for line in commands(page)])
+def test_commands_run(page: str, line: str, workplace: Path) -> None:
+    words = shlex.split(line)
+    assert words[0] == "vqbench", f"{page}: only vqbench commands can be tested, not {line!r}"
+    done = run([sys.executable, "-m", "vqbench.cli", *words[1:]], workplace)
+    assert done.returncode == 0, f"{page}: {line}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), [(p, code) for p in PAGES for lang, code in blocks(p) if lang == "python" and code[:4] != "# my"]
+)
+def test_python_runs(page: str, code: str, workplace: Path) -> None:
+    done = run([sys.executable, "-c", code], workplace)
+    assert done.returncode == 0, f"{page}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    here = (REPOSITORY / page).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / page).read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (here / target).is_file(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_of_a_language_that_is_tested(page: str) -> None:
+    assert {language for language, _ in blocks(page)} <= {"bash", "python", "text"}

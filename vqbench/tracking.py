@@ -72,7 +72,8 @@ class Mirror:
             return str(known.experiment_id)
         local = self.uri.startswith("sqlite:")
         location = (self.runs / name / "mlflow-artifacts").as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on its tabs for agents
+        return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
 
     def _run(self, experiment_id: str, tag: str, value: str, name: str, tags: dict[str, str]) -> str:
         """The run that carries `tag` = `value`, found or made."""
@@ -139,9 +140,13 @@ class Mirror:
         params = {f"recipe.{k}": v for k, v in spec["recipe"].items()}
         params |= {f"{spec['method']}.{k}": v for k, v in spec["config"].items()}
         params |= {"method": memory["label"], "seed": spec["seed"], "dataset": spec["dataset"]["reference"]}
-        from mlflow.entities import Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         self.client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+        protocol, source = spec["protocol"], json.dumps({"uri": spec["dataset"]["reference"]})
+        images = Dataset(protocol["name"], protocol["validation_digest"][:16], "local", source)
+        context = InputTag("mlflow.data.context", "validation")
+        self.client.log_inputs(run_id, datasets=[DatasetInput(images, [context])])
         return run_id
 
     def _send_curves(self, folder: CellFolder, memory: dict[str, Any]) -> int:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from vqbench.recipe import Recipe
     from vqbench.tokenizer import Tokenizer
 
-SAMPLES = 8  # images in recon.png
-
 
 class Progress:
     """status.json: stage, images and rate, at most twice a second."""
@@ -267,6 +265,8 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
     import pandas as pd
     from PIL import Image
 
+    from vqbench.evaluation import shown_positions
+
     target, partial = folder.path / "per_image.parquet", folder.path / "per_image.parquet.part"
     table = evaluation.per_image
     if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
@@ -283,8 +283,8 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
         with partial.open("wb") as file:
             np.savez_compressed(file, **{name: array})
         os.replace(partial, target)
-    shown = evaluation.reconstructions[:SAMPLES]
-    rows = [np.concatenate(list(images), axis=1) for images in (validation.pixels[: len(shown)], shown)]
+    inputs = validation.pixels[shown_positions(len(validation))]
+    rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
     partial = folder.path / "recon.png.part"
     Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")  # above the input, below its reconstruction
     os.replace(partial, folder.path / "recon.png")

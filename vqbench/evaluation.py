@@ -57,7 +57,7 @@ class Evaluation:
     histogram: NDArray[np.int64]
     """(G, K) counts over the whole split."""
     reconstructions: Pixels
-    """Of the first images."""
+    """Of the images at `shown_positions`."""
     features: NDArray[np.float32] | None
     """(N, 2048) Inception features of the reconstructions, or None without rfid and kid."""
     reference_features: NDArray[np.float32] | None
@@ -175,16 +175,23 @@ def _pair_metrics(
     return {name: functions[name] for name in metrics if METRICS[name].per_image}
 
 
+def shown_positions(n: int) -> list[int]:
+    """Positions of the images that people are shown: at most 8, spread evenly over a split of n."""
+    return [i * n // min(n, SHOWN) for i in range(min(n, SHOWN))]
+
+
 class _Pass:
     """What accumulates over the batches of one evaluation."""
 
-    def __init__(self, quantizer: Any, pairs: dict[str, PairMetric], extract: FeatureExtractor | None) -> None:
+    def __init__(
+        self, quantizer: Any, pairs: dict[str, PairMetric], extract: FeatureExtractor | None, wanted: set[int]
+    ) -> None:
         self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
-        self.pairs, self.extract = pairs, extract
+        self.pairs, self.extract, self.wanted = pairs, extract, wanted
         self.columns: dict[str, list[float]] = {name: [] for name in pairs}
         self.codes: list[int] = []
         self.features: list[NDArray[np.float32]] = []
-        self.shown: list[Tensor] = []
+        self.shown: dict[int, Pixels] = {}
 
     def add(self, references: Tensor, indices: Tensor, reconstructions: Tensor) -> None:
         """8-bit references and reconstructions (B, 3, R, R) of one batch, and the indices between them."""
@@ -194,8 +201,9 @@ class _Pass:
         self.codes += [len(torch.unique(image, dim=0)) for image in self._codes_by_position(indices)]
         if self.extract is not None:
             self.features.append(self.extract(reconstructions))
-        room = SHOWN - sum(map(len, self.shown))
-        self.shown.append(reconstructions[:room].permute(0, 2, 3, 1).cpu())
+        first = len(self.codes) - len(reconstructions)
+        for i in self.wanted & set(range(first, len(self.codes))):
+            self.shown[i] = reconstructions[i - first].permute(1, 2, 0).cpu().numpy()
 
     def _codes_by_position(self, indices: Tensor) -> Tensor:
         return indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
@@ -236,7 +244,8 @@ def evaluate(
     _check(pixels, ids, metrics, batch_size)
     device, home = device or torch.device("cpu"), home or default_home()
     extract = _extractor(metrics, inception_weights, device, home)
-    seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract)
+    shown = shown_positions(len(pixels))
+    seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract, set(shown))
     step = _counter(progress, len(pixels) * (1 if extract is None else 2))
     encoding, decoding, reference = _Stopwatch(device), _Stopwatch(device), None
     with plain_float32(device), _eval_mode(tokenizer, device):
@@ -254,7 +263,7 @@ def evaluate(
         scores={name: scores[name] for name in scores if name.partition("/")[0] in metrics},
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
         histogram=seen.histogram.counts,
-        reconstructions=torch.cat(seen.shown).numpy(),
+        reconstructions=np.stack([seen.shown[i] for i in shown]),
         features=np.concatenate(seen.features) if seen.features else None,
         reference_features=reference,
         encode_images_per_s=encoding.images_per_s,

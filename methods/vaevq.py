@@ -47,7 +47,12 @@ class VAEVQ(Quantizer):
 
     vlq: the encoder emits a normal per token, its sample is decoded beside the code. rcs: the distance of code and
     mean in units of sigma replaces the VQ losses. dcr: the codebook is drawn to N(0, I). With all three off and
-    a free codebook it is `vqgan` to the last bit. Without vlq sigma is 1, and rcs a symmetric squared distance.
+    a free codebook it is `vqgan` to the last bit. Without vlq there is no sigma: rcs is a symmetric squared distance
+    (sigma is 1 whatever rcs_sigma_min), and the gradient straight-through whatever the estimator.
+
+    The default rcs_sigma_min of 1 departs from eq. 7: the weight 1 / sigma² of rcs is at most 1, so uncertainty only
+    ever lowers it, and below the floor rcs is blind to sigma (77 % of the sigmas on `tiny`). The
+    diagnostics `precision_max` (1 / sigma²), `alignment_rms` and `sigma_under_floor` show what the floor hides.
     """
 
     @dataclass(frozen=True)
@@ -80,13 +85,13 @@ class VAEVQ(Quantizer):
         # collapse; .1 .064; .3 .065; 1 .056. On other points: .1 .063, .3 .055, 1 .044. At 1 the weight only falls,
         # where a token is uncertain, and never grows without bound.
         rcs_sigma_min: float = field(default=1.0, metadata=_OPEN)
-        """Floor under sigma in rcs; 0 is eq. 7 as printed, which collapses."""
+        """Floor under sigma in rcs, where there is a sigma; 0 is eq. 7 as printed, which collapses."""
         rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN)
         """Over the channels; over tokens and images it is always the mean."""
         dcr_weight: float = 0.1
         """Weight of dcr (lambda_dcr)."""
         estimator: Literal["straight_through", "reparameterised"] = field(default="straight_through", metadata=_OPEN)
-        """Decoder's gradient: to z as it stands, or (authors' code) to mean, sigma and the chosen code."""
+        """Decoder's gradient: to z as it stands, or (authors' code) to mean, sigma and the chosen code. Needs vlq."""
         codebook_param: Literal["free", "linear"] = "free"
         """Codes as parameters, or as a learned linear map of parameters (SimVQ's, in the authors' code)."""
         init: Init = field(default="uniform", metadata=_OPEN)
@@ -111,6 +116,8 @@ class VAEVQ(Quantizer):
         "paper": {"rcs_sigma_min": 0.0, "rcs_reduction": "sum", "init": "unit_normal"},
         # What script-Yang/VAEVQ does: neither KL nor dcr is in its loss, and the codebook is SimVQ's, unfrozen.
         "released": {
+            # They average the reconstruction losses of the two paths, which the harness adds, beside rcs at weight 1.
+            "rcs_weight": 2.0,
             "kl_weight": 0.0,
             "dcr": False,
             "quantize": "mean",
@@ -153,7 +160,7 @@ class VAEVQ(Quantizer):
         soft = c.rcs_weight > 0
         return GradientRoutes(
             decoder_to_input=True,
-            decoder_to_parameters=c.estimator == "reparameterised",
+            decoder_to_parameters=c.vlq and c.estimator == "reparameterised",
             losses_to_input=(soft if c.rcs else hard_z) or (c.vlq and self._kl_weight > 0),
             losses_to_parameters=(soft if c.rcs else hard_codes) or (c.dcr and c.dcr_weight > 0),
         )
@@ -184,28 +191,40 @@ class VAEVQ(Quantizer):
         """Quantize z, and bring codes and encoder together."""
         config, codes = self.config, self._codes()
         z_q, indices = quantize(z, codes)  # eq. 2
-        sigma = (0.5 * log_variance).exp() if log_variance is not None else mean.new_ones(())
-        diagnostics = norms(mean, codes)
-        if log_variance is not None:
-            diagnostics["sigma_median"] = sigma.detach().median()
+        sigma = (0.5 * log_variance).exp() if log_variance is not None else None
         if config.rcs:
             losses = {"rcs": self._rcs(z_q, mean, sigma)}
-            diagnostics["alignment_weight_max"] = sigma.detach().min().clamp(min=config.rcs_sigma_min) ** -2
         else:
             losses = vq_losses(z, z_q, config.beta, config.beta_on)
         if config.dcr:
             losses["dcr"] = config.dcr_weight * squared_w2_to_standard_normal(codes)
+        diagnostics = {**norms(mean, codes), **self._spread(z_q, mean, sigma)}
         return Quantized(self._estimate(mean, z, z_q, sigma), indices, losses, diagnostics=diagnostics)
 
-    def _rcs(self, z_q: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _spread(self, z_q: Tensor, mean: Tensor, sigma: Tensor | None) -> dict[str, Tensor]:
+        """What sigma does, without the floor of rcs, under which a collapse would not be seen."""
+        if sigma is None:
+            return {}
+        return {
+            "sigma_median": sigma.median(),
+            "sigma_under_floor": (sigma < self.config.rcs_sigma_min).float().mean(),
+            "precision_max": sigma.min() ** -2,
+            "alignment_rms": ((z_q - mean) / sigma).square().mean().sqrt(),
+        }
+
+    def _rcs(self, z_q: Tensor, mean: Tensor, sigma: Tensor | None) -> Tensor:
         config = self.config
-        weighing = sigma.detach() if config.rcs_sigma == "detached" else sigma
-        per_token = rcs_per_token(z_q, mean, weighing.clamp(min=config.rcs_sigma_min)).mean()
+        floored: Tensor | float = 1.0
+        if sigma is not None:
+            weighing = sigma.detach() if config.rcs_sigma == "detached" else sigma
+            floored = weighing.clamp(min=config.rcs_sigma_min)
+        per_token = rcs_per_token(z_q, mean, floored).mean()
         return config.rcs_weight * per_token / (1 if config.rcs_reduction == "sum" else mean.shape[1])
 
-    def _estimate(self, mean: Tensor, z: Tensor, z_q: Tensor, sigma: Tensor) -> Tensor:
+    def _estimate(self, mean: Tensor, z: Tensor, z_q: Tensor, sigma: Tensor | None) -> Tensor:
         """z_q in value; the estimator says where the decoder's gradient goes."""
-        if self.config.estimator == "straight_through":
+        if sigma is None or self.config.estimator == "straight_through":
             return straight_through(z, z_q)
         noise = ((z_q - mean) / sigma).detach()  # the ε that would have drawn z_q: gradient to the mean and sigma …
         return mean + sigma * noise + (z_q - z_q.detach())  # … and, unlike a straight-through, to the code

@@ -30,6 +30,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
+    for item in items:
+        shared = {"comparison", "workplace", "wheel"} & set(getattr(item, "fixturenames", ()))
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared.pop()))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the command line answered."""

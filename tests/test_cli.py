@@ -103,6 +103,13 @@ def refused(answer: object, *said: str) -> None:
         (["--set", "codebook_size=1"], "codebook_size must be at least 2"),
         (["--set", "resolution=30"], "not divisible by the downsampling factor 4"),
         (["--seeds", "0,one"], "--seeds 0,one are not whole numbers"),
+        (["--set", "learning_rate=nan"], "learning_rate must be finite"),
+        (["--set", "dropout=2"], "dropout must be in [0, 1)"),
+        (["--set", "channel_multipliers=0,1"], "channel_multipliers must be positive"),
+        (["--set", "gan=hinge", "--set", "discriminator_layers=4"], "needs images of at least 64 px"),
+        (["--set", "name=../../evil"], "name cannot be set"),
+        (["--set", "resolution=8", "--metrics", "ssim"], "ssim is defined from 11 pixels a side"),
+        (["--methods", "vqgan,vqgan@legacy", "--set", "vqgan.beta_on=codebook"], "are the same configuration"),
         (["--devices", "3"], "does not divide the batch of 16"),
         (["--name", "a/b"], "cannot be a folder"),
         (["--plugin", "nowhere.py"], "cannot read plugin"),
@@ -135,15 +142,15 @@ def dataset_refused(vqbench: Command, tmp_path: Path, dataset: str, *said: str, 
         "run", "--methods", "fsq", "--dataset", dataset, "--runs", tmp_path / "runs", "--metrics", "psnr", *more
     )
     refused(answer, *said)
-    assert not (tmp_path / "runs" / "cells").exists()
+    assert not list(tmp_path.glob("runs/*/cells"))
 
 
 def test_datasets_that_cannot_be_used(vqbench: Command, tmp_path: Path) -> None:
     dataset_refused(vqbench, tmp_path, "fotos", "unknown dataset 'fotos'; did you mean photos")
     (tmp_path / "empty").mkdir()
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "empty")
-    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "one")
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "gone")
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "no images")
+    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "1 image")
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "there is no folder")
     dataset_refused(vqbench, tmp_path, "ffhq", "--data-root")
 
 
@@ -225,8 +232,13 @@ def test_precedence_is_command_line_then_environment_then_file(vqbench: Command,
         "--dry-run", "--json", "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert [row["cell"] for row in explicit.objects] == [row["cell"] for row in from_file]
+    config.write_text(config.read_text().replace("[fsq, vqgan]", "fsq,vqgan") + "set: vqgan.beta=0.5\njson: true\n")
+    answer = vqbench("run", "--config", config, "--dry-run", "--runs", tmp_path / "runs")
+    assert answer.code == 0, answer.err
+    assert answer.objects[0]["cell"] == from_file[0]["cell"]
+    assert answer.objects[1]["cell"] != from_file[1]["cell"]
     config.write_text("metods: fsq\n")
-    refused(vqbench("run", "--config", config), "unknown option", "methods")
+    refused(vqbench("run", "--config", config), "unknown option", "did you mean methods")
 
 
 def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: Path, tmp_path: Path) -> None:

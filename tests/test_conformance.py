@@ -10,6 +10,7 @@ import pytest
 from vqbench.conformance import PROPERTIES, Property, check_method, render
 from vqbench.errors import UsageError
 from vqbench.registry import METHODS
+from vqbench.trial import CODEBOOK_SIZE, Trial
 
 IN_ONE_PROCESS = [name for name in PROPERTIES if name != "same on two ranks"]
 
@@ -55,10 +56,135 @@ class Plugin(Quantizer):
         return look_up(indices, self.embedding)
 '''
 
+HEAD = RIGHT.partition("    def __init__")[0]
+
+SIMVQ = (
+    HEAD
+    + """
+    def __init__(self, config):
+        super().__init__(config)
+        self.codebook_size = config.codebook_size
+        self.in_channels = self.out_channels = config.dim
+        self.embedding = nn.Parameter(torch.randn(config.codebook_size, config.dim), requires_grad=False)
+        self.projection = nn.Linear(config.dim, config.dim)
+
+    @property
+    def codebook(self):
+        return self.projection(self.embedding).detach()
+
+    @property
+    def gradient_routes(self):
+        return GradientRoutes(True, False, True, True)
+
+    @full_precision
+    def forward(self, z):
+        z_q, indices = quantize(z, self.projection(self.embedding))
+        return Quantized(straight_through(z, z_q), indices, vq_losses(z, z_q, 0.25, "commitment"))
+
+    @full_precision
+    def decode_indices(self, indices):
+        return look_up(indices, self.projection(self.embedding))
+"""
+)
+
+EMA = (
+    HEAD
+    + """
+    def __init__(self, config):
+        super().__init__(config)
+        self.codebook_size = config.codebook_size
+        self.in_channels = self.out_channels = config.dim
+        self.register_buffer("codes", torch.zeros(config.codebook_size, config.dim))
+        self.register_buffer("counts", torch.zeros(config.codebook_size))
+        self.register_buffer("sums", torch.zeros(config.codebook_size, config.dim))
+        self.register_buffer("started", torch.tensor(False))
+
+    @property
+    def codebook(self):
+        return self.codes
+
+    @property
+    def gradient_routes(self):
+        return GradientRoutes(True, False, True, False)
+
+    def totals(self, rows):
+        _, indices = quantize(rows.t()[None, :, None], self.codes)
+        chosen = torch.nn.functional.one_hot(indices.flatten(), self.codebook_size).float()
+        counts, sums = chosen.sum(0), chosen.t() @ rows
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(sums)
+        return counts, sums
+
+    def k_means(self, rows):
+        self.codes = rows[torch.randint(len(rows), (self.codebook_size,))]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(self.codes, 0)
+        for _ in range(3):
+            counts, sums = self.totals(rows)
+            self.codes = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), self.codes)
+        self.counts, self.sums = torch.ones_like(self.counts), self.codes.clone()
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def update(self, rows):
+        if not self.started:
+            self.k_means(rows)
+        counts, sums = self.totals(rows)
+        self.counts.mul_(0.9).add_(counts, alpha=0.1)
+        self.sums.mul_(0.9).add_(sums, alpha=0.1)
+        self.codes = self.sums / self.counts[:, None].clamp(min=1e-5)
+
+    @full_precision
+    def forward(self, z):
+        if self.training:
+            self.update(z.detach().permute(0, 2, 3, 1).flatten(0, 2))
+        z_q, indices = quantize(z, self.codes)
+        losses = {"commitment": 0.25 * torch.nn.functional.mse_loss(z, z_q)} if self.training else {}
+        return Quantized(straight_through(z, z_q), indices, losses)
+
+    @full_precision
+    def decode_indices(self, indices):
+        return look_up(indices, self.codes)
+"""
+)
+
+RESIDUAL = (
+    HEAD
+    + """
+    def __init__(self, config):
+        super().__init__(config)
+        self.codebook_size, self.num_codebooks = config.codebook_size, 4
+        self.in_channels = self.out_channels = config.dim
+        self.embedding = nn.Parameter(torch.randn(4, config.codebook_size, config.dim))
+
+    @property
+    def gradient_routes(self):
+        return GradientRoutes(True, False, True, True)
+
+    @full_precision
+    def forward(self, z):
+        total, indices, losses = torch.zeros_like(z), [], {}
+        for level, codes in enumerate(self.embedding):
+            z_q, chosen = quantize(z - total.detach(), codes)
+            terms = vq_losses(z - total.detach(), z_q, 0.25, "commitment")
+            losses |= {f"{name}{level}": term for name, term in terms.items()}
+            total = total + z_q
+            indices.append(chosen)
+        return Quantized(straight_through(z, total), torch.stack(indices, -1), losses)
+
+    @full_precision
+    def decode_indices(self, indices):
+        return sum(look_up(indices[..., level], codes) for level, codes in enumerate(self.embedding))
+"""
+)
+
+NO_CODEBOOK = ("        return self.embedding.detach()", "        return None")
+
 # name → the changes that make RIGHT wrong, and every property that then fails
 WRONG: dict[str, tuple[list[tuple[str, str]], set[str]]] = {
     "index_out_of_range": (
-        [("indices, losses)", "indices + 1, losses)"), ("look_up(indices,", "look_up(indices - 1,")],
+        [NO_CODEBOOK, ("indices, losses)", "indices + 1, losses)"), ("look_up(indices,", "look_up(indices - 1,")],
         {"index range"},
     ),
     "decode_disagrees": (
@@ -147,6 +273,103 @@ WRONG: dict[str, tuple[list[tuple[str, str]], set[str]]] = {
     ),
 }
 
+WRONG |= {
+    "no_straight_through": (
+        [("straight_through(z, z_q)", "z_q")],
+        {"gradient reaches encoder"},
+    ),
+    "latents_ignore_z": (
+        [
+            (
+                "        losses =",
+                "        if self.training:\n"
+                "            z_q = self.embedding.mean(0).view(-1, 1, 1).expand_as(z)\n"
+                "        losses =",
+            ),
+            ("straight_through(z, z_q)", "z_q if self.training else straight_through(z, z_q)"),
+        ],
+        {"gradient reaches encoder"},
+    ),
+    "latents_ignore_z_in_value": (
+        [
+            (
+                "straight_through(z, z_q)",
+                "z - z.detach() + (self.embedding[:1, :, None, None] if self.training else z_q)",
+            )
+        ],
+        {"gradient reaches encoder"},
+    ),
+    "drifts_through_an_attribute": (
+        [
+            NO_CODEBOOK,
+            ("        self.embedding =", "        self.calls = 0\n        self.embedding ="),
+            (
+                "        losses =",
+                "        self.calls += not self.training\n        z_q = z_q * (1 + self.calls)\n        losses =",
+            ),
+            ("straight_through(z, z_q)", "straight_through(z, z_q) if self.training else z_q"),
+            ("return look_up(indices, self.embedding)", "return look_up(indices, self.embedding) * (1 + self.calls)"),
+        ],
+        {"eval has no side effects"},
+    ),
+    "centres_on_the_batch": (
+        [("quantize(z,", "quantize(z - z.mean((0, 2, 3), keepdim=True),")],
+        {"eval ignores other images"},
+    ),
+    "swaps_height_and_width": (
+        [
+            NO_CODEBOOK,
+            ("indices, losses)", "indices.transpose(1, 2), losses)"),
+            ("look_up(indices,", "look_up(indices.transpose(1, 2),"),
+        ],
+        {"shapes and types"},
+    ),
+    "divides_by_a_norm_of_zero": (
+        [("        z_q, ind", "        z = z / z.norm(dim=1, keepdim=True)\n        z_q, ind")],
+        {"index range"},
+    ),
+    "infinite_loss_far_out": (
+        [("        return Quantized", "        losses['far'] = z.exp().mean()\n        return Quantized")],
+        {"index range"},
+    ),
+    "nan_from_the_third_step": (
+        [
+            (
+                "        self.embedding =",
+                "        self.register_buffer('calls', torch.zeros(()))\n        self.embedding =",
+            ),
+            ("        z_q, ind", "        self.calls += self.training\n        z_q, ind"),
+            ("        return Quantized", "        losses['late'] = 0 / (self.calls < 3)\n        return Quantized"),
+        ],
+        {"shapes and types", "index range"},
+    ),
+    "codebook_size_too_large": (
+        [NO_CODEBOOK, ("self.codebook_size = config.codebook_size", "self.codebook_size = 10 * config.codebook_size")],
+        {"index range"},
+    ),
+    "sums_over_the_batch_with_noise": (
+        [
+            (
+                "        return Quantized",
+                "        losses['sum'] = (1 + 0.01 * torch.rand(())) * z.square().sum()\n        return Quantized",
+            )
+        ],
+        {"loss of a doubled batch"},
+    ),
+    "other_bits": (
+        [("    def advance", "    @property\n    def bits_per_token(self):\n        return 99.0\n\n    def advance")],
+        {"shapes and types"},
+    ),
+    "seeds_the_forward": (
+        [("        z_q, ind", "        torch.manual_seed(0)\n        z_q, ind")],
+        {"leaves the seed alone"},
+    ),
+    "seeds_the_constructor": (
+        [("        codes =", "        torch.manual_seed(0)\n        codes =")],
+        {"leaves the seed alone"},
+    ),
+}
+
 UNREDUCED = [
     ("nn.Parameter(codes)", "nn.Parameter(codes, requires_grad=False)"),
     (
@@ -156,8 +379,8 @@ UNREDUCED = [
 ]
 
 
-def write(folder: Path, name: str, changes: list[tuple[str, str]]) -> Path:
-    source = RIGHT.replace("NAME", name)
+def write(folder: Path, name: str, changes: list[tuple[str, str]], source: str = RIGHT) -> Path:
+    source = source.replace("NAME", name)
     for before, after in changes:
         assert before in source, f"{name}: nothing to change at {before!r}"
         source = source.replace(before, after)
@@ -193,13 +416,48 @@ def test_vaevq_passes_on_two_ranks_too() -> None:
     properties = check_method("vaevq")
     assert [p.name for p in properties] == list(PROPERTIES)
     assert not failures(properties), render(properties)
-    assert {p.name for p in properties if p.passed is None} == {"loss of a doubled batch"}  # its losses are random
+    assert all(p.passed for p in properties)  # random losses are held to their mean, nothing is left out
 
 
 def test_a_right_plugin_passes(tmp_path: Path) -> None:
     properties = check_method("right_plugin", write(tmp_path, "right_plugin", []), only=IN_ONE_PROCESS)
     assert not failures(properties), render(properties)
     assert render(properties).count("\n") == len(properties) - 1
+
+
+@pytest.mark.parametrize(("name", "source"), [("simvq", SIMVQ), ("residual", RESIDUAL)], ids=["simvq", "residual"])
+def test_right_plugins_of_other_kinds_pass(tmp_path: Path, name: str, source: str) -> None:
+    """Frozen parameters under a learned map; four codebooks."""
+    properties = check_method(f"right_{name}", write(tmp_path, f"right_{name}", [], source), only=IN_ONE_PROCESS)
+    assert all(p.passed for p in properties), render(properties)
+
+
+def test_a_right_plugin_without_parameters_passes_on_two_ranks_too(tmp_path: Path) -> None:
+    """Codes that start from the first batch by k-means and follow as running means, reduced over the ranks."""
+    properties = check_method("right_ema", write(tmp_path, "right_ema", [], EMA))
+    assert all(p.passed for p in properties), render(properties)
+
+
+def test_a_codebook_without_its_projection(tmp_path: Path) -> None:
+    before, after = "return self.projection(self.embedding).detach()", "return self.embedding.detach()"
+    plugin = write(tmp_path, "unprojected", [(before, after)], SIMVQ)
+    assert failures(check_method("unprojected", plugin, only=IN_ONE_PROCESS)) == {"decode_indices agrees"}
+
+
+def test_frozen_parameters_are_no_gradient_route(tmp_path: Path) -> None:
+    """A promise that only the frozen codes could keep is found out, and does not crash."""
+    promise = ("GradientRoutes(True, False, True, True)", "GradientRoutes(True, True, True, True)")
+    plugin = write(tmp_path, "frozen_promise", [promise], SIMVQ)
+    (result,) = check_method("frozen_promise", plugin, only=["gradient routes"])
+    assert result.detail == "decoder_to_parameters is declared True, not so found"
+
+
+def test_a_preset_wins_over_the_matched_codebook(tmp_path: Path) -> None:
+    """As in a run; else a preset is checked in a form that no run has."""
+    preset = ("    def __init__", "    presets = {'big': {'codebook_size': 33}}\n\n    def __init__")
+    METHODS.add_file(write(tmp_path, "with_preset", [preset]))
+    assert Trial("with_preset@big").quantizer().codebook_size == 33
+    assert Trial("with_preset").quantizer().codebook_size == CODEBOOK_SIZE
 
 
 @pytest.mark.parametrize("mistake", WRONG)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vqbench.data import files
 from vqbench.data.dataset import open_dataset
 from vqbench.data.photos import PHOTOGRAPHS, Photograph, train_crops, validation_crops, validation_left
 from vqbench.errors import UsageError
@@ -135,7 +136,7 @@ def test_folder_splits_by_hash_of_the_name_alone(tmp_path: Path) -> None:
     assert len(first.train) + len(first.validation) == 60
     assert set(first.train.ids) <= set(second.train.ids)
     assert set(first.validation.ids) <= set(second.validation.ids)
-    assert first.listing_digest != second.listing_digest
+    assert first.train_digest != second.train_digest
     assert (first.slug, first.protocol_name) == ("folder-my-faces", "folder-my-faces-hash90")
     assert first.reference == f"folder:{root}"
 
@@ -196,6 +197,69 @@ def test_loops_of_links_end_and_dangling_links_are_named(tmp_path: Path) -> None
     (root / "train" / "gone.png").symlink_to(root / "nowhere.png")
     with pytest.raises(UsageError, match=r"gone\.png: cannot be read"):
         open_dataset(f"folder:{root}", 32)
+
+
+def digest_of_training(root: Path) -> str:
+    return open_dataset(f"folder:{root}", 32).train_digest
+
+
+def test_train_digest_follows_content_and_not_times_or_place(tmp_path: Path) -> None:
+    names = ["train/a.bmp", "train/b.bmp", "val/c.bmp"]
+    first = digest_of_training(fill(tmp_path / "one", names))
+    assert digest_of_training(fill(tmp_path / "two", names)) == first, "the same on every machine"
+    path = tmp_path / "one" / "train" / "b.bmp"
+    size = path.stat().st_size
+    save(path, seed=7)
+    assert path.stat().st_size == size
+    changed = digest_of_training(tmp_path / "one")
+    assert changed != first
+    save(tmp_path / "one" / "val" / "c.bmp", seed=8)
+    assert digest_of_training(tmp_path / "one") == changed, "validation is told by its own digest"
+
+
+@pytest.mark.parametrize(("at", "seen"), [(0, True), (16383, True), (16384, False), (-16385, False), (-16384, True)])
+def test_train_digest_reads_both_ends_of_a_large_file(tmp_path: Path, at: int, seen: bool) -> None:
+    root = fill(tmp_path / "set", ["train/a.bmp", "val/b.bmp"])
+    path = root / "train" / "a.bmp"
+    data = bytearray(50_000)
+    path.write_bytes(data)
+    first = digest_of_training(root)
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert (digest_of_training(root) != first) == seen
+
+
+def test_train_digest_is_computed_once_for_a_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    root = fill(tmp_path / "set", ["train/a.png", "train/b.png", "val/c.png"])
+    first = digest_of_training(root)
+    (kept,) = (tmp_path / "home" / "prepared").iterdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_ends", lambda file: pytest.fail(f"{file} was read again"))
+        assert digest_of_training(root) == first
+    kept.write_text("half a dig")
+    assert digest_of_training(root) == first
+    assert kept.read_text() == first
+    os.utime(root / "train" / "a.png", ns=(0, 0))
+    assert digest_of_training(root) == first
+    assert len(list((tmp_path / "home" / "prepared").iterdir())) == 2, "another listing, and no temporary file"
+
+
+def test_train_digest_needs_no_home_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path / "set", ["train/a.png", "val/c.png"])
+    first = digest_of_training(root)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "file"))
+    assert digest_of_training(root) == first
+
+
+def test_a_file_that_went_away_since_it_was_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path / "set", ["train/a.png", "val/c.png"])
+    listed = files.list_images(root)
+    (root / "train" / "a.png").unlink()
+    monkeypatch.setattr("vqbench.data.folder.list_images", lambda root: listed)
+    with pytest.raises(UsageError, match=r"train/a\.png: cannot be read \(No such file"):
+        digest_of_training(root)
 
 
 def test_faces200_splits_as_stated(tmp_path: Path) -> None:
@@ -328,7 +392,6 @@ def test_first_validation_images_are_nested_and_named() -> None:
     whole, many, few = (open_dataset("photos", 32, validation_images=n) for n in (None, 64, 16))
     assert set(few.validation.ids) < set(many.validation.ids) < set(whole.validation.ids)
     assert (len(few.validation), few.protocol_name, whole.protocol_name) == (16, "photos-first16", "photos")
-    assert len({few.listing_digest, many.listing_digest, whole.listing_digest}) == 3
     assert few.train_digest == whole.train_digest
     position = whole.validation.ids.index(few.validation.ids[3])
     assert (few.validation.load(3) == whole.validation.load(position)).all()
@@ -339,9 +402,9 @@ def test_first_validation_images_are_nested_and_named() -> None:
 
 def test_datasets_import_no_torch() -> None:
     code = (
-        "import sys, vqbench.data; from vqbench.registry import DATASETS\n"
+        "import sys; from vqbench.data.dataset import open_dataset; from vqbench.registry import DATASETS\n"
         "[DATASETS.get(n) for n in ('photos', 'folder', 'ffhq', 'cifar10')]\n"
-        "vqbench.data.open_dataset('photos', 32).train.load(0)\n"
+        "open_dataset('photos', 32).train.load(0)\n"
         "print([m for m in ('torch', 'torchvision', 'skimage', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

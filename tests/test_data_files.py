@@ -24,7 +24,7 @@ from vqbench.data import prepare
 from vqbench.data.cache import is_whole
 from vqbench.data.dataset import Dataset, Images, open_dataset
 from vqbench.data.decode import ImageFileError, decode_file, measure_file
-from vqbench.data.prepare import prepare_train, prepare_validation
+from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 
@@ -82,6 +82,21 @@ def png16(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
+def tiff16_planar(path: Path) -> None:
+    """A 16-bit RGB TIFF, one plane after the other, which Pillow reads as if each plane had 8 bits."""
+    planes, side = 3, 40
+    bits_at = 8 + 2 + 10 * 12 + 4
+    offsets_at, lengths_at = bits_at + 8, bits_at + 8 + 4 * planes
+    pixels_at, length = lengths_at + 4 * planes, side * side * 2
+    entries = [(256, 3, 1, side), (257, 3, 1, side), (258, 3, planes, bits_at), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, planes, offsets_at), (277, 3, 1, planes), (278, 3, 1, side), (279, 4, planes, lengths_at)]
+    entries += [(284, 3, 1, 2)]  # PlanarConfiguration: separate
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    numbers = struct.pack("<3Hxx3I3I", 16, 16, 16, *(pixels_at + k * length for k in range(planes)), *[length] * planes)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + numbers
+    path.write_bytes(head + bytes(planes * length))
+
+
 def transparent(path: Path) -> None:
     image = Image.fromarray(noise(40, 40)).convert("RGBA")
     image.putpixel((3, 3), (0, 0, 0, 254))
@@ -107,6 +122,7 @@ def truncated(path: Path) -> None:
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "16-bit grey": ("a.png", lambda p: Image.fromarray(np.zeros((40, 40), np.uint16)).save(p), "more than 8 bits"),
     "16-bit colour": ("a.png", png16, "more than 8 bits"),
+    "16-bit planar": ("a.tif", tiff16_planar, "more than 8 bits"),
     "float": ("a.tif", lambda p: Image.fromarray(np.zeros((40, 40), np.float32)).save(p), "more than 8 bits"),
     "transparent": ("a.png", transparent, "transparent pixels"),
     "transparent palette": ("a.png", transparent_palette, "transparent pixels"),
@@ -286,6 +302,22 @@ def test_bad_images_are_named_all_at_once(tmp_path: Path) -> None:
         prepare_train(opened(root), tmp_path)
     with pytest.raises(UsageError, match=r"04\.jpg: damaged"):  # on the fly: at the first read
         [prepare_train(opened(root), tmp_path, limit_bytes=0).load(i) for i in range(9)]
+
+
+def test_a_training_set_that_is_not_cached_can_be_verified(tmp_path: Path) -> None:
+    root, seen = folder(tmp_path / "set", suffix="jpg"), []
+    dataset = opened(root)
+    assert is_cached(prepare_train(dataset, tmp_path))
+    assert not is_cached(prepare_train(dataset, tmp_path, limit_bytes=0))
+    before = sorted(tmp_path.rglob("*"))
+    verify_train(dataset, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 9) for done in range(1, 10)]
+    assert sorted(tmp_path.rglob("*")) == before
+    truncated(root / "train" / "04.jpg")
+    transparent(root / "train" / "extra.png")
+    with pytest.raises(UsageError, match=r"^2 images cannot be used: .*04\.jpg: damaged.*; .*extra\.png: has trans"):
+        verify_train(opened(root))
+    verify_train(open_dataset("photos", 32))
 
 
 def test_limit_decides_between_cache_and_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

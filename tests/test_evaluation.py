@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.evaluation import evaluate, plain_float32, shown_positions, to_8_bits, to_input
+from vqbench.evaluation import evaluate, shown_positions, to_8_bits, to_input
 from vqbench.metrics import features
 from vqbench.metrics.definitions import METRICS, default_metrics
 from vqbench.metrics.features import reference_path
 from vqbench.metrics.inception import Inception
+from vqbench.precision import plain_float32
 from vqbench.protocol import protocol_for
 from vqbench.weights import Missing, find_inception, load_lpips
 
@@ -146,17 +147,91 @@ def test_what_cannot_be_scored_is_refused_with_a_reason():
         run(tokenizer, photographs())
 
 
-def test_settings_of_the_process_do_not_change_numbers():
-    torch.set_float32_matmul_precision("medium")
-    try:
+class Blend(Posterize):
+    """With a convolution and a linear layer after the blocks, whose values fewer bits of mantissa change."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.gain = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(16, 16)
+        for k, parameter in enumerate((self.mix.weight, self.gain.weight)):
+            steps = torch.arange(parameter.numel()).view(parameter.shape)
+            parameter.data = 0.4 * torch.sin(steps * (1.7 + k))
+
+    def decode(self, indices):
+        return self.gain(self.mix(super().decode(indices)))
+
+
+SETTINGS = [getattr(place, name) for place in (torch.backends.cudnn, torch.backends.mkldnn) for name in ("conv", "rnn")]
+SETTINGS += [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+
+
+@pytest.fixture
+def _settings_back():
+    before = [setting.fp32_precision for setting in SETTINGS]
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for setting, precision in zip(SETTINGS, before, strict=True):
+        setting.fp32_precision = precision
+
+
+def test_autocast_around_an_evaluation_does_not_change_numbers():
+    tokenizer, pixels = Blend(), photographs()
+    plain = run(tokenizer, pixels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long)).dtype == torch.bfloat16
+        cast = run(tokenizer, pixels)
+    assert cast.scores == plain.scores
+    assert np.array_equal(cast.reconstructions, plain.reconstructions)
+
+
+@pytest.mark.usefixtures("_settings_back")
+@pytest.mark.parametrize("chosen", ["nothing", "matmul medium", "cudnn without", "one operation", "all backends"])
+def test_every_float32_operation_is_exact_and_the_settings_come_back(chosen):
+    if chosen == "matmul medium":
+        torch.set_float32_matmul_precision("medium")
+    elif chosen == "cudnn without":
+        torch.backends.cudnn.allow_tf32 = False
+    elif chosen == "one operation":  # after which torch refuses to read allow_tf32
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    elif chosen == "all backends":
+        torch.backends.fp32_precision = "tf32"
+    before, inside = [setting.fp32_precision for setting in SETTINGS], []
+    tokenizer = Blend()
+    encode = tokenizer.encode
+    tokenizer.encode = lambda images: inside.append({s.fp32_precision for s in SETTINGS}) or encode(images)
+    run(tokenizer, photographs())
+    assert inside == [{"ieee"}]
+    assert [setting.fp32_precision for setting in SETTINGS] == before
+    if chosen == "matmul medium":
+        assert torch.get_float32_matmul_precision() == "medium"
         with plain_float32(CPU):
             assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    plain = run(Posterize(), photographs()).scores
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert run(Posterize(), photographs()).scores == plain
+            assert not torch.backends.cudnn.allow_tf32
+
+
+def test_other_settings_of_cudnn_stay_as_they_are(monkeypatch):
+    cudnn = torch.backends.cudnn
+    for benchmark in (True, False):
+        monkeypatch.setattr(cudnn, "benchmark", benchmark)
+        monkeypatch.setattr(cudnn, "deterministic", not benchmark)
+        before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.benchmark_limit)
+        with plain_float32(CPU):
+            assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.benchmark_limit) == before
+        assert before[0] is True
+
+
+def test_a_tokenizer_that_was_moved_can_be_trained_afterwards():
+    class Moved(Blend):
+        def to(self, device):
+            return self._apply(torch.clone)  # what a real move does: other tensors, made where `to` is called
+
+    tokenizer = Moved()
+    run(tokenizer, photographs())
+    assert not any(tensor.is_inference() for tensor in (*tokenizer.parameters(), *tokenizer.buffers()))
+    tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long)).sum().backward()
+    assert tokenizer.mix.weight.grad is not None
 
 
 @needs_inception

@@ -104,6 +104,18 @@ def test_two_classes_of_one_name_are_refused(things: Registry[object]) -> None:
         things.register("a")(type("B", (), {}))
 
 
+def test_a_file_takes_no_name_that_is_taken_unless_it_may(things: Registry[object], tmp_path: Path) -> None:
+    things.add_file(write(tmp_path / "mine.py", PLUGIN))
+    first = things.get("mine")
+    things.add_file(tmp_path / "mine.py")  # the same file again is nothing new
+    other = write(tmp_path / "other.py", PLUGIN.replace("class Mine", "class Other"))
+    with pytest.raises(UsageError, match="two things are called 'mine'"):
+        things.add_file(other)
+    assert things.get("mine") is first
+    things.add_file(other, replace=True)
+    assert things.get("mine").__name__ == "Other"
+
+
 def test_an_installed_package_brings_methods_by_its_entry_points(tmp_path: Path) -> None:
     package = tmp_path / "site"
     package.mkdir()

@@ -1,8 +1,15 @@
 """Weights are found in the documented places and verified before anything reads them."""
 
+import dataclasses
+import hashlib
+import http.client
+import io
 import os
 import shutil
 import threading
+import time
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -153,6 +160,57 @@ def test_a_home_that_cannot_be_written_costs_no_result(tmp_path):
     assert model.digest == weights.INCEPTION_CONTENT
 
 
+def pinned_as(monkeypatch, pin, data, **changes):
+    """Make a pin accept these bytes by the head of their hash, as it does its publisher's file."""
+    other = dataclasses.replace(pin, sha256={hashlib.sha256(data).hexdigest()[:8]: "pth"}, **changes)
+    monkeypatch.setitem(weights.PINS, pin.name, other)
+    if pin is weights.INCEPTION:
+        monkeypatch.setattr(weights, "INCEPTION", other)
+    else:
+        monkeypatch.setitem(weights.BACKBONES, pin.name, other)
+    return other
+
+
+@needs_fid_helper
+def test_a_pth_is_compared_in_content_too(tmp_path, monkeypatch):
+    """Eight digits of its sha256 are all that is published: another file with the same eight can be made."""
+    state = convert(torch.jit.load(str(FID_HELPER), map_location="cpu").state_dict())
+    extra = {"fc.weight": torch.zeros(2, 2), "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(3)}
+    path = tmp_path / "weights.pth"
+    torch.save(state | extra, path)
+    pinned_as(monkeypatch, weights.INCEPTION, path.read_bytes())
+    assert load_inception(path).digest == weights.INCEPTION_CONTENT
+    state["Mixed_7c.branch_pool.bn.bias"] = state["Mixed_7c.branch_pool.bn.bias"] + 1e-3
+    torch.save(state | extra, path)
+    pinned_as(monkeypatch, weights.INCEPTION, path.read_bytes())
+    assert isinstance(find_inception(path), WeightFile)
+    with pytest.raises(UsageError, match=rf"content digest [0-9a-f]{{64}}, .* {weights.INCEPTION_CONTENT}") as caught:
+        load_inception(path)
+    assert str(path) in caught.value.what
+    assert "report" in caught.value.hint
+
+
+def test_a_pth_that_is_no_inception_at_all_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    torch.save({"a.weight": torch.zeros(2)}, path)
+    pinned_as(monkeypatch, weights.INCEPTION, path.read_bytes())
+    with pytest.raises(UsageError, match="content digest"):
+        load_inception(path)
+
+
+@needs_squeeze
+def test_a_backbone_whose_content_is_pinned_is_compared_in_content(tmp_path, monkeypatch):
+    path = tmp_path / "squeeze.pth"
+    state = {f"features.{name}": tensor for name, tensor in torch.load(SQUEEZE, weights_only=True).items()}
+    torch.save(state, path)
+    pinned_as(monkeypatch, weights.BACKBONES["squeeze"], path.read_bytes())
+    assert load_lpips("squeeze", path)
+    torch.save({name: tensor * 1.001 for name, tensor in state.items()}, path)
+    pinned_as(monkeypatch, weights.BACKBONES["squeeze"], path.read_bytes())
+    with pytest.raises(UsageError, match="content digest"):
+        load_lpips("squeeze", path)
+
+
 @needs_squeeze
 def test_lpips_backbones_are_found_in_home_in_a_folder_and_by_content(tmp_path):
     from safetensors.torch import save_file
@@ -181,11 +239,26 @@ def test_another_backbone_is_refused(tmp_path):
         find_lpips("alex", SQUEEZE)
 
 
-def test_a_download_that_brings_another_file_is_not_kept(tmp_path, monkeypatch, capsys):
-    import io
-    import urllib.request
+@pytest.fixture
+def internet(monkeypatch):
+    """Stands for the internet: what `answer` holds is brought or raised; every try is counted."""
 
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>blocked</html>"))
+    class Internet:
+        answer: bytes | Exception = urllib.error.URLError("no route to host")
+        tries = 0
+
+    def urlopen(url, timeout):
+        Internet.tries += 1
+        if isinstance(Internet.answer, Exception):
+            raise Internet.answer
+        return io.BytesIO(Internet.answer)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return Internet
+
+
+def test_a_download_that_brings_another_file_is_not_kept(tmp_path, internet, capsys):
+    internet.answer = b"<html>blocked</html>"
     found = find_lpips("alex", download=True)
     assert isinstance(found, Missing)
     assert "what came is not the pinned file" in found.looked[-1]
@@ -193,18 +266,60 @@ def test_a_download_that_brings_another_file_is_not_kept(tmp_path, monkeypatch, 
     assert "downloading https://download.pytorch.org" in capsys.readouterr().err
 
 
-def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch):
-    import dataclasses
-    import hashlib
-    import io
-    import urllib.request
+@pytest.mark.parametrize("error", [http.client.BadStatusLine("x"), TimeoutError("timed out"), OSError("no network")])
+def test_a_download_that_breaks_is_a_place_without_the_file(internet, error):
+    internet.answer = error
+    with pytest.raises(UsageError, match=r"looked in: .*alexnet-owt-7be5be79\.pth \("):
+        require_lpips("alex")
 
-    data = b"stands for a backbone"
-    pin = dataclasses.replace(weights.BACKBONES["alex"], sha256={hashlib.sha256(data).hexdigest()[:8]: "pth"})
-    monkeypatch.setitem(weights.BACKBONES, "alex", pin)
-    monkeypatch.setitem(weights.PINS, "alex", pin)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(data))
+
+def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch, internet):
+    internet.answer = b"stands for a backbone"
+    pin = pinned_as(monkeypatch, weights.BACKBONES["alex"], internet.answer)
     found = find_lpips("alex", download=True)
     assert found.path == tmp_path / "home" / "weights" / pin.file
-    assert found.path.read_bytes() == data
+    assert found.path.read_bytes() == internet.answer
     assert find_lpips("alex").source == "$VQBENCH_HOME/weights"
+
+
+def test_an_optional_download_that_failed_is_not_tried_again_for_an_hour(tmp_path, monkeypatch, internet, capsys):
+    for _ in range(3):
+        with pytest.raises(UsageError, match="no route to host"):
+            require_lpips("alex", optional=True)
+    assert internet.tries == 1
+    assert "optional" in capsys.readouterr().err
+    note = tmp_path / "home" / "weights" / "alexnet-owt-7be5be79.pth.unreachable"
+    assert list(note.parent.iterdir()) == [note]
+    assert "not tried again before" in find_lpips("alex", download=True, optional=True).looked[-1]
+    assert isinstance(find_lpips("vgg", download=True, optional=True), Missing)
+    assert internet.tries == 2, "another file is another matter"
+    now = time.time()
+    for later, tries in ((3500, 2), (3700, 3), (3800, 3), (-3600, 4)):  # the last: a clock that was set back
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        find_lpips("alex", download=True, optional=True)
+        assert internet.tries == tries
+
+
+def test_what_is_needed_is_always_tried_and_success_ends_the_wait(tmp_path, monkeypatch, internet, capsys):
+    data = b"stands for a backbone"
+    pinned_as(monkeypatch, weights.BACKBONES["alex"], data)
+    find_lpips("alex", download=True, optional=True)
+    find_lpips("alex", download=True)
+    assert internet.tries == 2
+    assert "optional" not in capsys.readouterr().err.splitlines()[-1]
+    internet.answer = data
+    assert isinstance(find_lpips("alex", download=True), WeightFile)
+    assert [path.name for path in (tmp_path / "home" / "weights").iterdir()] == ["alexnet-owt-7be5be79.pth"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"time": "x"}', '{"time": NaN, "reason": "r"}'])
+def test_a_spoilt_note_of_a_failure_is_no_reason_not_to_try(tmp_path, internet, text):
+    (tmp_path / "home" / "weights" / "alexnet-owt-7be5be79.pth.unreachable").write_text(text)
+    find_lpips("alex", download=True, optional=True)
+    assert internet.tries == 1
+
+
+def test_a_home_that_cannot_be_written_remembers_no_failure(tmp_path, internet):
+    (tmp_path / "file").write_text("not a folder")
+    for _ in range(2):
+        assert isinstance(find_lpips("alex", download=True, home=tmp_path / "file", optional=True), Missing)

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +50,8 @@ class Progress:
             self._write(done, total, rate)
 
     def _write(self, done: int, total: int, rate: float) -> None:
+        if is_secondary():
+            return
         self._written = time.monotonic()
         state = {
             "stage": self.stage,
@@ -60,6 +61,11 @@ class Progress:
             "pid": os.getpid(),
         }
         write_json(self.path, state)
+
+
+def is_secondary() -> bool:
+    """Whether this process serves a second or later device, started by the first one's; it writes nothing."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 def die_with_parent() -> None:
@@ -79,6 +85,8 @@ def git_commit(path: Path) -> str | None:
     """Commit of the checkout that holds `path`, with a + if it was changed; None outside of one."""
     git = ["git", "-C", str(path)]
     try:
+        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10).returncode:
+            return None  # installed somewhere inside a repository that is not ours
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -100,7 +108,7 @@ def run_cell(folder: CellFolder) -> None:
     dataset, validation = _open_data(spec, recipe)
     progress.enter("train")
     tokenizer, training = _trained(folder, spec, recipe, dataset, progress)
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if is_secondary():
         return  # evaluation is on the first device alone, each image once
     progress.enter("evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,10 +127,11 @@ def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
 
     if spec["plugin"] is None:
         return
-    path = Path(spec["plugin"]["path"])
-    if not path.is_file() or file_digest(path) != spec["plugin"]["sha256"]:
-        path = folder.path / "plugin.py"  # the file has changed since; the copy has not
-    METHODS.add_file(path)
+    for path in (Path(spec["plugin"]["path"]), folder.path / "plugin.py"):  # the file, or our copy if it changed since
+        if path.is_file() and file_digest(path) == spec["plugin"]["sha256"]:
+            METHODS.add_file(path)
+            return
+    raise VQBenchError(f"the plugin {spec['plugin']['path']} has changed", "give the command again, it plans anew")
 
 
 def _open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
@@ -180,8 +189,9 @@ def _trained(
         "train_images_per_s": round(outcome.images_per_s, 3),
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "device": outcome.device,
+        "devices": outcome.devices,
     }
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if not is_secondary():
         save(outcome.tokenizer, folder.weights, spec)
         write_json(record, training)
     return outcome.tokenizer, training
@@ -228,6 +238,7 @@ def _result(
         "method": spec["method"],
         "config": spec["config"],
         "components": spec["components"],
+        "paper_unspecified": spec["paper_unspecified"],
         "recipe": spec["recipe"],
         "dataset": spec["dataset"],
         "protocol": spec["protocol"],
@@ -236,7 +247,6 @@ def _result(
         "scores": evaluation.scores,
         "params": tokenizer.parameter_counts(),
         **training,
-        "devices": spec["devices"],
         "device_name": device_name(training["device"]),
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
@@ -297,9 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m vqbench.cell SPEC.json", file=sys.stderr)
         return 2
     folder = CellFolder(Path(arguments[0]).resolve().parent)
-    secondary = int(os.environ.get("LOCAL_RANK", "0")) > 0  # started by the first device's process
     die_with_parent()
-    started, lock = time.time(), contextlib.nullcontext() if secondary else folder.locked()
+    started, lock = time.time(), contextlib.nullcontext() if is_secondary() else folder.locked()
     try:
         with lock:
             return _guarded(folder, started)
@@ -314,6 +323,8 @@ def _guarded(folder: CellFolder, started: float) -> int:
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
+        if is_secondary():
+            return 1
         hint = error.hint if isinstance(error, VQBenchError) else f"the traceback is in {folder.log}"
         kind = "OutOfMemoryError" if _is_out_of_memory(error) else type(error).__name__
         message = error.what if isinstance(error, VQBenchError) else str(error).strip() or kind
@@ -328,12 +339,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     )
-
-
-def copy_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
-    """Keep the plugin file that a cell is trained with beside it."""
-    if spec["plugin"] is not None:
-        shutil.copyfile(spec["plugin"]["path"], folder.path / "plugin.py")
 
 
 if __name__ == "__main__":

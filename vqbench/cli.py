@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqbench.errors import UsageError, VQBenchError
+from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.registry import DATASETS, METHODS
 
 if TYPE_CHECKING:
@@ -54,28 +54,38 @@ def _complete_datasets(incomplete: str) -> list[str]:
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Values of a YAML file become the options' defaults: the command line and the environment win over them."""
     if path is not None:
-        import yaml
-
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot read --config {path}: {error}", "give a YAML file of `option: value`") from None
-        if not isinstance(values, dict):
-            raise UsageError(f"--config {path} must map options to values", "for example: `methods: [vaevq, vqgan]`")
-        known = {name for parameter in context.command.params for name in [parameter.name]}
-        for name in values:
-            if str(name).replace("-", "_") not in known:
-                from vqbench.errors import unknown
-
-                raise unknown(
-                    f"option in {path}", str(name), [n for n in known if n], "`vqbench run --help` lists them"
-                )
-        context.default_map = {str(k).replace("-", "_"): _as_typed(v) for k, v in values.items()}
+        parameters: dict[str, Any] = {}
+        for parameter in context.command.params:
+            spellings = [option.lstrip("-") for option in parameter.opts]
+            parameters |= dict.fromkeys([s for s in spellings if s not in ("config", "help", "h")], parameter)
+        defaults = {}
+        for key, value in _yaml_mapping(path).items():
+            name = str(key).replace("_", "-")
+            if name not in parameters:
+                raise unknown(f"option in {path}", name, parameters, "`vqbench run --help` lists them")
+            defaults[parameters[name].name] = _as_typed(value, getattr(parameters[name], "multiple", False))
+        context.default_map = defaults
     return path
 
 
-def _as_typed(value: Any) -> Any:
-    return [str(item) for item in value] if isinstance(value, list) else value
+def _yaml_mapping(path: Path) -> dict[Any, Any]:
+    import yaml
+
+    hint = "for example: `methods: vaevq,vqgan`, each option on a line of its own"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read --config {path}: {' '.join(str(error).split())}", hint) from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} must map options to values", hint)
+    return values
+
+
+def _as_typed(value: Any, multiple: bool) -> Any:
+    """A YAML value as it would be typed: text, or a list of texts where the option may be repeated."""
+    if not multiple:
+        return value
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 Plugins = Annotated[
@@ -114,7 +124,10 @@ Metrics = Annotated[
     typer.Option(metavar="LIST", envvar="VQBENCH_METRICS", help="Metrics instead of the default set: rfid,psnr,…"),
 ]
 Lpips = Annotated[
-    str | None, typer.Option(metavar="NET", help="LPIPS with alex, vgg or squeeze; default: alex, if it can be had.")
+    str | None,
+    typer.Option(
+        metavar="NET", envvar="VQBENCH_LPIPS", help="LPIPS with alex, vgg or squeeze; default: alex, if it can be had."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -164,7 +177,9 @@ def run(
     ] = None,
     devices: Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")] = 1,
     runs: Runs = Path("runs"),
-    name: Annotated[str, typer.Option(metavar="NAME", help="Experiment; default: DATASET-RECIPE.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; default: DATASET-RECIPE.")
+    ] = "",
     settings: Settings = None,
     plugin: Plugins = None,
     metrics: Metrics = None,
@@ -269,8 +284,6 @@ def show(
         print_recipe(name)
         return
     if name not in METHODS:
-        from vqbench.errors import unknown
-
         known = [*METHODS.names(), *recipe_names()]
         raise unknown("method or recipe", name, known, "`vqbench methods` and `vqbench recipes` list them")
     print_method(name)
@@ -351,7 +364,13 @@ def sync(runs: Runs = Path("runs")) -> None:
 
     if not runs.is_dir():
         raise UsageError(f"there is no runs directory {runs}", "give the one that holds your results: --runs DIR")
-    report = send(runs)
+    try:
+        report = send(runs)
+    except Exception as error:
+        uri = tracking_uri(runs)
+        raise UsageError(
+            f"no tracking server at {uri}: {' '.join(str(error).split())[:200]}", "look at MLFLOW_TRACKING_URI"
+        ) from error
     print(f"{report.cells} cells are up to date at {tracking_uri(runs)}")
     for problem in report.problems:
         print(f"not sent: {problem}", file=sys.stderr)

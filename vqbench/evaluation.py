@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.home import home as default_home
 from vqbench.metrics.codes import CodeHistogram, code_scores
-from vqbench.metrics.definitions import METRICS, needed_weights
+from vqbench.metrics.definitions import METRICS, needed_weights, too_small
 from vqbench.metrics.features import FeatureExtractor, reference_features, to_planes
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.inception import Inception
 from vqbench.metrics.pixels import psnr, ssim
+from vqbench.precision import plain_float32
 from vqbench.weights import load_inception, load_lpips
 
 Pixels = NDArray[np.uint8]
@@ -67,24 +68,12 @@ class Evaluation:
 
 
 @contextmanager
-def plain_float32(device: torch.device) -> Iterator[None]:
-    """No TF32, which keeps 10 bits of the mantissa, and no autocast: a number must not depend on such settings."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextmanager
-def _eval_mode(tokenizer: Codec, device: torch.device) -> Iterator[None]:
-    """On the device and in eval mode; afterwards each module's own training mode is back."""
+def _eval_mode(tokenizer: Codec) -> Iterator[None]:
+    """In eval mode; afterwards each module's own training mode is back."""
     modules = list(tokenizer.modules()) if isinstance(tokenizer, nn.Module) else []
     before = [module.training for module in modules]
     if isinstance(tokenizer, nn.Module):
-        tokenizer.to(device).eval()
+        tokenizer.eval()
     try:
         yield
     finally:
@@ -137,10 +126,10 @@ def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_
     if len(pixels) == 1 and {"rfid", "kid"} & set(metrics):
         raise UsageError("rfid and kid need at least 2 validation images, there is 1", "leave them out of the metrics")
     for name in metrics:
-        smallest = METRICS[name].min_resolution
-        if pixels.shape[1] < smallest:
+        if too_small(name, pixels.shape[1]):
             raise UsageError(
-                f"{name} is defined from {smallest} pixels a side, the images have {pixels.shape[1]}",
+                f"{name} is defined from {METRICS[name].min_resolution} pixels a side, the images have "
+                f"{pixels.shape[1]}",
                 f"leave {name} out of the metrics, or raise the resolution",
             )
 
@@ -219,7 +208,6 @@ def _scores(seen: _Pass, reference: NDArray[np.float32] | None, quantizer: Any, 
     return scores
 
 
-@torch.inference_mode()
 def evaluate(
     tokenizer: Codec,
     pixels: Pixels,
@@ -248,7 +236,9 @@ def evaluate(
     seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract, set(shown))
     step = _counter(progress, len(pixels) * (1 if extract is None else 2))
     encoding, decoding, reference = _Stopwatch(device), _Stopwatch(device), None
-    with plain_float32(device), _eval_mode(tokenizer, device):
+    if isinstance(tokenizer, nn.Module):
+        tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
+    with torch.inference_mode(), plain_float32(device), _eval_mode(tokenizer):
         if extract is not None:
             reference = reference_features(extract, pixels, validation_digest, home, step)
         for start in range(0, len(pixels), batch_size):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vqbench.data.stream import TrainingStream
 from vqbench.recipe import Recipe
-from vqbench.recorder import Recorder, resume
+from vqbench.recorder import Recorder, peak_memory_bytes, resume
 from vqbench.tokenizer import Tokenizer
 from vqbench.training import TokenizerTraining
 
@@ -30,8 +30,9 @@ class TrainingOutcome:
     seconds: float
     """Time in training steps, without start-up, summed over interruptions."""
     peak_memory_bytes: int
-    """CUDA: the allocator's peak. CPU: the process's resident peak."""
+    """CUDA: the allocator's peak. CPU: the process's resident peak. The largest over interruptions."""
     device: str
+    devices: int
 
     @property
     def images_per_s(self) -> float:
@@ -72,13 +73,6 @@ class _Stretches(lightning.LightningDataModule):
         return DataLoader(self.stream, batch_sampler=positions, num_workers=self.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory that this process has held: of the CUDA allocator, or resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def train(
     tokenizer: Tokenizer,
     stream: TrainingStream,
@@ -105,7 +99,12 @@ def train(
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
     device = trainer.strategy.root_device
     return TrainingOutcome(
-        final.to(device).eval(), training.images_seen, training.seconds, peak_memory_bytes(device), str(device)
+        tokenizer=final.to(device).eval(),
+        images_seen=training.images_seen,
+        seconds=training.seconds,
+        peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
+        device=str(device),
+        devices=trainer.world_size,
     )
 
 
@@ -125,6 +124,7 @@ def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder)
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         callbacks=[recorder],
+        plugins=[LightningEnvironment()],  # a cell is started by its runner, whatever scheduler is around it
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

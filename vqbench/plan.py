@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -15,7 +17,7 @@ from vqbench.config import as_dict, build, components, split_setting
 from vqbench.errors import UsageError, unknown
 from vqbench.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.registry import METHODS, file_digest
+from vqbench.registry import METHODS
 from vqbench.results import CellFolder
 
 SCHEMA = 1  # raised when the same spec would no longer give the same numbers
@@ -58,6 +60,8 @@ class Cell:
     folder: CellFolder
     state: str
     """cached, partial, missing or failed."""
+    plugin_source: bytes | None = None
+    """The plugin file as it was when the plan was made; its sha256 is in the spec."""
 
     @property
     def seed(self) -> int:
@@ -87,7 +91,13 @@ class MethodChoice:
     preset: str | None
     config: dict[str, Any]
     components: dict[str, bool]
+    unspecified: dict[str, Any]
+    """Fields that the method's paper leaves open, and what they are set to."""
     plugin: dict[str, str] | None
+    """Path and sha256 of the file that the method is in, unless it is installed."""
+    plugin_source: bytes | None
+    code: str | None
+    """sha256 of the method's source, unless it is one of vqbench's own."""
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -112,6 +122,10 @@ def choose_method(reference: str, recipe: Recipe, settings: dict[str, dict[str, 
     """
     name, preset = split_reference(reference)
     cls = METHODS.get(name)
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        raise UsageError(
+            f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
+        )
     values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
     if preset is not None:
         if preset not in cls.presets:
@@ -121,9 +135,40 @@ def choose_method(reference: str, recipe: Recipe, settings: dict[str, dict[str, 
     values |= settings.get(reference, {}) if preset is not None else {}
     config = build(cls.Config, values, name, f"vqbench show {name}")
     switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
+    open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
+    unspecified = {field: as_dict(config)[field] for field in open_fields}
+    source, file = _source_of(name, cls), _plugin_file(name, cls)
+    digest = hashlib.sha256(source).hexdigest() if source is not None else None
+    plugin = {"path": str(file), "sha256": str(digest)} if file is not None else None
+    kept = source if file is not None else None
+    return MethodChoice(reference, name, preset, as_dict(config), switches, unspecified, plugin, kept, digest)
+
+
+def _plugin_file(name: str, cls: type) -> Path | None:
+    """The file that a cell's process must read to know the method; None for an installed one.
+
+    Raises UsageError for a class that was typed at a prompt or in the script that is running.
+    """
+    if METHODS.is_installed(name):
+        return None
     file = METHODS.file_of(name)
-    plugin = {"path": str(file), "sha256": file_digest(file)} if file is not None else None
-    return MethodChoice(reference, name, preset, as_dict(config), switches, plugin)
+    if file is None and cls.__module__ != "__main__":
+        found = inspect.getsourcefile(cls)
+        file = Path(found) if found else None
+    if file is None:
+        raise UsageError(
+            f"method '{name}' exists in this process only, and each cell has a process of its own",
+            "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
+        )
+    return file
+
+
+def _source_of(name: str, cls: type) -> bytes | None:
+    """Source text of the method, since its numbers depend on it; None for vqbench's own, which has a version."""
+    if cls.__module__.startswith("vqbench."):
+        return None
+    file = _plugin_file(name, cls) or inspect.getsourcefile(cls)
+    return Path(file).read_bytes() if file else None
 
 
 def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str, ...]) -> None:
@@ -152,8 +197,6 @@ def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
     _refuse_odd_devices(recipe, request.devices)
-    if request.name:
-        _refuse_odd_name(request.name)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
@@ -179,6 +222,7 @@ def make_plan(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation.ids), dataset.split_rule
     )
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
+    _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
     cells = []
     for seed in dict.fromkeys(request.seeds):
@@ -186,7 +230,8 @@ def make_plan(
             spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics)
             name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             cell_folder = CellFolder(folder / "cells" / name)
-            cells.append(Cell(choice.label, spec, cell_folder, cell_folder.state(metrics)))
+            cells.append(Cell(choice.label, spec, cell_folder, cell_folder.state(metrics), choice.plugin_source))
+    _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, protocol, tuple(dataset.notes))
 
 
@@ -203,11 +248,12 @@ def _spec(
         "schema": SCHEMA,
         "method": choice.name,
         "config": choice.config,
-        "plugin": choice.plugin["sha256"] if choice.plugin else None,
+        "code": choice.code,
         "recipe": recipe.identity(),
         "training_images": dataset.train_digest,
         "protocol": protocol.hash,
         "seed": seed,
+        "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
     }
     return {
         "hash": cell_hash(identity),
@@ -216,6 +262,7 @@ def _spec(
         "preset": choice.preset,
         "config": choice.config,
         "components": choice.components,
+        "paper_unspecified": choice.unspecified,
         "plugin": choice.plugin,
         "recipe": recipe.as_dict(),
         "dataset": {
@@ -234,6 +281,17 @@ def _spec(
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
     }
+
+
+def _refuse_twins(cells: list[Cell]) -> None:
+    labels: dict[str, str] = {}
+    for cell in cells:
+        other = labels.setdefault(cell.spec["hash"], cell.label)
+        if other != cell.label:
+            raise UsageError(
+                f"'{other}' and '{cell.label}' are the same configuration here",
+                f"leave one out, or set what differs: --set {cell.label}.FIELD=VALUE",
+            )
 
 
 def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:

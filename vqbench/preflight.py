@@ -11,11 +11,11 @@ from pathlib import Path
 
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics
-from vqbench.plan import Plan, RunRequest, read_settings, resolve_recipe
+from vqbench.plan import Cell, Plan, RunRequest, read_settings, resolve_recipe
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
-_CELL_BYTES = 64e6  # results, curves, features and log of one cell, generously
-_BYTES_PER_PARAMETER = 4 * 4 * 2  # weights, two moments and an average in float32; the new checkpoint beside the old
+_CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
+_CHECKPOINTS = 2 * 5  # weights, two moments, an average, a discriminator; the new checkpoint beside the old
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class MetricChoice:
     """Weights that the metrics need and that cannot be had."""
 
 
-def choose_metrics(request: RunRequest, download: bool = True) -> MetricChoice:
-    """Resolve `--metrics` and `--lpips` against the weights that this machine has or can get.
+def choose_metrics(request: RunRequest, resolution: int, download: bool = True) -> MetricChoice:
+    """Resolve `--metrics` and `--lpips` against the images and the weights that this machine has or can get.
 
-    LPIPS is left out of the default set where its weights cannot be had, and a note says so; what was asked for
-    by name, and rFID's Inception, are problems then. Raises UsageError for an unknown metric or net.
+    Left out of the default set, with a note, are LPIPS where its weights cannot be had and metrics that images of
+    `resolution` are too small for; what was asked for by name, and rFID's Inception, are problems then. Raises
+    UsageError for an unknown metric or net.
     """
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
@@ -41,15 +42,27 @@ def choose_metrics(request: RunRequest, download: bool = True) -> MetricChoice:
     if request.lpips is not None:
         others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
         asked = tuple(name for name in METRICS if name in {*others, f"lpips_{request.lpips}"})
+    asked, notes = _large_enough(asked, resolution, by_name=bool(request.metrics))
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
     missing = {w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download))}
     left_out = [name for name in optional if METRICS[name].weights in missing]
     names = tuple(name for name in asked if name not in left_out)
-    notes = []
     for name in left_out:
         file = missing[METRICS[name].weights or ""].what.partition(";")[0]
         notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
+
+
+def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The metrics that are defined at `resolution`, and a note for each that is not."""
+    small = [METRICS[name] for name in asked if resolution < METRICS[name].min_resolution]
+    if small and by_name:
+        raise UsageError(
+            f"{small[0].name} is defined from {small[0].min_resolution} pixels a side, not at {resolution}",
+            "leave it out of --metrics, or --set resolution=…",
+        )
+    notes = [f"{m.title} is left out: it is defined from {m.min_resolution} pixels a side" for m in small]
+    return tuple(name for name in asked if METRICS[name] not in small), notes
 
 
 def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> UsageError | None:
@@ -82,27 +95,43 @@ def check_runs_directory(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {reason}", "choose another folder: --runs DIR") from None
 
 
-def estimated_bytes(plan: Plan) -> float:
-    """Disk that the plan's unfinished cells take at most, checkpoints included."""
+def estimated_bytes(plan: Plan, cells: list[Cell]) -> float:
+    """Disk that training `cells` one after the other takes at most, checkpoints included."""
     import torch
 
     from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
-    from vqbench.tokenizer import build_quantizer
 
-    unfinished = [cell for cell in plan.cells if cell.state != "cached"]
-    total = 0.0
     with torch.device("meta"):
         shape = BackboneConfig.of(plan.recipe)
         backbone = count_parameters(Encoder(shape)) + count_parameters(Decoder(shape))
-        for cell in unfinished:
-            own = count_parameters(build_quantizer(cell.spec["method"], cell.spec["config"]))
-            total += _CELL_BYTES + (backbone + own) * _BYTES_PER_PARAMETER
-    return total
+    weights = [4.0 * (backbone + _own_parameters(cell)) for cell in cells]  # float32; checkpoints go when a cell ends
+    return sum(weights) + _CELL_BYTES * len(cells) + _CHECKPOINTS * max(weights, default=0.0)
 
 
-def check_disk(plan: Plan) -> None:
-    """Raise UsageError where the cells that are left would not fit on the disk of the runs directory."""
-    need, free = estimated_bytes(plan), shutil.disk_usage(plan.folder).free
+def _own_parameters(cell: Cell) -> int:
+    from vqbench.backbone import count_parameters
+    from vqbench.tokenizer import build_quantizer
+
+    try:
+        return count_parameters(build_quantizer(cell.spec["method"], cell.spec["config"]))
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return 0
+
+
+def check_devices(devices: int) -> None:
+    """Raise UsageError where there are GPUs, but fewer than a cell asks for."""
+    if devices == 1:
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    if 0 < present < devices:
+        raise UsageError(f"--devices {devices}, but this machine has {present}", f"choose at most --devices {present}")
+
+
+def check_disk(plan: Plan, cells: list[Cell]) -> None:
+    """Raise UsageError where training `cells` would not fit on the disk of the runs directory."""
+    need, free = estimated_bytes(plan, cells), shutil.disk_usage(plan.folder).free
     if need > free:
         raise UsageError(
             f"{plan.folder} has {free / 1e9:.2f} GB free, this run may take {need / 1e9:.2f} GB",
@@ -134,7 +163,7 @@ def prepare_everything(
     protocol = protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
     )
-    metrics = choose_metrics(request)
+    metrics = choose_metrics(request, recipe.resolution)
     for text in metrics.notes:
         note(text)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):

@@ -56,8 +56,15 @@ class TrainingState:
     """The budget in images."""
     pixel_values_per_token: float
     """3 H W / (h w): how many pixel values one token stands for."""
-    pixel_mse: Tensor
-    """0-d, detached: mean squared error of the last step's reconstruction in [-1, 1]; 1 before the first step."""
+    loss_per_nat: Tensor
+    """0-d, detached: what one nat per pixel value is worth in units of the recipe's pixel term w · |x − x̂|ᵖ.
+
+    2 · w · mse for l2, w · mae for l1, with the last step's error (1 before the first step). A method whose paper
+    adds nats to a likelihood of the pixels multiplies by it, and keeps its balance with any pixel term: Gaussian
+    noise of variance s² costs ½ (x − x̂)² / s² + log s nats a pixel value, whose gradient at the best s², the mse,
+    is ∇mse / 2 mse; so times 2 w mse it is that of w · mse. Laplace noise of scale b costs |x − x̂| / b + log 2b,
+    with gradient ∇mae / mae at the best b, the mae; so times w · mae it is that of w · mae.
+    """
 
 
 def full_precision(method: _Method) -> _Method:

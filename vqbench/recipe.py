@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -107,15 +108,34 @@ class Recipe:
                 f"resolution {self.resolution} is not divisible by the downsampling factor {self.downsampling} "
                 f"of {len(self.channel_multipliers)} levels; the nearest that is: {below}"
             )
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if any(
+                isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])
+            ):
+                raise ValueError(f"{field_.name} must be finite, not {value}")
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, not {self.codebook_size}")
         for name in ("images", "batch_size", "channels", "latent_channels", "codebook_dim", "res_blocks",
-                     "learning_rate", "checkpoint_images", "log_images"):  # fmt: skip
+                     "learning_rate", "checkpoint_images", "log_images", "discriminator_layers",
+                     "discriminator_channels"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("gan_start_images", "warmup_images", "gradient_clip", "ema_halflife_images", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+
+        if min(self.channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers must be positive, not {self.channel_multipliers}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), not {self.betas}")
+        if self.gan != "none" and self.resolution < 2 ** (self.discriminator_layers + 2):
+            raise ValueError(
+                f"discriminator_layers {self.discriminator_layers} needs images of at least "
+                f"{2 ** (self.discriminator_layers + 2)} px, not {self.resolution}"
+            )
 
     @property
     def downsampling(self) -> int:
@@ -150,6 +170,8 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     """
     values = _read(name)
     values.pop("name", None)
+    if overrides and "name" in overrides:
+        raise UsageError("a recipe's name cannot be set", "copy it to a YAML file of another name: --recipe my.yaml")
     title = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     return build(Recipe, {"name": title, **values, **(overrides or {})}, "recipe", f"vqbench show {name}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +62,16 @@ class Recorder(lightning.Callback):
             torch.cuda.synchronize(pl_module.device)
         pl_module.seconds += time.perf_counter() - self._clock
         if trainer.is_global_zero:
+            pl_module.peak_memory_bytes = max(pl_module.peak_memory_bytes, peak_memory_bytes(pl_module.device))
             save_checkpoint(pl_module, self.folder / "checkpoints")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory that this process has held: of the CUDA allocator, or resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def refuse_divergence(training: TokenizerTraining) -> None:
@@ -94,7 +105,8 @@ def resume(training: TokenizerTraining, folder: Path) -> None:
     checkpoint = folder / "checkpoints" / CHECKPOINT
     if checkpoint.is_file():
         training.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    _drop_points_after(folder / CURVES, training.images_seen)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _drop_points_after(folder / CURVES, training.images_seen)
 
 
 def _drop_points_after(path: Path, images_seen: int) -> None:

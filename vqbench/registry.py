@@ -123,6 +123,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._files: dict[str, Path] = {}
         self._unread: list[Path] = []
+        self._read: set[Path] = set()
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Decorator: make a class known under `name`. Registering it again from the same place replaces it."""
@@ -130,20 +131,18 @@ class Registry(Generic[T]):
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise UsageError(
-                    f"two {self.kind}s are called '{name}': {known.__module__}.{known.__qualname__} and "
-                    f"{cls.__module__}.{cls.__qualname__}",
-                    "rename one of them in its register(…)",
-                )
+                places = (f"{c.__module__}.{c.__qualname__}" for c in (known, cls))
+                raise self._taken(name, *places)
             self._classes[name] = cls
             return cls
 
         return add
 
-    def add_file(self, path: Path) -> tuple[str, ...]:
+    def add_file(self, path: Path, replace: bool = False) -> tuple[str, ...]:
         """Make the plugins in a Python file known, without running it; returns the names found in it.
 
-        Raises UsageError where there is no such file or it does not parse.
+        Raises UsageError where there is no such file, it does not parse, or a name in it is taken; with `replace`
+        the file takes the name over.
         """
         path = path.expanduser().resolve()
         try:
@@ -159,10 +158,20 @@ class Registry(Generic[T]):
             for d in declared
             if d.name and any(_registry_name(x) == self.variable for x in d.node.decorator_list)
         )
+        for name in names:
+            if self._files.get(name) == path:
+                continue
+            if name in self.names() and not replace:
+                raise self._taken(name, self._place(name).origin, str(path))
+            self._classes.pop(name, None)
         self._files |= dict.fromkeys(names, path)
-        if path not in self._unread:
+        if path not in self._unread and (replace or path not in self._read):
             self._unread.append(path)
         return names
+
+    def _taken(self, name: str, first: str, second: str) -> UsageError:
+        what = f"two {self.kind}s are called '{name}': {first} and {second}"
+        return UsageError(what, "rename one of them in its register(…)")
 
     @functools.cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
@@ -179,16 +188,17 @@ class Registry(Generic[T]):
         """The user's own file that defines `name`, or None for an installed plugin."""
         return self._files.get(name)
 
+    def is_installed(self, name: str) -> bool:
+        """Whether an installed package brings `name`, so that every process knows it."""
+        return name in self._entry_points and name not in self._files
+
     def get(self, name: str) -> type[T]:
         """The class registered under `name`, imported now.
 
         Raises UsageError for an unknown name (with the nearest ones) or a plugin that does not import.
         """
         if name not in self.names():
-            for path in list(self._unread):  # a file may register under a name that its text does not show
-                self._import_file(path)
-        if name not in self.names():
-            raise unknown(self.kind, name, self.names(), f"`vqbench {self.kind}s` lists them")
+            self._search_unread_files(name)
         if name in self._files and self._files[name] in self._unread:
             self._import_file(self._files[name])
         elif name not in self._classes:
@@ -198,6 +208,17 @@ class Registry(Generic[T]):
                 f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)"
             )
         return self._classes[name]
+
+    def _search_unread_files(self, name: str) -> None:
+        """A file may register under a name that its text does not show: run those that have not been run."""
+        problems = []
+        for path in list(self._unread):
+            try:
+                self._import_file(path)
+            except UsageError as error:
+                problems.append(f"; {error.what}")
+        if name not in self.names():
+            raise unknown(self.kind, name, self.names(), f"`vqbench {self.kind}s` lists them{''.join(problems)}")
 
     def _load_entry_point(self, name: str) -> None:
         point = self._entry_points[name]
@@ -214,7 +235,6 @@ class Registry(Generic[T]):
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
-        known = set(self._classes)
         try:
             spec.loader.exec_module(module)
         except VQBenchError:
@@ -222,7 +242,9 @@ class Registry(Generic[T]):
         except Exception as error:
             raise UsageError(f"plugin {path} does not import: {_last_line(error)}", f"python {path}") from error
         self._unread.remove(path)
-        self._files |= dict.fromkeys(set(self._classes) - known, path)
+        self._read.add(path)
+        mine = (name for name, cls in self._classes.items() if cls.__module__ == module_name)
+        self._files |= dict.fromkeys(mine, path)  # not what the file imports, such as a built-in that it subclasses
 
     def _place(self, name: str) -> _Place:
         return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +20,16 @@ EXIT_BUSY = 75  # a cell's process that finds its folder taken; sysexits.h calls
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, then put it in its place; readers see the old text or the new, never half of one."""
+    """`write_bytes_atomically` for text."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, then put it in its place; readers see the old content or the new, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -66,6 +72,12 @@ class CellFolder:
         return read_json(self.path / "result.json")
 
     @property
+    def error(self) -> dict[str, Any] | None:
+        """Why the last attempt failed; None if it did not."""
+        failure = read_json(self.path / "failure.json") or self.result or {}
+        return failure.get("error")
+
+    @property
     def status(self) -> dict[str, Any]:
         """Stage and progress of a running cell."""
         return read_json(self.path / "status.json") or {}
@@ -74,6 +86,11 @@ class CellFolder:
     def checkpoint(self) -> Path:
         """Where training goes on from."""
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is training to go on from, or a trained tokenizer to evaluate."""
+        return self.checkpoint.is_file() or self.weights.is_file()
 
     @property
     def weights(self) -> Path:
@@ -90,7 +107,7 @@ class CellFolder:
         result = self.result
         if result is not None and result.get("state") == DONE:
             return "cached" if set(metrics) <= set(result.get("scores", {})) else "partial"
-        if self.checkpoint.is_file() or self.weights.is_file():
+        if self.can_go_on:
             return "partial"
         return FAILED if result is not None else "missing"
 
@@ -102,10 +119,15 @@ class CellFolder:
             return ""
 
     def write_failure(self, kind: str, message: str, hint: str, stage: str, started: float) -> None:
-        """Make the failure the cell's result, so that it is a row and not a gap."""
+        """Make the failure the cell's result, so that it is a row and not a gap.
+
+        Scores of an earlier run that only lacked a metric are kept; the failure then stands beside them.
+        """
         error = {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
         seconds = round(time.time() - started, 3)
-        write_json(self.path / "result.json", {"state": FAILED, "error": error, "scores": {}, "seconds": seconds})
+        has_scores = (self.result or {}).get("state") == DONE
+        target = self.path / ("failure.json" if has_scores else "result.json")
+        write_json(target, {"state": FAILED, "error": error, "scores": {}, "seconds": seconds})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,6 +140,8 @@ class CellFolder:
                 raise CellBusyError(
                     f"another process is training {self.name}", "wait for it, then give the command again"
                 ) from None
+            except OSError:  # a disk that knows no locks: go on without
+                pass
             yield
 
 

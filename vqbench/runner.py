@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vqbench.errors import UsageError
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
+from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_bytes_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from vqbench.tracking import Tracker
 
 POLL_SECONDS = 0.25
+_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
 
 class View(Protocol):
@@ -75,9 +80,12 @@ class Outcome:
         return [row for row in self.rows if row["state"] == FAILED]
 
 
-def row_of(cell: Cell, state: str) -> dict[str, Any]:
-    """A cell as one JSON object; `state` is done, failed or cached, or for a dry run partial or missing."""
-    result = cell.folder.result or {}
+def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A cell as one JSON object; `state` is done, failed or cached, or for a dry run partial or missing.
+
+    `error` is the reason of a failure that could not be written to the cell's folder.
+    """
+    result = (cell.folder.result or {}) if state != FAILED else {}
     spec = cell.spec
     return {
         "cell": cell.folder.name,
@@ -91,7 +99,7 @@ def row_of(cell: Cell, state: str) -> dict[str, Any]:
         "params": result.get("params", {}),
         "train_images_per_s": result.get("train_images_per_s"),
         "path": str(cell.folder.path),
-        "error": result.get("error") if state == FAILED else None,
+        "error": (error or cell.folder.error) if state == FAILED else None,
     }
 
 
@@ -107,13 +115,15 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = choose_metrics(request, download=not dry)
+    metrics = choose_metrics(request, recipe.resolution, download=not dry)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
         if problem is not None and not dry:
             raise problem
         if problem is not None:
             view.note(f"this run would need weights: {problem.what}")
     plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
+    if plan.protocol.n_images < 2 and {"rfid", "kid"} & set(metrics.names):
+        raise UsageError("rfid and kid need at least 2 validation images", "leave them out: --metrics psnr,ssim,usage")
     for note in (*plan.notes, *metrics.notes):
         view.note(note)
     return plan
@@ -124,33 +134,42 @@ def execute(request: RunRequest, view: View | None = None, tracker: Tracker | No
     from vqbench.data.dataset import open_dataset
     from vqbench.data.prepare import prepare_train
     from vqbench.home import home
-    from vqbench.preflight import check_disk, check_runs_directory
+    from vqbench.preflight import check_devices, check_disk, check_runs_directory
 
     view = view or Silent()
     plan = prepare_plan(request, view)
     todo = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
     if todo:
+        check_devices(request.devices)
         check_runs_directory(plan.folder)
-        check_disk(plan)
+        check_disk(plan, todo)
         dataset = open_dataset(request.dataset, plan.recipe.resolution, request.data_root, request.validation_images)
         prepare_train(dataset, home(), lambda done, total: view.preparing("training images", done, total))
-    states = {cell.folder.name: "cached" for cell in plan.cells}
-    if tracker is not None and todo:
+    rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell not in todo}
+    if not todo:
+        return Outcome(plan, list(rows.values()))
+    if tracker is not None:
         tracker.start_command(plan)
     try:
         for position, cell in enumerate(todo, start=1):
             view.cell_started(cell, position, len(todo))
-            states[cell.folder.name] = _run_one(cell, request.rerun, view, tracker)
-            view.cell_finished(cell, row_of(cell, states[cell.folder.name]))
+            rows[cell.folder.name] = _row_of_running(cell, request.rerun, view, tracker)
+            view.cell_finished(cell, rows[cell.folder.name])
     finally:
-        rows = [row_of(cell, states[cell.folder.name]) for cell in plan.cells if _has_result(cell)]
-        if tracker is not None and todo:
-            tracker.finish_command(plan, rows)
-    return Outcome(plan, rows)
+        ordered = [rows[cell.folder.name] for cell in plan.cells if cell.folder.name in rows]
+        if tracker is not None:
+            tracker.finish_command(plan, ordered)
+    return Outcome(plan, ordered)
 
 
-def _has_result(cell: Cell) -> bool:
-    return cell.folder.result is not None
+def _row_of_running(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> dict[str, Any]:
+    """Run a cell. What keeps even the reason of a failure from being written, a full disk say, is in the row alone."""
+    try:
+        return row_of(cell, _run_one(cell, rerun, view, tracker))
+    except OSError as error:
+        hint = "free some space, then give the command again" if error.errno == errno.ENOSPC else "look at its folder"
+        failure = {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
+        return row_of(cell, FAILED, failure)
 
 
 def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> str:
@@ -166,7 +185,7 @@ def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> st
             time.sleep(4 * POLL_SECONDS)
             continue
         if tracker is not None:
-            tracker.start_cell(cell)
+            tracker.start_cell(cell, anew=not cell.folder.can_go_on)
         started = time.time()
         returncode = _watch(_start(cell.folder), cell, view, tracker)
         if returncode != EXIT_BUSY:  # else another command took the cell between our look and our process's
@@ -175,7 +194,7 @@ def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> st
         _record_death(cell.folder, returncode, started)
     if tracker is not None:
         tracker.finish_cell(cell)
-    return DONE if (cell.folder.result or {}).get("state") == DONE else FAILED
+    return DONE if returncode == 0 and (cell.folder.result or {}).get("state") == DONE else FAILED
 
 
 def _watch(process: subprocess.Popen[bytes], cell: Cell, view: View, tracker: Tracker | None) -> int:
@@ -192,16 +211,13 @@ def _watch(process: subprocess.Popen[bytes], cell: Cell, view: View, tracker: Tr
 
 
 def _died_without_a_word(folder: CellFolder, returncode: int) -> bool:
-    result = folder.result
-    return result is None or (returncode != 0 and result.get("state") == DONE)  # that result is an earlier one
+    return folder.error is None and (returncode != 0 or folder.result is None)
 
 
 def _make_ready(cell: Cell, rerun: bool) -> None:
-    from vqbench.cell import copy_plugin
-
     folder = cell.folder
     folder.path.mkdir(parents=True, exist_ok=True)
-    stale = ["status.json"]
+    stale = ["status.json", "failure.json"]
     if rerun or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
         stale.append("result.json")
     if rerun:
@@ -214,25 +230,32 @@ def _make_ready(cell: Cell, rerun: bool) -> None:
     for name in stale:
         (folder.path / name).unlink(missing_ok=True)
     write_json(folder.path / "spec.json", cell.spec)
-    copy_plugin(cell.spec, folder)
+    if cell.plugin_source is not None:
+        write_bytes_atomically(folder.path / "plugin.py", cell.plugin_source)
 
 
 def _start(folder: CellFolder) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "vqbench.cell", str(folder.path / "spec.json")]
+    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
     with folder.log.open("ab") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
         log.flush()
         # a session of its own: Ctrl-C reaches this process alone, which then ends the cell in good order
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
-    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)  # and the processes of its other devices
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -275,7 +298,7 @@ def run(
     out. A failed cell is a row whose `error` says why. Raises UsageError for what cannot be run at all.
     """
     request = RunRequest(
-        methods=tuple(methods.split(",")) if isinstance(methods, str) else tuple(methods),
+        methods=tuple(m.strip() for m in methods.split(",")) if isinstance(methods, str) else tuple(methods),
         dataset=dataset,
         data_root=_path(data_root),
         recipe=recipe,
@@ -300,7 +323,7 @@ def make_tracker(request: RunRequest) -> Tracker:
     """The tracker for a request's runs directory, or for `$MLFLOW_TRACKING_URI`."""
     from vqbench.tracking import Tracker
 
-    return Tracker(replace(request).runs.absolute())
+    return Tracker(request.runs.absolute())
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

@@ -16,7 +16,7 @@ from vqbench.config import build
 from vqbench.errors import UsageError
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
-from vqbench.registry import METHODS
+from vqbench.registry import METHODS, file_digest
 from vqbench.seeds import seeded
 
 WEIGHTS = "tokenizer.safetensors"
@@ -152,7 +152,18 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
 
 
 def _make_plugin_known(header: dict[str, Any], weights: Path) -> None:
-    if header["plugin"] is None or header["method"] in METHODS:
+    """Find the very plugin file that a tokenizer was trained with, where its method came from a file."""
+    if header["plugin"] is None:
         return
-    beside = weights.parent.parent / "plugin.py"  # the copy that a cell keeps of the file it was trained with
-    METHODS.add_file(beside if beside.is_file() else Path(header["plugin"]["path"]))
+    wanted, name = header["plugin"]["sha256"], header["method"]
+    known = METHODS.file_of(name)
+    beside = weights.parent.parent / "plugin.py"  # the copy that a cell keeps
+    for path in filter(None, (known, Path(header["plugin"]["path"]), beside)):
+        if path.is_file() and file_digest(path) == wanted:
+            if path != known:
+                METHODS.add_file(path, replace=True)
+            return
+    raise UsageError(
+        f"'{name}' was trained with a plugin file of sha256 {wanted[:12]}…, and there is none",
+        f"{header['plugin']['path']} and {beside} are gone or have changed: bring the file back",
+    )

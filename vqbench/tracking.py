@@ -85,36 +85,41 @@ class Mirror:
 
     def command(self, path: Path) -> str:
         """Mirror a command's record as a parent run; returns the run's id."""
-        record = read_json(path) or {}
+        record, memory_path = read_json(path) or {}, path.with_suffix(".mlflow.json")
+        memory = read_json(memory_path) or {}
         experiment_id = self.experiment(record["experiment"])
-        if record.get("uri") != self.uri or "run_id" not in record:
+        if memory.get("uri") != self.uri:
             tags = {"vqbench.kind": "command", "dataset": record["dataset"], "recipe": record["recipe"]}
             tags |= {"protocol": record["protocol"], "mlflow.note.content": record["note"]}
-            record["run_id"] = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags)
-            record |= {"uri": self.uri, "sent": ""}
-            write_json(path, record)
+            run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags)
             for key in ("methods", "dataset", "recipe", "seeds", "command"):
-                self.client.log_param(record["run_id"], key, str(record[key])[:6000])
-        if record["state"] != record["sent"]:
+                self.client.log_param(run_id, key, str(record[key])[:6000])
+            memory = {"uri": self.uri, "run_id": run_id, "sent": "RUNNING"}
+            write_json(memory_path, memory)
+        if record["state"] != memory["sent"]:
             for artifact in sorted(path.parent.glob(f"{path.stem}.*")):
-                if artifact.suffix != ".json":
-                    self.client.log_artifact(record["run_id"], str(artifact))
-            if record["state"] != "RUNNING":
-                self.client.set_terminated(record["run_id"], record["state"])
-            write_json(path, {**record, "sent": record["state"]})
-        return str(record["run_id"])
+                if artifact.suffix in (".md", ".jsonl", ".png"):
+                    self.client.log_artifact(memory["run_id"], str(artifact))
+            self.client.set_terminated(memory["run_id"], record["state"])
+            write_json(memory_path, {**memory, "sent": record["state"]})
+        return str(memory["run_id"])
 
-    def cell(self, folder: CellFolder) -> None:
-        """Bring the run of one cell up to date with its folder."""
-        path = folder.path / "tracking.json"
-        memory = read_json(path) or {}
-        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{memory.get('command')}.json"
+    def cell(self, folder: CellFolder) -> bool:
+        """Bring the run of one cell up to date with its folder; False for a cell of no tracked command."""
+        record = read_json(folder.path / "tracking.json") or {}
+        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record.get('command')}.json"
         if not spec or not command.is_file():
-            return  # this cell was never part of a tracked command
-        parent = self.command(command)
-        if memory.get("uri") != self.uri or "run_id" not in memory:
-            memory |= {"uri": self.uri, "run_id": self._cell_run(folder, memory, spec, parent), "points": 0, "sent": ""}
+            return False
+        parent, path = self.command(command), folder.path / "mlflow.json"
+        memory = read_json(path) or {}
+        if (memory.get("uri"), memory.get("attempt")) != (self.uri, record["attempt"]):
+            run_id = self._cell_run(folder, record, spec, parent)
+            memory = {"uri": self.uri, "attempt": record["attempt"], "run_id": run_id, "points": 0, "sent": ""}
+            memory["command"] = record["command"]
             write_json(path, memory)
+        if memory["command"] != record["command"]:  # it goes on as a child of the command that goes on with it
+            self.client.set_tag(memory["run_id"], "mlflow.parentRunId", parent)
+            memory["command"] = record["command"]
         memory["points"] = self._send_curves(folder, memory)
         write_json(path, memory)
         result = folder.result
@@ -122,6 +127,7 @@ class Mirror:
         if memory["sent"] != stamp:
             self._send_state(folder, memory["run_id"], result)
             write_json(path, {**memory, "sent": stamp})
+        return True
 
     def _cell_run(self, folder: CellFolder, memory: dict[str, Any], spec: dict[str, Any], parent: str) -> str:
         experiment_id = self.experiment(folder.path.parents[1].name)
@@ -201,6 +207,23 @@ class Mirror:
             self.client.log_artifact(run_id, str(folder.weights), "weights")
 
 
+def _records(folder: Path) -> list[Path]:
+    """The records of the commands of an experiment, oldest first."""
+    return sorted(path for path in folder.glob("*.json") if path.stem.isdigit())
+
+
+def _take_number(folder: Path) -> int:
+    """A number for the next command, its record reserved: two commands may start at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.stem) for path in _records(folder)), default=0)
+    while True:
+        try:
+            (folder / f"{number:04d}.json").touch(exist_ok=False)
+            return number
+        except FileExistsError:
+            number += 1
+
+
 def _whole_points(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text().split("\n")[:-1]  # what follows the last line end is still being written
@@ -234,11 +257,10 @@ def sync(runs: Path) -> SyncReport:
     for experiment in sorted(p.parent for p in runs.absolute().glob("*/commands")):
         for folder in cell_folders(experiment):
             try:
-                mirror.cell(folder)
-                report.cells += 1
+                report.cells += mirror.cell(folder)
             except Exception as error:
                 report.problems.append(f"{folder.name}: {_first_line(error)}")
-        for command in sorted((experiment / "commands").glob("*.json")):
+        for command in _records(experiment / "commands"):
             try:
                 mirror.command(command)
             except Exception as error:
@@ -267,7 +289,7 @@ class Tracker:
     def start_command(self, plan: Plan) -> None:
         """Write the command's record and announce it as a parent run."""
         folder = plan.folder / "commands"
-        number = 1 + max((int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()), default=0)
+        number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
         record = {
             "id": uuid.uuid4().hex,
@@ -288,14 +310,14 @@ class Tracker:
         path = self._record
         self._jobs.put(lambda mirror: mirror.command(path))
 
-    def start_cell(self, cell: Cell) -> None:
-        """Note which command this cell belongs to, and announce it."""
+    def start_cell(self, cell: Cell, anew: bool) -> None:
+        """Note which command this cell belongs to, and announce it; trained `anew`, it gets a run of its own."""
         assert self._record is not None
         path = cell.folder.path / "tracking.json"
-        memory = read_json(path) or {}
-        if not memory or cell.state == "missing":
-            memory = {"attempt": uuid.uuid4().hex[:8]}  # trained anew: a run of its own
-        write_json(path, {**memory, "command": self._record.stem, "label": cell.label})
+        attempt = (read_json(path) or {}).get("attempt")
+        if anew or attempt is None:
+            attempt = uuid.uuid4().hex[:8]
+        write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label})
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
     def poke(self, cell: Cell) -> None:
@@ -314,8 +336,11 @@ class Tracker:
         assert self._record is not None
         record = self._record
         complete = len(rows) == len(plan.cells) and all(row["state"] != "failed" for row in rows)
-        self._attach(record, plan, rows)
-        write_json(record, {**(read_json(record) or {}), "state": "FINISHED" if complete else "FAILED"})
+        try:
+            self._attach(record, plan, rows)
+            write_json(record, {**(read_json(record) or {}), "state": "FINISHED" if complete else "FAILED"})
+        except OSError as error:  # a full disk must not cost the table
+            self.trouble = str(error)
         self._jobs.put(lambda mirror: mirror.command(record))
         self._jobs.put(None)
         self._thread.join()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqbench.discriminator import PatchDiscriminator
+from vqbench.errors import VQBenchError
 from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
 from vqbench.quantizer import Quantized, TrainingState
 from vqbench.recipe import Recipe
@@ -53,9 +54,10 @@ class CodeCounter:
         """Usage and perplexity over all devices, means over codebooks; starts the next window."""
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.counts)
-        frequency = self.counts.double() / self.counts.sum(1, keepdim=True).clamp(min=1)
+        counts = self.counts.cpu().double()  # Apple's GPUs have no float64
+        frequency = counts / counts.sum(1, keepdim=True).clamp(min=1)
         entropy = torch.special.entr(frequency).sum(1)
-        window = {"usage": (self.counts > 0).double().mean().item(), "perplexity": entropy.exp().mean().item()}
+        window = {"usage": (counts > 0).double().mean().item(), "perplexity": entropy.exp().mean().item()}
         self.counts.zero_()
         return window
 
@@ -64,6 +66,7 @@ class TokenizerTraining(lightning.LightningModule):
     """One tokenizer, its losses and optimisers; `training_step` is the whole of the algorithm."""
 
     pixel_mse: Tensor
+    pixel_distance: Tensor
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int, perceptual: nn.Module | None) -> None:
         super().__init__()
@@ -83,8 +86,10 @@ class TokenizerTraining(lightning.LightningModule):
         self.average = _averaged(tokenizer, recipe)
         self.codes = CodeCounter(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
         self.register_buffer("pixel_mse", torch.ones(()))
+        self.register_buffer("pixel_distance", torch.ones(()))  # as the recipe measures it, without its weight
         self.images_seen = 0
         self.seconds = 0.0
+        self.peak_memory_bytes = 0
         self.optimizer_states: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -112,7 +117,7 @@ class TokenizerTraining(lightning.LightningModule):
         terms = self._reconstruction_terms(images, output)
         if self._adversary_is_on():
             terms["gan"] = self._generator_term(output, terms)
-        terms |= output.quantized.losses
+        terms |= self._quantizer_terms(output, terms)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self._descend(0, loss, self.tokenizer)
         if self.average is not None:
@@ -127,7 +132,7 @@ class TokenizerTraining(lightning.LightningModule):
             images_seen=self.images_seen,
             images_total=self.recipe.steps * self.recipe.batch_size,
             pixel_values_per_token=images[0].numel() / tokens,
-            pixel_mse=self.pixel_mse,
+            loss_per_nat=(1 if self.recipe.pixel_loss == "l1" else 2) * self.recipe.pixel_weight * self.pixel_distance,
         )
         self.tokenizer.quantizer.advance(state)
         for optimizer in self._optimizers():
@@ -141,6 +146,16 @@ class TokenizerTraining(lightning.LightningModule):
             second = self.reconstruction_loss(images, output.continuous)
             terms |= {f"continuous_{name}": weight * term for name, term in second.items()}
         return terms
+
+    def _quantizer_terms(self, output: Reconstruction, taken: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = output.quantized.losses
+        clash = sorted({*losses} & {*taken, "loss", "discriminator", "gan"})
+        if clash:
+            raise VQBenchError(
+                f"the quantizer calls a loss '{clash[0]}', which is the name of one of the recipe's",
+                "give it another name in Quantized(losses={…})",
+            )
+        return losses
 
     def _adversary_is_on(self) -> bool:
         return self.discriminator is not None and self.images_seen >= self.recipe.gan_start_images
@@ -178,7 +193,10 @@ class TokenizerTraining(lightning.LightningModule):
         optimizer.step()
 
     def _end_step(self, images: Tensor, output: Reconstruction, terms: dict[str, Tensor]) -> None:
-        self.pixel_mse = nn.functional.mse_loss(output.images.detach().float(), images)
+        reconstructions = output.images.detach().float()
+        self.pixel_mse = nn.functional.mse_loss(reconstructions, images)
+        is_l1 = self.recipe.pixel_loss == "l1"
+        self.pixel_distance = nn.functional.l1_loss(reconstructions, images) if is_l1 else self.pixel_mse.clone()
         self.images_seen += self.recipe.batch_size
         self.codes.update(output.quantized.indices)
         self.last = (terms, output.quantized)
@@ -205,6 +223,7 @@ class TokenizerTraining(lightning.LightningModule):
             "optimizers": [o.optimizer.state_dict() for o in self._optimizers()],
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -212,6 +231,7 @@ class TokenizerTraining(lightning.LightningModule):
         self.load_state_dict(state["module"])
         self.optimizer_states = state["optimizers"]
         self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+        self.peak_memory_bytes = state["peak_memory_bytes"]
 
 
 def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +27,46 @@ from vqbench.quantizer import Quantized, Quantizer, TrainingState
 from vqbench.registry import METHODS
 
 CODEBOOK_SIZE, DIM = 64, 8  # asked for through `matched`
-BATCH, SIDE = 4, 16  # 1024 tokens: enough that rounding to bfloat16 would move some of them to another code
+# 1024 tokens: enough that rounding to bfloat16 would move some of them to another code. Height and width differ, so
+# that they cannot be taken for each other unseen.
+BATCH, HEIGHT, WIDTH = 4, 8, 32
 STEPS = 3  # optimiser steps before and after each save
 RANK_TIMEOUT = 120  # seconds for two processes to import torch and train STEPS steps
+
+
+class NotApplicableError(Exception):
+    """The property says nothing about this method; the message says why."""
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """AssertionError that says `otherwise`, unless it holds; `assert` would be gone under -O."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, through nested states."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+@torch.no_grad()
+def in_eval(quantizer: Quantizer, z: Tensor, seed: int = 0) -> Quantized:
+    """One pass in eval mode, from a random state that `seed` sets."""
+    torch.manual_seed(seed)
+    result: Quantized = quantizer.eval()(z)
+    return result
+
+
+def round_trip(state: Any) -> Any:
+    """Through a file, as a checkpoint goes."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 class Trial:
@@ -42,7 +81,7 @@ class Trial:
                 f"preset of {method}", preset, self._class.presets, f"`vqbench show {method}` lists the presets"
             )
         chosen = self._class.presets[preset] if at else {}
-        self._settings = {**chosen, **self._class.matched(CODEBOOK_SIZE, DIM)}
+        self._settings = {**self._class.matched(CODEBOOK_SIZE, DIM), **chosen}  # as in a run: matched < preset
 
     def quantizer(self, seed: int = 0, training: bool = False) -> Quantizer:
         """A new instance; the same seed gives the same."""
@@ -59,7 +98,7 @@ class Trial:
     def latents(self, quantizer: Quantizer, seed: int = 1, scale: float = 1.0) -> Tensor:
         """Normal noise that fits `quantizer`."""
         noise = torch.Generator().manual_seed(seed)
-        return scale * torch.randn(BATCH, quantizer.in_channels, SIDE, SIDE, generator=noise)
+        return scale * torch.randn(BATCH, quantizer.in_channels, HEIGHT, WIDTH, generator=noise)
 
 
 class ToyTokenizer(nn.Module):
@@ -95,8 +134,8 @@ def train(
     """Steps of `model`, a ToyTokenizer or its distributed form, on noise images that depend on seed and step alone."""
     for step in steps:
         noise = torch.Generator().manual_seed(1000 * data_seed + step)
-        quantizer.advance(TrainingState(step * BATCH, 100 * BATCH, 48.0, torch.tensor(1 / (1 + step))))
-        loss, _ = model(torch.rand(BATCH, 3, 32, 32, generator=noise) * 2 - 1)
+        quantizer.advance(TrainingState(step * BATCH, 100 * BATCH, 48.0, torch.tensor(2 / (1 + step))))
+        loss, _ = model(torch.rand(BATCH, 3, 24, 40, generator=noise) * 2 - 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

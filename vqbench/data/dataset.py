@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,11 +91,10 @@ class Dataset(ABC):
     """Dataset and split in one word; part of the protocol's name."""
     split_rule: str
     """One sentence."""
-    listing_digest: str
-    """sha256 over (id, size, mtime) of all files, and the rule of the split. Decodes nothing."""
     train_digest: str
-    """sha256 over (id, size) of the training items. Decodes nothing; the same on every machine."""
+    """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
     licence: str = ""
+    """Under which terms the images may be used."""
 
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         self.resolution = resolution
@@ -121,17 +120,11 @@ class Dataset(ABC):
         self.protocol_name += f"-first{count}"
         self.split_rule += f" Of the validation images, the first {count} by hash of the id are kept."
         self.notes += (f"{count} of {available} validation images are used",)
-        self.listing_digest = digest_of(self.listing_digest, count)
 
 
 def path_safe(name: str) -> str:
     """`name` with everything but letters, digits, dot and underscore made into single hyphens."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "images"
-
-
-def sizes_digest(sizes: Iterable[tuple[str, int]]) -> str:
-    """sha256 over sorted (id, file size)."""
-    return digest_of(*sorted(sizes))
 
 
 def open_dataset(

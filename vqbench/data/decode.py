@@ -13,6 +13,7 @@ from vqbench.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF and of EXIF
 
 
 class ImageFileError(UsageError):
@@ -38,6 +39,8 @@ def _wide_samples(image: Image.Image) -> bool:
         return True
     if image.format not in ("PNG", "TIFF"):
         return False  # BMP's "BGR;16" is 5-6-5 bits, which is not wide
+    if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8:  # planes apart are read as 8 bits, unasked
+        return True
     layouts: list[Any] = [tile[3] for tile in getattr(image, "tile", [])]
     raw_modes = [layout if isinstance(layout, str) else layout[0] for layout in layouts if layout]
     return any(f";{bits}" in str(raw) for raw in raw_modes for bits in (12, 16, 32))
@@ -78,7 +81,7 @@ def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
 
 

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vqbench.data.dataset import Dataset, sizes_digest
-from vqbench.data.files import FileImages, ImageFile, absolute, list_images, listing_digest
+from vqbench.data.dataset import Dataset
+from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -36,8 +36,7 @@ class FFHQ(Dataset):
                 raise UsageError(f"{len(files)} FFHQ images are here, none of them for {side}. {self.split_rule}", _GET)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
-        self.listing_digest = listing_digest(train + validation, self.split_rule)
-        self.train_digest = sizes_digest((f.id, f.size) for f in train)
+        self.train_digest = contents_digest(train)
 
     def _choose_layout(self, root: Path) -> Path:
         large, thumbnails = root / _LARGE, root / _THUMBNAILS

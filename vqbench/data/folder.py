@@ -7,8 +7,8 @@ import unicodedata
 from pathlib import Path
 from typing import ClassVar
 
-from vqbench.data.dataset import Dataset, path_safe, sizes_digest
-from vqbench.data.files import FileImages, ImageFile, absolute, list_images, listing_digest
+from vqbench.data.dataset import Dataset, path_safe
+from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -40,8 +40,7 @@ class Folder(Dataset):
         train, validation = self._split_by_folder(root, files) or self._split_by_hash(root, files)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
-        self.listing_digest = listing_digest(train + validation, self.split_rule)
-        self.train_digest = sizes_digest((f.id, f.size) for f in train)
+        self.train_digest = contents_digest(train)
 
     def _split_by_folder(self, root: Path, files: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:
         present = [side for side in ("train", "val") if (root / side).is_dir()]

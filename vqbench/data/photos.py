@@ -190,7 +190,6 @@ class Photos(Dataset):
         )
         self.notes = self._notes(used)
         self.train_digest = digest_of(resolution, [p.sha256 for p in used], self.train.ids)
-        self.listing_digest = digest_of(self.train_digest, self.validation.ids, self.split_rule)
 
     def _notes(self, used: Sequence[Photograph]) -> tuple[str, ...]:
         notes = [

@@ -104,8 +104,9 @@ def prepare_train(
 ) -> Images:
     """The training images of `dataset`, decoded into a cache where that takes at most `limit_bytes`.
 
-    A larger set is returned as it is and decodes on the fly. The limit is 8 GiB, or $VQBENCH_CACHE_LIMIT_GB. Raises
-    UsageError like `prepare_validation`; a set that is not cached raises it when a bad image is first read.
+    A larger set is returned as it is and decodes on the fly (`is_cached` tells which, `verify_train` reads it all
+    beforehand). The limit is 8 GiB, or $VQBENCH_CACHE_LIMIT_GB. Raises UsageError like `prepare_validation`; a set
+    that is not cached raises it when a bad image is first read.
     """
     images = dataset.train
     if not images.content_key:
@@ -117,6 +118,20 @@ def prepare_train(
     if expected > limit:
         return images
     return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
+
+
+def is_cached(images: Images) -> bool:
+    """Whether `prepare_train` gave decoded images, every one of which was found to be usable."""
+    return isinstance(images, CachedImages)
+
+
+def verify_train(dataset: Dataset, progress: Progress | None = None) -> None:
+    """Decode every training image of `dataset` once and keep none of it.
+
+    For a set that `prepare_train` does not cache. Raises UsageError like `prepare_validation`.
+    """
+    for _ in _decode_or_name(dataset.train, progress):
+        pass
 
 
 def _default_limit() -> int:
@@ -161,21 +176,27 @@ def _disk_hint(side: str) -> str:
 def _write(images: Images, folder: Path, progress: Progress | None) -> None:
     """Pixels and shapes into `folder`. Plain writes, since a full disk under a memory map kills the process."""
     shapes: list[tuple[int, int]] = []
-    bad: list[ImageFileError] = []
     with open(folder / PIXELS, "wb") as file:
-        for done, pixels in enumerate(_decode_all(images), start=1):
-            if isinstance(pixels, ImageFileError):
-                bad.append(pixels)
-            else:
-                file.write(np.ascontiguousarray(pixels).data)
-                shapes.append((pixels.shape[0], pixels.shape[1]))
-            if len(bad) == _BAD_IMAGES_SOUGHT:
-                break
-            if progress is not None:
-                progress(done, len(images))
+        for pixels in _decode_or_name(images, progress):
+            file.write(np.ascontiguousarray(pixels).data)
+            shapes.append((pixels.shape[0], pixels.shape[1]))
+    np.save(folder / _SHAPES, np.array(shapes, np.int64))
+
+
+def _decode_or_name(images: Images, progress: Progress | None) -> Iterator[Pixels]:
+    """Every image in order; those that cannot be used are named by the UsageError that follows the last."""
+    bad: list[ImageFileError] = []
+    for done, pixels in enumerate(_decode_all(images), start=1):
+        if isinstance(pixels, ImageFileError):
+            bad.append(pixels)
+        else:
+            yield pixels
+        if len(bad) == _BAD_IMAGES_SOUGHT:
+            break
+        if progress is not None:
+            progress(done, len(images))
     if bad:
         raise _summary(bad)
-    np.save(folder / _SHAPES, np.array(shapes, np.int64))
 
 
 def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> None:

@@ -118,6 +118,11 @@ def select_metrics(asked: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in names) if names else default_metrics()
 
 
+def too_small(name: str, resolution: int) -> bool:
+    """Whether images of `resolution` pixels a side are smaller than those that the metric is defined for."""
+    return resolution < METRICS[name].min_resolution
+
+
 def needed_weights(metrics: Iterable[str]) -> tuple[str, ...]:
     """The weights that these metrics need, each once: "inception" and LPIPS nets."""
     return tuple(dict.fromkeys(w for name in metrics if (w := METRICS[name].weights)))

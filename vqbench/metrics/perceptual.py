@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
-from vqbench.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_digest
+from vqbench.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_digest, require_content
 
 
 def _read(file: WeightFile) -> dict[str, Tensor]:
@@ -75,10 +75,7 @@ def load(net: str, file: WeightFile) -> Perceptual:
     """LPIPS `net` from a verified backbone file and the heads in the lpips wheel."""
     _check_heads(net)
     state = _read(file)
-    if file.kind != "pth":
-        digest = content_digest({name: tensor.numpy() for name, tensor in state.items()})
-        if digest != BACKBONES[net].content:
-            raise UsageError(
-                f"{file.path} does not hold the pinned backbone", "remove it, `vqbench doctor` says what to get"
-            )
+    pinned = BACKBONES[net].content
+    if pinned is not None:
+        require_content(file.path, content_digest({k: tensor.numpy() for k, tensor in state.items()}), pinned)
     return Perceptual(net, state)

@@ -265,8 +265,10 @@ WRONG: dict[str, tuple[list[tuple[str, str]], set[str]]] = {
         ],
         {
             "shapes and types",
+            "index range",
             "decode_indices agrees",
             "eval has no side effects",
+            "leaves the seed alone",
             "bfloat16 parity",
             "state dict restores codes",
         },
@@ -436,6 +438,13 @@ def test_a_right_plugin_without_parameters_passes_on_two_ranks_too(tmp_path: Pat
     """Codes that start from the first batch by k-means and follow as running means, reduced over the ranks."""
     properties = check_method("right_ema", write(tmp_path, "right_ema", [], EMA))
     assert all(p.passed for p in properties), render(properties)
+
+
+def test_a_decoder_gradient_that_is_said_to_stop_may_stop(tmp_path: Path) -> None:
+    routes = "    @property\n    def gradient_routes(self):\n        return GradientRoutes(False, True, True, True)\n\n"
+    changes = [("straight_through(z, z_q)", "z_q"), ("    def advance", f"{routes}    def advance")]
+    properties = check_method("stops", write(tmp_path, "stops", changes), only=IN_ONE_PROCESS)
+    assert not failures(properties), render(properties)
 
 
 def test_a_codebook_without_its_projection(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`vqbench doctor` says ok where it is, missing where it is missing, and wrong where a number is wrong."""
 
+import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -93,6 +95,19 @@ def test_a_check_that_breaks_and_a_wrong_file_are_findings(monkeypatch, tmp_path
     assert Finding("check", "wrong", "ZeroDivisionError: division by zero", "report it with this output") in findings
     assert [f.state for f in by_name(findings, "weights inception")] == ["wrong"]
     assert [f.state for f in by_name(findings, "kid")] == ["ok"], "the other checks go on"
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_weights_with_other_tensors_are_a_finding_with_its_own_hint(monkeypatch, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a.weight": torch.zeros(2)}, path)
+    head = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    pin = dataclasses.replace(weights.INCEPTION, sha256={head: "pth"})
+    monkeypatch.setattr(weights, "INCEPTION", pin)
+    monkeypatch.setitem(weights.PINS, "inception", pin)
+    (finding,) = by_name(diagnose(inception=path), "check")
+    assert (finding.state, weights.INCEPTION_CONTENT in finding.text) == ("wrong", True)
+    assert "report both digests" in finding.hint
 
 
 @pytest.mark.usefixtures("_no_fid_helper")

@@ -69,7 +69,8 @@ def _require_last_code(quantizer: Quantizer, shape: torch.Size) -> None:
         try:
             decoded = quantizer.decode_indices(torch.full(shape, index))
         except Exception as error:
-            raise AssertionError(f"decode_indices does not take index {index}: {error}") from error
+            what = f"decode_indices raises {type(error).__name__} for index {index}"
+            raise AssertionError(f"{what}, which codebook_size {quantizer.codebook_size} promises") from error
         require(bool(decoded.isfinite().all()), f"index {index} decodes to what is not finite")
 
 

@@ -62,6 +62,8 @@ def _to_the_end(check: Iterable[Finding]) -> Iterator[Finding]:
     """A check that breaks is a finding too, and the others go on."""
     try:
         yield from check
+    except VQBenchError as error:  # weights whose file passed and whose tensors did not, for one
+        yield Finding("check", "wrong", error.what, error.hint)
     except Exception as error:
         yield Finding("check", "wrong", f"{type(error).__name__}: {error}", "report it with this output")
 

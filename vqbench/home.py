@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from pathlib import Path
 
 
@@ -24,14 +22,3 @@ def torch_hub_checkpoints() -> Path:
     torch_home = os.environ.get("TORCH_HOME")
     root = Path(torch_home).expanduser() if torch_home else cache_root() / "torch"
     return root / "hub" / "checkpoints"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, then rename it: nobody reads half of it, and the last writer wins."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

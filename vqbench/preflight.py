@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics
+from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
 from vqbench.plan import Cell, Plan, RunRequest, read_settings, resolve_recipe
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
@@ -29,12 +29,13 @@ class MetricChoice:
     """Weights that the metrics need and that cannot be had."""
 
 
-def choose_metrics(request: RunRequest, resolution: int, download: bool = True) -> MetricChoice:
+def choose_metrics(request: RunRequest, resolution: int, download: bool = True, insist: bool = False) -> MetricChoice:
     """Resolve `--metrics` and `--lpips` against the images and the weights that this machine has or can get.
 
     Left out of the default set, with a note, are LPIPS where its weights cannot be had and metrics that images of
-    `resolution` are too small for; what was asked for by name, and rFID's Inception, are problems then. Raises
-    UsageError for an unknown metric or net.
+    `resolution` are too small for; what was asked for by name, and rFID's Inception, are problems then. A
+    download of optional weights that failed is not tried again for an hour, unless we `insist`. Raises UsageError
+    for an unknown metric or net.
     """
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
@@ -44,7 +45,10 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True) 
         asked = tuple(name for name in METRICS if name in {*others, f"lpips_{request.lpips}"})
     asked, notes = _large_enough(asked, resolution, by_name=bool(request.metrics))
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
-    missing = {w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download))}
+    spared = {METRICS[name].weights for name in optional} if not insist else set()
+    missing = {
+        w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download, w in spared))
+    }
     left_out = [name for name in optional if METRICS[name].weights in missing]
     names = tuple(name for name in asked if name not in left_out)
     for name in left_out:
@@ -55,7 +59,7 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True) 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
     """The metrics that are defined at `resolution`, and a note for each that is not."""
-    small = [METRICS[name] for name in asked if resolution < METRICS[name].min_resolution]
+    small = [METRICS[name] for name in asked if too_small(name, resolution)]
     if small and by_name:
         raise UsageError(
             f"{small[0].name} is defined from {small[0].min_resolution} pixels a side, not at {resolution}",
@@ -70,14 +74,14 @@ def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> 
     return _cannot_have(net, request, download) if net != "none" else None
 
 
-def _cannot_have(weights: str, request: RunRequest, download: bool) -> UsageError | None:
+def _cannot_have(weights: str, request: RunRequest, download: bool, optional: bool = False) -> UsageError | None:
     from vqbench.weights import require_inception, require_lpips
 
     try:
         if weights == "inception":
             require_inception(request.inception_weights, download)
         else:
-            require_lpips(weights, request.lpips_weights, download)
+            require_lpips(weights, request.lpips_weights, download, optional=optional)
     except UsageError as error:
         return error
     return None
@@ -147,7 +151,7 @@ def prepare_everything(
     Raises UsageError that names what is missing or broken.
     """
     from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_train, prepare_validation
+    from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
     from vqbench.home import home
     from vqbench.protocol import protocol_for
     from vqbench.weights import find_inception, find_lpips
@@ -160,10 +164,12 @@ def prepare_everything(
         note(text)
     validation = prepare_validation(dataset, home(), lambda done, total: preparing("validation images", done, total))
     train = prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+    if not is_cached(train):  # too many to keep decoded, but a broken one should be found now
+        verify_train(dataset, lambda done, total: preparing("training images", done, total))
     protocol = protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
     )
-    metrics = choose_metrics(request, recipe.resolution)
+    metrics = choose_metrics(request, recipe.resolution, insist=True)
     for text in metrics.notes:
         note(text)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):
@@ -174,6 +180,8 @@ def prepare_everything(
         f"{recipe.resolution} px",
         f"protocol  {protocol.name} {protocol.hash}",
     ]
+    if dataset.licence:
+        lines.append(f"licence   {dataset.licence}")
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
         if weights != "none":
             found = (

@@ -5,35 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqbench.atomic import write_text_atomically
 from vqbench.errors import VQBenchError
 
 DONE, FAILED = "done", "failed"
 EXIT_BUSY = 75  # a cell's process that finds its folder taken; sysexits.h calls it EX_TEMPFAIL
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """`write_bytes_atomically` for text."""
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, then put it in its place; readers see the old content or the new, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

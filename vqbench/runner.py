@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_bytes_atomically, write_json
+from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.atomic import write_text_atomically
 from vqbench.errors import UsageError
-from vqbench.results import DONE, CellFolder, cell_folders, read_json, write_json, write_text_atomically
+from vqbench.results import DONE, CellFolder, cell_folders, read_json, write_json
 
 if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan

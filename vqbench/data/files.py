@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqbench.atomic import write_text_atomically
 from vqbench.data.dataset import Images, Pixels, digest_of
 from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file
 from vqbench.errors import UsageError
-from vqbench.home import home, write_whole
+from vqbench.home import home
 
 _END = 2**14
 _READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
@@ -104,7 +105,7 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
     digest = digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
     with contextlib.suppress(OSError):  # a home that cannot be written costs this reading each time, no result
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, digest)
+        write_text_atomically(kept, digest)
     return digest
 
 

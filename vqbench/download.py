@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vqbench.home import write_whole
+from vqbench.atomic import write_text_atomically
 
 PATIENCE_S = 3600
 """How long an optional file that could not be had is not asked for again: offline, each try costs seconds."""
@@ -33,7 +33,7 @@ def download(url: str, target: Path, check: Callable[[Path], str | None], option
         if reason is None:
             note.unlink(missing_ok=True)
         elif optional:
-            write_whole(note, json.dumps({"time": time.time(), "reason": reason}))
+            write_text_atomically(note, json.dumps({"time": time.time(), "reason": reason}))
     return reason
 
 

@@ -148,9 +148,9 @@ def dataset_refused(vqbench: Command, tmp_path: Path, dataset: str, *said: str, 
 def test_datasets_that_cannot_be_used(vqbench: Command, tmp_path: Path) -> None:
     dataset_refused(vqbench, tmp_path, "fotos", "unknown dataset 'fotos'; did you mean photos")
     (tmp_path / "empty").mkdir()
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "no images")
-    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "1 image")
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "there is no folder")
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "holds no image")
+    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "holds only one image")
+    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "does not exist")
     dataset_refused(vqbench, tmp_path, "ffhq", "--data-root")
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 import traceback
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.provenance import device_name, git_commit, versions
 from vqbench.results import DONE, EXIT_BUSY, CellBusyError, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -73,25 +71,6 @@ def die_with_parent() -> None:
     with contextlib.suppress(OSError, AttributeError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("vqbench", "torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
-
-
-def git_commit(path: Path) -> str | None:
-    """Commit of the checkout that holds `path`, with a + if it was changed; None outside of one."""
-    git = ["git", "-C", str(path)]
-    try:
-        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10).returncode:
-            return None  # installed somewhere inside a repository that is not ours
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def run_cell(folder: CellFolder) -> None:
@@ -255,19 +234,6 @@ def _result(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - started, 3),
     }
-
-
-def device_name(device: str) -> str:
-    """The GPU's name, or the processor's."""
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:

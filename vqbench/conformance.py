@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def _check(name: str, trial: Trial, check: Callable[[Trial], str]) -> Property:
         return Property(name, False, f"{type(error).__name__}: {last}")
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # On inputs this small threads only wait for each other: on a busy machine many times longer than the sums take.
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
 def check_method(name: str, plugin: Path | None = None, only: Iterable[str] | None = None) -> list[Property]:
     """Hold one method, or method@preset, to the contract of `vqbench.quantizer`; about ten seconds on one core.
 
@@ -64,7 +76,7 @@ def check_method(name: str, plugin: Path | None = None, only: Iterable[str] | No
         METHODS.add_file(plugin)
     trial = Trial(name)
     chosen = PROPERTIES if only is None else {p: PROPERTIES[p] for p in only}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         return [_check(property_name, trial, check) for property_name, check in chosen.items()]
 
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
+from vqbench.view import Silent, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,44 +28,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
-
-
-class View(Protocol):
-    """Whoever watches a run: the terminal, or nobody."""
-
-    def note(self, text: str) -> None:
-        """Something that must be said aloud."""
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """Images are being decoded."""
-
-    def cell_started(self, cell: Cell, position: int, total: int) -> None:
-        """A cell's process has started."""
-
-    def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
-        """The content of the cell's status.json."""
-
-    def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
-        """The cell has a result."""
-
-
-class Silent:
-    """A view that shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """Show nothing."""
-
-    def cell_started(self, cell: Cell, position: int, total: int) -> None:
-        """Show nothing."""
-
-    def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
-        """Show nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""Where a number comes from: versions, commit, device."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("vqbench", "torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def git_commit(path: Path) -> str | None:
+    """Commit of the checkout that holds `path`, with a + if it was changed; None outside of one."""
+    git = ["git", "-C", str(path)]
+    try:
+        if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10).returncode:
+            return None  # installed somewhere inside a repository that is not ours
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

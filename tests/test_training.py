@@ -136,7 +136,7 @@ def test_the_discriminator_waits_for_its_turn(kind: str, tmp_path: Path) -> None
 
 def test_a_gan_does_not_shift_what_came_before_it(tmp_path: Path) -> None:
     plain = fit(recipe(), tmp_path / "plain").tokenizer
-    late = fit(recipe(gan="hinge", gan_start_images=64), tmp_path / "late").tokenizer
+    late = fit(recipe(gan="hinge", gan_start_images=64, discriminator_layers=1), tmp_path / "late").tokenizer
     assert same(plain, late)
 
 

@@ -269,8 +269,8 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
 @app.command()
 def sync(runs: Runs = Path("runs")) -> None:
     """Send to MLflow what it missed while it was away."""
-    from vqbench.tracking import sync as send
     from vqbench.mirror import tracking_uri
+    from vqbench.tracking import sync as send
 
     if not runs.is_dir():
         raise UsageError(f"there is no runs directory {runs}", "give the one that holds your results: --runs DIR")

@@ -60,8 +60,7 @@ class Mirror:
             return str(known.experiment_id)
         local = self.uri.startswith("sqlite:")
         location = (self.runs / name / "mlflow-artifacts").as_uri() if local else None
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on its tabs for agents
-        return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
+        return str(self.client.create_experiment(name, artifact_location=location))
 
     def _run(self, experiment_id: str, tag: str, value: str, name: str, tags: dict[str, str]) -> str:
         """The run that carries `tag` = `value`, found or made."""

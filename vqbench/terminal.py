@@ -49,7 +49,6 @@ class TerminalView:
         self._task: TaskID | None = None
         self._spoke = 0.0
         self._title = ""
-        self._stage = ""
         self._since = 0.0
 
     def __enter__(self) -> TerminalView:
@@ -72,7 +71,7 @@ class TerminalView:
     def cell_started(self, cell: Cell, position: int, total: int) -> None:
         """A cell's process has started."""
         self._title = f"[{position}/{total}] {cell.label} s{cell.seed}"
-        self._stage, self._spoke, self._since = "", time.monotonic(), time.monotonic()
+        self._spoke = self._since = time.monotonic()
         verb = {"partial": "goes on", "failed": "tries again"}.get(cell.state, "starts")
         self.console.print(Text(f"{self._title} {verb}; log: {cell.folder.log}"), soft_wrap=True)
 

@@ -29,6 +29,7 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)  # the clamp of every latent-diffusion VAE, a
 DEFAULT_KL_WEIGHT = 1e-6  # per image, as latent diffusion has it; the paper names no weight
 
 _OPEN = {"paper_unspecified": True}  # a choice that the paper leaves open
+_VLQ, _RCS, _DCR = {"part_of": "vlq"}, {"part_of": "rcs"}, {"part_of": "dcr"}  # without the component, no effect
 
 
 def rcs_per_token(z_q: Tensor, mean: Tensor, sigma: Tensor | float) -> Tensor:
@@ -39,6 +40,11 @@ def rcs_per_token(z_q: Tensor, mean: Tensor, sigma: Tensor | float) -> Tensor:
 def kl_per_image(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(μ, σ²) ‖ N(0, I)) summed over an image, (B,)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
+
+
+def _fixed_noise(like: Tensor) -> Tensor:
+    """(d, h, w) standard normal noise that is the same in every call: evaluation is deterministic."""
+    return torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
 
 
 @METHODS.register("vaevq")
@@ -69,28 +75,32 @@ class VAEVQ(Quantizer):
         """Representation coherence strategy (eq. 7) instead of codebook and commitment losses."""
         dcr: bool = field(default=True, metadata={"component": "dcr"})
         """Distribution consistency regularization of the codebook (eq. 11)."""
-        kl_weight: float | None = field(default=None, metadata=_OPEN)
+        kl_weight: float | None = field(default=None, metadata=_OPEN | _VLQ)
         """Weight of the KL term; None is 1e-6 with vlq, and without it there is no such term."""
-        kl_reduction: Literal["image", "mean"] = field(default="image", metadata=_OPEN)
+        kl_reduction: Literal["image", "mean"] = field(default="image", metadata=_OPEN | _VLQ)
         """KL summed over each image, or its mean over all elements."""
-        dual_weight: float = 1.0
+        dual_weight: float = field(default=1.0, metadata=_VLQ)
         """Weight of the sample's reconstruction beside the code's (eq. 4: 1)."""
-        quantize: Literal["sample", "mean"] = "sample"
-        """What is quantized in training: the sample (eq. 2) or the mean (authors' code). Evaluation: the mean."""
-        rcs_weight: float = 1.0
+        quantize: Literal["sample", "mean"] = field(default="sample", metadata=_VLQ)
+        """What is quantized in training: the sample (eq. 2) or the mean (authors' code)."""
+        evaluate: Literal["mean", "sample"] = field(default="mean", metadata=_OPEN | _VLQ)
+        """What is quantized in evaluation; the sample's noise is one fixed pattern, the same for every image."""
+        rcs_weight: float = field(default=1.0, metadata=_RCS)
         """Weight of rcs (lambda_rcs)."""
-        rcs_sigma: Literal["detached", "live"] = "detached"
+        rcs_sigma: Literal["detached", "live"] = field(default="detached", metadata=_RCS)
         """Whether rcs moves sigma: not in eq. 7, but in the authors' code."""
         # Error of the decoded codes on a toy (16-d points, d = 8, K = 256, 2000 steps, one seed): floor 0 .29, a
         # collapse; .1 .064; .3 .065; 1 .056. On other points: .1 .063, .3 .055, 1 .044. At 1 the weight only falls,
         # where a token is uncertain, and never grows without bound.
-        rcs_sigma_min: float = field(default=1.0, metadata=_OPEN)
+        rcs_sigma_min: float = field(default=1.0, metadata=_OPEN | _RCS)
         """Floor under sigma in rcs, where there is a sigma; 0 is eq. 7 as printed, which collapses."""
-        rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN)
+        rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN | _RCS)
         """Over the channels; over tokens and images it is always the mean."""
-        dcr_weight: float = 0.1
+        dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
-        estimator: Literal["straight_through", "reparameterised"] = field(default="straight_through", metadata=_OPEN)
+        estimator: Literal["straight_through", "reparameterised"] = field(
+            default="straight_through", metadata=_OPEN | _VLQ
+        )
         """Decoder's gradient: to z as it stands, or (authors' code) to mean, sigma and the chosen code. Needs vlq."""
         codebook_param: Literal["free", "linear"] = "free"
         """Codes as parameters, or as a learned linear map of parameters (SimVQ's, in the authors' code)."""
@@ -172,12 +182,14 @@ class VAEVQ(Quantizer):
     @full_precision
     def forward(self, z: Tensor) -> Quantized:
         """Mean and log-variance (B, 2 d, h, w), or without vlq the mean alone, to the nearest codes."""
-        if not self.training:
-            return Quantized(*quantize(z[:, : self.config.dim], self._codes()))
         if not self.config.vlq:
-            return self._align(z, z, None)
+            return self._align(z, z, None) if self.training else Quantized(*quantize(z, self._codes()))
         mean, log_variance = z.chunk(2, 1)
         log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+        if not self.training:
+            sampled = self.config.evaluate == "sample"
+            chosen = mean + (0.5 * log_variance).exp() * _fixed_noise(mean) if sampled else mean
+            return Quantized(*quantize(chosen, self._codes()))
         sample = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)  # eq. 1
         quantized = self._align(mean, sample if self.config.quantize == "sample" else mean, log_variance)
         quantized.continuous, quantized.continuous_weight = sample, self.config.dual_weight  # eq. 3 and 4
@@ -211,14 +223,18 @@ class VAEVQ(Quantizer):
             "sigma_under_floor": (sigma < self.config.rcs_sigma_min).float().mean(),
             "precision_max": sigma.min() ** -2,
             "alignment_rms": ((z_q - mean) / sigma).square().mean().sqrt(),
+            **({"alignment_weight_max": self._floored(sigma).min() ** -2} if self.config.rcs else {}),
         }
+
+    def _floored(self, sigma: Tensor) -> Tensor:
+        return sigma.clamp(min=self.config.rcs_sigma_min)
 
     def _rcs(self, z_q: Tensor, mean: Tensor, sigma: Tensor | None) -> Tensor:
         config = self.config
         floored: Tensor | float = 1.0
         if sigma is not None:
             weighing = sigma.detach() if config.rcs_sigma == "detached" else sigma
-            floored = weighing.clamp(min=config.rcs_sigma_min)
+            floored = self._floored(weighing)
         per_token = rcs_per_token(z_q, mean, floored).mean()
         return config.rcs_weight * per_token / (1 if config.rcs_reduction == "sum" else mean.shape[1])
 

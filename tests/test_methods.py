@@ -541,6 +541,18 @@ def test_vaevq_samples_in_training_and_not_in_evaluation() -> None:
     assert torch.equal(result.latents, quantizer(torch.cat([z[:, :3], z[:, 3:] + 5], 1)).latents)
 
 
+def test_vaevq_evaluates_a_sample_with_the_same_noise_for_every_image() -> None:
+    quantizer = seeded(VAEVQ, codebook_size=8, dim=3, evaluate="sample").eval()
+    one = torch.randn(1, 6, 4, 4)
+    indices = quantizer(torch.cat([one, torch.randn(1, 6, 4, 4), one])).indices
+    assert torch.equal(indices[0], indices[2])
+    assert torch.equal(indices[:1], quantizer(one).indices)
+    certain = torch.cat([one[:, :3], torch.full((1, 3, 4, 4), -30.0)], 1)  # without variance the sample is the mean
+    assert torch.equal(quantizer(certain).indices, quantize(one[:, :3], quantizer.embedding)[1])
+    uncertain = torch.cat([one[:, :3], torch.full((1, 3, 4, 4), 5.0)], 1)
+    assert not torch.equal(quantizer(uncertain).indices, quantizer(certain).indices)
+
+
 def test_sample_statistics() -> None:
     z = torch.cat([torch.full((1, 1, 100, 100), 3.0), torch.full((1, 1, 100, 100), math.log(4))], 1)
     sample = seeded(VAEVQ, codebook_size=2, dim=1)(z).continuous

@@ -29,7 +29,8 @@ class Quantized:
     continuous_weight: float = 1.0
     """Weight of the reconstruction loss of `continuous`, relative to that of `latents`."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars that are logged by name and have no effect (median sigma, code norms…)."""
+    """Scalars that are logged by name and have no effect. `latent_rms`, `code_rms`, `sigma_median` and
+    `alignment_weight_max` (the largest weight that draws a latent to its code) are also watched for a collapse."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Quantizer(nn.Module):
 
     Config: ClassVar[type]
     """Frozen dataclass; each field has its default and, on the line below, a one-line docstring.
-    A component that `ablate` may switch off is a bool field with `metadata={"component": "name"}`."""
+    A component that `ablate` may switch off is a bool field with `metadata={"component": "name"}`. A field that
+    has no effect without it has `{"part_of": "name"}`, one that the paper leaves open `{"paper_unspecified": True}`."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings of Config fields, asked for as `method@preset`."""
 

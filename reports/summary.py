@@ -28,6 +28,8 @@ class MethodSummary:
     """Finished cells."""
     failures: tuple[str, ...]
     """One sentence for each failed cell."""
+    collapses: tuple[str, ...] = ()
+    """One sentence for each finished cell that had collapsed."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def _failure(row: dict[str, Any]) -> str:
     return f"{row['method']} s{row['seed']}: {error.get('message', 'failed')}"
 
 
+def _collapse(row: dict[str, Any]) -> str:
+    found = row["collapse"]
+    return f"{row['method']} s{row['seed']}: collapsed after {found['images']:,} images: {found['reason']}"
+
+
 def summarise(rows: Iterable[dict[str, Any]]) -> list[MethodSummary]:
     """Rows as `vqbench run --json` prints them → one summary per method, in the order of the rows.
 
@@ -108,7 +115,8 @@ def _summary(method: str, rows: list[dict[str, Any]]) -> MethodSummary:
     keys = [key for key in (finished[0] if finished else {}) if all(key in values for values in finished)]
     estimates = {key: estimate([values[key] for values in finished]) for key in keys}
     failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
-    return MethodSummary(method, estimates, len(finished), failures)
+    collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
+    return MethodSummary(method, estimates, len(finished), failures, collapses)
 
 
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
@@ -126,8 +134,10 @@ def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
     ]
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key)) for column in columns]
-        lines.append("| " + " | ".join([summary.method.replace("|", "\\|"), *cells, str(summary.seeds)]) + " |")
+        name = summary.method.replace("|", "\\|") + (" (collapsed)" if summary.collapses else "")
+        lines.append("| " + " | ".join([name, *cells, str(summary.seeds)]) + " |")
     failures = [f"failed: {text}" for summary in summaries for text in summary.failures]
+    failures += [text for summary in summaries for text in summary.collapses]
     return "\n".join([*lines, "", f"protocol {protocol}; {interval_note(summaries)}", *failures]) + "\n"
 
 

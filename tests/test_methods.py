@@ -553,11 +553,13 @@ def test_vaevq_evaluates_a_sample_with_the_same_noise_for_every_image() -> None:
     assert not torch.equal(quantizer(uncertain).indices, quantizer(certain).indices)
 
 
-def test_sample_statistics() -> None:
+@pytest.mark.parametrize(("sigma_init", "sigma"), [(1.0, 2.0), (0.1, 0.2)])
+def test_sample_statistics(sigma_init: float, sigma: float) -> None:
     z = torch.cat([torch.full((1, 1, 100, 100), 3.0), torch.full((1, 1, 100, 100), math.log(4))], 1)
-    sample = seeded(VAEVQ, codebook_size=2, dim=1)(z).continuous
-    assert float(sample.mean()) == pytest.approx(3, abs=0.1)
-    assert float(sample.std()) == pytest.approx(2, rel=0.05)
+    result = seeded(VAEVQ, codebook_size=2, dim=1, sigma_init=sigma_init)(z)
+    assert float(result.continuous.mean()) == pytest.approx(3, abs=0.1)
+    assert float(result.continuous.std()) == pytest.approx(sigma, rel=0.05)
+    assert float(result.diagnostics["sigma_median"]) == pytest.approx(sigma)
 
 
 def test_vaevq_refuses_what_means_nothing() -> None:

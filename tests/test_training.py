@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqbench.collapse import DivergedError
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.fit import BatchPositions, TrainingOutcome, train
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.recorder import CHECKPOINT, DivergedError
+from vqbench.recorder import CHECKPOINT
 from vqbench.tokenizer import build_tokenizer, load, save
 from vqbench.training import learning_rate
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "run"]
+__all__ = ["__version__", "ablate", "load", "run"]
 
 if TYPE_CHECKING:
+    from vqbench.ablation import ablate
     from vqbench.runner import run
     from vqbench.tokenizer import load
 
 
 def __getattr__(name: str) -> Any:
-    """`vqbench.run` and `vqbench.load` import what they need when they are first used (torch takes seconds)."""
+    """`vqbench.run`, `ablate` and `load` import what they need when they are first used (torch takes seconds)."""
     if name == "run":
         from vqbench.runner import run
 
         return run
+    if name == "ablate":
+        from vqbench.ablation import ablate
+
+        return ablate
     if name == "load":
         from vqbench.tokenizer import load
 

@@ -161,6 +161,7 @@ def _trained(
         devices=spec["devices"],
         perceptual=_perceptual(spec, recipe),
         report=lambda images, rate: progress(images, total, rate),
+        stop_on_collapse=spec["stop_on_collapse"],
     )
     training = {
         "images_seen": outcome.images_seen,
@@ -169,6 +170,7 @@ def _trained(
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "device": outcome.device,
         "devices": outcome.devices,
+        "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():
         save(outcome.tokenizer, folder.weights, spec)
@@ -209,6 +211,17 @@ def _evaluated(
     )
 
 
+def collapse_in_evaluation(evaluation: Evaluation, images_seen: int) -> dict[str, Any] | None:
+    """A codebook that the evaluated tokenizer hardly uses, though its training may (on samples, or soft mixtures)."""
+    from vqbench.collapse import Collapse, hardly_used
+
+    scores, sizes = evaluation.scores, evaluation.histogram.shape
+    if "perplexity" not in scores or not hardly_used(scores["perplexity"], sizes[1]):
+        return None
+    reason = f"perplexity {scores['perplexity']:.1f} of {sizes[1]} codes in evaluation"
+    return Collapse("collapsed", reason, images_seen).as_dict()
+
+
 def _result(
     spec: dict[str, Any], tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation, started: float
 ) -> dict[str, Any]:
@@ -226,6 +239,7 @@ def _result(
         "scores": evaluation.scores,
         "params": tokenizer.parameter_counts(),
         **training,
+        "collapse": training["collapse"] or collapse_in_evaluation(evaluation, training["images_seen"]),
         "device_name": device_name(training["device"]),
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
@@ -250,14 +264,18 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
         table = table.join(earlier[[name for name in earlier if name not in table]])
     table.to_parquet(partial, index=False)
     os.replace(partial, target)
-    arrays: dict[str, Any] = {"histogram": evaluation.histogram}
+    arrays: dict[str, dict[str, Any]] = {
+        "codes.npz": {"histogram": evaluation.histogram, "indices": evaluation.indices}
+    }
     if evaluation.features is not None:
-        arrays["features"] = evaluation.features
-    for name, array in arrays.items():
-        target = folder.path / {"histogram": "codes.npz", "features": "features.npz"}[name]
-        partial = target.with_name(target.name + ".part")
+        arrays["features.npz"] = {"features": evaluation.features}
+        if not folder.reference_features.is_file():  # the same for all cells of the protocol
+            arrays[str(folder.reference_features)] = {"features": evaluation.reference_features}
+    for name, content in arrays.items():
+        target = folder.path / name
+        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
         with partial.open("wb") as file:
-            np.savez_compressed(file, **{name: array})
+            np.savez_compressed(file, **content)
         os.replace(partial, target)
     inputs = validation.pixels[shown_positions(len(validation))]
     rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
@@ -294,7 +312,8 @@ def _guarded(folder: CellFolder, started: float) -> int:
         hint = error.hint if isinstance(error, VQBenchError) else f"the traceback is in {folder.log}"
         kind = "OutOfMemoryError" if _is_out_of_memory(error) else type(error).__name__
         message = error.what if isinstance(error, VQBenchError) else str(error).strip() or kind
-        folder.write_failure(kind, message, hint, str(folder.status.get("stage", "start")), started)
+        stage, flag = str(folder.status.get("stage", "start")), getattr(error, "collapse", None)
+        folder.write_failure(kind, message, hint, stage, started, flag.as_dict() if flag is not None else None)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

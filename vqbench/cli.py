@@ -16,7 +16,6 @@ import typer
 
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
-    Config,
     DataRoot,
     DatasetName,
     InceptionWeights,
@@ -25,12 +24,13 @@ from vqbench.options import (
     Metrics,
     Plugins,
     RecipeName,
+    RunOptions,
     Runs,
     Settings,
     ValidationImages,
     complete_methods,
     items,
-    seed_numbers,
+    takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
 
@@ -70,61 +70,72 @@ def _add_plugins(plugins: list[Path] | None) -> None:
 
 
 @app.command()
+@takes_run_options
 def run(
+    options: RunOptions,
     methods: Annotated[
         list[str],
         typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
                      help="Methods to compare, NAME or NAME@PRESET, between commas or repeated."),
     ],
-    dataset: DatasetName,
-    data_root: DataRoot = None,
-    recipe: RecipeName = None,
-    seeds: Annotated[
-        list[str], typer.Option(metavar="LIST", envvar="VQBENCH_SEEDS", help="Seeds; several give intervals.")
-    ] = ["0"],  # noqa: B006 - typer copies it
-    images: Annotated[
-        int | None, typer.Option(metavar="N", envvar="VQBENCH_IMAGES", help="Training images, instead of the recipe's.")
-    ] = None,
-    devices: Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")] = 1,
-    runs: Runs = Path("runs"),
-    name: Annotated[
-        str, typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; default: DATASET-RECIPE.")
-    ] = "",
-    settings: Settings = None,
-    plugin: Plugins = None,
-    metrics: Metrics = None,
-    lpips: Lpips = None,
-    validation_images: ValidationImages = None,
-    inception_weights: InceptionWeights = None,
-    lpips_weights: LpipsWeights = None,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Train again what has a result.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per cell on stdout.")] = False,
-    config: Config = None,
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
-    from vqbench.plan import RunRequest
+    request = options.request(items(methods))
+    _show_plan(request, options.as_json) if options.dry_run else _run(request, options.as_json)
 
-    request = RunRequest(
-        methods=items(methods),
-        dataset=dataset,
-        data_root=data_root,
-        recipe=recipe or "",
-        seeds=seed_numbers(seeds),
-        images=images,
-        devices=devices,
-        runs=runs,
-        name=name,
-        settings=tuple(settings or ()),
-        plugins=tuple(plugin or ()),
-        metrics=items(metrics),
-        lpips=lpips,
-        inception_weights=inception_weights,
-        lpips_weights=lpips_weights,
-        validation_images=validation_images,
-        rerun=rerun,
+
+@app.command()
+@takes_run_options
+def ablate(
+    options: RunOptions,
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", autocompletion=complete_methods, help="NAME or NAME@PRESET.")
+    ],
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="The full method without all of these components.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="The full method with these components alone.")
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Without each component in turn; the default.")
+    ] = False,
+    add_one_in: Annotated[
+        bool, typer.Option("--add-one-in", help="All components off, and each of them alone.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every subset of the components.")] = False,
+    rows: Annotated[
+        str, typer.Option(metavar="paper", help="paper: the rows of the paper's table, published values beside.")
+    ] = "",
+) -> None:
+    """Switch components of a method off, one row each: what is a component worth?"""
+    from vqbench.ablation import AblateRequest, as_run, execute_ablation, make_rows
+    from vqbench.runner import make_tracker
+    from vqbench.terminal import TerminalView, print_ablation
+
+    request = AblateRequest(
+        run=options.request((method,)),
+        drop=items(drop) if drop is not None else None,
+        keep=items(keep) if keep is not None else None,
+        leave_one_out=leave_one_out,
+        add_one_in=add_one_in,
+        every=every,
+        rows=rows,
     )
-    _show_plan(request, as_json) if dry_run else _run(request, as_json)
+    if options.dry_run:
+        _show_plan(as_run(request, make_rows(request)[0]), options.as_json)
+        return
+    with TerminalView() as view:
+        ablation = execute_ablation(request, view, make_tracker(request.run))
+    if options.as_json:
+        from vqbench.reports.ablation import objects
+
+        for row in objects(ablation.rows):
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_ablation(ablation)
+    if ablation.outcome.failed:
+        raise typer.Exit(1)
 
 
 def _run(request: RunRequest, as_json: bool) -> None:

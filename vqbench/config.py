@@ -81,6 +81,11 @@ def components(cls: type) -> dict[str, str]:
     return {f.metadata["component"]: f.name for f in dataclasses.fields(cls) if "component" in f.metadata}
 
 
+def part_of(cls: type) -> dict[str, str]:
+    """Config field → the component without which it has no effect."""
+    return {f.name: f.metadata["part_of"] for f in dataclasses.fields(cls) if "part_of" in f.metadata}
+
+
 @functools.cache
 def _adapter(annotation: Any) -> Any:
     from pydantic import TypeAdapter

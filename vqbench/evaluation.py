@@ -57,6 +57,8 @@ class Evaluation:
     """`id`, one column per per-image metric, `codes`: how many different codes (tuples, for G codebooks) it uses."""
     histogram: NDArray[np.int64]
     """(G, K) counts over the whole split."""
+    indices: NDArray[np.unsignedinteger]
+    """(N, tokens of an image, G) code of every token, in the smallest type that holds K."""
     reconstructions: Pixels
     """Of the images at `shown_positions`."""
     features: NDArray[np.float32] | None
@@ -179,6 +181,7 @@ class _Pass:
         self.pairs, self.extract, self.wanted = pairs, extract, wanted
         self.columns: dict[str, list[float]] = {name: [] for name in pairs}
         self.codes: list[int] = []
+        self.indices: list[NDArray[np.unsignedinteger]] = []
         self.features: list[NDArray[np.float32]] = []
         self.shown: dict[int, Pixels] = {}
 
@@ -187,7 +190,9 @@ class _Pass:
         self.histogram.update(indices)
         for name, metric in self.pairs.items():
             self.columns[name] += metric(references, reconstructions).tolist()
-        self.codes += [len(torch.unique(image, dim=0)) for image in self._codes_by_position(indices)]
+        by_position = self._codes_by_position(indices)
+        self.codes += [len(torch.unique(image, dim=0)) for image in by_position]
+        self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
         if self.extract is not None:
             self.features.append(self.extract(reconstructions))
         first = len(self.codes) - len(reconstructions)
@@ -253,6 +258,7 @@ def evaluate(
         scores={name: scores[name] for name in scores if name.partition("/")[0] in metrics},
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
         histogram=seen.histogram.counts,
+        indices=np.concatenate(seen.indices),
         reconstructions=np.stack([seen.shown[i] for i in shown]),
         features=np.concatenate(seen.features) if seen.features else None,
         reference_features=reference,

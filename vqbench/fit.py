@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vqbench.collapse import Collapse
 from vqbench.data.stream import TrainingStream
 from vqbench.recipe import Recipe
 from vqbench.recorder import Recorder, peak_memory_bytes, resume
@@ -33,6 +34,8 @@ class TrainingOutcome:
     """CUDA: the allocator's peak. CPU: the process's resident peak. The largest over interruptions."""
     device: str
     devices: int
+    collapse: Collapse | None
+    """The collapse in which it ended, if it did."""
 
     @property
     def images_per_s(self) -> float:
@@ -83,16 +86,17 @@ def train(
     devices: int = 1,
     perceptual: nn.Module | None = None,
     report: Callable[[int, float], None] = lambda images, rate: None,
+    stop_on_collapse: bool = False,
 ) -> TrainingOutcome:
     """Train `tokenizer` for the recipe's budget, from the checkpoint in `folder` if there is one.
 
     Writes `folder`/metrics.jsonl and `folder`/checkpoints. `report(images_seen, images_per_s)` is called after
-    each step. Raises DivergedError when the loss is no longer finite.
+    each step. Raises DivergedError when the loss is no longer finite, and with `stop_on_collapse` CollapsedError.
     """
     training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     resume(training, folder)
-    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report))
+    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
     workers = min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
     if training.images_seen < recipe.steps * recipe.batch_size:
         trainer.fit(training, datamodule=_Stretches(stream, training, workers))
@@ -105,6 +109,7 @@ def train(
         peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
         device=str(device),
         devices=trainer.world_size,
+        collapse=training.collapse_watch.collapse,
     )
 
 

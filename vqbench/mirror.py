@@ -76,7 +76,12 @@ class Mirror:
         memory = read_json(memory_path) or {}
         experiment_id = self.experiment(record["experiment"])
         if memory.get("uri") != self.uri:
-            tags = {"vqbench.kind": "command", "dataset": record["dataset"], "recipe": record["recipe"]}
+            tags = {
+                "vqbench.kind": "command",
+                "command": record.get("kind", "run"),
+                "dataset": record["dataset"],
+                "recipe": record["recipe"],
+            }
             tags |= {"protocol": record["protocol"], "mlflow.note.content": record["note"]}
             run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags)
             for key in ("methods", "dataset", "recipe", "seeds", "command"):
@@ -174,10 +179,18 @@ class Mirror:
             numbers |= {key: result[key]} if key in result else {}
         step, now = int(result.get("images_seen", 0)), int(1000 * time.time())
         error = (result.get("error") or {}).get("message", "")
+        flag = result.get("collapse") or {}
+        numbers |= {"collapse_images": flag["images"]} if flag else {}
         self.client.log_batch(
             run_id,
             metrics=[Metric(key, float(value), now, step) for key, value in numbers.items()],
-            tags=[RunTag("state", result["state"]), RunTag("error", error[:5000]), RunTag("path", str(folder.path))],
+            tags=[
+                RunTag("state", result["state"]),
+                RunTag("error", error[:5000]),
+                RunTag("path", str(folder.path)),
+                RunTag("collapse", flag.get("kind", "no")),
+                RunTag("collapse_reason", flag.get("reason", "")),
+            ],
         )
         self._send_artifacts(folder, run_id, done=result["state"] == DONE)
         self.client.set_terminated(run_id, "FINISHED" if result["state"] == DONE else "FAILED")

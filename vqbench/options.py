@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vqbench.errors import UsageError, unknown
 from vqbench.registry import DATASETS, METHODS
+
+if TYPE_CHECKING:
+    from vqbench.plan import RunRequest
 
 
 def items(texts: list[str] | None) -> tuple[str, ...]:
@@ -118,3 +127,94 @@ Settings = Annotated[
         "--set", metavar="[METHOD.]FIELD=VALUE", help="Set a method's field, or one of the recipe; repeatable."
     ),
 ]
+Seeds = Annotated[
+    list[str], typer.Option(metavar="LIST", envvar="VQBENCH_SEEDS", help="Seeds; several give intervals.")
+]
+Images = Annotated[
+    int | None, typer.Option(metavar="N", envvar="VQBENCH_IMAGES", help="Training images, instead of the recipe's.")
+]
+Devices = Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")]
+Name = Annotated[str, typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; default: DATASET-RECIPE.")]
+Rerun = Annotated[bool, typer.Option("--rerun", help="Train again what has a result.")]
+StopOnCollapse = Annotated[
+    bool, typer.Option("--stop-on-collapse", help="End a training that has collapsed; its row says why.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on stdout.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of every command that trains cells, as they were typed."""
+
+    dataset: DatasetName
+    data_root: DataRoot = None
+    recipe: RecipeName = None
+    seeds: Seeds = dataclasses.field(default_factory=lambda: ["0"])
+    images: Images = None
+    devices: Devices = 1
+    runs: Runs = Path("runs")
+    name: Name = ""
+    settings: Settings = None
+    plugin: Plugins = None
+    metrics: Metrics = None
+    lpips: Lpips = None
+    validation_images: ValidationImages = None
+    inception_weights: InceptionWeights = None
+    lpips_weights: LpipsWeights = None
+    rerun: Rerun = False
+    stop_on_collapse: StopOnCollapse = False
+    dry_run: DryRun = False
+    as_json: AsJson = False
+    config: Config = None
+
+    def request(self, methods: tuple[str, ...]) -> RunRequest:
+        """What these options ask of `methods`. Raises UsageError for seeds that are no numbers."""
+        from vqbench.plan import RunRequest
+
+        return RunRequest(
+            methods=methods,
+            dataset=self.dataset,
+            data_root=self.data_root,
+            recipe=self.recipe or "",
+            seeds=seed_numbers(self.seeds),
+            images=self.images,
+            devices=self.devices,
+            runs=self.runs,
+            name=self.name,
+            settings=tuple(self.settings or ()),
+            plugins=tuple(self.plugin or ()),
+            metrics=items(self.metrics),
+            lpips=self.lpips,
+            inception_weights=self.inception_weights,
+            lpips_weights=self.lpips_weights,
+            validation_images=self.validation_images,
+            rerun=self.rerun,
+            stop_on_collapse=self.stop_on_collapse,
+        )
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every field of RunOptions as an option beside its own; its parameter `options` holds them."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    hints = typing.get_type_hints(RunOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[f.name], default=_default(f))
+        for f in dataclasses.fields(RunOptions)
+    ]
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        options = RunOptions(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+        command(**values, options=options)
+
+    mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != "options"]
+    with_options.__signature__ = inspect.Signature([*mine, *shared])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in (*mine, *shared)}
+    return with_options
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -13,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqbench.config import as_dict, build, components, split_setting
+from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
 from vqbench.errors import UsageError, unknown
 from vqbench.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.registry import METHODS
 from vqbench.results import CellFolder
 
 SCHEMA = 1  # raised when the same spec would no longer give the same numbers
@@ -27,7 +24,7 @@ SCHEMA = 1  # raised when the same spec would no longer give the same numbers
 class RunRequest:
     """What `vqbench run` was asked for; its fields are the command's options."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str | Variant, ...]
     dataset: str
     data_root: Path | None = None
     recipe: str = ""
@@ -48,6 +45,7 @@ class RunRequest:
     lpips_weights: Path | None = None
     validation_images: int | None = None
     rerun: bool = False
+    stop_on_collapse: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,97 +80,9 @@ class Plan:
     """What must be said aloud before the run."""
 
 
-@dataclass(frozen=True)
-class MethodChoice:
-    """A method with its whole configuration."""
-
-    label: str
-    name: str
-    preset: str | None
-    config: dict[str, Any]
-    components: dict[str, bool]
-    unspecified: dict[str, Any]
-    """Fields that the method's paper leaves open, and what they are set to."""
-    plugin: dict[str, str] | None
-    """Path and sha256 of the file that the method is in, unless it is installed."""
-    plugin_source: bytes | None
-    code: str | None
-    """sha256 of the method's source, unless it is one of vqbench's own."""
-
-
-def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """`owner.field=value` texts as owner → field → text; the recipe's fields need no owner."""
-    by_owner: dict[str, dict[str, str]] = {}
-    for text in settings:
-        owner, name, value = split_setting(text)
-        by_owner.setdefault(owner or "recipe", {})[name] = value
-    return by_owner
-
-
-def split_reference(reference: str) -> tuple[str, str | None]:
-    """`method@preset` as (method, preset or None)."""
-    name, at, preset = reference.partition("@")
-    return name, preset if at else None
-
-
-def choose_method(reference: str, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
-    """Resolve `method` or `method@preset`: recipe's codebook < preset < `--set`.
-
-    Raises UsageError for an unknown method, preset or field, and for values that the Config refuses.
-    """
-    name, preset = split_reference(reference)
-    cls = METHODS.get(name)
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
-        raise UsageError(
-            f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
-        )
-    values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
-    if preset is not None:
-        if preset not in cls.presets:
-            raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
-        values |= cls.presets[preset]
-    values |= settings.get(name, {})
-    values |= settings.get(reference, {}) if preset is not None else {}
-    config = build(cls.Config, values, name, f"vqbench show {name}")
-    switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
-    open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
-    unspecified = {field: as_dict(config)[field] for field in open_fields}
-    source, file = _source_of(name, cls), _plugin_file(name, cls)
-    digest = hashlib.sha256(source).hexdigest() if source is not None else None
-    plugin = {"path": str(file), "sha256": str(digest)} if file is not None else None
-    kept = source if file is not None else None
-    return MethodChoice(reference, name, preset, as_dict(config), switches, unspecified, plugin, kept, digest)
-
-
-def _plugin_file(name: str, cls: type) -> Path | None:
-    """The file that a cell's process must read to know the method; None for an installed one.
-
-    Raises UsageError for a class that was typed at a prompt or in the script that is running.
-    """
-    if METHODS.is_installed(name):
-        return None
-    file = METHODS.file_of(name)
-    if file is None and cls.__module__ != "__main__":
-        found = inspect.getsourcefile(cls)
-        file = Path(found) if found else None
-    if file is None:
-        raise UsageError(
-            f"method '{name}' exists in this process only, and each cell has a process of its own",
-            "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
-        )
-    return file
-
-
-def _source_of(name: str, cls: type) -> bytes | None:
-    """Source text of the method, since its numbers depend on it; None for vqbench's own, which has a version."""
-    if cls.__module__.startswith("vqbench."):
-        return None
-    file = _plugin_file(name, cls) or inspect.getsourcefile(cls)
-    return Path(file).read_bytes() if file else None
-
-
-def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str, ...]) -> None:
-    owners = {"recipe", *methods, *(split_reference(m)[0] for m in methods)}
+def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str | Variant, ...]) -> None:
+    references = [m.reference if isinstance(m, Variant) else m for m in methods]
+    owners = {"recipe", *references, *(split_reference(r)[0] for r in references)}
     for owner in settings:
         if owner not in owners:
             raise unknown("method in --set", owner, owners, "--set takes METHOD.FIELD=VALUE of a method in --methods")
@@ -201,7 +111,7 @@ def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
         raise UsageError("no seed to run", "for example: --seeds 0,1,2")
-    return recipe, [choose_method(reference, recipe, settings) for reference in dict.fromkeys(request.methods)]
+    return recipe, [choose_method(asked, recipe, settings) for asked in dict.fromkeys(request.methods)]
 
 
 def make_plan(
@@ -216,6 +126,7 @@ def make_plan(
     from vqbench.home import home
 
     recipe, choices = resolve(request)
+    remarks = tuple(f"{choice.label}: {choice.remark}" for choice in choices if choice.remark)
     dataset = open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images)
     validation = prepare_validation(dataset, home(), progress)
     protocol = protocol_for(
@@ -232,7 +143,7 @@ def make_plan(
             cell_folder = CellFolder(folder / "cells" / name)
             cells.append(Cell(choice.label, spec, cell_folder, cell_folder.state(metrics), choice.plugin_source))
     _refuse_twins(cells)
-    return Plan(experiment, folder, tuple(cells), recipe, protocol, tuple(dataset.notes))
+    return Plan(experiment, folder, tuple(cells), recipe, protocol, (*dataset.notes, *remarks))
 
 
 def _spec(
@@ -278,6 +189,7 @@ def _spec(
         "seed": seed,
         "metrics": list(metrics),
         "devices": request.devices,
+        "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
     }

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqbench.choice import read_settings
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
-from vqbench.plan import Cell, Plan, RunRequest, read_settings, resolve_recipe
+from vqbench.plan import Cell, Plan, RunRequest, resolve_recipe
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 _CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell

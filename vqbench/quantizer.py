@@ -68,6 +68,18 @@ class TrainingState:
     """
 
 
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of the table in which a method's paper takes its components apart."""
+
+    name: str
+    """As the paper calls it."""
+    components: frozenset[str]
+    """The components that are on."""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Metric → what it was measured on → value, as printed. Another protocol than ours: shown, never compared."""
+
+
 def full_precision(method: _Method) -> _Method:
     """Run a quantizer's method in float32 whatever the autocast around it.
 
@@ -100,6 +112,9 @@ class Quantizer(nn.Module):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings of Config fields, asked for as `method@preset`."""
 
+    paper_rows: ClassVar[tuple[PaperRow, ...]] = ()
+    """The rows of the paper's own ablation, for `ablate --rows paper`."""
+
     in_channels: int
     """Channels of the encoder output that `forward` takes."""
     out_channels: int
@@ -122,6 +137,11 @@ class Quantizer(nn.Module):
         wanted = {"codebook_size": codebook_size, "dim": dim}
         names = {f.name for f in fields(cls.Config)}
         return {name: value for name, value in wanted.items() if name in names}
+
+    @classmethod
+    def remark(cls, config: Any) -> str:
+        """What must be said aloud of a configuration that is legal but odd; empty where there is nothing."""
+        return ""
 
     @property
     def bits_per_token(self) -> float:

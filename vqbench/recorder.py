@@ -1,4 +1,4 @@
-"""What a training leaves on disk while it runs: curves, checkpoints, and the refusal to go on without a finite loss."""
+"""What a training leaves on disk while it runs: curves and checkpoints; and when it must not go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from vqbench.errors import VQBenchError
+from vqbench.collapse import Collapse, CollapsedError, DivergedError, symptom
 from vqbench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ CHECKPOINT = "last.pt"
 CURVES = "metrics.jsonl"
 
 
-class DivergedError(VQBenchError):
-    """The loss is no longer a number."""
-
-
 class Recorder(lightning.Callback):
-    """Writes metrics.jsonl and checkpoints, reports progress, stops a training whose loss is not finite."""
+    """Writes metrics.jsonl and checkpoints, reports progress, watches for a collapse.
 
-    def __init__(self, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    Stops a training whose loss is not finite, and with `stop_on_collapse` one that has collapsed for long.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, report: Callable[[int, float], None], stop_on_collapse: bool = False
+    ) -> None:
         self.folder = folder
         self.recipe = recipe
         self.report = report
+        self.stop_on_collapse = stop_on_collapse
         self._clock = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -54,10 +56,29 @@ class Recorder(lightning.Callback):
         if trainer.is_global_zero:
             elapsed = pl_module.seconds + time.perf_counter() - self._clock
             self.report(seen, seen / elapsed if elapsed > 0 else 0.0)
+        if pl_module.window_moved and pl_module.codes.is_full:
+            self._look_for_collapse(trainer, pl_module)
+
+    def _look_for_collapse(self, trainer: lightning.Trainer, training: TokenizerTraining) -> None:
+        codes = training.codes
+        found = symptom(codes.block.shape[1], codes.window(), training.diagnostics())
+        found = trainer.strategy.broadcast(found)  # the diagnostics are of each device's own batch
+        watch, seen = training.collapse_watch, training.images_seen
+        watch.judge(seen, found)
+        if self.stop_on_collapse and watch.collapse is not None and watch.has_lasted(seen):
+            self._write_checkpoint(trainer, training)
+            raise CollapsedError(
+                f"stopped after {seen} images: collapsed since {watch.since}: {watch.reason}",
+                "without --stop-on-collapse the same command goes on from here",
+                watch.collapse,
+            )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write a checkpoint; an epoch of ours is the stretch between two of them."""
         refuse_divergence(pl_module)
+        self._write_checkpoint(trainer, pl_module)
+
+    def _write_checkpoint(self, trainer: lightning.Trainer, pl_module: TokenizerTraining) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         pl_module.seconds += time.perf_counter() - self._clock
@@ -83,6 +104,7 @@ def refuse_divergence(training: TokenizerTraining) -> None:
         raise DivergedError(
             f"training diverged: {named} is not finite after {training.images_seen} images",
             "a lower rate often helps: --set learning_rate=…, or --set gradient_clip=1",
+            Collapse("diverged", f"{named} is not finite", training.images_seen),
         )
 
 

@@ -80,6 +80,11 @@ class CellFolder:
         return self.path / "checkpoints" / "tokenizer.safetensors"
 
     @property
+    def reference_features(self) -> Path:
+        """Inception features of the validation images, shared by the cells of an experiment under one protocol."""
+        return self.path.parents[1] / f"reference-{self.spec['protocol']['hash']}.npz"
+
+    @property
     def log(self) -> Path:
         """Everything that the cell's process printed."""
         return self.path / "log.txt"
@@ -100,8 +105,16 @@ class CellFolder:
         except OSError:
             return ""
 
-    def write_failure(self, kind: str, message: str, hint: str, stage: str, started: float) -> None:
-        """Make the failure the cell's result, so that it is a row and not a gap.
+    def write_failure(
+        self,
+        kind: str,
+        message: str,
+        hint: str,
+        stage: str,
+        started: float,
+        collapse: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the failure the cell's result, so that it is a row and not a gap; `collapse` if that was the reason.
 
         Scores of an earlier run that only lacked a metric are kept; the failure then stands beside them.
         """
@@ -109,7 +122,7 @@ class CellFolder:
         seconds = round(time.time() - started, 3)
         has_scores = (self.result or {}).get("state") == DONE
         target = self.path / ("failure.json" if has_scores else "result.json")
-        write_json(target, {"state": FAILED, "error": error, "scores": {}, "seconds": seconds})
+        write_json(target, {"state": FAILED, "error": error, "collapse": collapse, "scores": {}, "seconds": seconds})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
@@ -49,8 +50,8 @@ def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[
 
     `error` is the reason of a failure that could not be written to the cell's folder.
     """
-    result = (cell.folder.result or {}) if state != FAILED else {}
-    spec = cell.spec
+    stored, spec = cell.folder.result or {}, cell.spec
+    result = stored if state != FAILED else {}
     return {
         "cell": cell.folder.name,
         "method": cell.label,
@@ -63,6 +64,7 @@ def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[
         "params": result.get("params", {}),
         "train_images_per_s": result.get("train_images_per_s"),
         "path": str(cell.folder.path),
+        "collapse": stored.get("collapse"),
         "error": (error or cell.folder.error) if state == FAILED else None,
     }
 
@@ -93,8 +95,25 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     return plan
 
 
-def execute(request: RunRequest, view: View | None = None, tracker: Tracker | None = None) -> Outcome:
-    """Plan, train what has no result, and return a row per cell. A failed cell does not stop the others."""
+def _comparison(outcome: Outcome) -> dict[str, str]:
+    from vqbench.reports.summary import markdown_table, summarise
+
+    table = markdown_table(summarise(outcome.rows), outcome.plan.protocol.name)
+    return {"md": table, "jsonl": "".join(json.dumps(row) + "\n" for row in outcome.rows)}
+
+
+def execute(
+    request: RunRequest,
+    view: View | None = None,
+    tracker: Tracker | None = None,
+    attach: Callable[[Outcome], Mapping[str, str]] = _comparison,
+    kind: str = "run",
+) -> Outcome:
+    """Plan, train what has no result, and return a row per cell. A failed cell does not stop the others.
+
+    `kind` is the command; what `attach` makes of the outcome (by suffix: md, jsonl) goes to its parent run. A command
+    that finds everything trained has a parent run too, unless one of its kind has had the same cells, or it is `run`.
+    """
     from vqbench.data.dataset import open_dataset
     from vqbench.data.prepare import prepare_train
     from vqbench.home import home
@@ -110,10 +129,10 @@ def execute(request: RunRequest, view: View | None = None, tracker: Tracker | No
         dataset = open_dataset(request.dataset, plan.recipe.resolution, request.data_root, request.validation_images)
         prepare_train(dataset, home(), lambda done, total: view.preparing("training images", done, total))
     rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell not in todo}
-    if not todo:
-        return Outcome(plan, list(rows.values()))
+    if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
+        tracker = None
     if tracker is not None:
-        tracker.start_command(plan)
+        tracker.start_command(plan, kind)
     try:
         for position, cell in enumerate(todo, start=1):
             view.cell_started(cell, position, len(todo))
@@ -121,9 +140,10 @@ def execute(request: RunRequest, view: View | None = None, tracker: Tracker | No
             view.cell_finished(cell, rows[cell.folder.name])
     finally:
         ordered = [rows[cell.folder.name] for cell in plan.cells if cell.folder.name in rows]
+        outcome = Outcome(plan, ordered)
         if tracker is not None:
-            tracker.finish_command(plan, ordered)
-    return Outcome(plan, ordered)
+            tracker.finish_command(plan, ordered, lambda: attach(outcome))
+    return outcome
 
 
 def _row_of_running(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> dict[str, Any]:
@@ -235,51 +255,50 @@ def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
     folder.write_failure("Killed", message, f"its last words are in {folder.log}", stage, started)
 
 
+class RunKeywords(TypedDict, total=False):
+    """What `run` and `ablate` take beside methods and dataset: the options of the commands (`settings` is --set)."""
+
+    data_root: str | os.PathLike[str] | None
+    recipe: str
+    seeds: Iterable[int]
+    images: int | None
+    devices: int
+    runs: str | os.PathLike[str]
+    name: str
+    settings: Iterable[str]
+    plugins: Iterable[str | os.PathLike[str]]
+    metrics: Iterable[str]
+    lpips: str | None
+    inception_weights: str | os.PathLike[str] | None
+    lpips_weights: str | os.PathLike[str] | None
+    validation_images: int | None
+    rerun: bool
+    stop_on_collapse: bool
+
+
+_PATHS = ("data_root", "runs", "inception_weights", "lpips_weights")
+_LISTS = ("seeds", "settings", "metrics")
+
+
+def make_request(methods: Sequence[str] | str, dataset: str, **options: Unpack[RunKeywords]) -> RunRequest:
+    """Keyword arguments as a request. Raises TypeError for one that does not exist."""
+    values: dict[str, Any] = dict(options)
+    values |= {name: Path(values[name]) for name in _PATHS if values.get(name) is not None}
+    values |= {name: tuple(values[name]) for name in _LISTS if name in values}
+    values["plugins"] = tuple(map(Path, values.get("plugins", ())))
+    names = tuple(m.strip() for m in methods.split(",")) if isinstance(methods, str) else tuple(methods)
+    return RunRequest(methods=names, dataset=dataset, **values)
+
+
 def run(
-    methods: Sequence[str] | str,
-    dataset: str,
-    *,
-    data_root: str | os.PathLike[str] | None = None,
-    recipe: str = "",
-    seeds: Iterable[int] = (0,),
-    images: int | None = None,
-    devices: int = 1,
-    runs: str | os.PathLike[str] = "runs",
-    name: str = "",
-    settings: Iterable[str] = (),
-    plugins: Iterable[str | os.PathLike[str]] = (),
-    metrics: Iterable[str] = (),
-    lpips: str | None = None,
-    inception_weights: str | os.PathLike[str] | None = None,
-    lpips_weights: str | os.PathLike[str] | None = None,
-    validation_images: int | None = None,
-    rerun: bool = False,
-    track: bool = True,
+    methods: Sequence[str] | str, dataset: str, *, track: bool = True, **options: Unpack[RunKeywords]
 ) -> pd.DataFrame:
     """Train and compare methods, as `vqbench run` does; one row per cell, one column per score.
 
-    Arguments are the command's options of the same names (`settings` is `--set`); `track=False` leaves MLflow
-    out. A failed cell is a row whose `error` says why. Raises UsageError for what cannot be run at all.
+    `options` are the command's, see RunKeywords; `track=False` leaves MLflow out. A failed cell is a row whose
+    `error` says why. Raises UsageError for what cannot be run at all.
     """
-    request = RunRequest(
-        methods=tuple(m.strip() for m in methods.split(",")) if isinstance(methods, str) else tuple(methods),
-        dataset=dataset,
-        data_root=_path(data_root),
-        recipe=recipe,
-        seeds=tuple(seeds),
-        images=images,
-        devices=devices,
-        runs=Path(runs),
-        name=name,
-        settings=tuple(settings),
-        plugins=tuple(map(Path, plugins)),
-        metrics=tuple(metrics),
-        lpips=lpips,
-        inception_weights=_path(inception_weights),
-        lpips_weights=_path(lpips_weights),
-        validation_images=validation_images,
-        rerun=rerun,
-    )
+    request = make_request(methods, dataset, **options)
     return frame(execute(request, tracker=make_tracker(request) if track else None).rows)
 
 
@@ -288,10 +307,6 @@ def make_tracker(request: RunRequest) -> Tracker:
     from vqbench.tracking import Tracker
 
     return Tracker(request.runs.absolute())
-
-
-def _path(value: str | os.PathLike[str] | None) -> Path | None:
-    return Path(value) if value is not None else None
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

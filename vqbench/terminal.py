@@ -15,6 +15,7 @@ from rich.text import Text
 from vqbench.registry import METHODS, Outline
 
 if TYPE_CHECKING:
+    from vqbench.ablation import Ablation
     from vqbench.plan import Cell, Plan
     from vqbench.recipe import Recipe
     from vqbench.runner import Outcome
@@ -129,21 +130,40 @@ def print_comparison(outcome: Outcome) -> None:
     table.add_column("n", justify="right")
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
-        name = Text(
-            summary.method if summary.seeds else f"{summary.method} (failed)", style="" if summary.seeds else "red"
-        )
+        mark = " (failed)" if not summary.seeds else " (collapsed)" if summary.collapses else ""
+        name = Text(summary.method + mark, style="red" if mark else "")
         table.add_row(name, *cells, str(summary.seeds), end_section=several)
     console.print(table)
-    protocol = outcome.plan.protocol
-    console.print(
-        Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {interval_note(summaries)}")
-    )
+    _print_foot(outcome, [interval_note(summaries), *(text for s in summaries for text in s.collapses)])
+
+
+def _print_foot(outcome: Outcome, notes: list[str]) -> None:
+    """Below a table: the protocol, what must be said, where the results are, and every failure."""
+    console, protocol = _console(), outcome.plan.protocol
+    console.print(Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {notes[0]}"))
+    for note in notes[1:]:
+        console.print(Text(note))
     console.print(Text(f"results {outcome.plan.folder}"), soft_wrap=True)  # a path that is cut cannot be copied
     for row in outcome.failed:
         console.print(Text(f"failed {row['cell']}: {row['error']['message']}", style="red"))
         console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"), soft_wrap=True)
     if outcome.failed:
         console.print("the same command runs the failed cells again")
+
+
+def print_ablation(ablation: Ablation) -> None:
+    """The two tables of an ablation on stdout: scores of the rows, and their differences to the full method."""
+    from vqbench.reports.ablation import delta_table, notes, score_table
+
+    for grid in (score_table(ablation.rows, between="\n± "), delta_table(ablation.rows)):
+        table = _table()
+        for title, numeric in zip(grid.titles, grid.numeric, strict=True):
+            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+        for row in grid.rows:
+            table.add_row(*row)
+        _console().print(table)
+        _console().print()
+    _print_foot(ablation.outcome, notes(ablation.rows))
 
 
 def print_plan(plan: Plan) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,14 +90,25 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._record: Path | None = None
 
-    def start_command(self, plan: Plan) -> None:
-        """Write the command's record and announce it as a parent run."""
+    def knows(self, plan: Plan, kind: str) -> bool:
+        """Whether a finished command of this kind had the same cells."""
+        records = map(read_json, _records(plan.folder / "commands"))
+        wanted = (kind, [cell.folder.name for cell in plan.cells], "FINISHED")
+        return any(
+            record and (record.get("kind"), record.get("cells"), record["state"]) == wanted for record in records
+        )
+
+    def start_command(self, plan: Plan, kind: str) -> None:
+        """Write the command's record and announce it as a parent run; `kind` is the command's name."""
         folder = plan.folder / "commands"
         number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
+        title = ", ".join(methods) if kind == "run" else f"{kind} {plan.cells[0].spec['method']}"
         record = {
             "id": uuid.uuid4().hex,
-            "name": f"{number:04d} {', '.join(methods)}",
+            "kind": kind,
+            "name": f"{number:04d} {title}",
+            "cells": [cell.folder.name for cell in plan.cells],
             "experiment": plan.experiment,
             "command": " ".join(sys.argv),
             "methods": ",".join(methods),
@@ -136,13 +146,16 @@ class Tracker:
         """Have the result sent."""
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
-    def finish_command(self, plan: Plan, rows: list[dict[str, Any]]) -> None:
-        """Attach the comparison to the parent run, close it, and wait until everything is sent."""
+    def finish_command(self, plan: Plan, rows: list[dict[str, Any]], attach: Callable[[], Mapping[str, str]]) -> None:
+        """Attach the comparison to the parent run, close it, and wait until everything is sent.
+
+        `attach` makes the texts to attach, by suffix: md, jsonl.
+        """
         assert self._record is not None
         record = self._record
         complete = len(rows) == len(plan.cells) and all(row["state"] != "failed" for row in rows)
         try:
-            self._attach(record, plan, rows)
+            self._attach(record, rows, attach())
             write_json(record, {**(read_json(record) or {}), "state": "FINISHED" if complete else "FAILED"})
         except OSError as error:  # a full disk must not cost the table
             self.trouble = str(error)
@@ -154,12 +167,11 @@ class Tracker:
             self.say(f"hint: nothing is lost; `vqbench sync --runs {self.runs}` sends the rest")
 
     @staticmethod
-    def _attach(record: Path, plan: Plan, rows: list[dict[str, Any]]) -> None:
+    def _attach(record: Path, rows: list[dict[str, Any]], texts: Mapping[str, str]) -> None:
         from vqbench.reports.figures import draw_side_by_side
-        from vqbench.reports.summary import markdown_table, summarise
 
-        write_text_atomically(record.with_suffix(".md"), markdown_table(summarise(rows), plan.protocol.name))
-        write_text_atomically(record.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        for suffix, text in texts.items():
+            write_text_atomically(record.with_suffix(f".{suffix}"), text)
         draw_side_by_side({row["method"]: Path(row["path"]) / "recon.png" for row in rows}, record.with_suffix(".png"))
 
     def _work(self) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vqbench.codewatch import CodeWatch
+from vqbench.collapse import CollapseWatch
 from vqbench.discriminator import PatchDiscriminator
 from vqbench.errors import VQBenchError
 from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
@@ -32,34 +34,6 @@ def learning_rate(recipe: Recipe, images_seen: int) -> float:
         return recipe.learning_rate
     progress = (images_seen - recipe.warmup_images) / max(1, recipe.steps * recipe.batch_size - recipe.warmup_images)
     return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-class CodeCounter:
-    """Histogram of the codes used since the last reading: usage and perplexity over that window of training.
-
-    Not a module: DDP would overwrite a buffer with the first device's.
-    """
-
-    def __init__(self, codebook_size: int, num_codebooks: int) -> None:
-        self.counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
-
-    def update(self, indices: Tensor) -> None:
-        """Count indices (B, h, w) or (B, h, w, G)."""
-        self.counts = self.counts.to(indices.device)
-        groups, size = self.counts.shape
-        flat = indices.reshape(-1, groups) + torch.arange(groups, device=indices.device) * size
-        self.counts += torch.bincount(flat.flatten(), minlength=groups * size).view(groups, size)
-
-    def read(self) -> dict[str, float]:
-        """Usage and perplexity over all devices, means over codebooks; starts the next window."""
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.counts)
-        counts = self.counts.cpu().double()  # Apple's GPUs have no float64
-        frequency = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        entropy = torch.special.entr(frequency).sum(1)
-        window = {"usage": (counts > 0).double().mean().item(), "perplexity": entropy.exp().mean().item()}
-        self.counts.zero_()
-        return window
 
 
 class TokenizerTraining(lightning.LightningModule):
@@ -84,7 +58,9 @@ class TokenizerTraining(lightning.LightningModule):
                 else None
             )
         self.average = _averaged(tokenizer, recipe)
-        self.codes = CodeCounter(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
+        self.codes = CodeWatch(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
+        self.collapse_watch = CollapseWatch(recipe.steps * recipe.batch_size)
+        self.window_moved = False
         self.register_buffer("pixel_mse", torch.ones(()))
         self.register_buffer("pixel_distance", torch.ones(()))  # as the recipe measures it, without its weight
         self.images_seen = 0
@@ -198,21 +174,25 @@ class TokenizerTraining(lightning.LightningModule):
         is_l1 = self.recipe.pixel_loss == "l1"
         self.pixel_distance = nn.functional.l1_loss(reconstructions, images) if is_l1 else self.pixel_mse.clone()
         self.images_seen += self.recipe.batch_size
-        self.codes.update(output.quantized.indices)
+        self.window_moved = self.codes.update(output.quantized.indices, self.images_seen, self.trainer.world_size)
         self.last = (terms, output.quantized)
 
     def curve_point(self) -> dict[str, float]:
         """Losses, diagnostics and code statistics, as they stand, for one line of metrics.jsonl."""
-        terms, quantized = self.last
+        terms, _ = self.last
         return {
             "images": self.images_seen,
             "time": round(time.time(), 3),
             "learning_rate": learning_rate(self.recipe, self.images_seen - self.recipe.batch_size),
             **{f"loss/{name}" if name != "loss" else name: float(term.detach()) for name, term in terms.items()},
             "psnr": float(10 * torch.log10(4.0 / self.pixel_mse.clamp(min=1e-12))),  # of a batch, floats, not protocol
-            **self.codes.read(),
-            **{f"quantizer/{name}": float(v.detach()) for name, v in quantized.diagnostics.items()},
+            **self.codes.read(self.images_seen),
+            **{f"quantizer/{name}": value for name, value in self.diagnostics().items()},
         }
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the quantizer logged of the last batch."""
+        return {name: float(value.detach()) for name, value in self.last[1].diagnostics.items()}
 
     last: tuple[dict[str, Tensor], Quantized]
 
@@ -224,6 +204,8 @@ class TokenizerTraining(lightning.LightningModule):
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "codes": self.codes.state(),
+            "collapse": self.collapse_watch.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -232,6 +214,8 @@ class TokenizerTraining(lightning.LightningModule):
         self.optimizer_states = state["optimizers"]
         self.images_seen, self.seconds = state["images_seen"], state["seconds"]
         self.peak_memory_bytes = state["peak_memory_bytes"]
+        self.codes.restore(state["codes"])
+        self.collapse_watch.restore(state["collapse"])
 
 
 def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:

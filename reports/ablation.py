@@ -1,0 +1,206 @@
+"""An ablation as tables and objects: every row's scores, and its differences to the full method with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vqbench.metrics.definitions import METRICS
+from vqbench.reports.pairs import difference
+from vqbench.reports.statistics import Difference, holm
+from vqbench.reports.summary import COLUMNS, Column, MethodSummary, interval_note, shown_columns, summarise
+
+if TYPE_CHECKING:
+    from vqbench.ablation import Row
+
+LEVEL = 0.05
+"""A difference is called better or worse where its p, adjusted over the rows, is below this."""
+_COMPARED = tuple(column for column in COLUMNS if column.key in METRICS and METRICS[column.key].better is not None)
+_NOT_PAPER = "†"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What switching did to one score."""
+
+    difference: Difference
+    """This row − the full method."""
+    p: float | None
+    """Adjusted after Holm over the rows, within the metric."""
+    verdict: str
+    """better, worse, not separated, or a dash where there is no test."""
+
+
+@dataclass(frozen=True)
+class AnalysedRow:
+    """One row with everything that is known of it."""
+
+    row: Row
+    cells: tuple[dict[str, Any], ...]
+    summary: MethodSummary
+    findings: Mapping[str, Finding]
+    """By metric; empty for the full method."""
+    marked: bool
+    """Whether the method's paper has an ablation of its own, and not this row."""
+
+    @property
+    def title(self) -> str:
+        """The paper's name of the row and ours."""
+        paper, name = self.row.paper_row, self.row.name
+        if paper is None or paper.lower() == name:
+            return f"{name} {_NOT_PAPER}" if self.marked else name
+        return f"{paper}: {name}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: titles, which columns are numbers, rows."""
+
+    titles: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool) -> tuple[AnalysedRow, ...]:
+    """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one."""
+    of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.variant.label) for row in rows}
+    summaries = {row.name: next(iter(summarise(of_row[row.name]))) for row in rows if of_row[row.name]}
+    full = next(row for row in rows if row.is_full)
+    others = [row for row in rows if not row.is_full and row.name in summaries]
+    findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
+    for column in _COMPARED:
+        found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key) for row in others}
+        there = {name: value for name, value in found.items() if value is not None}
+        for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
+            findings[name][column.key] = Finding(value, p, _verdict(column.key, value, p))
+    return tuple(
+        AnalysedRow(
+            row, of_row[row.name], summaries[row.name], findings[row.name], has_paper_rows and not row.paper_row
+        )
+        for row in rows
+        if row.name in summaries
+    )
+
+
+def _done(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [cell for cell in cells if cell["state"] != "failed"]
+
+
+def _verdict(metric: str, found: Difference, p: float | None) -> str:
+    if p is None:
+        return "–"
+    if p >= LEVEL or found.delta == 0:
+        return "not separated"
+    return "better" if (found.delta > 0) == (METRICS[metric].better == "higher") else "worse"
+
+
+def objects(rows: Iterable[AnalysedRow]) -> list[dict[str, Any]]:
+    """One JSON-ready object per row: what `vqbench ablate --json` prints."""
+    return [_object(row) for row in rows]
+
+
+def _object(analysed: AnalysedRow) -> dict[str, Any]:
+    row, found = analysed.row, analysed.findings
+    return {
+        "row": row.name,
+        "paper_row": row.paper_row,
+        "method": row.variant.label,
+        "components": row.components,
+        "seeds": analysed.summary.seeds,
+        "scores": {key: value.mean for key, value in analysed.summary.estimates.items() if key in METRICS},
+        "params": {
+            key.removeprefix("params_"): value.mean
+            for key, value in analysed.summary.estimates.items()
+            if key.startswith("params_")
+        },
+        "delta": {metric: f.difference.delta for metric, f in found.items()},
+        "delta_low": {metric: f.difference.low for metric, f in found.items()},
+        "delta_high": {metric: f.difference.high for metric, f in found.items()},
+        "p": {metric: f.p for metric, f in found.items()},
+        "interval_over": {metric: f.difference.over for metric, f in found.items()},
+        "published": {metric: dict(values) for metric, values in row.published.items()},
+        "collapsed": list(analysed.summary.collapses),
+        "failed": list(analysed.summary.failures),
+        "cells": [cell["cell"] for cell in analysed.cells],
+    }
+
+
+def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
+    """One line per row: components, mean scores, parameters, and the published values where there are any.
+
+    `between` stands between a mean and its half width.
+    """
+    columns = [column for column in shown_columns(row.summary for row in rows) if column.key != "train_images_per_s"]
+    switches, published = tuple(rows[0].row.components), _published(rows)
+    titles = ("row", *switches, *(column.title for column in columns), *(title for title, *_ in published), "n")
+    lines = []
+    for analysed in rows:
+        marks = ("✓" if analysed.row.components[name] else "✗" for name in switches)
+        scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
+        printed = (_printed(analysed.row.published.get(metric, {}).get(where)) for _, metric, where in published)
+        title = analysed.title + (" (collapsed)" if analysed.summary.collapses else "")
+        lines.append((title, *marks, *scores, *printed, str(analysed.summary.seeds)))
+    numeric = (False, *(False for _ in switches), *(True for _ in range(len(columns) + len(published) + 1)))
+    return Grid(titles, numeric, tuple(lines))
+
+
+def _published(rows: Sequence[AnalysedRow]) -> list[tuple[str, str, str]]:
+    """(title, metric, measured on) of every published column."""
+    pairs = [(metric, where) for row in rows for metric, values in row.row.published.items() for where in values]
+    return [(f"published {METRICS[m].title} {where}", m, where) for m, where in dict.fromkeys(pairs)]
+
+
+def _printed(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
+    """One line per row and metric: difference to the full method, interval, p, and what that says."""
+    columns = {column.key: column for column in _COMPARED}
+    lines = []
+    for analysed in rows:
+        title = analysed.title
+        for metric, finding in analysed.findings.items():
+            lines.append((title, *_delta_cells(columns[metric], finding)))
+            title = ""
+    return Grid(
+        ("row", "metric", "Δ to full", "95 % interval", "over", "p", "than full"),
+        (False, False, True, True, False, True, False),
+        tuple(lines),
+    )
+
+
+def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
+    found, digits = finding.difference, column.digits
+    interval = (
+        "–" if found.low is None or found.high is None else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+    )
+    p = "–" if finding.p is None else "< 0.001" if finding.p < 0.001 else f"{finding.p:.3f}"
+    return (column.title, f"{found.delta:+,.{digits}f}", interval, found.over or "–", p, finding.verdict)
+
+
+def notes(rows: Sequence[AnalysedRow]) -> list[str]:
+    """What must be said below the tables."""
+    said = [f"scores: {interval_note([row.summary for row in rows])}; Δ = row − full, p adjusted after Holm over rows"]
+    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
+        said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
+    if any(row.marked for row in rows):
+        said.append(f"{_NOT_PAPER} not a row of the paper")
+    if any(row.row.published for row in rows):
+        said.append("published: as the paper prints it, under a protocol of its own; to look at, not to compare with")
+    return [*said, *(text for row in rows for text in (*row.summary.collapses, *row.summary.failures))]
+
+
+def markdown(rows: Sequence[AnalysedRow], protocol: str) -> str:
+    """Both tables as GitHub Markdown, and what must be said of them."""
+    tables = [_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
+    return "\n\n".join([*tables, "\n".join(f"- {text}" for text in (f"protocol {protocol}", *notes(rows)))]) + "\n"
+
+
+def _markdown(grid: Grid) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in grid.numeric) + " |"
+    return "\n".join([line(grid.titles), rule, *map(line, grid.rows)])

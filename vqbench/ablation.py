@@ -1,0 +1,268 @@
+"""What `ablate` asks for: which components are off in which row. Knows components and rows, and no method."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+from vqbench.choice import Variant, choose_method, read_settings, split_reference
+from vqbench.errors import UsageError, unknown
+from vqbench.plan import RunRequest, resolve
+from vqbench.registry import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vqbench.quantizer import PaperRow
+    from vqbench.reports.ablation import AnalysedRow
+    from vqbench.runner import Outcome, RunKeywords
+    from vqbench.tracking import Tracker
+    from vqbench.view import View
+
+FULL = "full"
+Switches = frozenset[str]
+"""The components that are on."""
+
+
+@dataclass(frozen=True)
+class AblateRequest:
+    """What `vqbench ablate` was asked for. Several kinds of rows add up; none asked for is leave-one-out."""
+
+    run: RunRequest
+    """Everything that is held equal; its one method is the full one."""
+    drop: tuple[str, ...] | None = None
+    """The full method without all of these; None: not asked for."""
+    keep: tuple[str, ...] | None = None
+    """The full method with these components alone."""
+    leave_one_out: bool = False
+    add_one_in: bool = False
+    """All off, and each component alone."""
+    every: bool = False
+    """Every subset of the components."""
+    rows: str = ""
+    """"paper": the rows that the method declares."""
+
+    @property
+    def reference(self) -> str:
+        """method or method@preset."""
+        (method,) = self.run.methods
+        return method.reference if isinstance(method, Variant) else method
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an ablation."""
+
+    name: str
+    """full, all off, without dcr, only vlq."""
+    components: dict[str, bool]
+    variant: Variant
+    paper_row: str | None
+    """What the paper calls this row."""
+    published: Mapping[str, Mapping[str, float]]
+    """Metric → what it was measured on → value."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is switched off."""
+        return not self.variant.off
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a request came to."""
+
+    outcome: Outcome
+    rows: tuple[AnalysedRow, ...]
+
+
+def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows of a request, and a note for each that was not asked for by name and means nothing.
+
+    Raises UsageError for an unknown component, one that is off already, a selection that leaves nothing to compare,
+    a method without components, and a combination that was asked for by name and that the method refuses.
+    """
+    for plugin in request.run.plugins:
+        METHODS.add_file(plugin)
+    recipe, (full,) = resolve(request.run)
+    settings, declared = read_settings(request.run.settings), METHODS.get(full.name).paper_rows
+    on = tuple(component for component, is_on in full.components.items() if is_on)
+    _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
+    named = _named(request, full.components, declared)
+    rows, notes = [], []
+    for switches in dict.fromkeys([*named, *_generated(request, on)]):
+        row = _row(request.reference, full.components, frozenset(on), switches, declared)
+        try:
+            choose_method(row.variant, recipe, settings)
+        except UsageError as error:
+            if switches in named:
+                raise UsageError(f"'{row.name}' means nothing: {error.what}", error.hint) from None
+            notes.append(f"{row.name} is left out: {error.what}")
+            continue
+        rows.append(row)
+    if len(rows) < 2:
+        raise UsageError(f"every row would be the full {request.reference}", f"--drop one of: {', '.join(on)}")
+    return tuple(rows), tuple(notes)
+
+
+def _refuse_nothing_to_switch(reference: str, declared: tuple[str, ...], on: tuple[str, ...]) -> None:
+    if not declared:
+        outlines = [METHODS.outline(name) for name in METHODS.names()]
+        others = ", ".join(outline.name for outline in outlines if outline.components) or "none here"
+        raise UsageError(
+            f"{reference} declares no components to switch", f"methods that do: {others} (`vqbench methods`)"
+        )
+    if not on:
+        raise UsageError(f"all components of {reference} are off already", "switch some on: --set METHOD.FIELD=true")
+
+
+def _named(request: AblateRequest, components: Mapping[str, bool], declared: Iterable[PaperRow]) -> list[Switches]:
+    """Full, and the rows that were asked for one by one."""
+    on = frozenset(component for component, is_on in components.items() if is_on)
+    named = [on]
+    if request.drop is not None:
+        named.append(on - _known("--drop", request.drop, request.reference, components))
+    if request.keep is not None:
+        named.append(_known("--keep", request.keep, request.reference, components))
+    if request.rows:
+        named = [*_paper(request, on, list(declared)), *named]
+    return named
+
+
+def _known(option: str, asked: tuple[str, ...], reference: str, components: Mapping[str, bool]) -> Switches:
+    name, _ = split_reference(reference)
+    if not asked:
+        other = "all are dropped by --drop " + ",".join(components) if option == "--keep" else "name one"
+        raise UsageError(f"{option} names no component", f"components of {name}: {', '.join(components)}; {other}")
+    for component in asked:
+        if component not in components:
+            raise unknown(f"component of {name}", component, components, f"`vqbench show {name}` lists them")
+        if not components[component]:
+            raise UsageError(f"{component} is off in {reference} already", f"leave it out of {option}")
+    return frozenset(asked)
+
+
+def _paper(request: AblateRequest, on: Switches, declared: list[PaperRow]) -> list[Switches]:
+    name, _ = split_reference(request.reference)
+    if request.rows != "paper":
+        raise unknown("kind of rows", request.rows, ["paper"], "write --rows paper, or leave it out")
+    if not declared:
+        raise UsageError(f"{name} declares no rows of its paper", "use --leave-one-out, --add-one-in or --all")
+    for row in declared:
+        if not row.components <= on:
+            missing = ", ".join(sorted(row.components - on))
+            raise UsageError(
+                f"row {row.name} of the paper needs {missing}, which is off in {request.reference}",
+                f"take the rows of {name} itself: vqbench ablate {name} --rows paper",
+            )
+    return [row.components for row in declared]
+
+
+def _generated(request: AblateRequest, on: tuple[str, ...]) -> list[Switches]:
+    """Rows that follow from a rule; leave-one-out if nothing at all was asked for."""
+    asked = request.drop is not None or request.keep is not None or request.rows
+    rows: list[Switches] = []
+    if request.leave_one_out or not (asked or request.add_one_in or request.every):
+        rows += [frozenset(on) - {component} for component in on]
+    if request.add_one_in:
+        rows += [frozenset(), *(frozenset({component}) for component in on)]
+    if request.every:
+        subsets = (itertools.combinations(on, size) for size in range(len(on), -1, -1))
+        rows += [frozenset(subset) for subset in itertools.chain.from_iterable(subsets)]
+    return rows
+
+
+def _row(
+    reference: str, components: Mapping[str, bool], on: Switches, switches: Switches, declared: Iterable[PaperRow]
+) -> Row:
+    off = on - switches
+    name = _row_name([c for c in components if c in switches], [c for c in components if c in off])
+    paper = next((row for row in declared if row.components == switches), None)
+    return Row(
+        name=name,
+        components={component: component in switches for component in components},
+        variant=Variant(reference, off, reference if not off else f"{reference} {name}"),
+        paper_row=paper.name if paper else None,
+        published=paper.published if paper else {},
+    )
+
+
+def _row_name(kept: list[str], dropped: list[str]) -> str:
+    if not dropped:
+        return FULL
+    if not kept:
+        return "all off"
+    return f"without {', '.join(dropped)}" if len(dropped) <= len(kept) else f"only {', '.join(kept)}"
+
+
+def as_run(request: AblateRequest, rows: Iterable[Row]) -> RunRequest:
+    """The run that trains these rows; the full one is the method as `run` knows it, and shares its cells."""
+    return dataclasses.replace(request.run, methods=tuple(row.variant for row in rows))
+
+
+def execute_ablation(request: AblateRequest, view: View | None = None, tracker: Tracker | None = None) -> Ablation:
+    """Train what has no result, as `run` would, and compare the rows. Raises UsageError like `make_rows`."""
+    from vqbench.reports.ablation import analyse, markdown, objects
+    from vqbench.runner import execute
+    from vqbench.view import Silent
+
+    view = view or Silent()
+    rows, notes = make_rows(request)
+    for note in notes:
+        view.note(note)
+    has_paper_rows = bool(METHODS.get(split_reference(request.reference)[0]).paper_rows)
+    analysed: list[AnalysedRow] = []
+
+    def attach(found: Outcome) -> dict[str, str]:
+        analysed[:] = analyse(rows, found.rows, has_paper_rows)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in objects(analysed))
+        return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
+
+    outcome = execute(as_run(request, rows), view, tracker, attach, "ablate")
+    return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows))
+
+
+def ablate(
+    method: str,
+    dataset: str,
+    *,
+    drop: Iterable[str] | None = None,
+    keep: Iterable[str] | None = None,
+    leave_one_out: bool = False,
+    add_one_in: bool = False,
+    every: bool = False,
+    rows: str = "",
+    track: bool = True,
+    **options: Unpack[RunKeywords],
+) -> pd.DataFrame:
+    """Switch components of a method off and compare, as `vqbench ablate` does; one row per row and metric.
+
+    Columns: row, paper_row, metric, score, delta, delta_low, delta_high, p. The other `options` are those of `run`.
+    Raises UsageError for what cannot be switched or run at all.
+    """
+    import pandas as pd
+
+    from vqbench.reports.ablation import objects
+    from vqbench.runner import make_request, make_tracker
+
+    request = AblateRequest(
+        run=make_request([method], dataset, **options),
+        drop=None if drop is None else tuple(drop),
+        keep=None if keep is None else tuple(keep),
+        leave_one_out=leave_one_out,
+        add_one_in=add_one_in,
+        every=every,
+        rows=rows,
+    )
+    found = objects(execute_ablation(request, tracker=make_tracker(request.run) if track else None).rows)
+    deltas = ("delta", "delta_low", "delta_high", "p")
+    return pd.DataFrame(
+        {"row": o["row"], "paper_row": o["paper_row"], "metric": metric, "score": score}
+        | {key: o[key].get(metric) for key in deltas}
+        for o in found
+        for metric, score in o["scores"].items()
+    )

@@ -1,0 +1,144 @@
+"""Which method, in which configuration: names, presets, settings and switched components, resolved and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.config import as_dict, build, components, part_of, split_setting
+from vqbench.errors import UsageError, unknown
+from vqbench.recipe import Recipe
+from vqbench.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with some of its components switched off."""
+
+    reference: str
+    """method or method@preset."""
+    off: frozenset[str]
+    label: str
+    """The name of its row."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with its whole configuration."""
+
+    label: str
+    name: str
+    preset: str | None
+    config: dict[str, Any]
+    components: dict[str, bool]
+    unspecified: dict[str, Any]
+    """Fields that the method's paper leaves open, and what they are set to."""
+    remark: str
+    """What must be said of this configuration; empty where there is nothing."""
+    plugin: dict[str, str] | None
+    """Path and sha256 of the file that the method is in, unless it is installed."""
+    plugin_source: bytes | None
+    code: str | None
+    """sha256 of the method's source, unless it is one of vqbench's own."""
+
+
+def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """`owner.field=value` texts as owner → field → text; the recipe's fields need no owner."""
+    by_owner: dict[str, dict[str, str]] = {}
+    for text in settings:
+        owner, name, value = split_setting(text)
+        by_owner.setdefault(owner or "recipe", {})[name] = value
+    return by_owner
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """`method@preset` as (method, preset or None)."""
+    name, at, preset = reference.partition("@")
+    return name, preset if at else None
+
+
+def choose_method(asked: str | Variant, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
+    """Resolve `method`, `method@preset` or a variant: recipe's codebook < preset < `--set` < switched off.
+
+    Raises UsageError for an unknown method, preset or field, for values that the Config refuses, and for a `--set`
+    that has no effect because its component is off.
+    """
+    variant = asked if isinstance(asked, Variant) else Variant(asked, frozenset(), asked)
+    reference = variant.reference
+    name, preset = split_reference(reference)
+    cls = METHODS.get(name)
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        raise UsageError(
+            f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
+        )
+    values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
+    if preset is not None:
+        if preset not in cls.presets:
+            raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
+        values |= cls.presets[preset]
+    typed = {**settings.get(name, {}), **(settings.get(reference, {}) if preset is not None else {})}
+    see = f"vqbench show {name}"
+    config = build(cls.Config, _without(cls.Config, values | typed, variant.off), name, see)
+    switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
+    _refuse_idle(name, cls.Config, typed, {c for c, on in switches.items() if not on} - variant.off)
+    open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
+    unspecified = {field: as_dict(config)[field] for field in open_fields}
+    source, file = _source_of(name, cls), _plugin_file(name, cls)
+    digest = hashlib.sha256(source).hexdigest() if source is not None else None
+    plugin = {"path": str(file), "sha256": str(digest)} if file is not None else None
+    kept = source if file is not None else None
+    remark = cls.remark(config)
+    return MethodChoice(
+        variant.label, name, preset, as_dict(config), switches, unspecified, remark, plugin, kept, digest
+    )
+
+
+def _without(cls: type, values: dict[str, Any], off: frozenset[str]) -> dict[str, Any]:
+    """Values with components off. What has no effect then is left at its default: one configuration, one cell."""
+    if not off:
+        return values
+    idle = {field for field, component in part_of(cls).items() if component in off}
+    kept = {field: value for field, value in values.items() if field not in idle}
+    return kept | {field: False for component, field in components(cls).items() if component in off}
+
+
+def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> None:
+    for field in typed:
+        component = part_of(cls).get(field)
+        if component in off:
+            raise UsageError(
+                f"{name}.{field} has no effect here: its component {component} is off",
+                f"leave it out, or --set {name}.{components(cls)[component]}=true",
+            )
+
+
+def _plugin_file(name: str, cls: type) -> Path | None:
+    """The file that a cell's process must read to know the method; None for an installed one.
+
+    Raises UsageError for a class that was typed at a prompt or in the script that is running.
+    """
+    if METHODS.is_installed(name):
+        return None
+    file = METHODS.file_of(name)
+    if file is None and cls.__module__ != "__main__":
+        found = inspect.getsourcefile(cls)
+        file = Path(found) if found else None
+    if file is None:
+        raise UsageError(
+            f"method '{name}' exists in this process only, and each cell has a process of its own",
+            "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
+        )
+    return file
+
+
+def _source_of(name: str, cls: type) -> bytes | None:
+    """Source text of the method, since its numbers depend on it; None for vqbench's own, which has a version."""
+    if cls.__module__.startswith("vqbench."):
+        return None
+    file = _plugin_file(name, cls) or inspect.getsourcefile(cls)
+    return Path(file).read_bytes() if file else None

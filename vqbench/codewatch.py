@@ -1,0 +1,100 @@
+"""Which codes a training uses: since the last reading, over the last 100,000 tokens, and how long the others are dead.
+
+Not a module: DDP would overwrite a buffer with the first device's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW_TOKENS = 100_000
+BLOCKS = 10
+"""The window moves a tenth of its length at a time."""
+
+
+def _statistics(counts: Tensor) -> tuple[float, float]:
+    """Usage and perplexity of counts (G, K), means over codebooks."""
+    wide = counts.cpu().double()  # Apple's GPUs have no float64
+    frequency = wide / wide.sum(1, keepdim=True).clamp(min=1)
+    entropy = torch.special.entr(frequency).sum(1)
+    return (wide > 0).double().mean().item(), entropy.exp().mean().item()
+
+
+class CodeWatch:
+    """Histograms of the codes that a training uses, over all devices."""
+
+    def __init__(self, codebook_size: int, num_codebooks: int) -> None:
+        shape = (num_codebooks, codebook_size)
+        self.since_reading = torch.zeros(shape, dtype=torch.int64)
+        self.block = torch.zeros(shape, dtype=torch.int64)
+        self.blocks = torch.zeros((0, *shape), dtype=torch.int32)
+        self.last_used = torch.zeros(shape, dtype=torch.int64)
+        """Images seen when each code was last known to be used; 0 for never."""
+        self.block_tokens = 0
+
+    def update(self, indices: Tensor, images_seen: int, devices: int = 1) -> bool:
+        """Count indices (B, h, w) or (B, h, w, G) of one device; true when the window has moved."""
+        for name in ("since_reading", "block"):
+            setattr(self, name, getattr(self, name).to(indices.device))
+        groups, size = self.block.shape
+        rows = indices.reshape(-1, groups)
+        flat = rows + torch.arange(groups, device=indices.device) * size
+        counts = torch.bincount(flat.flatten(), minlength=groups * size).view(groups, size)
+        self.since_reading += counts
+        self.block += counts
+        self.block_tokens += len(rows) * devices
+        if self.block_tokens < WINDOW_TOKENS // BLOCKS:
+            return False
+        self._close_block(images_seen)
+        return True
+
+    def _close_block(self, images_seen: int) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.block)
+        block = self.block.cpu()
+        self.last_used[block > 0] = images_seen
+        self.blocks = torch.cat([self.blocks[-(BLOCKS - 1) :], block.int().unsqueeze(0)])
+        self.block.zero_()
+        self.block_tokens = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window holds 100,000 tokens."""
+        return len(self.blocks) == BLOCKS
+
+    def window(self) -> dict[str, float]:
+        """Usage and perplexity over the last 100,000 tokens, as they stood when it last moved."""
+        usage, perplexity = _statistics(self.blocks.sum(0))
+        return {"usage_100k": usage, "perplexity_100k": perplexity}
+
+    def read(self, images_seen: int) -> dict[str, float]:
+        """Usage and perplexity since the last reading and, once the window is full, over it.
+
+        With the window come `dead_codes`, those that it does not hold (mean over codebooks), and `dead_code_lifetime`,
+        the images since each of them was last used, on average: a code that was never used is as old as the training.
+        """
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.since_reading)
+        usage, perplexity = _statistics(self.since_reading)
+        self.since_reading.zero_()
+        read = {"usage": usage, "perplexity": perplexity}
+        return read | self.window() | self._dead(images_seen) if self.is_full else read
+
+    def _dead(self, images_seen: int) -> dict[str, float]:
+        dead = self.blocks.sum(0) == 0
+        ages = (images_seen - self.last_used[dead]).double()
+        lifetime = ages.mean().item() if len(ages) else 0.0
+        return {"dead_codes": dead.sum(1).double().mean().item(), "dead_code_lifetime": lifetime}
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, of all devices alike: a checkpoint is written between two blocks or not."""
+        names = ("blocks", "last_used", "block", "since_reading")
+        return {**{name: getattr(self, name).cpu() for name in names}, "block_tokens": self.block_tokens}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)

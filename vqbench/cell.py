@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.atomic import write_arrays_atomically
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.provenance import device_name, git_commit, versions
 from vqbench.results import DONE, EXIT_BUSY, CellBusyError, CellFolder, read_json, write_json
@@ -75,30 +76,61 @@ def die_with_parent() -> None:
 
 def run_cell(folder: CellFolder) -> None:
     """Train and evaluate the cell whose spec lies in `folder`; write result.json. Raises what goes wrong."""
-    import torch
-
     from vqbench.config import build
     from vqbench.recipe import Recipe
 
     spec, progress, started = folder.spec, Progress(folder), time.time()
     recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
     _load_plugin(spec, folder)
+    result = (_fit_features if recipe.track == "features" else _train_tokenizer)(folder, spec, recipe, progress)
+    if result is None:
+        return
+    earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
+    result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
+    write_json(folder.path / "result.json", {**_identity(spec, started), **result})
+    folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
+    progress.enter(DONE)
+
+
+def _train_tokenizer(
+    folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
+) -> dict[str, Any] | None:
+    """What a cell of images found; None in the process of a second device."""
+    import torch
+
     progress.enter("data")
     dataset, validation = _open_data(spec, recipe)
     progress.enter("train")
     tokenizer, training = _trained(folder, spec, recipe, dataset, progress)
     if is_secondary():
-        return  # evaluation is on the first device alone, each image once
+        return None  # evaluation is on the first device alone, each image once
     progress.enter("evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = _evaluated(tokenizer.to(device), spec, validation, device, progress)
     _write_artifacts(folder, evaluation, validation)
-    earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
-    result = _result(spec, tokenizer, training, evaluation, started)
-    result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
-    write_json(folder.path / "result.json", result)
-    folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
-    progress.enter(DONE)
+    return {
+        "scores": evaluation.scores,
+        "params": tokenizer.parameter_counts(),
+        **_with_device_name(training),
+        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
+        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
+    }
+
+
+def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """What a cell of the features track found. Neither Lightning nor pandas is imported: it lasts seconds."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from vqbench.feature_cell import run_feature_cell
+
+    outcome = run_feature_cell(folder.path, folder.weights, spec, recipe, progress.enter, progress)
+    target = folder.path / "per_image.parquet"
+    partial = target.with_name(target.name + ".part")
+    pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
+    os.replace(partial, target)
+    write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram)
+    return {"scores": outcome.scores, "params": outcome.params, **_with_device_name(outcome.training)}
 
 
 def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
@@ -209,9 +241,12 @@ def _evaluated(
     )
 
 
-def _result(
-    spec: dict[str, Any], tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation, started: float
-) -> dict[str, Any]:
+def _with_device_name(training: dict[str, Any]) -> dict[str, Any]:
+    return {**training, "device_name": device_name(training["device"])}
+
+
+def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
+    """The part of a result that says what the cell is and where it ran."""
     return {
         "state": DONE,
         "method": spec["method"],
@@ -223,12 +258,6 @@ def _result(
         "protocol": spec["protocol"],
         "seed": spec["seed"],
         "hash": spec["hash"],
-        "scores": evaluation.scores,
-        "params": tokenizer.parameter_counts(),
-        **training,
-        "device_name": device_name(training["device"]),
-        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
-        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
         "versions": versions(),
         "git": git_commit(Path(__file__).parent),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -250,15 +279,9 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
         table = table.join(earlier[[name for name in earlier if name not in table]])
     table.to_parquet(partial, index=False)
     os.replace(partial, target)
-    arrays: dict[str, Any] = {"histogram": evaluation.histogram}
+    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram)
     if evaluation.features is not None:
-        arrays["features"] = evaluation.features
-    for name, array in arrays.items():
-        target = folder.path / {"histogram": "codes.npz", "features": "features.npz"}[name]
-        partial = target.with_name(target.name + ".part")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **{name: array})
-        os.replace(partial, target)
+        write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
     inputs = validation.pixels[shown_positions(len(validation))]
     rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
     partial = folder.path / "recon.png.part"

@@ -19,6 +19,7 @@ from vqbench.options import (
     Config,
     DataRoot,
     DatasetName,
+    FeatureFile,
     InceptionWeights,
     Lpips,
     LpipsWeights,
@@ -76,7 +77,8 @@ def run(
         typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
                      help="Methods to compare, NAME or NAME@PRESET, between commas or repeated."),
     ],
-    dataset: DatasetName,
+    dataset: DatasetName = "",
+    features: FeatureFile = None,
     data_root: DataRoot = None,
     recipe: RecipeName = None,
     seeds: Annotated[
@@ -108,6 +110,7 @@ def run(
     request = RunRequest(
         methods=items(methods),
         dataset=dataset,
+        features=features,
         data_root=data_root,
         recipe=recipe or "",
         seeds=seed_numbers(seeds),

@@ -83,6 +83,11 @@ DatasetName = Annotated[
     typer.Option(metavar="NAME", envvar="VQBENCH_DATASET", autocompletion=_complete_datasets,
                  help="photos, folder:PATH, ffhq, cifar10, or a plugin's."),
 ]  # fmt: skip
+FeatureFile = Annotated[
+    Path | None,
+    typer.Option("--features", metavar="FILE", envvar="VQBENCH_FEATURES",
+                 help="Instead of a dataset, for --recipe atomic: .npy of floats, (N, D) or (N, h, w, D)."),
+]  # fmt: skip
 InceptionWeights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", envvar="VQBENCH_INCEPTION_WEIGHTS", help="FID's InceptionV3, if not in its places."),

@@ -15,6 +15,7 @@ from typing import Any
 
 from vqbench.config import as_dict, build, components, split_setting
 from vqbench.errors import UsageError, unknown
+from vqbench.feature_protocol import FeatureProtocol
 from vqbench.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -28,7 +29,10 @@ class RunRequest:
     """What `vqbench run` was asked for; its fields are the command's options."""
 
     methods: tuple[str, ...]
-    dataset: str
+    dataset: str = ""
+    """Empty only where `features` are given."""
+    features: Path | None = None
+    """A file of frozen features, for a recipe of the features track."""
     data_root: Path | None = None
     recipe: str = ""
     """Empty: `tiny`."""
@@ -77,7 +81,7 @@ class Plan:
     folder: Path
     cells: tuple[Cell, ...]
     recipe: Recipe
-    protocol: Protocol
+    protocol: Protocol | FeatureProtocol
     notes: tuple[str, ...] = field(default=())
     """What must be said aloud before the run."""
 
@@ -197,6 +201,7 @@ def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
     _refuse_odd_devices(recipe, request.devices)
+    _refuse_odd_source(recipe, request)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
@@ -216,11 +221,30 @@ def make_plan(
     from vqbench.home import home
 
     recipe, choices = resolve(request)
+    if recipe.track == "features":
+        from vqbench.data.features import open_features
+
+        source: Any = open_features(
+            recipe, home(), request.features, request.dataset, request.data_root, request.validation_images, progress
+        )
+        return _plan(request, recipe, choices, source, source.protocol, metrics)
     dataset = open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images)
     validation = prepare_validation(dataset, home(), progress)
     protocol = protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation.ids), dataset.split_rule
     )
+    return _plan(request, recipe, choices, dataset, protocol, metrics)
+
+
+def _plan(
+    request: RunRequest,
+    recipe: Recipe,
+    choices: list[MethodChoice],
+    dataset: Any,
+    protocol: Protocol | FeatureProtocol,
+    metrics: tuple[str, ...],
+) -> Plan:
+    """The cells on a dataset, or on a FeatureSource, which has what a plan asks of a dataset."""
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
@@ -239,7 +263,7 @@ def _spec(
     choice: MethodChoice,
     recipe: Recipe,
     dataset: Any,
-    protocol: Protocol,
+    protocol: Protocol | FeatureProtocol,
     seed: int,
     request: RunRequest,
     metrics: tuple[str, ...],
@@ -280,6 +304,7 @@ def _spec(
         "devices": request.devices,
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
+        **({"features": dataset.spec()} if recipe.track == "features" else {}),
     }
 
 
@@ -299,6 +324,26 @@ def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
         raise UsageError(
             f"--devices {devices} does not divide the batch of {recipe.batch_size} images",
             "choose another number of devices, or --set batch_size=…",
+        )
+
+
+def _refuse_odd_source(recipe: Recipe, request: RunRequest) -> None:
+    if recipe.track == "images" and request.features is not None:
+        raise UsageError(
+            f"--features {request.features} is for a recipe that fits features; '{recipe.name}' trains on images",
+            "add --recipe atomic",
+        )
+    if request.features is not None and request.dataset:
+        raise UsageError(
+            f"both --features {request.features} and the dataset '{request.dataset}' say what to quantize",
+            "leave one out (VQBENCH_DATASET names a dataset too)",
+        )
+    if request.features is None and not request.dataset:
+        instead = ", or your own: --features FILE.npy" if recipe.track == "features" else ""
+        raise UsageError("no dataset to run on", f"for example: --dataset photos{instead}")
+    if recipe.track == "features" and request.devices != 1:
+        raise UsageError(
+            f"--devices {request.devices}, but a quantizer alone is fitted on one", "leave --devices (VQBENCH_DEVICES) out"
         )
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.errors import UsageError, unknown
+from vqbench.feature_protocol import select_feature_metrics
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
 from vqbench.plan import Cell, Plan, RunRequest, read_settings, resolve_recipe
+from vqbench.recipe import Recipe
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 _CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
@@ -55,6 +57,18 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True, 
         file = missing[METRICS[name].weights or ""].what.partition(";")[0]
         notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
+
+
+def track_metrics(request: RunRequest, recipe: Recipe, download: bool = True) -> MetricChoice:
+    """`choose_metrics` for a recipe of images; a recipe of features has metrics of its own, which need no weights."""
+    if recipe.track == "images":
+        return choose_metrics(request, recipe.resolution, download)
+    if request.lpips is not None:
+        raise UsageError(
+            f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits features",
+            "leave --lpips (VQBENCH_LPIPS) out",
+        )
+    return MetricChoice(select_feature_metrics(request.metrics))
 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -143,6 +157,22 @@ def check_disk(plan: Plan, cells: list[Cell]) -> None:
         )
 
 
+def prepare_training(request: RunRequest, recipe: Recipe, preparing: Callable[[str, int, int], None]) -> None:
+    """Cache what the cells of a plan are trained on, so that they do not all make it."""
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.features import open_features
+    from vqbench.data.prepare import prepare_train
+    from vqbench.home import home
+
+    root, validation = request.data_root, request.validation_images
+    if recipe.track == "features":
+        source = open_features(recipe, home(), request.features, request.dataset, root, validation)
+        source.load(home(), lambda done, total: preparing("features", done, total))
+    else:
+        dataset = open_dataset(request.dataset, recipe.resolution, root, validation)
+        prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+
+
 def prepare_everything(
     request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
 ) -> list[str]:
@@ -157,6 +187,8 @@ def prepare_everything(
     from vqbench.weights import find_inception, find_lpips
 
     recipe = resolve_recipe(request, read_settings(request.settings))
+    if recipe.track == "features":
+        return _prepare_features(request, recipe, note, preparing)
     dataset = open_dataset(
         request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
     )
@@ -191,3 +223,27 @@ def prepare_everything(
             )
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
     return [*lines, "ready"]
+
+
+def _prepare_features(
+    request: RunRequest, recipe: Recipe, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
+) -> list[str]:
+    """`prepare_everything` for a recipe of features, which needs no weights."""
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.features import open_features
+    from vqbench.home import home
+
+    track_metrics(request, recipe)
+    root, validation = request.data_root, request.validation_images
+    open_dataset(request.dataset, recipe.resolution, root, validation, download=True)
+    source = open_features(recipe, home(), None, request.dataset, root, validation)
+    for text in source.notes:
+        note(text)
+    source.load(home(), lambda done, total: preparing("features", done, total))
+    protocol = source.protocol
+    return [
+        f"data      {source.reference}: features of {len(source.train):,} training and {protocol.n_images:,} validation "
+        f"images, {protocol.tokens_per_image} tokens of {protocol.channels} channels each",
+        f"protocol  {protocol.name} {protocol.hash}",
+        "ready",
+    ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from vqbench.errors import VQBenchError
 from vqbench.recipe import Recipe
+from vqbench.steps import DivergedError as DivergedError  # importable from here too
+from vqbench.steps import peak_memory_bytes as peak_memory_bytes
+from vqbench.steps import refuse_not_finite
 
 if TYPE_CHECKING:
     from vqbench.training import TokenizerTraining
 
 CHECKPOINT = "last.pt"
 CURVES = "metrics.jsonl"
-
-
-class DivergedError(VQBenchError):
-    """The loss is no longer a number."""
 
 
 class Recorder(lightning.Callback):
@@ -66,24 +62,9 @@ class Recorder(lightning.Callback):
             save_checkpoint(pl_module, self.folder / "checkpoints")
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory that this process has held: of the CUDA allocator, or resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def refuse_divergence(training: TokenizerTraining) -> None:
     """Raise DivergedError, naming the terms, where a loss is NaN or infinite."""
-    terms, _ = training.last
-    bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
-    if bad:
-        named = ", ".join(name for name in bad if name != "loss") or "loss"
-        raise DivergedError(
-            f"training diverged: {named} is not finite after {training.images_seen} images",
-            "a lower rate often helps: --set learning_rate=…, or --set gradient_clip=1",
-        )
+    refuse_not_finite(training.last[0], training.images_seen)
 
 
 def save_checkpoint(training: TokenizerTraining, folder: Path) -> None:

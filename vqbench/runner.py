@@ -73,13 +73,13 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    from vqbench.preflight import choose_metrics, perceptual_problem
+    from vqbench.preflight import perceptual_problem, track_metrics
     from vqbench.registry import METHODS
 
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = choose_metrics(request, recipe.resolution, download=not dry)
+    metrics = track_metrics(request, recipe, download=not dry)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
         if problem is not None and not dry:
             raise problem
@@ -95,10 +95,7 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
 
 def execute(request: RunRequest, view: View | None = None, tracker: Tracker | None = None) -> Outcome:
     """Plan, train what has no result, and return a row per cell. A failed cell does not stop the others."""
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_train
-    from vqbench.home import home
-    from vqbench.preflight import check_devices, check_disk, check_runs_directory
+    from vqbench.preflight import check_devices, check_disk, check_runs_directory, prepare_training
 
     view = view or Silent()
     plan = prepare_plan(request, view)
@@ -107,8 +104,7 @@ def execute(request: RunRequest, view: View | None = None, tracker: Tracker | No
         check_devices(request.devices)
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        dataset = open_dataset(request.dataset, plan.recipe.resolution, request.data_root, request.validation_images)
-        prepare_train(dataset, home(), lambda done, total: view.preparing("training images", done, total))
+        prepare_training(request, plan.recipe, view.preparing)
     rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell not in todo}
     if not todo:
         return Outcome(plan, list(rows.values()))
@@ -237,8 +233,9 @@ def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
 
 def run(
     methods: Sequence[str] | str,
-    dataset: str,
+    dataset: str = "",
     *,
+    features: str | os.PathLike[str] | None = None,
     data_root: str | os.PathLike[str] | None = None,
     recipe: str = "",
     seeds: Iterable[int] = (0,),
@@ -264,6 +261,7 @@ def run(
     request = RunRequest(
         methods=tuple(m.strip() for m in methods.split(",")) if isinstance(methods, str) else tuple(methods),
         dataset=dataset,
+        features=_path(features),
         data_root=_path(data_root),
         recipe=recipe,
         seeds=tuple(seeds),

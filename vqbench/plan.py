@@ -16,7 +16,7 @@ from typing import Any
 from vqbench.config import as_dict, build, components, split_setting
 from vqbench.errors import UsageError, unknown
 from vqbench.feature_protocol import FeatureProtocol
-from vqbench.protocol import Protocol, protocol_for
+from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
 from vqbench.results import CellFolder
@@ -31,8 +31,6 @@ class RunRequest:
     methods: tuple[str, ...]
     dataset: str = ""
     """Empty only where `features` are given."""
-    features: Path | None = None
-    """A file of frozen features, for a recipe of the features track."""
     data_root: Path | None = None
     recipe: str = ""
     """Empty: `tiny`."""
@@ -52,6 +50,8 @@ class RunRequest:
     lpips_weights: Path | None = None
     validation_images: int | None = None
     rerun: bool = False
+    features: Path | None = None
+    """A file of frozen features in the place of a dataset, for a recipe of the features track."""
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,13 @@ def cell_hash(identity: dict[str, Any]) -> str:
 
 def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
     """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
+    from vqbench.sources import refuse_odd_source
+
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
     _refuse_odd_devices(recipe, request.devices)
-    _refuse_odd_source(recipe, request)
+    refuse_odd_source(recipe, request)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
@@ -216,35 +218,10 @@ def make_plan(
 
     Raises UsageError for everything that is wrong with the request, before anything is trained or written.
     """
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_validation
-    from vqbench.home import home
+    from vqbench.sources import open_source
 
     recipe, choices = resolve(request)
-    if recipe.track == "features":
-        from vqbench.data.features import open_features
-
-        source: Any = open_features(
-            recipe, home(), request.features, request.dataset, request.data_root, request.validation_images, progress
-        )
-        return _plan(request, recipe, choices, source, source.protocol, metrics)
-    dataset = open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images)
-    validation = prepare_validation(dataset, home(), progress)
-    protocol = protocol_for(
-        dataset.protocol_name, recipe.resolution, validation.digest, len(validation.ids), dataset.split_rule
-    )
-    return _plan(request, recipe, choices, dataset, protocol, metrics)
-
-
-def _plan(
-    request: RunRequest,
-    recipe: Recipe,
-    choices: list[MethodChoice],
-    dataset: Any,
-    protocol: Protocol | FeatureProtocol,
-    metrics: tuple[str, ...],
-) -> Plan:
-    """The cells on a dataset, or on a FeatureSource, which has what a plan asks of a dataset."""
+    dataset, protocol = open_source(request, recipe, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
@@ -324,26 +301,6 @@ def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
         raise UsageError(
             f"--devices {devices} does not divide the batch of {recipe.batch_size} images",
             "choose another number of devices, or --set batch_size=…",
-        )
-
-
-def _refuse_odd_source(recipe: Recipe, request: RunRequest) -> None:
-    if recipe.track == "images" and request.features is not None:
-        raise UsageError(
-            f"--features {request.features} is for a recipe that fits features; '{recipe.name}' trains on images",
-            "add --recipe atomic",
-        )
-    if request.features is not None and request.dataset:
-        raise UsageError(
-            f"both --features {request.features} and the dataset '{request.dataset}' say what to quantize",
-            "leave one out (VQBENCH_DATASET names a dataset too)",
-        )
-    if request.features is None and not request.dataset:
-        instead = ", or your own: --features FILE.npy" if recipe.track == "features" else ""
-        raise UsageError("no dataset to run on", f"for example: --dataset photos{instead}")
-    if recipe.track == "features" and request.devices != 1:
-        raise UsageError(
-            f"--devices {request.devices}, but a quantizer alone is fitted on one", "leave --devices (VQBENCH_DEVICES) out"
         )
 
 

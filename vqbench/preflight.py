@@ -157,22 +157,6 @@ def check_disk(plan: Plan, cells: list[Cell]) -> None:
         )
 
 
-def prepare_training(request: RunRequest, recipe: Recipe, preparing: Callable[[str, int, int], None]) -> None:
-    """Cache what the cells of a plan are trained on, so that they do not all make it."""
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.features import open_features
-    from vqbench.data.prepare import prepare_train
-    from vqbench.home import home
-
-    root, validation = request.data_root, request.validation_images
-    if recipe.track == "features":
-        source = open_features(recipe, home(), request.features, request.dataset, root, validation)
-        source.load(home(), lambda done, total: preparing("features", done, total))
-    else:
-        dataset = open_dataset(request.dataset, recipe.resolution, root, validation)
-        prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
-
-
 def prepare_everything(
     request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
 ) -> list[str]:
@@ -184,11 +168,12 @@ def prepare_everything(
     from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
     from vqbench.home import home
     from vqbench.protocol import protocol_for
+    from vqbench.sources import prepare_features
     from vqbench.weights import find_inception, find_lpips
 
     recipe = resolve_recipe(request, read_settings(request.settings))
     if recipe.track == "features":
-        return _prepare_features(request, recipe, note, preparing)
+        return prepare_features(request, recipe, note, preparing)
     dataset = open_dataset(
         request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
     )
@@ -223,27 +208,3 @@ def prepare_everything(
             )
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
     return [*lines, "ready"]
-
-
-def _prepare_features(
-    request: RunRequest, recipe: Recipe, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
-) -> list[str]:
-    """`prepare_everything` for a recipe of features, which needs no weights."""
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.features import open_features
-    from vqbench.home import home
-
-    track_metrics(request, recipe)
-    root, validation = request.data_root, request.validation_images
-    open_dataset(request.dataset, recipe.resolution, root, validation, download=True)
-    source = open_features(recipe, home(), None, request.dataset, root, validation)
-    for text in source.notes:
-        note(text)
-    source.load(home(), lambda done, total: preparing("features", done, total))
-    protocol = source.protocol
-    return [
-        f"data      {source.reference}: features of {len(source.train):,} training and {protocol.n_images:,} validation "
-        f"images, {protocol.tokens_per_image} tokens of {protocol.channels} channels each",
-        f"protocol  {protocol.name} {protocol.hash}",
-        "ready",
-    ]

@@ -173,7 +173,9 @@ class Recipe:
         """The fields that influence the trained weights; one that was added later only where it is set."""
         fields, values = {f.name: f for f in dataclasses.fields(self)}, self.as_dict()
         kept = [name for name, f in fields.items() if name != "name" and not f.metadata.get("bookkeeping")]
-        later = {name for name, f in fields.items() if f.metadata.get("added_later") and getattr(self, name) == f.default}
+        later = {
+            name for name, f in fields.items() if f.metadata.get("added_later") and getattr(self, name) == f.default
+        }
         return {name: values[name] for name in kept if name not in later}
 
 

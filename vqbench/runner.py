@@ -95,7 +95,8 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
 
 def execute(request: RunRequest, view: View | None = None, tracker: Tracker | None = None) -> Outcome:
     """Plan, train what has no result, and return a row per cell. A failed cell does not stop the others."""
-    from vqbench.preflight import check_devices, check_disk, check_runs_directory, prepare_training
+    from vqbench.preflight import check_devices, check_disk, check_runs_directory
+    from vqbench.sources import prepare_training
 
     view = view or Silent()
     plan = prepare_plan(request, view)

@@ -199,10 +199,13 @@ class FeatureFile(FeatureSource):
         self.array = array if array.ndim == 4 else array[:, None, None, :]
         self.validation_rows = first_by_hash([str(i) for i in range(len(array))], len(array) // 10, "feature rows")
         held_out = set(self.validation_rows)
-        self.train = [i for i in range(len(array)) if i not in held_out]
+        self.training_rows = [i for i in range(len(array)) if i not in held_out]
+        self.train = self.training_rows
         self.reference, self.slug = f"features:{self.path}", f"features-{path_safe(self.path.stem)}"
         self.split_rule, kept, name = _BY_HASH, len(self.validation_rows), path_safe(self.path.stem)
-        self.notes: tuple[str, ...] = (f"{len(array):,} rows split by hash: {len(self.train):,} train, {kept:,} validate",)
+        self.notes: tuple[str, ...] = (
+            f"{len(array):,} rows split by hash: {len(self.train):,} train, {kept:,} validate",
+        )
         if validation_rows is not None:
             self._keep(validation_rows)
             name += f"-first{validation_rows}" if validation_rows < kept else ""
@@ -242,7 +245,8 @@ class FeatureFile(FeatureSource):
 
     def raw(self, home: Path, progress: Progress | None) -> tuple[Features, Features]:
         """The rows of both sides, read whole."""
-        return tuple(np.asarray(self.array[rows], np.float32) for rows in (self.train, self.validation_rows))  # type: ignore[return-value]
+        train, validation = (self.array[rows].astype(np.float32) for rows in (self.training_rows, self.validation_rows))
+        return train, validation
 
 
 _ACCEPTED = "a .npy file of floats, (N, D) for vectors or (N, h, w, D) for maps"

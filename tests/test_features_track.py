@@ -197,7 +197,8 @@ def test_the_tracks_have_nothing_in_common_and_image_cells_keep_their_hash(tmp_p
     assert "features" not in spec
 
 
-# Of `vqbench run --methods vqgan --dataset photos` at commit 95cc06e, before there was a features track.
+# Of `vqbench run --methods vqgan --dataset photos` at commit 95cc06e, before there was a features track. The cell's
+# also changes with a new Config field of vqgan or a new photograph, and may then be set anew.
 IMAGE_PROTOCOL = "87fef3afff0a"
 IMAGE_CELL = "c9f0605494ba4a997e30d770f0416ec9ff521eaef6574fdde228941221fbf5bc"
 

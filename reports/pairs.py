@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from vqbench.metrics.definitions import METRICS
 from vqbench.reports.statistics import Difference, paired_codes, paired_frechet, paired_images, paired_seeds
 from vqbench.results import CellFolder
 
+_OF_CODES: dict[str, Literal["usage", "perplexity"]] = {"usage": "usage", "perplexity": "perplexity"}
 Rows = Sequence[dict[str, Any]]
 """Cells of one method as `vqbench run --json` prints them."""
 
@@ -62,12 +63,12 @@ def _over_images(a: CellFolder, b: CellFolder, metric: str) -> Difference | None
             return None
         distances = (_score(a, metric), _score(b, metric))
         return paired_frechet(reference, base, other, distances=distances)
-    if metric == "usage" or metric == "perplexity":  # one by one, which tells mypy more than `in`
+    if metric in _OF_CODES:
         base, other = (_array(cell.path / "codes.npz", "indices") for cell in (a, b))
         sizes = [_array(cell.path / "codes.npz", "histogram") for cell in (a, b)]
         if base is None or other is None or sizes[0] is None or sizes[1] is None:
             return None
-        return paired_codes(base, other, (sizes[0].shape[1], sizes[1].shape[1]), metric)
+        return paired_codes(base, other, (sizes[0].shape[1], sizes[1].shape[1]), _OF_CODES[metric])
     return None
 
 

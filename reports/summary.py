@@ -59,6 +59,7 @@ COLUMNS = (
     Column("lpips_alex", "LPIPS alex ↓", 3),
     Column("lpips_vgg", "LPIPS vgg ↓", 3),
     Column("lpips_squeeze", "LPIPS sqz ↓", 3),
+    Column("quantization_error", "q. error ↓", 4),
     Column("usage", "usage ↑", 3),
     Column("perplexity", "perplexity ↑", 1),
     Column("bits_per_token", "bits/token", 2, interval=False),

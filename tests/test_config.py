@@ -87,7 +87,7 @@ def test_a_setting_needs_a_name_and_a_value(text: str) -> None:
 
 
 def test_the_shipped_recipes_read() -> None:
-    assert recipe_names() == ["small", "tiny", "vqgan-f16-256", "vqgan-f8-256"]
+    assert recipe_names() == ["atomic", "small", "tiny", "vqgan-f16-256", "vqgan-f8-256"]
     paper = load_recipe("vqgan-f16-256")
     assert (paper.channels, paper.channel_multipliers, paper.downsampling) == (128, (1, 1, 2, 2, 4), 16)
     assert (paper.codebook_size, paper.codebook_dim, paper.learning_rate) == (16384, 64, 1e-4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -17,6 +19,15 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_arrays_atomically(path: Path, **arrays: Any) -> None:
+    """`write_bytes_atomically` for numpy arrays, as a compressed .npz."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_bytes_atomically(path, content.getvalue())
 
 
 def write_text_atomically(path: Path, text: str) -> None:

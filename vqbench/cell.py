@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.atomic import write_arrays_atomically
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.provenance import device_name, git_commit, versions
 from vqbench.results import DONE, EXIT_BUSY, CellBusyError, CellFolder, read_json, write_json
@@ -75,30 +77,68 @@ def die_with_parent() -> None:
 
 def run_cell(folder: CellFolder) -> None:
     """Train and evaluate the cell whose spec lies in `folder`; write result.json. Raises what goes wrong."""
-    import torch
-
     from vqbench.config import build
     from vqbench.recipe import Recipe
 
     spec, progress, started = folder.spec, Progress(folder), time.time()
     recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
     _load_plugin(spec, folder)
+    result = (_fit_features if recipe.track == "features" else _train_tokenizer)(folder, spec, recipe, progress)
+    if result is None:
+        return
+    earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
+    result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
+    write_json(folder.path / "result.json", {**_identity(spec, started), **result})
+    folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
+    progress.enter(DONE)
+
+
+def _train_tokenizer(
+    folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
+) -> dict[str, Any] | None:
+    """What a cell of images found; None in the process of a second device."""
+    import torch
+
     progress.enter("data")
     dataset, validation = _open_data(spec, recipe)
     progress.enter("train")
     tokenizer, training = _trained(folder, spec, recipe, dataset, progress)
     if is_secondary():
-        return  # evaluation is on the first device alone, each image once
+        return None  # evaluation is on the first device alone, each image once
     progress.enter("evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = _evaluated(tokenizer.to(device), spec, validation, device, progress)
     _write_artifacts(folder, evaluation, validation)
-    earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
-    result = _result(spec, tokenizer, training, evaluation, started)
-    result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
-    write_json(folder.path / "result.json", result)
-    folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
-    progress.enter(DONE)
+    return {
+        "scores": evaluation.scores,
+        "params": tokenizer.parameter_counts(),
+        **_with_device_name(training),
+        "collapse": _flag(training, evaluation.scores, evaluation.histogram.shape[1]),
+        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
+        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
+    }
+
+
+def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """What a cell of the features track found. Neither Lightning nor pandas is imported: it lasts seconds."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from vqbench.feature_cell import run_feature_cell
+
+    outcome = run_feature_cell(folder.path, folder.weights, spec, recipe, progress.enter, progress)
+    target = folder.path / "per_image.parquet"
+    partial = target.with_name(target.name + ".part")
+    pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
+    os.replace(partial, target)
+    write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram)
+    flag = _flag(outcome.training, outcome.scores, outcome.histogram.shape[1])
+    return {
+        "scores": outcome.scores,
+        "params": outcome.params,
+        **_with_device_name(outcome.training),
+        "collapse": flag,
+    }
 
 
 def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
@@ -211,20 +251,25 @@ def _evaluated(
     )
 
 
-def collapse_in_evaluation(evaluation: Evaluation, images_seen: int) -> dict[str, Any] | None:
-    """A codebook that the evaluated tokenizer hardly uses, though its training may (on samples, or soft mixtures)."""
+def _flag(training: dict[str, Any], scores: dict[str, float], codebook_size: int) -> dict[str, Any] | None:
+    """The collapse that training ended in, or that of a codebook which the evaluated tokenizer hardly uses.
+
+    Training may use codes that evaluation does not: it may quantize samples, or mix codes.
+    """
     from vqbench.collapse import Collapse, hardly_used
 
-    scores, sizes = evaluation.scores, evaluation.histogram.shape
-    if "perplexity" not in scores or not hardly_used(scores["perplexity"], sizes[1]):
-        return None
-    reason = f"perplexity {scores['perplexity']:.1f} of {sizes[1]} codes in evaluation"
-    return Collapse("collapsed", reason, images_seen).as_dict()
+    if training["collapse"] is not None or not hardly_used(scores.get("perplexity", math.inf), codebook_size):
+        return dict(training["collapse"]) if training["collapse"] is not None else None
+    reason = f"perplexity {scores['perplexity']:.1f} of {codebook_size} codes in evaluation"
+    return Collapse("collapsed", reason, training["images_seen"]).as_dict()
 
 
-def _result(
-    spec: dict[str, Any], tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation, started: float
-) -> dict[str, Any]:
+def _with_device_name(training: dict[str, Any]) -> dict[str, Any]:
+    return {**training, "device_name": device_name(training["device"])}
+
+
+def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
+    """The part of a result that says what the cell is and where it ran."""
     return {
         "state": DONE,
         "method": spec["method"],
@@ -236,13 +281,6 @@ def _result(
         "protocol": spec["protocol"],
         "seed": spec["seed"],
         "hash": spec["hash"],
-        "scores": evaluation.scores,
-        "params": tokenizer.parameter_counts(),
-        **training,
-        "collapse": training["collapse"] or collapse_in_evaluation(evaluation, training["images_seen"]),
-        "device_name": device_name(training["device"]),
-        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
-        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
         "versions": versions(),
         "git": git_commit(Path(__file__).parent),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -264,19 +302,11 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
         table = table.join(earlier[[name for name in earlier if name not in table]])
     table.to_parquet(partial, index=False)
     os.replace(partial, target)
-    arrays: dict[str, dict[str, Any]] = {
-        "codes.npz": {"histogram": evaluation.histogram, "indices": evaluation.indices}
-    }
+    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
     if evaluation.features is not None:
-        arrays["features.npz"] = {"features": evaluation.features}
+        write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
         if not folder.reference_features.is_file():  # the same for all cells of the protocol
-            arrays[str(folder.reference_features)] = {"features": evaluation.reference_features}
-    for name, content in arrays.items():
-        target = folder.path / name
-        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **content)
-        os.replace(partial, target)
+            write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
     inputs = validation.pixels[shown_positions(len(validation))]
     rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
     partial = folder.path / "recon.png.part"

@@ -108,9 +108,13 @@ class CollapseWatch:
         """The present collapse."""
         return Collapse("collapsed", self.reason, self.since) if self.since else None
 
-    def has_lasted(self, images_seen: int) -> bool:
-        """Whether the present collapse is old enough to end the training for it."""
-        return bool(self.since) and images_seen - self.since >= PATIENCE * self.images_total
+    def lasting(self, images_seen: int) -> CollapsedError | None:
+        """The error that ends a training whose present collapse is old enough, for those who want it to end."""
+        collapse = self.collapse
+        if collapse is None or images_seen - self.since < PATIENCE * self.images_total:
+            return None
+        what = f"stopped after {images_seen} images: collapsed since {self.since}: {self.reason}"
+        return CollapsedError(what, "without --stop-on-collapse the same command trains it to the end", collapse)
 
     def state(self) -> dict[str, Any]:
         """What to put into a checkpoint."""

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from vqbench.collapse import Collapse
 from vqbench.data.stream import TrainingStream
 from vqbench.recipe import Recipe
-from vqbench.recorder import Recorder, peak_memory_bytes, resume
+from vqbench.recorder import Recorder, resume
+from vqbench.steps import peak_memory_bytes
 from vqbench.tokenizer import Tokenizer
 from vqbench.training import TokenizerTraining
 

@@ -92,6 +92,11 @@ DatasetName = Annotated[
     typer.Option(metavar="NAME", envvar="VQBENCH_DATASET", autocompletion=_complete_datasets,
                  help="photos, folder:PATH, ffhq, cifar10, or a plugin's."),
 ]  # fmt: skip
+FeatureFile = Annotated[
+    Path | None,
+    typer.Option("--features", metavar="FILE", envvar="VQBENCH_FEATURES",
+                 help="Instead of a dataset, for --recipe atomic: .npy of floats, (N, D) or (N, h, w, D)."),
+]  # fmt: skip
 InceptionWeights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", envvar="VQBENCH_INCEPTION_WEIGHTS", help="FID's InceptionV3, if not in its places."),
@@ -147,7 +152,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on
 class RunOptions:
     """The options of every command that trains cells, as they were typed."""
 
-    dataset: DatasetName
+    dataset: DatasetName = ""
+    features: FeatureFile = None
     data_root: DataRoot = None
     recipe: RecipeName = None
     seeds: Seeds = dataclasses.field(default_factory=lambda: ["0"])
@@ -175,6 +181,7 @@ class RunOptions:
         return RunRequest(
             methods=methods,
             dataset=self.dataset,
+            features=self.features,
             data_root=self.data_root,
             recipe=self.recipe or "",
             seeds=seed_numbers(self.seeds),

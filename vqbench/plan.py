@@ -13,7 +13,8 @@ from typing import Any
 
 from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
 from vqbench.errors import UsageError, unknown
-from vqbench.protocol import Protocol, protocol_for
+from vqbench.feature_protocol import FeatureProtocol
+from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.results import CellFolder
 
@@ -25,7 +26,8 @@ class RunRequest:
     """What `vqbench run` was asked for; its fields are the command's options."""
 
     methods: tuple[str | Variant, ...]
-    dataset: str
+    dataset: str = ""
+    """Empty only where `features` are given."""
     data_root: Path | None = None
     recipe: str = ""
     """Empty: `tiny`."""
@@ -46,6 +48,8 @@ class RunRequest:
     validation_images: int | None = None
     rerun: bool = False
     stop_on_collapse: bool = False
+    features: Path | None = None
+    """A file of frozen features in the place of a dataset, for a recipe of the features track."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Plan:
     folder: Path
     cells: tuple[Cell, ...]
     recipe: Recipe
-    protocol: Protocol
+    protocol: Protocol | FeatureProtocol
     notes: tuple[str, ...] = field(default=())
     """What must be said aloud before the run."""
 
@@ -103,10 +107,13 @@ def cell_hash(identity: dict[str, Any]) -> str:
 
 def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
     """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
+    from vqbench.sources import refuse_odd_source
+
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
     _refuse_odd_devices(recipe, request.devices)
+    refuse_odd_source(recipe, request)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
@@ -121,17 +128,11 @@ def make_plan(
 
     Raises UsageError for everything that is wrong with the request, before anything is trained or written.
     """
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_validation
-    from vqbench.home import home
+    from vqbench.sources import open_source
 
     recipe, choices = resolve(request)
     remarks = tuple(f"{choice.label}: {choice.remark}" for choice in choices if choice.remark)
-    dataset = open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images)
-    validation = prepare_validation(dataset, home(), progress)
-    protocol = protocol_for(
-        dataset.protocol_name, recipe.resolution, validation.digest, len(validation.ids), dataset.split_rule
-    )
+    dataset, protocol = open_source(request, recipe, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
@@ -150,7 +151,7 @@ def _spec(
     choice: MethodChoice,
     recipe: Recipe,
     dataset: Any,
-    protocol: Protocol,
+    protocol: Protocol | FeatureProtocol,
     seed: int,
     request: RunRequest,
     metrics: tuple[str, ...],
@@ -192,6 +193,7 @@ def _spec(
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
+        **({"features": dataset.spec()} if recipe.track == "features" else {}),
     }
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from vqbench.choice import read_settings
 from vqbench.errors import UsageError, unknown
+from vqbench.feature_protocol import select_feature_metrics
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
 from vqbench.plan import Cell, Plan, RunRequest, resolve_recipe
+from vqbench.recipe import Recipe
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 _CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
@@ -56,6 +58,18 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True, 
         file = missing[METRICS[name].weights or ""].what.partition(";")[0]
         notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
+
+
+def track_metrics(request: RunRequest, recipe: Recipe, download: bool = True) -> MetricChoice:
+    """`choose_metrics` for a recipe of images; a recipe of features has metrics of its own, which need no weights."""
+    if recipe.track == "images":
+        return choose_metrics(request, recipe.resolution, download)
+    if request.lpips is not None:
+        raise UsageError(
+            f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits features",
+            "leave --lpips (VQBENCH_LPIPS) out",
+        )
+    return MetricChoice(select_feature_metrics(request.metrics))
 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -155,9 +169,12 @@ def prepare_everything(
     from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
     from vqbench.home import home
     from vqbench.protocol import protocol_for
+    from vqbench.sources import prepare_features
     from vqbench.weights import find_inception, find_lpips
 
     recipe = resolve_recipe(request, read_settings(request.settings))
+    if recipe.track == "features":
+        return prepare_features(request, recipe, note, preparing)
     dataset = open_dataset(
         request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
     )

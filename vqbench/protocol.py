@@ -28,8 +28,22 @@ def pinned_weights() -> dict[str, str]:
     return {INCEPTION.name: INCEPTION.digest, **backbones}
 
 
+class Hashed:
+    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content."""
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """First 12 hex digits of the sha256 of the protocol's canonical JSON."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what the hash is taken of."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Hashed):
     """What a number was measured on and how.
 
     All definitions and weights are pinned, whichever metrics a run computes: computing LPIPS later does not
@@ -52,16 +66,6 @@ class Protocol:
     version: str = VERSION
     definitions: Mapping[str, str] = field(default_factory=_sentences)
     weights: Mapping[str, str] = field(default_factory=pinned_weights)
-
-    @functools.cached_property
-    def hash(self) -> str:
-        """First 12 hex digits of the sha256 of the protocol's canonical JSON."""
-        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what the hash is taken of."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def describe(self) -> str:
         """A few lines for a person."""

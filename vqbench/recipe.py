@@ -14,6 +14,7 @@ from vqbench.config import as_dict, build
 from vqbench.errors import UsageError, unknown
 
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
+_ADDED_LATER = {"added_later": True}  # is part of a cell's hash only where it is set: cells from before keep theirs
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Recipe:
 
     name: str = "custom"
     """Name of the recipe; not part of a cell's identity."""
+    track: Literal["images", "features"] = field(default="images", metadata=_ADDED_LATER)
+    """What is reconstructed: images by a tokenizer, or frozen features by the quantizer and two linear maps alone."""
 
     resolution: int = 32
     """Side of the square images in pixels."""
@@ -125,6 +128,8 @@ class Recipe:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
 
+        if self.track == "features":
+            self._refuse_what_features_lack()
         if min(self.channel_multipliers) < 1:
             raise ValueError(f"channel_multipliers must be positive, not {self.channel_multipliers}")
         if not 0 <= self.dropout < 1:
@@ -136,6 +141,19 @@ class Recipe:
                 f"discriminator_layers {self.discriminator_layers} needs images of at least "
                 f"{2 ** (self.discriminator_layers + 2)} px, not {self.resolution}"
             )
+
+    def _refuse_what_features_lack(self) -> None:
+        """ValueError for a setting that would do nothing to frozen features, and would look as if it did."""
+        without = {
+            "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "32",
+            "ema_halflife_images": 0, "dropout": 0.0,
+        }  # fmt: skip
+        for name, needed in without.items():
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning in the features track, which fits frozen features "
+                    f"without a decoder: {name} must be {str(needed).lower()}"
+                )
 
     @property
     def downsampling(self) -> int:
@@ -152,9 +170,13 @@ class Recipe:
         return as_dict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that influence the trained weights."""
-        fields = {f.name: f for f in dataclasses.fields(self)}
-        return {k: v for k, v in self.as_dict().items() if k != "name" and not fields[k].metadata.get("bookkeeping")}
+        """The fields that influence the trained weights; one that was added later only where it is set."""
+        fields, values = {f.name: f for f in dataclasses.fields(self)}, self.as_dict()
+        kept = [name for name, f in fields.items() if name != "name" and not f.metadata.get("bookkeeping")]
+        later = {
+            name for name, f in fields.items() if f.metadata.get("added_later") and getattr(self, name) == f.default
+        }
+        return {name: values[name] for name in kept if name not in later}
 
 
 def recipe_names() -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from vqbench.collapse import Collapse, CollapsedError, DivergedError, symptom
+from vqbench.collapse import symptom
 from vqbench.recipe import Recipe
+from vqbench.steps import peak_memory_bytes, refuse_not_finite
 
 if TYPE_CHECKING:
     from vqbench.training import TokenizerTraining
@@ -63,15 +62,11 @@ class Recorder(lightning.Callback):
         codes = training.codes
         found = symptom(codes.block.shape[1], codes.window(), training.diagnostics())
         found = trainer.strategy.broadcast(found)  # the diagnostics are of each device's own batch
-        watch, seen = training.collapse_watch, training.images_seen
-        watch.judge(seen, found)
-        if self.stop_on_collapse and watch.collapse is not None and watch.has_lasted(seen):
+        training.collapse_watch.judge(training.images_seen, found)
+        lasting = training.collapse_watch.lasting(training.images_seen)
+        if self.stop_on_collapse and lasting is not None:
             self._write_checkpoint(trainer, training)
-            raise CollapsedError(
-                f"stopped after {seen} images: collapsed since {watch.since}: {watch.reason}",
-                "without --stop-on-collapse the same command goes on from here",
-                watch.collapse,
-            )
+            raise lasting
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write a checkpoint; an epoch of ours is the stretch between two of them."""
@@ -87,25 +82,9 @@ class Recorder(lightning.Callback):
             save_checkpoint(pl_module, self.folder / "checkpoints")
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory that this process has held: of the CUDA allocator, or resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def refuse_divergence(training: TokenizerTraining) -> None:
     """Raise DivergedError, naming the terms, where a loss is NaN or infinite."""
-    terms, _ = training.last
-    bad = [name for name, term in terms.items() if not torch.isfinite(term).all()]
-    if bad:
-        named = ", ".join(name for name in bad if name != "loss") or "loss"
-        raise DivergedError(
-            f"training diverged: {named} is not finite after {training.images_seen} images",
-            "a lower rate often helps: --set learning_rate=…, or --set gradient_clip=1",
-            Collapse("diverged", f"{named} is not finite", training.images_seen),
-        )
+    refuse_not_finite(training.last[0], training.images_seen)
 
 
 def save_checkpoint(training: TokenizerTraining, folder: Path) -> None:

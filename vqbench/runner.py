@@ -75,13 +75,13 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    from vqbench.preflight import choose_metrics, perceptual_problem
+    from vqbench.preflight import perceptual_problem, track_metrics
     from vqbench.registry import METHODS
 
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = choose_metrics(request, recipe.resolution, download=not dry)
+    metrics = track_metrics(request, recipe, download=not dry)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
         if problem is not None and not dry:
             raise problem
@@ -114,10 +114,8 @@ def execute(
     `kind` is the command; what `attach` makes of the outcome (by suffix: md, jsonl) goes to its parent run. A command
     that finds everything trained has a parent run too, unless one of its kind has had the same cells, or it is `run`.
     """
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_train
-    from vqbench.home import home
     from vqbench.preflight import check_devices, check_disk, check_runs_directory
+    from vqbench.sources import prepare_training
 
     view = view or Silent()
     plan = prepare_plan(request, view)
@@ -126,8 +124,7 @@ def execute(
         check_devices(request.devices)
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        dataset = open_dataset(request.dataset, plan.recipe.resolution, request.data_root, request.validation_images)
-        prepare_train(dataset, home(), lambda done, total: view.preparing("training images", done, total))
+        prepare_training(request, plan.recipe, view.preparing)
     rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell not in todo}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
         tracker = None
@@ -258,6 +255,7 @@ def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
 class RunKeywords(TypedDict, total=False):
     """What `run` and `ablate` take beside methods and dataset: the options of the commands (`settings` is --set)."""
 
+    features: str | os.PathLike[str] | None
     data_root: str | os.PathLike[str] | None
     recipe: str
     seeds: Iterable[int]
@@ -276,11 +274,11 @@ class RunKeywords(TypedDict, total=False):
     stop_on_collapse: bool
 
 
-_PATHS = ("data_root", "runs", "inception_weights", "lpips_weights")
+_PATHS = ("features", "data_root", "runs", "inception_weights", "lpips_weights")
 _LISTS = ("seeds", "settings", "metrics")
 
 
-def make_request(methods: Sequence[str] | str, dataset: str, **options: Unpack[RunKeywords]) -> RunRequest:
+def make_request(methods: Sequence[str] | str, dataset: str = "", **options: Unpack[RunKeywords]) -> RunRequest:
     """Keyword arguments as a request. Raises TypeError for one that does not exist."""
     values: dict[str, Any] = dict(options)
     values |= {name: Path(values[name]) for name in _PATHS if values.get(name) is not None}
@@ -291,7 +289,7 @@ def make_request(methods: Sequence[str] | str, dataset: str, **options: Unpack[R
 
 
 def run(
-    methods: Sequence[str] | str, dataset: str, *, track: bool = True, **options: Unpack[RunKeywords]
+    methods: Sequence[str] | str, dataset: str = "", *, track: bool = True, **options: Unpack[RunKeywords]
 ) -> pd.DataFrame:
     """Train and compare methods, as `vqbench run` does; one row per cell, one column per score.
 

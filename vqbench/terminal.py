@@ -90,7 +90,7 @@ class TerminalView:
         if row["error"]:
             self.console.print(Text(f"{self._title} failed after {took}: {row['error']['message']}", style="red"))
         else:
-            shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "usage")}
+            shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "quantization_error", "usage")}
             scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
             self.console.print(Text(f"{self._title} done in {took}: {scores}"))
 

@@ -27,13 +27,48 @@ class Reconstruction:
     """One training forward: the images decoded from the quantized and, where there is one, the continuous latent."""
 
     images: Tensor
-    """(B, 3, R, R), not clamped."""
+    """(B, 3, R, R), not clamped; (B, D, h, w) where features take the place of images."""
     quantized: Quantized
     continuous: Tensor | None = None
-    """(B, 3, R, R) decoded from `quantized.continuous`."""
+    """Shaped like `images`, decoded from `quantized.continuous`."""
 
 
-class Tokenizer(nn.Module):
+class Coder(nn.Module):
+    """What goes through a quantizer and back: images in a tokenizer, frozen features in the features track."""
+
+    quantizer: Quantizer
+
+    def quantize(self, inputs: Tensor) -> Quantized:
+        """What the quantizer returns for a batch of inputs."""
+        raise NotImplementedError
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, out_channels, h, w) → what is shaped like the inputs."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Reconstruction:
+        """One training pass over a batch of inputs; both paths in one call of the shared decoder."""
+        quantized = self.quantize(inputs)
+        if quantized.continuous is None:
+            return Reconstruction(self.decode_latents(quantized.latents), quantized)
+        both = self.decode_latents(torch.cat([quantized.latents, quantized.continuous]))
+        discrete, continuous = both.chunk(2)
+        return Reconstruction(discrete, quantized, continuous)
+
+
+def projection_to(quantizer: Quantizer, width: int, seed: int) -> nn.Conv2d:
+    """The learned linear map from `width` channels to what the quantizer takes, drawn from a stream of its own."""
+    with seeded("to quantizer", seed):
+        return nn.Conv2d(width, quantizer.in_channels, 1)
+
+
+def projection_from(quantizer: Quantizer, width: int, seed: int) -> nn.Conv2d:
+    """The learned linear map from the quantizer's latents to `width` channels, drawn from a stream of its own."""
+    with seeded("from quantizer", seed):
+        return nn.Conv2d(quantizer.out_channels, width, 1)
+
+
+class Tokenizer(Coder):
     """Images to indices and back. `encode` and `decode` are what evaluation uses and nothing else."""
 
     def __init__(self, backbone: BackboneConfig, quantizer: Quantizer, seed: int = 0) -> None:
@@ -42,11 +77,9 @@ class Tokenizer(nn.Module):
         # each part draws from a stream of its own: under one seed, all methods start from the same backbone
         with seeded("encoder", seed):
             self.encoder = Encoder(backbone)
-        with seeded("to quantizer", seed):
-            self.to_quantizer = nn.Conv2d(latent, quantizer.in_channels, 1)
+        self.to_quantizer = projection_to(quantizer, latent, seed)
         self.quantizer = quantizer
-        with seeded("from quantizer", seed):
-            self.from_quantizer = nn.Conv2d(quantizer.out_channels, latent, 1)
+        self.from_quantizer = projection_from(quantizer, latent, seed)
         with seeded("decoder", seed):
             self.decoder = Decoder(backbone)
         self.resolution = backbone.resolution
@@ -59,15 +92,6 @@ class Tokenizer(nn.Module):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
         return self.decoder(self.from_quantizer(latents))
-
-    def forward(self, images: Tensor) -> Reconstruction:
-        """One training pass over images (B, 3, R, R) in [-1, 1]; both paths in one call of the shared decoder."""
-        quantized = self.quantize(images)
-        if quantized.continuous is None:
-            return Reconstruction(self.decode_latents(quantized.latents), quantized)
-        both = self.decode_latents(torch.cat([quantized.latents, quantized.continuous]))
-        discrete, continuous = both.chunk(2)
-        return Reconstruction(discrete, quantized, continuous)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -103,14 +127,18 @@ def build_quantizer(method: str, config: dict[str, Any]) -> Quantizer:
     return quantizer
 
 
+def seeded_quantizer(method: str, config: dict[str, Any], seed: int) -> Quantizer:
+    """An untrained quantizer, initialised by `seed` alone."""
+    with seeded("quantizer", seed):
+        return build_quantizer(method, config)
+
+
 def build_tokenizer(method: str, config: dict[str, Any], recipe: Recipe, seed: int) -> Tokenizer:
     """An untrained tokenizer, initialised by `seed` alone."""
-    with seeded("quantizer", seed):
-        quantizer = build_quantizer(method, config)
-    return Tokenizer(BackboneConfig.of(recipe), quantizer, seed)
+    return Tokenizer(BackboneConfig.of(recipe), seeded_quantizer(method, config, seed), seed)
 
 
-def save(tokenizer: Tokenizer, path: Path, spec: dict[str, Any]) -> None:
+def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
     """Write the weights as safetensors, atomically, with what is needed to build the tokenizer in the header."""
     from safetensors.torch import save_file
 
@@ -144,11 +172,21 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     header = json.loads(metadata["vqbench"])
+    _refuse_features(header, weights)
     _make_plugin_known(header, weights)
     recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
     tokenizer = build_tokenizer(header["method"], header["config"], recipe, header["seed"])
     tokenizer.load_state_dict(tensors)
     return tokenizer.to(device).eval()
+
+
+def _refuse_features(header: dict[str, Any], weights: Path) -> None:
+    if header["recipe"].get("track", "images") != "images":
+        raise UsageError(
+            f"{weights} holds a quantizer that was fitted to features, without encoder and decoder: it takes no images",
+            f"train a tokenizer with a recipe of images: vqbench run --recipe tiny --methods {header['method']} "
+            "--dataset photos",
+        )
 
 
 def _make_plugin_known(header: dict[str, Any], weights: Path) -> None:

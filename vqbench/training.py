@@ -6,8 +6,6 @@ that was interrupted and resumed gives the same weights as one that ran through.
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import lightning
@@ -18,22 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vqbench.codewatch import CodeWatch
 from vqbench.collapse import CollapseWatch
 from vqbench.discriminator import PatchDiscriminator
-from vqbench.errors import VQBenchError
 from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
 from vqbench.quantizer import Quantized, TrainingState
 from vqbench.recipe import Recipe
 from vqbench.seeds import derive_seed, seeded
+from vqbench.steps import curve_point, learning_rate, loss_per_nat, quantizer_terms, reconstruction_terms
 from vqbench.tokenizer import Reconstruction, Tokenizer
-
-
-def learning_rate(recipe: Recipe, images_seen: int) -> float:
-    """Learning rate of the step that starts after `images_seen` images."""
-    if images_seen < recipe.warmup_images:
-        return recipe.learning_rate * (images_seen + recipe.batch_size) / (recipe.warmup_images + recipe.batch_size)
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    progress = (images_seen - recipe.warmup_images) / max(1, recipe.steps * recipe.batch_size - recipe.warmup_images)
-    return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class TokenizerTraining(lightning.LightningModule):
@@ -108,7 +96,7 @@ class TokenizerTraining(lightning.LightningModule):
             images_seen=self.images_seen,
             images_total=self.recipe.steps * self.recipe.batch_size,
             pixel_values_per_token=images[0].numel() / tokens,
-            loss_per_nat=(1 if self.recipe.pixel_loss == "l1" else 2) * self.recipe.pixel_weight * self.pixel_distance,
+            loss_per_nat=loss_per_nat(self.recipe, self.pixel_distance),
         )
         self.tokenizer.quantizer.advance(state)
         for optimizer in self._optimizers():
@@ -116,22 +104,10 @@ class TokenizerTraining(lightning.LightningModule):
                 group["lr"] = learning_rate(self.recipe, self.images_seen)
 
     def _reconstruction_terms(self, images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = self.reconstruction_loss(images, output.images)
-        if output.continuous is not None:  # the second path is held to the same reconstruction loss
-            weight = output.quantized.continuous_weight
-            second = self.reconstruction_loss(images, output.continuous)
-            terms |= {f"continuous_{name}": weight * term for name, term in second.items()}
-        return terms
+        return reconstruction_terms(self.reconstruction_loss, images, output)
 
     def _quantizer_terms(self, output: Reconstruction, taken: dict[str, Tensor]) -> dict[str, Tensor]:
-        losses = output.quantized.losses
-        clash = sorted({*losses} & {*taken, "loss", "discriminator", "gan"})
-        if clash:
-            raise VQBenchError(
-                f"the quantizer calls a loss '{clash[0]}', which is the name of one of the recipe's",
-                "give it another name in Quantized(losses={…})",
-            )
-        return losses
+        return quantizer_terms(output.quantized.losses, taken)
 
     def _adversary_is_on(self) -> bool:
         return self.discriminator is not None and self.images_seen >= self.recipe.gan_start_images
@@ -179,16 +155,9 @@ class TokenizerTraining(lightning.LightningModule):
 
     def curve_point(self) -> dict[str, float]:
         """Losses, diagnostics and code statistics, as they stand, for one line of metrics.jsonl."""
-        terms, _ = self.last
-        return {
-            "images": self.images_seen,
-            "time": round(time.time(), 3),
-            "learning_rate": learning_rate(self.recipe, self.images_seen - self.recipe.batch_size),
-            **{f"loss/{name}" if name != "loss" else name: float(term.detach()) for name, term in terms.items()},
-            "psnr": float(10 * torch.log10(4.0 / self.pixel_mse.clamp(min=1e-12))),  # of a batch, floats, not protocol
-            **self.codes.read(self.images_seen),
-            **{f"quantizer/{name}": value for name, value in self.diagnostics().items()},
-        }
+        decibels = float(10 * torch.log10(4.0 / self.pixel_mse.clamp(min=1e-12)))  # of a batch, floats, not protocol
+        terms, quality = self.last[0], {"psnr": decibels}
+        return curve_point(self.recipe, self.images_seen, terms, quality, self.codes, self.diagnostics())
 
     def diagnostics(self) -> dict[str, float]:
         """What the quantizer logged of the last batch."""

@@ -23,6 +23,12 @@ def digest_of(*lines: object) -> str:
     return hashlib.sha256("\0".join(map(repr, lines)).encode()).hexdigest()
 
 
+def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
+    """Positions, ascending, of `count` of the ids: a choice that depends on the ids alone, and on what it is for."""
+    order = sorted(range(len(ids)), key=lambda i: digest_of(purpose, ids[i]))
+    return sorted(order[:count])
+
+
 class Images(ABC):
     """A fixed sequence of RGB images with stable names."""
 
@@ -114,9 +120,7 @@ class Dataset(ABC):
             )
         if count == available:
             return
-        ids = self.validation.ids
-        order = sorted(range(available), key=lambda i: digest_of("validation order", ids[i]))
-        self.validation = Chosen(self.validation, sorted(order[:count]))
+        self.validation = Chosen(self.validation, first_by_hash(self.validation.ids, count, "validation order"))
         self.protocol_name += f"-first{count}"
         self.split_rule += f" Of the validation images, the first {count} by hash of the id are kept."
         self.notes += (f"{count} of {available} validation images are used",)

@@ -18,6 +18,26 @@ def _generator(seed: int, family: int, number: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(family, number)))
 
 
+class Order:
+    """An endless order of `count` things: each stands once in every epoch, whose order follows from (seed, epoch)."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._current: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def item(self, position: int) -> int:
+        """Which thing stands at a position."""
+        if position < 0:
+            raise IndexError(f"positions count from 0, not {position}")
+        epoch, place = divmod(position, self.count)
+        known, order = self._current
+        if known != epoch:
+            order = _generator(self.seed, _ORDER, epoch).permutation(self.count)
+            self._current = (epoch, order)
+        return int(order[place])
+
+
 class TrainingStream(Dataset[Tensor]):
     """Position in the stream → image, as float32 (3, R, R) in [-1, 1].
 
@@ -34,21 +54,14 @@ class TrainingStream(Dataset[Tensor]):
         self.seed = seed
         self.random_crop = random_crop
         self.flip = flip
-        self._current: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._order = Order(len(images), seed)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def item(self, position: int) -> int:
         """Which image stands at a position; each stands once in every epoch of `len` positions."""
-        if position < 0:
-            raise IndexError(f"positions count from 0, not {position}")
-        epoch, place = divmod(position, len(self.images))
-        known, order = self._current
-        if known != epoch:
-            order = _generator(self.seed, _ORDER, epoch).permutation(len(self.images))
-            self._current = (epoch, order)
-        return int(order[place])
+        return self._order.item(position)
 
     def __getitem__(self, position: int) -> Tensor:
         pixels = self._augment(self.images.load(self.item(position)), position)

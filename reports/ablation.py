@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vqbench.metrics.definitions import METRICS
 from vqbench.reports.pairs import difference
 from vqbench.reports.statistics import Difference, holm
-from vqbench.reports.summary import COLUMNS, Column, MethodSummary, interval_note, shown_columns, summarise
+from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
 
 if TYPE_CHECKING:
     from vqbench.ablation import Row
 
 LEVEL = 0.05
 """A difference is called better or worse where its p, adjusted over the rows, is below this."""
-_COMPARED = tuple(column for column in COLUMNS if column.key in METRICS and METRICS[column.key].better is not None)
+_COMPARED = tuple(
+    column for column in COLUMNS if column.key in DEFINITIONS and DEFINITIONS[column.key].better is not None
+)
+_NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
 
 
@@ -92,7 +94,7 @@ def _verdict(metric: str, found: Difference, p: float | None) -> str:
         return "–"
     if p >= LEVEL or found.delta == 0:
         return "not separated"
-    return "better" if (found.delta > 0) == (METRICS[metric].better == "higher") else "worse"
+    return "better" if (found.delta > 0) == (DEFINITIONS[metric].better == "higher") else "worse"
 
 
 def objects(rows: Iterable[AnalysedRow]) -> list[dict[str, Any]]:
@@ -108,7 +110,7 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
         "method": row.variant.label,
         "components": row.components,
         "seeds": analysed.summary.seeds,
-        "scores": {key: value.mean for key, value in analysed.summary.estimates.items() if key in METRICS},
+        "scores": {key: value.mean for key, value in analysed.summary.estimates.items() if key in DEFINITIONS},
         "params": {
             key.removeprefix("params_"): value.mean
             for key, value in analysed.summary.estimates.items()
@@ -131,28 +133,37 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
 
     `between` stands between a mean and its half width.
     """
-    columns = [column for column in shown_columns(row.summary for row in rows) if column.key != "train_images_per_s"]
-    switches, published = tuple(rows[0].row.components), _published(rows)
-    titles = ("row", *switches, *(column.title for column in columns), *(title for title, *_ in published), "n")
+    columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in _NOT_SHOWN]
+    switches, published = tuple(rows[0].row.components), list(_published(rows))
+    titles = ("row", " ".join(switches), *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
     lines = []
     for analysed in rows:
-        marks = ("✓" if analysed.row.components[name] else "✗" for name in switches)
+        marks = " ".join(("✓" if analysed.row.components[name] else "✗").center(len(name)) for name in switches)
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
-        printed = (_printed(analysed.row.published.get(metric, {}).get(where)) for _, metric, where in published)
+        printed = (_printed(_values(analysed.row, rows, title)) for title in published)
         title = analysed.title + (" (collapsed)" if analysed.summary.collapses else "")
-        lines.append((title, *marks, *scores, *printed, str(analysed.summary.seeds)))
-    numeric = (False, *(False for _ in switches), *(True for _ in range(len(columns) + len(published) + 1)))
+        lines.append((title, marks, *scores, *printed, str(analysed.summary.seeds)))
+    numeric = (False, False, *(True for _ in range(len(columns) + len(published) + 1)))
     return Grid(titles, numeric, tuple(lines))
 
 
-def _published(rows: Sequence[AnalysedRow]) -> list[tuple[str, str, str]]:
-    """(title, metric, measured on) of every published column."""
-    pairs = [(metric, where) for row in rows for metric, values in row.row.published.items() for where in values]
-    return [(f"published {METRICS[m].title} {where}", m, where) for m, where in dict.fromkeys(pairs)]
+def _published(rows: Sequence[AnalysedRow]) -> dict[str, tuple[str, ...]]:
+    """Title of a metric → what its published values were measured on, in the order of the cells."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for metric, values in row.row.published.items():
+            found.setdefault(DEFINITIONS[metric].title, {}).update(dict.fromkeys(values))
+    return {title: tuple(where) for title, where in found.items()}
 
 
-def _printed(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
+def _values(row: Row, rows: Sequence[AnalysedRow], title: str) -> list[float | None]:
+    by_title = {DEFINITIONS[metric].title: values for metric, values in row.published.items()}
+    return [by_title.get(title, {}).get(where) for where in _published(rows)[title]]
+
+
+def _printed(values: Sequence[float | None]) -> str:
+    known = ["–" if value is None else f"{value:.2f}" for value in values]
+    return "/".join(known) if any(value is not None for value in values) else "–"
 
 
 def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
@@ -187,8 +198,10 @@ def notes(rows: Sequence[AnalysedRow]) -> list[str]:
         said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
     if any(row.marked for row in rows):
         said.append(f"{_NOT_PAPER} not a row of the paper")
-    if any(row.row.published for row in rows):
-        said.append("published: as the paper prints it, under a protocol of its own; to look at, not to compare with")
+    for title, where in _published(rows).items():
+        said.append(
+            f"paper {title}: as printed, on {' / '.join(where)}; another protocol, to look at and not to compare"
+        )
     return [*said, *(text for row in rows for text in (*row.summary.collapses, *row.summary.failures))]
 
 

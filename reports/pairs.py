@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vqbench.metrics.definitions import METRICS
 from vqbench.reports.statistics import Difference, paired_codes, paired_frechet, paired_images, paired_seeds
+from vqbench.reports.summary import DEFINITIONS
 from vqbench.results import CellFolder
 
 _OF_CODES: dict[str, Literal["usage", "perplexity"]] = {"usage": "usage", "perplexity": "perplexity"}
@@ -29,7 +29,7 @@ def difference(base: Rows, other: Rows, metric: str) -> Difference | None:
     if not pairs:
         return None
     folders = [(CellFolder(Path(a["path"])), CellFolder(Path(b["path"]))) for a, b in pairs]
-    if METRICS[metric].per_image and (values := [_per_image(a, b, metric) for a, b in folders]):
+    if DEFINITIONS[metric].per_image and (values := [_per_image(a, b, metric) for a, b in folders]):
         if all(pair is not None for pair in values) and len({len(pair[0]) for pair in values if pair}) == 1:
             columns = zip(*(pair for pair in values if pair is not None), strict=True)
             return paired_images(*(np.stack(list(column)) for column in columns))

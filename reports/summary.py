@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vqbench.feature_protocol import FEATURE_METRICS
+from vqbench.metrics.definitions import METRICS
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -51,6 +54,9 @@ class Column:
             return mean
         return f"{mean}{between}{estimate.half_width * self.scale:,.{self.digits}f}"
 
+
+DEFINITIONS = {**FEATURE_METRICS, **METRICS}
+"""Every metric of both tracks; what they share means the same."""
 
 COLUMNS = (
     Column("rfid", "rFID ↓", 2),

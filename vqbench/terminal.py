@@ -158,7 +158,7 @@ def print_ablation(ablation: Ablation) -> None:
     for grid in (score_table(ablation.rows, between="\n± "), delta_table(ablation.rows)):
         table = _table()
         for title, numeric in zip(grid.titles, grid.numeric, strict=True):
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
         for row in grid.rows:
             table.add_row(*row)
         _console().print(table)

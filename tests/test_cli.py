@@ -256,5 +256,5 @@ def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: P
         ("vaevq", 0, "missing"), ("fsq", 0, "missing"), ("vaevq", 1, "missing"), ("fsq", 1, "missing"),
     ]  # fmt: skip
     assert {"cell", "method", "dataset", "recipe", "seed", "protocol", "state", "scores", "params",
-            "train_images_per_s", "path", "error"} == set(rows[0])  # fmt: skip
+            "train_images_per_s", "path", "collapse", "error"} == set(rows[0])  # fmt: skip
     assert len({row["protocol"] for row in rows}) == 1

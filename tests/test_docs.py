@@ -53,7 +53,15 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.mark.parametrize(("page", "line"), [(page, line) for page in PAGES for line in commands(page)])
+LONG = ("vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",)
+"""Eight cells, of which every part is run elsewhere: left to `make slow`."""
+
+
+def case(page: str, line: str) -> object:
+    return pytest.param(page, line, marks=[pytest.mark.slow] if line in LONG else [])
+
+
+@pytest.mark.parametrize(("page", "line"), [case(page, line) for page in PAGES for line in commands(page)])
 def test_commands_run(page: str, line: str, workplace: Path) -> None:
     words = shlex.split(line)
     assert words[0] == "vqbench", f"{page}: only vqbench commands can be tested, not {line!r}"

@@ -468,7 +468,8 @@ def test_rcs_moves_sigma_only_when_live(sigma: str, moves: bool) -> None:
 def test_rcs_floor_bounds_the_weight() -> None:
     z = torch.cat([torch.randn(1, 3, 4, 4), torch.full((1, 3, 4, 4), -20.0)], 1)  # sigma = 4.5e-5
     free, floored = (
-        seeded(VAEVQ, codebook_size=8, dim=3, rcs_sigma_min=floor, quantize="mean")(z) for floor in (0.0, 0.1)
+        seeded(VAEVQ, codebook_size=8, dim=3, sigma_init=1.0, rcs_sigma_min=floor, quantize="mean")(z)
+        for floor in (0.0, 0.1)
     )
     ratio = (free.losses["rcs"] / floored.losses["rcs"]).item()
     assert ratio == pytest.approx(0.01 * math.exp(20), rel=1e-3)
@@ -478,11 +479,12 @@ def test_diagnostics_see_a_collapse_through_the_floor() -> None:
     """What the floor hides from the loss is logged as it is: three of four sigmas are under it, one far."""
     log_variance = torch.tensor([-20.0, -2.0, -2.0, 2.0]).view(1, 1, 2, 2)
     z = torch.cat([torch.zeros(1, 1, 2, 2), log_variance], 1)
-    quantizer = seeded(VAEVQ, codebook_size=2, dim=1, quantize="mean", rcs_sigma_min=1.0)
+    quantizer = seeded(VAEVQ, codebook_size=2, dim=1, quantize="mean", sigma_init=1.0, rcs_sigma_min=1.0)
     quantizer.embedding.data = torch.tensor([[0.5], [9.0]])
     logged = {name: float(value) for name, value in quantizer(z).diagnostics.items()}
     assert logged["precision_max"] == pytest.approx(math.exp(20))
     assert logged["sigma_under_floor"] == 0.75
+    assert logged["alignment_weight_max"] == 1.0
     squares = [0.25 * math.exp(-v) for v in (-20, -2, -2, 2)]
     assert logged["alignment_rms"] == pytest.approx(math.sqrt(sum(squares) / 4))
     assert logged["sigma_median"] == pytest.approx(math.exp(-1))

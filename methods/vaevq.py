@@ -31,6 +31,7 @@ DEFAULT_KL_WEIGHT = 1e-6  # per image, as latent diffusion has it; the paper nam
 
 _OPEN = {"paper_unspecified": True}  # a choice that the paper leaves open
 _VLQ, _RCS, _DCR = {"part_of": "vlq"}, {"part_of": "rcs"}, {"part_of": "dcr"}  # without the component, no effect
+_SIGMA = {"part_of": ("vlq", "rcs")}
 
 
 def _row(name: str, *components: str, imagenet: float, brats: float) -> PaperRow:
@@ -94,9 +95,9 @@ class VAEVQ(Quantizer):
         """What is quantized in evaluation; the sample's noise is one fixed pattern, the same for every image."""
         rcs_weight: float = field(default=1.0, metadata=_RCS)
         """Weight of rcs (lambda_rcs)."""
-        rcs_sigma: Literal["detached", "live"] = field(default="detached", metadata=_RCS)
+        rcs_sigma: Literal["detached", "live"] = field(default="detached", metadata=_SIGMA)
         """Whether rcs moves sigma: not in eq. 7, but in the authors' code."""
-        rcs_sigma_min: float = field(default=0.1, metadata=_OPEN | _RCS)
+        rcs_sigma_min: float = field(default=0.1, metadata=_OPEN | _SIGMA)
         """Floor under sigma in rcs, where there is a sigma; 0 is eq. 7 as printed, which collapses."""
         rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN | _RCS)
         """Over the channels; over tokens and images it is always the mean."""
@@ -162,6 +163,8 @@ class VAEVQ(Quantizer):
         _row("M3", "vlq", "dcr", imagenet=2.18, brats=3.26),
         _row("Full", "vlq", "rcs", "dcr", imagenet=1.14, brats=2.50),
     )
+
+    paper_presets: ClassVar[tuple[str, ...]] = ("paper",)
 
     config: Config
 

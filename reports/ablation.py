@@ -121,8 +121,10 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
         "delta_high": {metric: f.difference.high for metric, f in found.items()},
         "p": {metric: f.p for metric, f in found.items()},
         "interval_over": {metric: f.difference.over for metric, f in found.items()},
+        "delta_seeds": {metric: f.difference.seeds for metric, f in found.items()},
         "published": {metric: dict(values) for metric, values in row.published.items()},
-        "collapsed": list(analysed.summary.collapses),
+        "in_paper": row.paper_row is not None if analysed.marked or row.paper_row else None,
+        "collapsed": [{"seed": cell["seed"], **cell["collapse"]} for cell in analysed.cells if cell.get("collapse")],
         "failed": list(analysed.summary.failures),
         "cells": [cell["cell"] for cell in analysed.cells],
     }
@@ -133,6 +135,8 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
 
     `between` stands between a mean and its half width.
     """
+    if not rows:
+        return Grid((), (), ())
     columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in _NOT_SHOWN]
     switches, published = tuple(rows[0].row.components), list(_published(rows))
     titles = ("row", " ".join(switches), *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
@@ -141,10 +145,17 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
         marks = " ".join(("✓" if analysed.row.components[name] else "✗").center(len(name)) for name in switches)
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
         printed = (_printed(_values(analysed.row, rows, title)) for title in published)
-        title = analysed.title + (" (collapsed)" if analysed.summary.collapses else "")
-        lines.append((title, marks, *scores, *printed, str(analysed.summary.seeds)))
+        lines.append((analysed.title + _state(analysed), marks, *scores, *printed, str(analysed.summary.seeds)))
     numeric = (False, False, *(True for _ in range(len(columns) + len(published) + 1)))
     return Grid(titles, numeric, tuple(lines))
+
+
+def _state(analysed: AnalysedRow) -> str:
+    """Whether cells of the row failed, or collapsed."""
+    cells = analysed.cells
+    failed, flagged = len(analysed.summary.failures), len(analysed.summary.collapses)
+    said = [f"{n} {word}" if n < len(cells) else word for n, word in ((failed, "failed"), (flagged, "collapsed")) if n]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _published(rows: Sequence[AnalysedRow]) -> dict[str, tuple[str, ...]]:
@@ -188,7 +199,8 @@ def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
         "–" if found.low is None or found.high is None else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
     )
     p = "–" if finding.p is None else "< 0.001" if finding.p < 0.001 else f"{finding.p:.3f}"
-    return (column.title, f"{found.delta:+,.{digits}f}", interval, found.over or "–", p, finding.verdict)
+    over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds")
+    return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p, finding.verdict)
 
 
 def notes(rows: Sequence[AnalysedRow]) -> list[str]:
@@ -202,13 +214,15 @@ def notes(rows: Sequence[AnalysedRow]) -> list[str]:
         said.append(
             f"paper {title}: as printed, on {' / '.join(where)}; another protocol, to look at and not to compare"
         )
-    return [*said, *(text for row in rows for text in (*row.summary.collapses, *row.summary.failures))]
+    return [*said, *(text for row in rows for text in row.summary.collapses)]
 
 
 def markdown(rows: Sequence[AnalysedRow], protocol: str) -> str:
     """Both tables as GitHub Markdown, and what must be said of them."""
     tables = [_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
-    return "\n\n".join([*tables, "\n".join(f"- {text}" for text in (f"protocol {protocol}", *notes(rows)))]) + "\n"
+    failures = [f"failed: {text}" for row in rows for text in row.summary.failures]
+    said = "\n".join(f"- {text}" for text in (f"protocol {protocol}", *notes(rows), *failures))
+    return "\n\n".join([*tables, said]) + "\n"
 
 
 def _markdown(grid: Grid) -> str:

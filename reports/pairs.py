@@ -14,6 +14,7 @@ from vqbench.reports.statistics import Difference, paired_codes, paired_frechet,
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.results import CellFolder
 
+FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per row
 _OF_CODES: dict[str, Literal["usage", "perplexity"]] = {"usage": "usage", "perplexity": "perplexity"}
 Rows = Sequence[dict[str, Any]]
 """Cells of one method as `vqbench run --json` prints them."""
@@ -30,7 +31,8 @@ def difference(base: Rows, other: Rows, metric: str) -> Difference | None:
         return None
     folders = [(CellFolder(Path(a["path"])), CellFolder(Path(b["path"]))) for a, b in pairs]
     if DEFINITIONS[metric].per_image and (values := [_per_image(a, b, metric) for a, b in folders]):
-        if all(pair is not None for pair in values) and len({len(pair[0]) for pair in values if pair}) == 1:
+        lengths = {len(pair[0]) if pair else 0 for pair in values}
+        if len(lengths) == 1 and min(lengths) > 1:
             columns = zip(*(pair for pair in values if pair is not None), strict=True)
             return paired_images(*(np.stack(list(column)) for column in columns))
     scores = [(a["scores"][metric], b["scores"][metric]) for a, b in pairs]
@@ -59,14 +61,14 @@ def _over_images(a: CellFolder, b: CellFolder, metric: str) -> Difference | None
     if metric == "rfid":
         files = (a.reference_features, a.path / "features.npz", b.path / "features.npz")
         reference, base, other = (_array(path, "features") for path in files)
-        if reference is None or base is None or other is None or not len(reference) == len(base) == len(other):
+        if reference is None or base is None or other is None or not len(reference) == len(base) == len(other) > 1:
             return None
         distances = (_score(a, metric), _score(b, metric))
-        return paired_frechet(reference, base, other, distances=distances)
+        return paired_frechet(reference, base, other, distances=distances, replicates=FRECHET_REPLICATES)
     if metric in _OF_CODES:
         base, other = (_array(cell.path / "codes.npz", "indices") for cell in (a, b))
         sizes = [_array(cell.path / "codes.npz", "histogram") for cell in (a, b)]
-        if base is None or other is None or sizes[0] is None or sizes[1] is None:
+        if base is None or other is None or sizes[0] is None or sizes[1] is None or not len(base) == len(other) > 1:
             return None
         return paired_codes(base, other, (sizes[0].shape[1], sizes[1].shape[1]), _OF_CODES[metric])
     return None

@@ -63,7 +63,8 @@ def paired_images(base: ArrayLike, other: ArrayLike) -> Difference:
 def paired_seeds(base: ArrayLike, other: ArrayLike) -> Difference:
     """Difference of scores (S,) of whole sets, one per seed, the same seeds in both: Student's paired t.
 
-    t = mean(d) / (sd(d) / √S) with S − 1 degrees of freedom. One seed has a difference but no interval.
+    t = mean(d) / (sd(d) / √S) with S − 1 degrees of freedom. One seed has a difference but no interval, nor
+    have seeds that all differ by the same amount, unless it is 0.
     Raises ValueError for shapes that differ or are not (S ≥ 1,), and for values that are not finite.
     """
     d = _differences(base, other, ndim=1, what="(S,) scores of S seeds")
@@ -72,7 +73,10 @@ def paired_seeds(base: ArrayLike, other: ArrayLike) -> Difference:
     delta = float(d.mean())
     if len(d) == 1:
         return Difference(delta, None, None, None, 1, None, "")
-    low, high, p = _interval(delta, (_standard_error(d), len(d) - 1))
+    error = _standard_error(d)
+    if error == 0 and delta != 0:  # a score at its bound, usage 1 say: seeds that agree by that are no certainty
+        return Difference(delta, None, None, None, len(d), None, "")
+    low, high, p = _interval(delta, (error, len(d) - 1))
     return Difference(delta, low, high, p, len(d), None, "seeds")
 
 

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command, write_images
+from conftest import settings as make_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import Noise, fit, recipe
+from test_training import Noise, fit, fit_until, recipe
 
 from vqbench import codewatch
 from vqbench.codewatch import CodeWatch
 from vqbench.collapse import CollapsedError, CollapseWatch, DivergedError, hardly_used, symptom
 from vqbench.data.stream import TrainingStream
 from vqbench.fit import train
+from vqbench.mirror import Mirror
 from vqbench.recorder import CHECKPOINT
 from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer
@@ -156,8 +159,10 @@ def test_symptoms(codes: dict[str, float], diagnostics: dict[str, float], said: 
 def test_one_code_in_a_hundred_and_never_less_than_two() -> None:
     assert hardly_used(163.0, 16384)
     assert not hardly_used(164.0, 16384)
-    assert hardly_used(1.9, 8)
-    assert not hardly_used(2.0, 8)
+    assert hardly_used(1.9, 16)
+    assert not hardly_used(2.0, 16)
+    assert not hardly_used(1.9, 2)  # two codes that are both in use
+    assert hardly_used(1.05, 2)
 
 
 def test_a_collapse_is_judged_after_the_grace_and_forgotten_after_a_recovery() -> None:
@@ -212,6 +217,39 @@ def test_stop_on_collapse_ends_it_and_leaves_where_to_go_on(short_window: None, 
     through = fit(r, tmp_path, "lazy", {"from_images": 0})  # without the flag, to the end
     assert through.images_seen == 320
     assert through.collapse is not None
+
+
+def test_the_command_stops_and_its_row_says_why(
+    vqbench: Command, lazy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 tokens an image: 100,000 tokens are 391 images."""
+    images = write_images(tmp_path / "images", 60)
+    answer = vqbench(
+        "run", "--methods", "lazy", "--plugin", lazy, "--stop-on-collapse", "--dataset", f"folder:{images}",
+        "--images", "640", "--metrics", "psnr,usage", "--runs", tmp_path / "runs", "--name", "x",
+        *make_settings("channel_multipliers=1,2", "batch_size=16"), "--json",
+    )  # fmt: skip
+    assert answer.code == 1
+    (row,) = answer.objects
+    assert row["error"]["type"] == "CollapsedError"
+    assert row["collapse"]["kind"] == "collapsed"
+    assert 391 <= row["collapse"]["images"] < 480
+    result = json.loads((Path(row["path"]) / "result.json").read_text())
+    assert result["collapse"] == row["collapse"]
+    client = Mirror(tmp_path / "runs").client
+    experiment = client.get_experiment_by_name("x").experiment_id
+    (run,) = client.search_runs([experiment], "tags.collapse = 'collapsed'")
+    assert "perplexity 1.0 of 256 codes" in run.data.tags["collapse_reason"]
+    assert run.data.metrics["collapse_images"] == row["collapse"]["images"]
+
+
+def test_a_checkpoint_of_a_version_that_did_not_watch(tmp_path: Path) -> None:
+    r = recipe()
+    fit_until(48, r, tmp_path, "vqgan")
+    path = tmp_path / "checkpoints" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k not in ("codes", "collapse")}, path)
+    assert fit(r, tmp_path).images_seen == 64
 
 
 def test_a_divergence_carries_the_flag(tmp_path: Path) -> None:

@@ -214,7 +214,8 @@ def test_knowing_the_mean_alone_is_an_error_of_one() -> None:
     with torch.no_grad():
         coder.from_quantizer.weight.zero_()
         coder.from_quantizer.bias.copy_(torch.from_numpy(validation.mean((0, 1, 2))))
-    scores, each, histogram = evaluate(coder, validation)
+    found = evaluate(coder, validation)
+    scores, each, histogram = found.scores, found.errors, found.histogram
     assert scores["quantization_error"] == pytest.approx(1, abs=1e-6)
     assert np.mean(each) == pytest.approx(1, abs=1e-6)
     assert histogram.sum() == scores["tokens"] == 40
@@ -227,8 +228,8 @@ def test_as_many_codes_as_vectors_leave_no_error(tmp_path: Path) -> None:
     features = FeatureFile(file_of(kinds, tmp_path)).load(tmp_path)
     recipe = small(codebook_size=4, images=3200, learning_rate=3e-2)
     untrained = FeatureCoder(4, seeded_quantizer("vqgan", {"codebook_size": 4, "dim": 4}, 0), 0)
-    assert evaluate(untrained, features.validation)[0]["quantization_error"] > 0.5
-    scores = evaluate(fitted("vqgan", features.train, recipe, tmp_path), features.validation)[0]
+    assert evaluate(untrained, features.validation).scores["quantization_error"] > 0.5
+    scores = evaluate(fitted("vqgan", features.train, recipe, tmp_path), features.validation).scores
     assert scores["quantization_error"] < 0.01
     assert scores["usage"] == 1
 
@@ -238,7 +239,7 @@ def test_every_method_learns_and_the_same_seed_gives_the_same_numbers(method: st
     low_rank = noise(200, 1, 1, 2, seed=1) @ np.random.default_rng(2).normal(size=(2, 32))
     train, validation = standardise(low_rank[:180].astype(np.float32), low_rank[180:].astype(np.float32))
     recipe = small(images=1600, learning_rate=3e-2)
-    scores = [evaluate(fitted(method, train, recipe, tmp_path, seed), validation)[0] for seed in (0, 0, 1)]
+    scores = [evaluate(fitted(method, train, recipe, tmp_path, seed), validation).scores for seed in (0, 0, 1)]
     assert scores[0] == scores[1] != scores[2]
     assert scores[0]["quantization_error"] < 0.6
 

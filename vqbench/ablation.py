@@ -89,7 +89,7 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
     for plugin in request.run.plugins:
         METHODS.add_file(plugin)
     recipe, (full,) = resolve(request.run)
-    settings, declared = read_settings(request.run.settings), METHODS.get(full.name).paper_rows
+    settings, declared = read_settings(request.run.settings), _paper_rows(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)
     _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
     named = _named(request, full.components, declared)
@@ -107,6 +107,23 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
     if len(rows) < 2:
         raise UsageError(f"every row would be the full {request.reference}", f"--drop one of: {', '.join(on)}")
     return tuple(rows), tuple(notes)
+
+
+def _paper_rows(reference: str) -> tuple[PaperRow, ...]:
+    """The rows of the paper that this form of the method has. Raises UsageError for rows that make no sense."""
+    from vqbench.config import components
+    from vqbench.reports.summary import DEFINITIONS
+
+    name, preset = split_reference(reference)
+    cls = METHODS.get(name)
+    for row in cls.paper_rows:
+        for component in row.components - set(components(cls.Config)):
+            raise unknown(
+                f"component in row {row.name} of {name}", component, components(cls.Config), "mend paper_rows"
+            )
+        for metric in row.published.keys() - DEFINITIONS.keys():
+            raise unknown(f"metric in row {row.name} of {name}", metric, DEFINITIONS, "mend paper_rows")
+    return tuple(cls.paper_rows) if preset is None or preset in cls.paper_presets else ()
 
 
 def _refuse_nothing_to_switch(reference: str, declared: tuple[str, ...], on: tuple[str, ...]) -> None:
@@ -136,7 +153,8 @@ def _named(request: AblateRequest, components: Mapping[str, bool], declared: Ite
 def _known(option: str, asked: tuple[str, ...], reference: str, components: Mapping[str, bool]) -> Switches:
     name, _ = split_reference(reference)
     if not asked:
-        other = "all are dropped by --drop " + ",".join(components) if option == "--keep" else "name one"
+        all_on = ",".join(component for component, is_on in components.items() if is_on)
+        other = f"all are dropped by --drop {all_on}" if option == "--keep" else "name one"
         raise UsageError(f"{option} names no component", f"components of {name}: {', '.join(components)}; {other}")
     for component in asked:
         if component not in components:
@@ -150,6 +168,11 @@ def _paper(request: AblateRequest, on: Switches, declared: list[PaperRow]) -> li
     name, _ = split_reference(request.reference)
     if request.rows != "paper":
         raise unknown("kind of rows", request.rows, ["paper"], "write --rows paper, or leave it out")
+    if not declared and METHODS.get(name).paper_rows:
+        raise UsageError(
+            f"{request.reference} is not the form of {name} whose rows the paper has",
+            f"take the rows of {name} itself: vqbench ablate {name} --rows paper",
+        )
     if not declared:
         raise UsageError(f"{name} declares no rows of its paper", "use --leave-one-out, --add-one-in or --all")
     for row in declared:
@@ -157,7 +180,7 @@ def _paper(request: AblateRequest, on: Switches, declared: list[PaperRow]) -> li
             missing = ", ".join(sorted(row.components - on))
             raise UsageError(
                 f"row {row.name} of the paper needs {missing}, which is off in {request.reference}",
-                f"take the rows of {name} itself: vqbench ablate {name} --rows paper",
+                f"leave it on: vqbench ablate {name} --rows paper",
             )
     return [row.components for row in declared]
 
@@ -214,10 +237,12 @@ def execute_ablation(request: AblateRequest, view: View | None = None, tracker: 
     rows, notes = make_rows(request)
     for note in notes:
         view.note(note)
-    has_paper_rows = bool(METHODS.get(split_reference(request.reference)[0]).paper_rows)
+    has_paper_rows = bool(_paper_rows(request.reference))
     analysed: list[AnalysedRow] = []
 
     def attach(found: Outcome) -> dict[str, str]:
+        if len(found.rows) < len(found.plan.cells):  # interrupted
+            return {}
         analysed[:] = analyse(rows, found.rows, has_paper_rows)
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in objects(analysed))
         return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
@@ -226,12 +251,19 @@ def execute_ablation(request: AblateRequest, view: View | None = None, tracker: 
     return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows))
 
 
+def _names(asked: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """A list, or text with commas, as on the command line."""
+    if asked is None:
+        return None
+    return tuple(name.strip() for name in asked.split(",") if name.strip()) if isinstance(asked, str) else tuple(asked)
+
+
 def ablate(
     method: str,
     dataset: str,
     *,
-    drop: Iterable[str] | None = None,
-    keep: Iterable[str] | None = None,
+    drop: str | Iterable[str] | None = None,
+    keep: str | Iterable[str] | None = None,
     leave_one_out: bool = False,
     add_one_in: bool = False,
     every: bool = False,
@@ -251,8 +283,8 @@ def ablate(
 
     request = AblateRequest(
         run=make_request([method], dataset, **options),
-        drop=None if drop is None else tuple(drop),
-        keep=None if keep is None else tuple(keep),
+        drop=_names(drop),
+        keep=_names(keep),
         leave_one_out=leave_one_out,
         add_one_in=add_one_in,
         every=every,

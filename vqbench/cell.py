@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import signal
 import sys
@@ -113,7 +112,7 @@ def _train_tokenizer(
         "scores": evaluation.scores,
         "params": tokenizer.parameter_counts(),
         **_with_device_name(training),
-        "collapse": _flag(training, evaluation.scores, evaluation.histogram.shape[1]),
+        "collapse": _flag(training, evaluation.histogram),
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
     }
@@ -131,8 +130,8 @@ def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, prog
     partial = target.with_name(target.name + ".part")
     pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
     os.replace(partial, target)
-    write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram)
-    flag = _flag(outcome.training, outcome.scores, outcome.histogram.shape[1])
+    write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram, indices=outcome.indices)
+    flag = _flag(outcome.training, outcome.histogram)
     return {
         "scores": outcome.scores,
         "params": outcome.params,
@@ -251,16 +250,21 @@ def _evaluated(
     )
 
 
-def _flag(training: dict[str, Any], scores: dict[str, float], codebook_size: int) -> dict[str, Any] | None:
+def _flag(training: dict[str, Any], histogram: Any) -> dict[str, Any] | None:
     """The collapse that training ended in, or that of a codebook which the evaluated tokenizer hardly uses.
 
-    Training may use codes that evaluation does not: it may quantize samples, or mix codes.
+    Training may use codes that evaluation does not: it may quantize samples, or mix codes. `histogram`: (G, K).
     """
+    import torch
+
+    from vqbench.codewatch import usage_and_perplexity
     from vqbench.collapse import Collapse, hardly_used
 
-    if training["collapse"] is not None or not hardly_used(scores.get("perplexity", math.inf), codebook_size):
-        return dict(training["collapse"]) if training["collapse"] is not None else None
-    reason = f"perplexity {scores['perplexity']:.1f} of {codebook_size} codes in evaluation"
+    in_training: dict[str, Any] | None = training.get("collapse")  # earlier versions did not watch
+    _, perplexity = usage_and_perplexity(torch.from_numpy(histogram))
+    if in_training is not None or not hardly_used(perplexity, histogram.shape[1]):
+        return in_training
+    reason = f"perplexity {perplexity:.1f} of {histogram.shape[1]} codes in evaluation"
     return Collapse("collapsed", reason, training["images_seen"]).as_dict()
 
 

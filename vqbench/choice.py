@@ -102,15 +102,14 @@ def _without(cls: type, values: dict[str, Any], off: frozenset[str]) -> dict[str
     """Values with components off. What has no effect then is left at its default: one configuration, one cell."""
     if not off:
         return values
-    idle = {field for field, component in part_of(cls).items() if component in off}
+    idle = {field for field, parts in part_of(cls).items() if off.intersection(parts)}
     kept = {field: value for field, value in values.items() if field not in idle}
     return kept | {field: False for component, field in components(cls).items() if component in off}
 
 
 def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> None:
     for field in typed:
-        component = part_of(cls).get(field)
-        if component in off:
+        for component in off.intersection(part_of(cls).get(field, ())):
             raise UsageError(
                 f"{name}.{field} has no effect here: its component {component} is off",
                 f"leave it out, or --set {name}.{components(cls)[component]}=true",

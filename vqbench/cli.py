@@ -123,7 +123,10 @@ def ablate(
         rows=rows,
     )
     if options.dry_run:
-        _show_plan(as_run(request, make_rows(request)[0]), options.as_json)
+        selected, left_out = make_rows(request)
+        for note in left_out:
+            print(f"note: {note}", file=sys.stderr)
+        _show_plan(as_run(request, selected), options.as_json)
         return
     with TerminalView() as view:
         ablation = execute_ablation(request, view, make_tracker(request.run))

@@ -15,7 +15,7 @@ BLOCKS = 10
 """The window moves a tenth of its length at a time."""
 
 
-def _statistics(counts: Tensor) -> tuple[float, float]:
+def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
     """Usage and perplexity of counts (G, K), means over codebooks."""
     wide = counts.cpu().double()  # Apple's GPUs have no float64
     frequency = wide / wide.sum(1, keepdim=True).clamp(min=1)
@@ -67,7 +67,7 @@ class CodeWatch:
 
     def window(self) -> dict[str, float]:
         """Usage and perplexity over the last 100,000 tokens, as they stood when it last moved."""
-        usage, perplexity = _statistics(self.blocks.sum(0))
+        usage, perplexity = usage_and_perplexity(self.blocks.sum(0))
         return {"usage_100k": usage, "perplexity_100k": perplexity}
 
     def read(self, images_seen: int) -> dict[str, float]:
@@ -78,7 +78,7 @@ class CodeWatch:
         """
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.since_reading)
-        usage, perplexity = _statistics(self.since_reading)
+        usage, perplexity = usage_and_perplexity(self.since_reading)
         self.since_reading.zero_()
         read = {"usage": usage, "perplexity": perplexity}
         return read | self.window() | self._dead(images_seen) if self.is_full else read
@@ -90,11 +90,13 @@ class CodeWatch:
         return {"dead_codes": dead.sum(1).double().mean().item(), "dead_code_lifetime": lifetime}
 
     def state(self) -> dict[str, Any]:
-        """What the next step depends on, of all devices alike: a checkpoint is written between two blocks or not."""
+        """What the next step depends on; `block` and `since_reading` are this device's share of what is counted."""
         names = ("blocks", "last_used", "block", "since_reading")
         return {**{name: getattr(self, name).cpu() for name in names}, "block_tokens": self.block_tokens}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+    def restore(self, state: dict[str, Any], first_device: bool = True) -> None:
+        """The inverse of `state`, which the first device wrote: on another one its own share is not counted again."""
         for name, value in state.items():
             setattr(self, name, value)
+        if not first_device:
+            self.block, self.since_reading = torch.zeros_like(self.block), torch.zeros_like(self.since_reading)

@@ -10,7 +10,7 @@ from typing import Any
 from vqbench.errors import VQBenchError
 
 MIN_PERPLEXITY_SHARE = 0.01
-"""Of the codebook; below it, in the last 100,000 tokens, the codes have collapsed. At least 2 codes."""
+"""Of the codebook; below it, in the last 100,000 tokens, the codes have collapsed. From 11 codes on, 2 at least."""
 MAX_ALIGNMENT_WEIGHT = 1e6
 """A latent is drawn to its code a million times as strongly as a squared distance would: sigma below 0.001."""
 MAX_RATIO = 100.0
@@ -59,7 +59,8 @@ class CollapsedError(FlaggedError):
 
 def hardly_used(perplexity: float, codebook_size: int) -> bool:
     """Whether a codebook of this perplexity has collapsed."""
-    return perplexity < max(2.0, MIN_PERPLEXITY_SHARE * codebook_size)
+    least = min(2.0, 1 + (codebook_size - 1) / 10)  # of two codes, 1.1: both may be in use and unevenly
+    return perplexity < max(least, MIN_PERPLEXITY_SHARE * codebook_size)
 
 
 def symptom(codebook_size: int, codes: Mapping[str, float], diagnostics: Mapping[str, float]) -> str:
@@ -112,6 +113,8 @@ class CollapseWatch:
         """The error that ends a training whose present collapse is old enough, for those who want it to end."""
         collapse = self.collapse
         if collapse is None or images_seen - self.since < PATIENCE * self.images_total:
+            return None
+        if images_seen >= self.images_total:  # it is at its end anyway, and has the flag
             return None
         what = f"stopped after {images_seen} images: collapsed since {self.since}: {self.reason}"
         return CollapsedError(what, "without --stop-on-collapse the same command trains it to the end", collapse)

@@ -81,9 +81,10 @@ def components(cls: type) -> dict[str, str]:
     return {f.metadata["component"]: f.name for f in dataclasses.fields(cls) if "component" in f.metadata}
 
 
-def part_of(cls: type) -> dict[str, str]:
-    """Config field → the component without which it has no effect."""
-    return {f.name: f.metadata["part_of"] for f in dataclasses.fields(cls) if "part_of" in f.metadata}
+def part_of(cls: type) -> dict[str, tuple[str, ...]]:
+    """Config field → the components without any of which it has no effect."""
+    named = {f.name: f.metadata["part_of"] for f in dataclasses.fields(cls) if "part_of" in f.metadata}
+    return {field: (names,) if isinstance(names, str) else tuple(names) for field, names in named.items()}
 
 
 @functools.cache

@@ -82,6 +82,7 @@ class FeatureCellOutcome:
     per_image: dict[str, list[Any]]
     """Columns `id` and `quantization_error`, a row per validation item; the score is the mean."""
     histogram: NDArray[np.int64]
+    indices: NDArray[np.unsignedinteger]
     """(G, K) counts over all validation tokens."""
 
 
@@ -187,14 +188,28 @@ def fit(
     return time.perf_counter() - started, training.collapse_watch.collapse
 
 
-def evaluate(coder: FeatureCoder, validation: Features) -> tuple[dict[str, float], list[float], NDArray[np.int64]]:
-    """Scores of all validation features (N, h, w, D), the relative error of each item, and the code histogram.
+@dataclass(frozen=True)
+class FeatureEvaluation:
+    """What one pass over validation features found."""
+
+    scores: dict[str, float]
+    errors: list[float]
+    """Relative error of each item."""
+    histogram: NDArray[np.int64]
+    """(G, K) counts."""
+    indices: NDArray[np.unsignedinteger]
+    """(N, tokens of an item, G), in the smallest type that holds K."""
+
+
+def evaluate(coder: FeatureCoder, validation: Features) -> FeatureEvaluation:
+    """Scores of all validation features (N, h, w, D), each once.
 
     Only through indices, as for images. Raises VQBenchError for an index outside the codebook or features that come
     back not finite.
     """
     device, quantizer = next(coder.parameters()).device, coder.quantizer
     histogram, errors = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks), []
+    codes_used: list[NDArray[np.unsignedinteger]] = []
     items = max(1, _EVALUATED // (validation.shape[1] * validation.shape[2]))
     coder.eval()
     with torch.inference_mode(), plain_float32(device):
@@ -206,6 +221,8 @@ def evaluate(coder: FeatureCoder, validation: Features) -> tuple[dict[str, float
                 what = f"decode_indices led to {tuple(decoded.shape)} for features {tuple(features.shape)}"
                 raise VQBenchError(what, "`vqbench check` shows what breaks it")
             histogram.update(indices)
+            by_item = indices.reshape(len(indices), -1, quantizer.num_codebooks).cpu().numpy()
+            codes_used.append(by_item.astype(np.min_scalar_type(quantizer.codebook_size - 1)))
             errors.append((decoded.double() - features.double()).square().sum(1).mean((1, 2)).cpu())
     relative = torch.cat(errors).numpy() / _spread(validation)
     if not np.isfinite(relative).all():
@@ -217,7 +234,8 @@ def evaluate(coder: FeatureCoder, validation: Features) -> tuple[dict[str, float
     codes = code_scores(histogram.counts, float(quantizer.bits_per_token), len(validation), tokens)
     codes["entropy_bits_per_token"] = codes.pop("bpp_entropy")  # a token takes the place of a pixel
     del codes["bpp"]
-    return {"quantization_error": float(relative.mean()), **codes}, relative.tolist(), histogram.counts
+    scores = {"quantization_error": float(relative.mean()), **codes}
+    return FeatureEvaluation(scores, relative.tolist(), histogram.counts, np.concatenate(codes_used))
 
 
 def _spread(validation: Features) -> float:
@@ -252,7 +270,7 @@ def run_feature_cell(
     weights.parent.mkdir(parents=True, exist_ok=True)
     save(coder, weights, dict(spec))
     enter("evaluate")
-    scores, errors, histogram = evaluate(coder, features.validation)
+    evaluation = evaluate(coder, features.validation)
     images = recipe.steps * recipe.batch_size
     training = {
         "images_seen": images,
@@ -264,11 +282,12 @@ def run_feature_cell(
         "collapse": collapse.as_dict() if collapse is not None else None,
     }
     return FeatureCellOutcome(
-        scores={name: value for name, value in scores.items() if name.partition("/")[0] in spec["metrics"]},
+        scores={name: value for name, value in evaluation.scores.items() if name.partition("/")[0] in spec["metrics"]},
         params=coder.parameter_counts(),
         training=training,
-        per_image={"id": list(features.ids), "quantization_error": errors},
-        histogram=histogram,
+        per_image={"id": list(features.ids), "quantization_error": evaluation.errors},
+        histogram=evaluation.histogram,
+        indices=evaluation.indices,
     )
 
 

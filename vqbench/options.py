@@ -54,7 +54,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         for key, value in _yaml_mapping(path).items():
             name = str(key).replace("_", "-")
             if name not in parameters:
-                raise unknown(f"option in {path}", name, parameters, "`vqbench run --help` lists them")
+                hint = f"`{context.command_path} --help` lists them"
+                raise unknown(f"option in {path}", name, parameters, hint)
             defaults[parameters[name].name] = _as_typed(value, getattr(parameters[name], "multiple", False))
         context.default_map = defaults
     return path

@@ -108,12 +108,16 @@ class Quantizer(nn.Module):
     Config: ClassVar[type]
     """Frozen dataclass; each field has its default and, on the line below, a one-line docstring.
     A component that `ablate` may switch off is a bool field with `metadata={"component": "name"}`. A field that
-    has no effect without it has `{"part_of": "name"}`, one that the paper leaves open `{"paper_unspecified": True}`."""
+    has no effect without it has `{"part_of": "name"}`, or several names; one that the paper leaves open has
+    `{"paper_unspecified": True}`."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings of Config fields, asked for as `method@preset`."""
 
     paper_rows: ClassVar[tuple[PaperRow, ...]] = ()
     """The rows of the paper's own ablation, for `ablate --rows paper`."""
+
+    paper_presets: ClassVar[tuple[str, ...]] = ()
+    """Presets that are the paper's form too, beside the method without one: these are the rows that it means."""
 
     in_channels: int
     """Channels of the encoder output that `forward` takes."""

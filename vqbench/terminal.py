@@ -156,6 +156,8 @@ def print_ablation(ablation: Ablation) -> None:
     from vqbench.reports.ablation import delta_table, notes, score_table
 
     for grid in (score_table(ablation.rows, between="\n± "), delta_table(ablation.rows)):
+        if not grid.rows:
+            continue
         table = _table()
         for title, numeric in zip(grid.titles, grid.numeric, strict=True):
             table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)

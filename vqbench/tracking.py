@@ -157,8 +157,8 @@ class Tracker:
         try:
             self._attach(record, rows, attach())
             write_json(record, {**(read_json(record) or {}), "state": "FINISHED" if complete else "FAILED"})
-        except OSError as error:  # a full disk must not cost the table
-            self.trouble = str(error)
+        except Exception as error:  # neither a full disk nor a table that cannot be drawn may cost what was trained
+            self.trouble = _first_line(error)
         self._jobs.put(lambda mirror: mirror.command(record))
         self._jobs.put(None)
         self._thread.join()

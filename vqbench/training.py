@@ -6,6 +6,7 @@ that was interrupted and resumed gives the same weights as one that ran through.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import lightning
@@ -183,8 +184,9 @@ class TokenizerTraining(lightning.LightningModule):
         self.optimizer_states = state["optimizers"]
         self.images_seen, self.seconds = state["images_seen"], state["seconds"]
         self.peak_memory_bytes = state["peak_memory_bytes"]
-        self.codes.restore(state["codes"])
-        self.collapse_watch.restore(state["collapse"])
+        if "codes" in state:  # checkpoints of earlier versions have neither
+            self.codes.restore(state["codes"], first_device=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+            self.collapse_watch.restore(state["collapse"])
 
 
 def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:

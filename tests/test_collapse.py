@@ -219,9 +219,7 @@ def test_stop_on_collapse_ends_it_and_leaves_where_to_go_on(short_window: None, 
     assert through.collapse is not None
 
 
-def test_the_command_stops_and_its_row_says_why(
-    vqbench: Command, lazy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_stops_and_its_row_says_why(vqbench: Command, lazy: Path, tmp_path: Path) -> None:
     """256 tokens an image: 100,000 tokens are 391 images."""
     images = write_images(tmp_path / "images", 60)
     answer = vqbench(
@@ -233,7 +231,7 @@ def test_the_command_stops_and_its_row_says_why(
     (row,) = answer.objects
     assert row["error"]["type"] == "CollapsedError"
     assert row["collapse"]["kind"] == "collapsed"
-    assert 391 <= row["collapse"]["images"] < 480
+    assert 391 <= row["collapse"]["images"] <= 480
     result = json.loads((Path(row["path"]) / "result.json").read_text())
     assert result["collapse"] == row["collapse"]
     client = Mirror(tmp_path / "runs").client

@@ -28,6 +28,8 @@ class FieldDescription:
     meaning: str
     component: str | None
     """The component that this switch belongs to, or None."""
+    unspecified: bool = False
+    """Whether the method's paper leaves it open."""
 
 
 def field_docstrings(node: ast.ClassDef) -> dict[str, str]:
@@ -70,7 +72,12 @@ def describe(cls: type) -> list[FieldDescription]:
     hints, docs = typing.get_type_hints(cls), _class_docstrings(cls)
     return [
         FieldDescription(
-            f.name, _type_text(hints[f.name]), default_of(f), docs.get(f.name, ""), f.metadata.get("component")
+            f.name,
+            _type_text(hints[f.name]),
+            default_of(f),
+            docs.get(f.name, ""),
+            f.metadata.get("component"),
+            bool(f.metadata.get("paper_unspecified")),
         )
         for f in dataclasses.fields(cls)
     ]

@@ -210,7 +210,8 @@ def _print_fields(cls: type, values: dict[str, Any]) -> None:
     table = _table("field", "type", "default", "meaning")
     for field in describe(cls):
         default = values.get(field.name, field.default)
-        table.add_row(*(Text(str(x)) for x in (field.name, field.type, default, field.meaning)))
+        meaning = field.meaning + (" (The paper leaves it open.)" if field.unspecified else "")
+        table.add_row(*(Text(str(x)) for x in (field.name, field.type, default, meaning)))
     _console().print(table)
 
 
@@ -232,6 +233,9 @@ def print_method(name: str) -> None:
     dropped = components(cls.Config)
     listed = ", ".join(f"{component} (field {field})" for component, field in dropped.items()) or "none"
     console.print(Text(f"\ncomponents that can be dropped: {listed}"))
+    if cls.paper_rows:
+        rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
+        console.print(Text(f"rows of the paper: {rows}"))
     for preset, values in cls.presets.items():
         settings = ", ".join(f"{key}={value}" for key, value in values.items())
         console.print(Text(f"preset {name}@{preset}: {settings}"))

@@ -31,7 +31,7 @@ class Finding:
     p: float | None
     """Adjusted after Holm over the rows, within the metric."""
     verdict: str
-    """better, worse, not separated, or a dash where there is no test."""
+    """better, worse, tied (not separated), or a dash where there is no test."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,10 @@ class AnalysedRow:
 
     @property
     def title(self) -> str:
-        """The paper's name of the row and ours."""
-        paper, name = self.row.paper_row, self.row.name
-        if paper is None or paper.lower() == name:
-            return f"{name} {_NOT_PAPER}" if self.marked else name
-        return f"{paper}: {name}"
+        """The paper's name of the row, or ours; what is on stands beside it."""
+        if self.row.paper_row is not None:
+            return self.row.name if self.row.is_full else self.row.paper_row
+        return f"{self.row.name} {_NOT_PAPER}" if self.marked else self.row.name
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _verdict(metric: str, found: Difference, p: float | None) -> str:
     if p is None:
         return "–"
     if p >= LEVEL or found.delta == 0:
-        return "not separated"
+        return "tied"
     return "better" if (found.delta > 0) == (DEFINITIONS[metric].better == "higher") else "worse"
 
 
@@ -199,7 +198,7 @@ def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
         "–" if found.low is None or found.high is None else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
     )
     p = "–" if finding.p is None else "< 0.001" if finding.p < 0.001 else f"{finding.p:.3f}"
-    over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds")
+    over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds").replace(" and", ",")
     return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p, finding.verdict)
 
 

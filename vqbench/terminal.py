@@ -159,6 +159,7 @@ def print_ablation(ablation: Ablation) -> None:
         if not grid.rows:
             continue
         table = _table()
+        table.padding = (0, 1, 0, 0)  # a dozen columns with intervals in 100 characters
         for title, numeric in zip(grid.titles, grid.numeric, strict=True):
             table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
         for row in grid.rows:

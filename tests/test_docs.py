@@ -53,8 +53,11 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
 
 
-LONG = ("vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",)
-"""Eight cells, of which every part is run elsewhere: left to `make slow`."""
+LONG = (
+    "vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",
+    "vqbench run --methods vqgan,fsq --dataset folder:my_photos --recipe small",
+)
+"""Eight cells, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
 
 
 def case(page: str, line: str) -> object:

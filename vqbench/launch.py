@@ -33,6 +33,14 @@ _TRAINED = (
 
 
 @dataclass(frozen=True)
+class Store:
+    """The run of a cell in MLflow, whose artifacts hold its files while they travel (transfer.py)."""
+
+    tracking_uri: str
+    run_id: str
+
+
+@dataclass(frozen=True)
 class CellJob:
     """All that another process, or another machine, needs to know to run a cell."""
 
@@ -44,6 +52,8 @@ class CellJob:
     """Seconds after which the process is killed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for the process, beside those that are there."""
+    store: Store | None = None
+    """Where its files are left for whoever does not see the folder; None on a shared disk."""
 
     @property
     def name(self) -> str:

@@ -412,12 +412,11 @@ def _mlflow_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         )
 
     def answers() -> bool:
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply,
-        ):
-            return bool(reply.status == 200)
-        return False
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
 
     until(answers, "the MLflow server")
     return process, f"http://127.0.0.1:{port}"

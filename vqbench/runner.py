@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
+from vqbench.reasons import death_of
 from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
 from vqbench.view import Silent, View
 
@@ -244,9 +245,7 @@ def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
     """A process that ended without a word, killed or crashed, still leaves a result."""
     stage = str(folder.status.get("stage", "start"))
     if returncode < 0:
-        name = signal.Signals(-returncode).name
-        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
-        message = f"the process was killed by {name} during {stage}{why}"
+        message = death_of(-returncode, stage)
     else:
         message = f"the process exited with {returncode} during {stage} and left no result"
     folder.write_failure("Killed", message, f"its last words are in {folder.log}", stage, started)

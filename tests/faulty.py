@@ -23,7 +23,7 @@ from vqbench.methods.fsq import FSQ
 from vqbench.quantizer import Quantized, TrainingState
 from vqbench.registry import METHODS
 
-GATE_SECONDS = 240
+GATE_SECONDS = 900
 
 
 @METHODS.register("faulty")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 120
+SECONDS = 300
 """Until a server that does not answer is given up for."""
 USER = "vqbench"
 
@@ -53,6 +53,7 @@ def unprivileged() -> dict[str, object]:
 def serving() -> Iterator[Callable[[], str]]:
     """Runs a server on 127.0.0.1; yields a function that makes a new database and returns its URL.
 
+    The URL names the driver: for SQLAlchemy 2.0 a bare `postgresql://` means psycopg2, for 2.1 psycopg of version 3.
     Skips the test where PostgreSQL or psycopg2 is not installed.
     """
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'vqbench[postgres]'")
@@ -82,7 +83,7 @@ def serving() -> Iterator[Callable[[], str]]:
                 connection.autocommit = True  # CREATE DATABASE knows no transactions
                 connection.cursor().execute(f"CREATE DATABASE {name}")
                 connection.close()
-                return f"{root}/{name}"
+                return f"{root}/{name}".replace("postgresql", "postgresql+psycopg2", 1)
 
             yield database
         finally:

@@ -25,9 +25,10 @@ def tracking_uri(runs: Path) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Settings under which MLflow sends no telemetry and does not retry for minutes; the user's own win."""
+    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results go there, and --json must be JSON
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "GIT_PYTHON_REFRESH": "quiet",

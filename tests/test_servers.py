@@ -21,6 +21,8 @@ from postgres import free_port
 from test_faults import DEADLINE, FAULTY, wait_for
 
 from vqbench.mirror import quiet_environment
+from vqbench.results import write_json
+from vqbench.tracking import sync
 
 CURVES = ("checkpoint_images=16", "log_images=8")
 
@@ -203,7 +205,11 @@ def test_nobody_waits_for_minutes_for_an_answer(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_mlflow_on_postgresql(
-    vqbench: Command, tmp_path: Path, postgres: Callable[[], str], server: Callable[[str], MLflowServer]
+    vqbench: Command,
+    tmp_path: Path,
+    postgres: Callable[[], str],
+    server: Callable[[str], MLflowServer],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -213,7 +219,16 @@ def test_mlflow_on_postgresql(
     assert answer.code == 0, answer.err
     assert "warning" not in answer.err
     artifacts = {"spec.json", "result.json", "codes.png", "per_image.parquet", "log.txt", "weights"}
-    assert_it_holds(MlflowClient(there.address), "pg", answer.objects, artifacts)
+    client = MlflowClient(there.address)
+    assert_it_holds(client, "pg", answer.objects, artifacts)
+
+    # what the server took, but its answer was lost: `sync` sends it again, and it is there once nevertheless
+    for row in answer.objects:
+        memory = Path(row["path"]) / "mlflow.json"
+        write_json(memory, {**json.loads(memory.read_text()), "points": 0, "sent": ""})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there.address)
+    assert sync(tmp_path / "runs").problems == []
+    assert_it_holds(client, "pg", answer.objects, artifacts)
 
 
 WORKER = """

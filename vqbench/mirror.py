@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -178,13 +177,15 @@ class Mirror:
             "peak_memory_bytes",
         ):
             numbers |= {key: result[key]} if key in result else {}
-        step, now = int(result.get("images_seen", 0)), int(1000 * time.time())
+        # not the time of sending: what is sent twice, because an answer was lost, is there once
+        step = int(result.get("images_seen", 0))
+        written = (folder.path / "result.json").stat().st_mtime_ns // 1_000_000
         error = (result.get("error") or {}).get("message", "")
         flag = result.get("collapse") or {}
         numbers |= {"collapse_images": flag["images"]} if flag else {}
         self.client.log_batch(
             run_id,
-            metrics=[Metric(key, float(value), now, step) for key, value in numbers.items()],
+            metrics=[Metric(key, float(value), written, step) for key, value in numbers.items()],
             tags=[
                 RunTag("state", result["state"]),
                 RunTag("error", error[:5000]),

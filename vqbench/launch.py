@@ -16,6 +16,7 @@ from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.lease import EXIT_BUSY, CellBusyError
+from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, write_json
 
 POLL_SECONDS = 0.25
@@ -148,12 +149,7 @@ class CellProcess:
         """What a process that ended without a word died of."""
         if returncode >= 0:
             return f"the process exited with {returncode} during {self._stage()} and left no result"
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:  # a real-time signal
-            name = f"signal {-returncode}"
-        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
-        return f"the process was killed by {name} during {self._stage()}{why}"
+        return death_of(-returncode, self._stage())
 
     def _stage(self) -> str:
         return str(self.folder.status.get("stage", "start"))

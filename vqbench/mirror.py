@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ def tracking_uri(runs: Path) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Settings under which MLflow sends no telemetry and does not retry for minutes; the user's own win."""
+    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results go there, and --json must be JSON
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "GIT_PYTHON_REFRESH": "quiet",
@@ -177,13 +177,15 @@ class Mirror:
             "peak_memory_bytes",
         ):
             numbers |= {key: result[key]} if key in result else {}
-        step, now = int(result.get("images_seen", 0)), int(1000 * time.time())
+        # not the time of sending: what is sent twice, because an answer was lost, is there once
+        step = int(result.get("images_seen", 0))
+        written = (folder.path / "result.json").stat().st_mtime_ns // 1_000_000
         error = (result.get("error") or {}).get("message", "")
         flag = result.get("collapse") or {}
         numbers |= {"collapse_images": flag["images"]} if flag else {}
         self.client.log_batch(
             run_id,
-            metrics=[Metric(key, float(value), now, step) for key, value in numbers.items()],
+            metrics=[Metric(key, float(value), written, step) for key, value in numbers.items()],
             tags=[
                 RunTag("state", result["state"]),
                 RunTag("error", error[:5000]),

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Answer, Command, settings
+from test_servers import MLflowServer
 
 from vqbench.cluster import parse_resources
 from vqbench.errors import UsageError
@@ -398,30 +398,6 @@ def _can_hide(path: Path) -> bool:
     return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def _mlflow_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")]
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        )
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    until(answers, "the MLflow server")
-    return process, f"http://127.0.0.1:{port}"
-
-
 def test_without_a_shared_disk_results_travel_through_mlflow(
     vqbench: Command, images: Path, slow: Path, tmp_path: Path
 ) -> None:
@@ -430,14 +406,15 @@ def test_without_a_shared_disk_results_travel_through_mlflow(
     if not _can_hide(runs):
         pytest.skip("hiding a folder from a process needs root and mount namespaces")
     hidden = Cluster(tmp_path, "unshare", "-m", "sh", "-c", f'mount -t tmpfs none {runs}; exec "$0" "$@"')
-    server, uri = _mlflow_server(tmp_path)
+    server = MLflowServer(tmp_path, f"sqlite:///{tmp_path}/server.db")
+    server.start()
     try:
         more = ("--methods", "slow", "--images", "640", "--set", "slow.pause=0.1", "--metrics", "psnr,rfid")
         ask = one_run(images, slow, runs, *more, "--scheduler", hidden.file)
         refused = vqbench(*ask)
         assert (refused.code, "does not see" in refused.err) == (2, True), refused.err
-        driver = Background(*ask, MLFLOW_TRACKING_URI=uri)
-        until(lambda: list((tmp_path / "kept").glob("**/transfer/1/manifest.json")), "a checkpoint in the store")
+        driver = Background(*ask, MLFLOW_TRACKING_URI=server.address)
+        until(lambda: list((tmp_path / "artifacts").glob("**/transfer/1/manifest.json")), "a checkpoint in the store")
         assert not list(runs.glob("x/cells/*/checkpoints/last.pt"))
         status = until(lambda: list(runs.glob("x/cells/*/status.json")), "word of the cell")[0]
         pid = int(json.loads(status.read_text())["pid"])
@@ -453,7 +430,7 @@ def test_without_a_shared_disk_results_travel_through_mlflow(
         assert list(runs.glob("x/reference-*.npz"))
         points = [json.loads(line)["images"] for line in (cell / "metrics.jsonl").read_text().splitlines()]
         assert points == sorted(set(points))
-        assert not list((tmp_path / "kept").glob("**/transfer/*/*.pt"))  # what has arrived is not kept
+        assert not list((tmp_path / "artifacts").glob("**/transfer/*/*.pt"))  # what has arrived is not kept
         through = vqbench(*one_run(images, slow, tmp_path / "through", *more))
         assert through.objects[0]["scores"] == row["scores"]
         names = ("tokenizer.safetensors",)
@@ -463,4 +440,3 @@ def test_without_a_shared_disk_results_travel_through_mlflow(
     finally:
         hidden.close()
         server.kill()
-        server.wait()

@@ -40,7 +40,10 @@ def reason_of(error: BaseException, stage: str, log: object) -> Reason:
 
 def death_of(signal_number: int, stage: str) -> str:
     """The message for a process that a signal ended."""
-    killer = signal.Signals(signal_number)
+    try:
+        killer = signal.Signals(signal_number)
+    except ValueError:  # a real-time signal has no name
+        return f"the process was killed by signal {signal_number} during {stage}"
     why = "; out of memory is the usual reason" if killer == signal.SIGKILL else ""
     if killer in _CRASHES:
         why = "; compiled code crashed, the log says where"

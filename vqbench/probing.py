@@ -56,6 +56,7 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     if waiting:
         check_devices(request.devices)
         prepare_training(request, plan.recipe, view.preparing)
+        _say_if_busy(view)
     chosen = {_configuration(cell): cell for cell in reversed(waiting)}  # the first of each
     answers = {key: probe(cell, view) for key, cell in reversed(chosen.items())}
     measured = [answer for answer in answers.values() if isinstance(answer, Measured)]
@@ -67,6 +68,13 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     reference_bytes = _charge_reference(costs, measured, plan)
     name = measured[0].device_name if measured else None
     return PlanCost(plan, tuple(costs), tuple(to_run), name, reference_bytes)
+
+
+def _say_if_busy(view: View) -> None:
+    with contextlib.suppress(OSError):  # not every system knows its load
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            view.note(f"this machine has a load of {load:.1f} on {cores} cores: when it is quiet, cells will take less")
 
 
 def _configuration(cell: Cell) -> str:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,15 +89,20 @@ def run_cell(folder: CellFolder) -> None:
 
     spec, progress, started = folder.spec, Progress(folder), time.time()
     recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
-    _load_plugin(spec, folder)
-    result = (_fit_features if recipe.track == "features" else _train_tokenizer)(folder, spec, recipe, progress)
+    load_plugin(spec, folder)
+    result = (fit_features if recipe.track == "features" else _train_tokenizer)(folder, spec, recipe, progress)
     if result is None:
         return
     earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
     result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
-    write_json(folder.path / "result.json", {**_identity(spec, started), **result})
+    write_result(folder, started, result)
     folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
     progress.enter(DONE)
+
+
+def write_result(folder: CellFolder, started: float, found: dict[str, Any]) -> None:
+    """Write result.json: what was `found`, what the cell is, where it ran; `started` as time.time() gave it."""
+    write_json(folder.path / "result.json", {**_identity(folder.spec, started), **found})
 
 
 def _train_tokenizer(
@@ -105,16 +111,23 @@ def _train_tokenizer(
     """What a cell of images found; None in the process of a second device."""
     import torch
 
+    from vqbench.home import home
+
     progress.enter("data")
-    dataset, validation = _open_data(spec, recipe)
+    dataset, validation = open_data(spec, recipe)
     progress.enter("train")
-    tokenizer, training = _trained(folder, spec, recipe, dataset, progress)
+    tokenizer, training = trained(folder, spec, recipe, dataset, progress)
     if is_secondary():
         return None  # evaluation is on the first device alone, each image once
     progress.enter("evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    evaluation = _evaluated(tokenizer.to(device), spec, validation, device, progress)
-    _write_artifacts(folder, evaluation, validation)
+    evaluation = evaluated(tokenizer.to(device), spec, validation, device, progress, home())
+    write_artifacts(folder, evaluation, validation)
+    return findings(tokenizer, training, evaluation)
+
+
+def findings(tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """What the result of a cell of images says of its training and evaluation."""
     return {
         "scores": evaluation.scores,
         "params": tokenizer.parameter_counts(),
@@ -125,7 +138,7 @@ def _train_tokenizer(
     }
 
 
-def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
+def fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
     """What a cell of the features track found. Neither Lightning nor pandas is imported: it lasts seconds."""
     import pyarrow
     import pyarrow.parquet
@@ -146,7 +159,8 @@ def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, prog
     }
 
 
-def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
+def load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
+    """Register the plugin that the spec names, as it was when the plan was made. Raises VQBenchError if it is gone."""
     from vqbench.registry import METHODS, file_digest
 
     if spec["plugin"] is None:
@@ -158,7 +172,8 @@ def _load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
     raise VQBenchError(f"the plugin {spec['plugin']['path']} has changed", "give the command again, it plans anew")
 
 
-def _open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
+def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
+    """The dataset and its validation images. Raises VQBenchError where they are not those of the plan."""
     from vqbench.data.dataset import open_dataset
     from vqbench.data.prepare import prepare_validation
     from vqbench.home import home
@@ -175,7 +190,7 @@ def _open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedI
     return dataset, validation
 
 
-def _trained(
+def trained(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, dataset: Dataset, progress: Progress
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """The trained tokenizer, from the finished weights if they are there, and what training it took."""
@@ -232,11 +247,11 @@ def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:
     return load_lpips(recipe.perceptual, explicit)
 
 
-def _evaluated(
-    tokenizer: Tokenizer, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress
+def evaluated(
+    tokenizer: Tokenizer, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, home: Path
 ) -> Evaluation:
+    """The spec's metrics on `validation`; weights and reference features are found and kept below `home`."""
     from vqbench.evaluation import evaluate
-    from vqbench.home import home
 
     def path(name: str) -> Path | None:
         return Path(spec[name]) if spec[name] else None
@@ -251,7 +266,7 @@ def _evaluated(
         lpips_weights=path("lpips_weights"),
         device=device,
         batch_size=max(16, spec["recipe"]["batch_size"]),
-        home=home(),
+        home=home,
         progress=progress,
     )
 
@@ -298,7 +313,8 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
     }
 
 
-def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
+def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
+    """Write what an evaluation of `validation` found beside its scores: tables, codes, features, pictures."""
     import numpy as np
     import pandas as pd
     from PIL import Image
@@ -335,15 +351,16 @@ def main(argv: list[str] | None = None) -> int:
     started, lock = time.time(), contextlib.nullcontext() if is_secondary() else folder.locked()
     try:
         with lock:
-            return _guarded(folder, started)
+            return guarded(folder, started, run_cell)
     except CellBusyError as error:
         print(f"error: {error.what}", file=sys.stderr)
         return EXIT_BUSY
 
 
-def _guarded(folder: CellFolder, started: float) -> int:
+def guarded(folder: CellFolder, started: float, work: Callable[[CellFolder], None]) -> int:
+    """Do the work of a cell's process; what it raises becomes the result in its folder. Returns the exit code."""
     try:
-        run_cell(folder)
+        work(folder)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log's disk may be full: the result may still find room
             traceback.print_exc()

@@ -81,7 +81,7 @@ def run(
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
     request = options.request(items(methods))
-    _show_plan(request, options.as_json) if options.dry_run else _run(request, options.as_json)
+    _show_plan(request, options.as_json, options.probe) if options.dry_run else _run(request, options.as_json)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def ablate(
         selected, left_out = make_rows(request)
         for note in left_out:
             print(f"note: {note}", file=sys.stderr)
-        _show_plan(as_run(request, selected), options.as_json)
+        _show_plan(as_run(request, selected), options.as_json, options.probe)
         return
     with TerminalView() as view:
         ablation = execute_ablation(request, view, make_tracker(request.run))
@@ -156,18 +156,25 @@ def _run(request: RunRequest, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_plan(request: RunRequest, as_json: bool) -> None:
+def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> None:
     from vqbench.execution import row_of
+    from vqbench.probing import probe_costs
     from vqbench.runner import prepare_plan
-    from vqbench.terminal import TerminalView, print_plan
+    from vqbench.terminal import TerminalView, print_costs, print_plan
 
     with TerminalView() as view:
-        plan = prepare_plan(request, view, dry=True)
+        plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
+        costs = probe_costs(request, plan, view) if with_costs else None
     if as_json:
-        for cell in plan.cells:
-            print(json.dumps(row_of(cell, cell.state), allow_nan=False))
+        for i, cell in enumerate(plan.cells):
+            cost = {"cost": costs.cells[i].as_dict()} if costs is not None else {}
+            print(json.dumps(row_of(cell, cell.state) | cost, allow_nan=False))
     else:
         print_plan(plan)
+        if costs is not None:
+            print_costs(costs)
+    if costs is not None and costs.failed:
+        raise typer.Exit(1)
 
 
 @app.command("methods")

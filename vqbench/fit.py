@@ -70,7 +70,7 @@ class _Stretches(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         assert self.trainer is not None
         recipe, start = self.training.recipe, self.training.images_seen
-        stretch = _stretch(recipe)
+        stretch = recipe.stretch
         end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
         positions = BatchPositions(start, end, recipe.batch_size, self.trainer.global_rank, self.trainer.world_size)
         on_gpu = self.training.device.type == "cuda"
@@ -98,9 +98,8 @@ def train(
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     resume(training, folder)
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
-    workers = min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
     if training.images_seen < recipe.steps * recipe.batch_size:
-        trainer.fit(training, datamodule=_Stretches(stream, training, workers))
+        trainer.fit(training, datamodule=_Stretches(stream, training, data_workers(devices)))
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
     device = trainer.strategy.root_device
     return TrainingOutcome(
@@ -114,13 +113,13 @@ def train(
     )
 
 
-def _stretch(recipe: Recipe) -> int:
-    """Images between two checkpoints, in whole batches."""
-    return max(1, recipe.checkpoint_images // recipe.batch_size) * recipe.batch_size
+def data_workers(devices: int) -> int:
+    """Processes that load images for each device; 0 where training itself takes all cores, and loads between steps."""
+    return min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
 
 
 def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder) -> lightning.Trainer:
-    total, stretch = recipe.steps * recipe.batch_size, _stretch(recipe)
+    total, stretch = recipe.steps * recipe.batch_size, recipe.stretch
     return lightning.Trainer(
         accelerator="auto",
         devices=devices,

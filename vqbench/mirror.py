@@ -15,7 +15,8 @@ from typing import Any
 
 from vqbench.results import DONE, CellFolder, read_json, write_json
 
-_ARTIFACTS = ("spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "log.txt")
+ARTIFACTS = ("spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "log.txt")
+"""Files of a cell that MLflow gets a copy of, beside its weights."""
 
 
 def tracking_uri(runs: Path) -> str:
@@ -202,7 +203,7 @@ class Mirror:
 
         if done:
             draw_code_histogram(folder.path / "codes.npz", folder.path / "codes.png")
-        for name in _ARTIFACTS:
+        for name in ARTIFACTS:
             if (folder.path / name).is_file() and (done or name in ("spec.json", "result.json", "log.txt")):
                 self.client.log_artifact(run_id, str(folder.path / name))
         if done:

@@ -177,6 +177,10 @@ StopOnCollapse = Annotated[
     bool, typer.Option("--stop-on-collapse", help="End a training that has collapsed; its row says why.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")]
+Probe = Annotated[
+    bool,
+    typer.Option("--probe", help="With --dry-run: train 20 steps of each method and say what the cells will cost."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on stdout.")]
 
 
@@ -207,13 +211,16 @@ class RunOptions:
     rerun: Rerun = False
     stop_on_collapse: StopOnCollapse = False
     dry_run: DryRun = False
+    probe: Probe = False
     as_json: AsJson = False
     config: Config = None
 
     def request(self, methods: tuple[str, ...]) -> RunRequest:
-        """What these options ask of `methods`. Raises UsageError for seeds that are no numbers."""
+        """What these options ask of `methods`. Raises UsageError for seeds that are no numbers, and a stray --probe."""
         from vqbench.plan import RunRequest
 
+        if self.probe and not self.dry_run:
+            raise UsageError("--probe measures what a run will cost, and a run needs none", "add --dry-run")
         return RunRequest(
             methods=methods,
             dataset=self.dataset,

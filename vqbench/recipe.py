@@ -165,6 +165,11 @@ class Recipe:
         """Optimiser steps in the budget."""
         return -(-self.images // self.batch_size)
 
+    @property
+    def stretch(self) -> int:
+        """Images between two checkpoints, in whole batches."""
+        return max(1, self.checkpoint_images // self.batch_size) * self.batch_size
+
     def as_dict(self) -> dict[str, Any]:
         """Every field, JSON-ready."""
         return as_dict(self)

@@ -16,6 +16,7 @@ from vqbench.registry import METHODS, Outline
 
 if TYPE_CHECKING:
     from vqbench.ablation import Ablation
+    from vqbench.cost import MethodCost, PlanCost
     from vqbench.plan import Cell, Plan
     from vqbench.recipe import Recipe
     from vqbench.runner import Outcome
@@ -184,6 +185,58 @@ def print_plan(plan: Plan) -> None:
     )
     console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
+def print_costs(costs: PlanCost) -> None:
+    """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
+    unit = costs.unit
+    table = _table("method")
+    for title in ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk"):
+        table.add_column(title, justify="right")
+    rows = costs.methods()
+    for row in rows:
+        table.add_row(*_cost_cells(row))
+    if costs.reference_seconds:
+        hours = costs.total().device_hours - sum(row.device_hours for row in rows)
+        size = _bytes(costs.reference_bytes)
+        table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
+    table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
+    console = _console()
+    console.print()
+    console.print(table)
+    if costs.device_name is not None:
+        each = "one cell after the other; " if unit == "CPU-hours" else ""
+        console.print(
+            Text(f"\nfrom 20 training steps of each method on {costs.device_name}; {each}other work makes it longer")
+        )
+    for row in rows:
+        if row.problem is not None:
+            console.print(Text(f"failed {row.label}: {row.problem}", style="red"))
+            console.print(Text(f"  hint: {row.hint}"), soft_wrap=True)
+
+
+def _cost_cells(row: MethodCost, measured: bool = True) -> list[str]:
+    name = row.label if row.problem is None or row.label == "total" else f"{row.label} (failed)"
+    if row.problem is not None and not row.seconds:
+        return [name, str(row.cells), *["–"] * 5]
+    least = "" if measured else "> "  # a method is missing from it
+    per_cell = f"{row.seconds / row.cells:.0f}" if row.cells and row.label != "total" else ""
+    rate = f"{row.images_per_s:.1f}" if row.images_per_s and row.label != "total" else ""
+    sizes = [least + _bytes(size) for size in (row.disk_bytes, row.peak_bytes)]
+    return [name, str(row.cells), per_cell, rate, least + _hours(row.device_hours), *sizes]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _bytes(size: float) -> str:
+    """Decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
 
 
 def print_outlines(kind: str, outlines: list[Outline], with_components: bool) -> None:

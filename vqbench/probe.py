@@ -1,0 +1,384 @@
+"""Some real steps of one cell, to know what the whole of it costs: `python -m vqbench.probe SPEC.json CLOCK`.
+
+The process is the cell's in all but its length: the same data, recipe, quantizer, losses, metrics and files, but 20
+optimiser steps, four checkpoints and an evaluation of three batches. CLOCK is `time.monotonic()` when the process was
+started. What it found is written to `measured.json` beside the spec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqbench.cell import (
+    Progress,
+    die_with_parent,
+    evaluated,
+    findings,
+    fit_features,
+    guarded,
+    is_secondary,
+    load_plugin,
+    open_data,
+    trained,
+    write_artifacts,
+    write_result,
+)
+from vqbench.cost import Measured, steps_between
+from vqbench.mirror import ARTIFACTS
+from vqbench.probing import MEASURED
+from vqbench.provenance import device_name
+from vqbench.recipe import Recipe
+from vqbench.results import CellFolder, write_json
+
+if TYPE_CHECKING:
+    from vqbench.data.dataset import Dataset
+    from vqbench.data.prepare import PreparedImages
+    from vqbench.evaluation import Evaluation
+
+STRETCHES = 4
+"""Pieces of a probe's training, with a checkpoint after each. The first of its kind warms up and is not counted."""
+STRETCH_STEPS = 5
+"""Optimiser steps in each: 20 in all."""
+FEATURE_STRETCH_STEPS = 25
+"""Where steps take milliseconds: at most as many."""
+EVALUATED_BATCHES = 3
+"""The first warms up."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One call of the cell's progress."""
+
+    stage: str
+    done: int
+    total: int
+    clock: float
+    """time.monotonic() in seconds."""
+
+
+class Stopwatch(Progress):
+    """The progress of a cell, with the time of every report."""
+
+    def __init__(self, folder: CellFolder) -> None:
+        super().__init__(folder)
+        self.entered: dict[str, float] = {}
+        self.reports: list[Report] = []
+        self.batch_size = int(folder.spec["recipe"]["batch_size"])
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage."""
+        super().enter(stage)
+        self.entered[stage] = time.monotonic()
+
+    def __call__(self, done: int, total: int, rate: float = 0.0) -> None:
+        """`done` of `total` images."""
+        if self.stage == "train" and done // self.batch_size % STRETCH_STEPS in (0, 1):
+            _wait_for_gpu()  # at both ends of what is timed, and not between, where steps overlap as they do in a cell
+        self.reports.append(Report(self.stage, done, total, time.monotonic()))
+        super().__call__(done, total, rate)
+
+    def of(self, stage: str) -> list[Report]:
+        """The reports of one stage."""
+        return [report for report in self.reports if report.stage == stage]
+
+
+def _wait_for_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """`recipe` with the budget of a probe; half of it with the discriminator, where that begins during training."""
+    steps = STRETCH_STEPS
+    if recipe.track == "features":  # their progress is reported with every line of the curves
+        steps = min(max(steps, recipe.log_images // recipe.batch_size), FEATURE_STRETCH_STEPS)
+    images = STRETCHES * steps * recipe.batch_size
+    changed: dict[str, Any] = {"images": images, "checkpoint_images": steps * recipe.batch_size}
+    if recipe.track == "features":
+        changed["log_images"] = changed["checkpoint_images"]
+    plain, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
+    if recipe.gan != "none":
+        changed["gan_start_images"] = 0 if not plain else images // 2 if adversarial else images
+    return dataclasses.replace(recipe, **changed)
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """What the reports of a shortened training tell, in seconds."""
+
+    step: float
+    """Without the discriminator; 0 where every step had it."""
+    adversarial_step: float
+    """With it; 0 where none had."""
+    checkpoint: float
+    warm_up: float
+    """What the first steps of each kind took beyond what they take later."""
+
+
+def training_times(reports: list[Report], short: Recipe) -> TrainingTimes:
+    """From one report for each step of a recipe that `shortened` made, or one for each stretch of features."""
+    at, batch = {report.done // short.batch_size: report.clock for report in reports}, short.batch_size
+    stretch = short.stretch // batch
+    kinds = [steps_between(short, i * short.stretch, (i + 1) * short.stretch)[1] > 0 for i in range(STRETCHES)]
+    seconds: dict[bool, float] = {False: 0.0, True: 0.0}
+    for kind in set(kinds):
+        timed = [i for i, k in enumerate(kinds) if k == kind][1:]
+        seconds[kind] = _mean(_step_seconds(at, i * stretch, stretch, short) for i in timed)
+    gaps = [
+        at[i * stretch + 1] - at[i * stretch] - seconds[kinds[i]]
+        for i in range(1, STRETCHES)
+        if kinds[i] == kinds[i - 1] and i * stretch + 1 in at
+    ]
+    checkpoint = max(0.0, _mean(gaps))
+    ran = at[STRETCHES * stretch] - at[min(at)]
+    usual = sum(seconds[k] for k in kinds) * stretch - min(at) * seconds[kinds[0]]
+    if short.track == "images":
+        usual += (STRETCHES - 1) * checkpoint
+    return TrainingTimes(seconds[False], seconds[True], checkpoint, max(0.0, ran - usual))
+
+
+def _step_seconds(at: dict[int, float], start: int, steps: int, short: Recipe) -> float:
+    """Mean over a stretch. The first step of one of images loads anew, and is part of its checkpoint."""
+    first = start + 1 if short.track == "images" else start
+    return (at[start + steps] - at[first]) / (start + steps - first)
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+@dataclass(frozen=True)
+class EvaluationTimes:
+    """What the reports of an evaluation of some images tell, in seconds."""
+
+    fixed: float
+    image: float
+    reference_image: float
+
+
+def evaluation_times(reports: list[Report], images: int, spent: float) -> EvaluationTimes:
+    """From the reports of an evaluation of `images` images that took `spent` in all."""
+    reference = [r for r in reports if r.total == 2 * images and r.done <= images]
+    reference_image = _slope(reference)
+    image = _slope(reports[len(reference) :])
+    return EvaluationTimes(max(0.0, spent - images * (image + reference_image)), image, reference_image)
+
+
+def _slope(reports: list[Report]) -> float:
+    """Seconds for each image after the first report, which warms up."""
+    if len(reports) < 2:
+        return 0.0
+    return (reports[-1].clock - reports[0].clock) / (reports[-1].done - reports[0].done)
+
+
+def probe(folder: CellFolder, spawned: float) -> None:
+    """Measure the cell whose spec lies in `folder`; write measured.json. Raises what goes wrong.
+
+    `spawned`: time.monotonic() when its process was started.
+    """
+    from vqbench.config import build
+
+    started, watch = time.time(), Stopwatch(folder)
+    recipe: Recipe = build(Recipe, folder.spec["recipe"], "recipe", "vqbench show tiny")
+    load_plugin(folder.spec, folder)
+    measure = _probe_features if recipe.track == "features" else _probe_images
+    measured = measure(folder, recipe, shortened(recipe), watch, started, spawned)
+    if measured is not None:
+        write_json(folder.path / MEASURED, {**dataclasses.asdict(measured), "ended": time.monotonic()})
+
+
+def _short_spec(folder: CellFolder, short: Recipe) -> dict[str, Any]:
+    return {**folder.spec, "recipe": short.as_dict(), "stop_on_collapse": False}
+
+
+def _probe_features(
+    folder: CellFolder, recipe: Recipe, short: Recipe, watch: Stopwatch, started: float, spawned: float
+) -> Measured:
+    found = fit_features(folder, _short_spec(folder, short), short, watch)  # all of it: evaluation takes seconds
+    write_result(folder, started, found)
+    times = training_times(watch.of("train"), short)
+    evaluation_seconds = time.monotonic() - watch.entered["evaluate"]
+    first = watch.of("train")[0]
+    overhead = first.clock - first.done / short.batch_size * times.step - spawned + times.warm_up
+    overhead += watch.entered["evaluate"] - watch.of("train")[-1].clock
+    return Measured(
+        overhead_seconds=max(0.0, overhead),
+        step_seconds=times.step,
+        adversarial_step_seconds=0.0,
+        checkpoint_seconds=0.0,
+        evaluation_seconds=evaluation_seconds,
+        evaluation_image_seconds=0.0,
+        reference_image_seconds=0.0,
+        reference_is_cached=True,
+        image_bytes=0.0,
+        reference_image_bytes=0.0,
+        device=found["device"],
+        device_name=found["device_name"],
+        **_sizes(folder, short),
+    )
+
+
+def _probe_images(
+    folder: CellFolder, recipe: Recipe, short: Recipe, watch: Stopwatch, started: float, spawned: float
+) -> Measured | None:
+    import torch
+
+    spec = folder.spec
+    watch.enter("data")
+    dataset, validation = open_data(spec, recipe)
+    watch.enter("train")
+    tokenizer, training = trained(folder, _short_spec(folder, short), short, dataset, watch)
+    if is_secondary():
+        return None
+    watch.enter("evaluate")
+    sample = _sample(validation, EVALUATED_BATCHES * max(16, recipe.batch_size))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _home_of_its_own() as home:
+        evaluation = evaluated(tokenizer.to(device), spec, sample, device, watch, home)
+    scored = time.monotonic()
+    image_bytes = _bytes_of_an_image(folder, evaluation, sample, validation)
+    written = time.monotonic()
+    write_artifacts(folder, evaluation, sample)
+    writing = time.monotonic() - written
+    write_result(folder, started, findings(tokenizer, training, evaluation))
+    times = training_times(watch.of("train"), short)
+    passed = evaluation_times(watch.of("evaluate"), len(sample), scored - watch.entered["evaluate"])
+    growing = writing / len(sample) if len(sample) < len(validation) else 0.0
+    reference = folder.reference_features
+    return Measured(
+        overhead_seconds=_overhead(watch, times, short, spawned),
+        step_seconds=_no_faster_than_loading(times.step, dataset, spec, recipe),
+        adversarial_step_seconds=_no_faster_than_loading(times.adversarial_step, dataset, spec, recipe),
+        checkpoint_seconds=times.checkpoint,
+        evaluation_seconds=passed.fixed + writing - growing * len(sample),
+        evaluation_image_seconds=passed.image + growing,
+        reference_image_seconds=passed.reference_image,
+        reference_is_cached=_reference_is_cached(spec, validation, device),
+        image_bytes=image_bytes,
+        reference_image_bytes=reference.stat().st_size / len(sample) if reference.is_file() else 0.0,
+        device=training["device"],
+        device_name=device_name(training["device"]),
+        **_sizes(folder, short, image_bytes * len(sample)),
+    )
+
+
+def _sample(images: PreparedImages, most: int) -> PreparedImages:
+    return dataclasses.replace(images, pixels=images.pixels[:most], ids=images.ids[:most])
+
+
+@contextlib.contextmanager
+def _home_of_its_own() -> Iterator[Path]:
+    """A place for the reference features of a few images, beside the weights of the user's own."""
+    from vqbench.home import home
+
+    (home() / "weights").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as folder:
+        (Path(folder) / "weights").symlink_to((home() / "weights").absolute(), target_is_directory=True)
+        yield Path(folder)
+
+
+def _overhead(watch: Stopwatch, times: TrainingTimes, short: Recipe, spawned: float) -> float:
+    """What a cell takes once, before its steps and after them; its evaluation is counted apart."""
+    first, *_, last = watch.of("train")
+    step = times.step if steps_between(short, 0, short.batch_size)[0] else times.adversarial_step
+    before = first.clock - step - spawned
+    after = watch.entered["evaluate"] - last.clock - times.checkpoint
+    return max(0.0, before + times.warm_up) + max(0.0, after)
+
+
+def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any], recipe: Recipe) -> float:
+    """Seconds of a step, whose images other processes may load: a few steps live on what was loaded before them."""
+    from vqbench.data.prepare import prepare_train
+    from vqbench.data.stream import TrainingStream
+    from vqbench.fit import data_workers
+    from vqbench.home import home
+
+    workers = data_workers(spec["devices"])
+    if not workers or not step:
+        return step
+    stream = TrainingStream(prepare_train(dataset, home()), recipe.resolution, 0, recipe.random_crop, recipe.flip)
+    share, clock = recipe.batch_size // spec["devices"], time.monotonic()
+    for position in range(share):
+        stream[position]
+    return max(step, (time.monotonic() - clock) / workers)
+
+
+def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, device: Any) -> bool:
+    """Whether the features of all validation images exist; true where no metric asks for them."""
+    from vqbench.home import home
+    from vqbench.metrics.definitions import needed_weights
+    from vqbench.metrics.features import reference_path
+    from vqbench.metrics.inception import Inception
+    from vqbench.weights import load_inception
+
+    if "inception" not in needed_weights(spec["metrics"]):
+        return True
+    explicit = Path(spec["inception_weights"]) if spec["inception_weights"] else None
+    net = load_inception(explicit)
+    assert isinstance(net, Inception)
+    return reference_path(validation.pixels, validation.digest, net.digest, device, home()).is_file()
+
+
+def _bytes_of_an_image(
+    folder: CellFolder, evaluation: Evaluation, sample: PreparedImages, validation: PreparedImages
+) -> float:
+    """How much the files of an evaluation grow with each image; 0 where all images were evaluated."""
+    half = len(sample) // 2
+    if len(sample) == len(validation) or not half:
+        return 0.0
+    fewer = dataclasses.replace(
+        evaluation,
+        per_image=evaluation.per_image[:half],
+        indices=evaluation.indices[:half],
+        features=evaluation.features[:half] if evaluation.features is not None else None,
+    )
+    sizes = []
+    for part in (fewer, evaluation):
+        write_artifacts(folder, part, sample)
+        sizes.append(_bytes_of(folder.path / name for name in ("per_image.parquet", "codes.npz", "features.npz")))
+    return (sizes[1] - sizes[0]) / (len(sample) - half)
+
+
+def _bytes_of(paths: Any) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _sizes(folder: CellFolder, short: Recipe, of_images: float = 0.0) -> dict[str, Any]:
+    """The sizes among the fields of Measured that do not depend on the validation images, `of_images` bytes apart."""
+    curves = folder.path / "metrics.jsonl"
+    weights, checkpoint, points = _bytes_of([folder.weights]), _bytes_of([folder.checkpoint]), _bytes_of([curves])
+    everything = _bytes_of(folder.path.rglob("*"))
+    copied = weights + _bytes_of(folder.path / name for name in ARTIFACTS)
+    return {
+        "weights_bytes": weights,
+        "checkpoint_bytes": checkpoint,
+        "folder_bytes": max(0, int(everything - weights - checkpoint - points - of_images)),
+        "point_bytes": points / max(1, len(curves.read_text().splitlines())),
+        "copied_bytes": copied,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Probe the cell of a spec file; 0 when measured.json is written, 1 when it failed (see result.json then)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 2:
+        print("usage: python -m vqbench.probe SPEC.json CLOCK", file=sys.stderr)
+        return 2
+    folder, spawned = CellFolder(Path(arguments[0]).resolve().parent), float(arguments[1])
+    die_with_parent()
+    return guarded(folder, time.time(), lambda folder: probe(folder, spawned))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

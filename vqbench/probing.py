@@ -1,0 +1,198 @@
+"""Probing each method of a plan in a process of its own, and adding up what the plan costs. Never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.atomic import write_bytes_atomically
+from vqbench.config import build
+from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, images_done
+from vqbench.mirror import tracking_uri
+from vqbench.plan import Cell, Plan, RunRequest
+from vqbench.recipe import Recipe
+from vqbench.results import CellFolder, read_json, write_json
+from vqbench.view import View
+
+POLL_SECONDS = 0.25
+MEASURED = "measured.json"
+_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_FRECHET_IMAGES = 4096
+"""From here on the distance takes time in proportion to the images."""
+_KID_SUBSETS, _KID_IMAGES = 100, 1000  # see vqbench.metrics.frechet
+
+
+@dataclass(frozen=True)
+class ProbeError:
+    """Why a method could not be measured."""
+
+    problem: str
+    hint: str
+
+
+def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
+    """Train each method of `plan` that has cells to run for some steps, and say what the plan costs.
+
+    Writes nothing below the runs directory; decoded training images are cached as for a run. A method that fails is
+    said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
+    """
+    from vqbench.preflight import check_devices
+    from vqbench.sources import prepare_training
+
+    to_run = [request.rerun or cell.state != "cached" for cell in plan.cells]
+    waiting = [cell for cell, runs in zip(plan.cells, to_run, strict=True) if runs]
+    if waiting:
+        check_devices(request.devices)
+        prepare_training(request, plan.recipe, view.preparing)
+        _say_if_busy(view)
+    chosen = {_configuration(cell): cell for cell in reversed(waiting)}  # the first of each
+    answers = {key: probe(cell, view) for key, cell in reversed(chosen.items())}
+    measured = [answer for answer in answers.values() if isinstance(answer, Measured)]
+    scoring = _scoring_seconds(plan, waiting) if measured else 0.0
+    costs = [
+        _cost(cell, answers[_configuration(cell)], request, scoring) if runs else CellCost()
+        for cell, runs in zip(plan.cells, to_run, strict=True)
+    ]
+    reference_bytes = _charge_reference(costs, measured, plan)
+    name = measured[0].device_name if measured else None
+    return PlanCost(plan, tuple(costs), tuple(to_run), name, reference_bytes)
+
+
+def _say_if_busy(view: View) -> None:
+    with contextlib.suppress(OSError):  # not every system knows its load
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            view.note(f"this machine has a load of {load:.1f} on {cores} cores: when it is quiet, cells will take less")
+
+
+def _configuration(cell: Cell) -> str:
+    """The same for cells that take the same time: all seeds of one method."""
+    return json.dumps([cell.label, cell.spec["method"], cell.spec["config"], cell.spec["recipe"]], sort_keys=True)
+
+
+def _cost(cell: Cell, answer: Measured | ProbeError, request: RunRequest, scoring_seconds: float) -> CellCost:
+    if isinstance(answer, ProbeError):
+        return CellCost(problem=answer.problem, hint=answer.hint)
+    recipe = _recipe_of(cell)
+    cost = cell_cost(
+        answer,
+        recipe,
+        done=0 if request.rerun else images_done(cell, recipe),
+        validation_images=cell.spec["protocol"]["n_images"],
+        devices=cell.spec["devices"],
+        scoring_seconds=scoring_seconds,
+    )
+    if not tracking_uri(request.runs).startswith("sqlite:"):
+        return cost
+    both = cost.disk_bytes + answer.copied_bytes  # MLflow's copies lie in the runs directory too
+    return dataclasses.replace(cost, disk_bytes=both, peak_bytes=max(cost.peak_bytes, both))
+
+
+def _recipe_of(cell: Cell) -> Recipe:
+    recipe: Recipe = build(Recipe, cell.spec["recipe"], "recipe", "vqbench show tiny")
+    return recipe
+
+
+def _charge_reference(costs: list[CellCost], measured: list[Measured], plan: Plan) -> int:
+    """Let the first cell that is run pay for the reference features; returns their bytes in the runs directory."""
+    n, first = plan.protocol.n_images, next((i for i, cost in enumerate(costs) if cost.device is not None), None)
+    if first is None:
+        return 0
+    seconds = 0.0 if measured[0].reference_is_cached else n * measured[0].reference_image_seconds
+    costs[first] = dataclasses.replace(costs[first], reference_seconds=seconds)
+    there = (plan.folder / f"reference-{plan.protocol.hash}.npz").is_file()
+    return 0 if there else int(n * measured[0].reference_image_bytes)
+
+
+def _scoring_seconds(plan: Plan, cells: list[Cell]) -> float:
+    """Of rFID and KID over all validation images, timed on random features: it does not depend on the method."""
+    import numpy as np
+
+    from vqbench.metrics.frechet import frechet_distance, kernel_distance
+
+    wanted, n = {name for cell in cells for name in cell.spec["metrics"]}, plan.protocol.n_images
+    if n < 2 or not {"rfid", "kid"} & wanted:
+        return 0.0
+    draw = np.random.default_rng(0)
+    x, y = (draw.random((min(n, _FRECHET_IMAGES), 2048), np.float32) for _ in range(2))
+    seconds = 0.0
+    if "rfid" in wanted:
+        seconds += _timed(lambda: frechet_distance(x, y)) * max(1.0, n / _FRECHET_IMAGES)
+    if "kid" in wanted:
+        once = _timed(lambda: kernel_distance(x[:_KID_IMAGES], y[:_KID_IMAGES]))
+        seconds += once * (_KID_SUBSETS if n > _KID_IMAGES else 1)
+    return seconds
+
+
+def _timed(work: Callable[[], object]) -> float:
+    clock = time.perf_counter()
+    work()
+    return time.perf_counter() - clock
+
+
+def probe(cell: Cell, view: View) -> Measured | ProbeError:
+    """Some steps of a cell's training and evaluation, in a process and a temporary folder that are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root:
+        folder = CellFolder(Path(root) / "cells" / cell.folder.name)
+        folder.path.mkdir(parents=True)
+        write_json(folder.path / "spec.json", cell.spec)
+        if cell.plugin_source is not None:
+            write_bytes_atomically(folder.path / "plugin.py", cell.plugin_source)
+        returncode = _watch(_start(folder), folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
+        ended = time.monotonic()
+        found = read_json(folder.path / MEASURED)
+        if returncode != 0 or found is None:
+            return _why(folder, returncode)
+        exit_seconds = max(0.0, ended - found.pop("ended"))
+        return Measured(**{**found, "overhead_seconds": found["overhead_seconds"] + exit_seconds})
+
+
+def _start(folder: CellFolder) -> subprocess.Popen[bytes]:
+    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
+    command = [sys.executable, "-m", "vqbench.probe", str(folder.path / "spec.json"), str(time.monotonic())]
+    with folder.log.open("ab") as log:
+        # a session of its own, as a cell's: Ctrl-C reaches this process alone, which then ends the probe
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
+
+
+def _watch(process: subprocess.Popen[bytes], folder: CellFolder, show: Callable[[int, int], None]) -> int:
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=POLL_SECONDS)
+            status: dict[str, Any] = folder.status
+            show(status.get("images", 0), max(status.get("total", 0), 1))
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and the processes of its other devices
+            process.wait()
+
+
+def _why(folder: CellFolder, returncode: int) -> ProbeError:
+    """The reason that a probe's process left, or what its end tells."""
+    again = "the same command without --dry-run and --probe fails the same way, and keeps its log"
+    error = folder.error
+    if error is not None:
+        return ProbeError(error["message"], again if str(folder.path) in error["hint"] else error["hint"])
+    stage = folder.status.get("stage", "start")
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
+        return ProbeError(f"its process was killed by {name} during {stage}{why}", again)
+    return ProbeError(f"its process exited with {returncode} during {stage}", again)

@@ -21,9 +21,9 @@ from vqbench.errors import UsageError
 from vqbench.fit import train
 from vqbench.options import RunOptions
 from vqbench.plan import Plan, RunRequest, make_plan
-from vqbench.probe import Report, evaluation_times, shortened, training_times
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
+from vqbench.stopwatch import Report, evaluation_times, shortened, training_times
 from vqbench.terminal import print_costs
 from vqbench.tokenizer import build_tokenizer
 

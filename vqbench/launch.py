@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,39 @@ def failure_to_write(error: OSError) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
 
 
+def spawn(
+    module: str, arguments: Iterable[object], folder: CellFolder, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments…` for a cell's folder, whose log it writes to, with `environment` beside ours.
+
+    Raises OSError where there is no room for the log or for another process.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    env |= {**(environment or {}), PARENT_VARIABLE: str(os.getpid())}
+    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
+    with folder.log.open("ab") as log:
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+        log.flush()
+        # a session of its own: Ctrl-C reaches its parent alone, which then ends it in good order
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a spawned process and those that it has started, and wait until they have ended."""
+    # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 class CellProcess:
     """The process `python -m vqbench.cell` of one job, whose folder holds its spec."""
 
@@ -108,20 +141,7 @@ class CellProcess:
         self.job, self.folder = job, CellFolder(job.folder)
         self._started = time.time()
         self._deadline = time.monotonic() + job.timeout if job.timeout is not None else None
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "vqbench.cell", str(self.folder.path / "spec.json")]
-        env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-        env |= {**self.job.environment, PARENT_VARIABLE: str(os.getpid())}
-        env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
-        with self.folder.log.open("ab") as log:
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
-            log.flush()
-            # a session of its own: Ctrl-C reaches its parent alone, which then ends the cell in good order
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
-            )
+        self._process = spawn("vqbench.cell", [self.folder.path / "spec.json"], self.folder, job.environment)
 
     def poll(self) -> Ended | None:
         """How it ended; None while it runs. Kills it when its time is up."""
@@ -166,12 +186,4 @@ class CellProcess:
 
     def stop(self) -> None:
         """End the process and those of its other devices, and wait until they have."""
-        # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        end(self._process)

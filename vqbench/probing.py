@@ -7,9 +7,7 @@ import dataclasses
 import functools
 import json
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,15 +18,15 @@ from typing import Any
 from vqbench.atomic import write_bytes_atomically
 from vqbench.config import build
 from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, images_done
+from vqbench.launch import POLL_SECONDS, end, spawn
 from vqbench.mirror import tracking_uri
 from vqbench.plan import Cell, Plan, RunRequest
+from vqbench.reasons import death_of
 from vqbench.recipe import Recipe
 from vqbench.results import CellFolder, read_json, write_json
 from vqbench.view import View
 
-POLL_SECONDS = 0.25
 MEASURED = "measured.json"
-_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FRECHET_IMAGES = 4096
 """From here on the distance takes time in proportion to the images."""
 _KID_SUBSETS, _KID_IMAGES = 100, 1000  # see vqbench.metrics.frechet
@@ -150,24 +148,14 @@ def probe(cell: Cell, view: View) -> Measured | ProbeError:
         write_json(folder.path / "spec.json", cell.spec)
         if cell.plugin_source is not None:
             write_bytes_atomically(folder.path / "plugin.py", cell.plugin_source)
-        returncode = _watch(_start(folder), folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
+        process = spawn("vqbench.probe", [folder.path / "spec.json", time.monotonic()], folder)
+        returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
         ended = time.monotonic()
         found = read_json(folder.path / MEASURED)
         if returncode != 0 or found is None:
             return _why(folder, returncode)
         exit_seconds = max(0.0, ended - found.pop("ended"))
         return Measured(**{**found, "overhead_seconds": found["overhead_seconds"] + exit_seconds})
-
-
-def _start(folder: CellFolder) -> subprocess.Popen[bytes]:
-    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
-    command = [sys.executable, "-m", "vqbench.probe", str(folder.path / "spec.json"), str(time.monotonic())]
-    with folder.log.open("ab") as log:
-        # a session of its own, as a cell's: Ctrl-C reaches this process alone, which then ends the probe
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
-        )
 
 
 def _watch(process: subprocess.Popen[bytes], folder: CellFolder, show: Callable[[int, int], None]) -> int:
@@ -179,9 +167,7 @@ def _watch(process: subprocess.Popen[bytes], folder: CellFolder, show: Callable[
             show(status.get("images", 0), max(status.get("total", 0), 1))
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and the processes of its other devices
-            process.wait()
+            end(process)
 
 
 def _why(folder: CellFolder, returncode: int) -> ProbeError:
@@ -192,7 +178,5 @@ def _why(folder: CellFolder, returncode: int) -> ProbeError:
         return ProbeError(error["message"], again if str(folder.path) in error["hint"] else error["hint"])
     stage = folder.status.get("stage", "start")
     if returncode < 0:
-        name = signal.Signals(-returncode).name
-        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
-        return ProbeError(f"its process was killed by {name} during {stage}{why}", again)
-    return ProbeError(f"its process exited with {returncode} during {stage}", again)
+        return ProbeError(death_of(-returncode, stage), again)
+    return ProbeError(f"the process exited with {returncode} during {stage}", again)

@@ -39,9 +39,10 @@ class MLflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", self.store, "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        env = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a process less
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env={**os.environ, **quiet_environment()}, stdout=log, stderr=log,
+                command, cwd=self.folder, env=env, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         wait_for(self._answers, self.process)
@@ -134,8 +135,8 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
         found = client.search_runs([experiment.experiment_id], "tags.method = 'faulty'") if experiment else []
         return len(client.get_metric_history(found[0].info.run_id, "train/loss")) if found else 0
 
-    # half of a curve is there, and the cell waits
-    wait_for(lambda: points_there() == 5, command)
+    # half of a curve is written, and the cell waits
+    wait_for(lambda: points_there() > 0, command)
     there.kill()
     gate.touch()
     out, err = command.communicate(timeout=DEADLINE)

@@ -172,6 +172,7 @@ def running(runs: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_way_since_the_checkpoint(
     vqbench: Command, cluster: Cluster, images: Path, slow: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +200,22 @@ def test_a_killed_worker_costs_the_way_since_the_checkpoint(
         assert row["scores"] == other["scores"]
         weights = [Path(r["path"]) / "checkpoints" / "tokenizer.safetensors" for r in (row, other)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_away_ends_the_command_and_its_cells(
+    cluster: Cluster, images: Path, slow: Path, tmp_path: Path
+) -> None:
+    more = ("--methods", "slow", "--images", "80000", "--set", "slow.pause=0.05")
+    driver = Background(*one_run(images, slow, tmp_path / "runs", *more, "--scheduler", cluster.file))
+    until(lambda: list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt")), "a checkpoint")
+    (pid,) = running(tmp_path / "runs").values()
+    cluster.processes[0].kill()
+    answer = driver.answer()
+    assert (answer.code, "error: the dask scheduler is gone" in answer.err) == (1, True), answer.err
+    assert "Traceback" not in answer.err
+    until(lambda: not is_alive(pid), "the end of the cell")
+    assert list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt"))
 
 
 def test_what_a_cluster_cannot_give_is_said_at_once(
@@ -244,6 +261,7 @@ def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, slow: Path, t
     until(lambda: not is_alive(pid), "the end of the cell")
 
 
+@pytest.mark.slow
 def test_a_cell_that_hangs_is_ended_and_the_others_go_on(
     vqbench: Command, images: Path, slow: Path, tmp_path: Path
 ) -> None:
@@ -398,6 +416,7 @@ def _can_hide(path: Path) -> bool:
     return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_without_a_shared_disk_results_travel_through_mlflow(
     vqbench: Command, images: Path, slow: Path, tmp_path: Path
 ) -> None:

@@ -25,8 +25,9 @@ WORKER_SECONDS = 60  # that a cluster without workers is given to get one
 
 
 def _quiet() -> None:
-    for name in ("distributed", "distributed.scheduler", "distributed.worker", "distributed.nanny", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    ours = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]
+    for name in ours:  # what matters of it is said in our own words
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def local_cluster(request: RunRequest) -> DaskEngine:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distributed import WorkerPlugin, get_worker
+from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
@@ -54,7 +54,8 @@ def run_on_worker(job: CellJob, need: Need, key: str) -> Ended:
 
     def wanted() -> bool:
         task = worker.state.tasks.get(key)
-        return task is not None and task.state != "cancelled"
+        closes = worker.status in (Status.closing, Status.closing_gracefully, Status.closed)  # its scheduler is gone
+        return task is not None and task.state != "cancelled" and not closes
 
     job = replace(job, environment={THREADS: str(_threads(worker, need)), **job.environment})
     if job.store is not None:

@@ -194,6 +194,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_costs_neither_the_checkpoint_nor_the_weights(
     vqbench: Command, images: Path, tmp_path: Path, disk: Callable[[Path, str], None]
 ) -> None:

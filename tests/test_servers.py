@@ -205,6 +205,7 @@ def test_nobody_waits_for_minutes_for_an_answer(monkeypatch: pytest.MonkeyPatch)
     assert timeout * (1 + retries) <= 20
 
 
+@pytest.mark.slow
 def test_mlflow_on_postgresql(
     vqbench: Command,
     tmp_path: Path,

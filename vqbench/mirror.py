@@ -90,7 +90,7 @@ class Mirror:
             write_json(memory_path, memory)
         if record["state"] != memory["sent"]:
             for artifact in sorted(path.parent.glob(f"{path.stem}.*")):
-                if artifact.suffix in (".md", ".jsonl", ".png"):
+                if artifact.suffix in (".md", ".jsonl", ".csv", ".png"):
                     self.client.log_artifact(memory["run_id"], str(artifact))
             self.client.set_terminated(memory["run_id"], record["state"])
             write_json(memory_path, {**memory, "sent": record["state"]})
@@ -132,6 +132,7 @@ class Mirror:
             "protocol_name": spec["protocol"]["name"],
             "seed": str(spec["seed"]),
             **{f"component.{name}": "on" if on else "off" for name, on in spec["components"].items()},
+            **memory.get("tags", {}),
         }
         name = f"{memory['label']} s{spec['seed']}"
         run_id = self._run(experiment_id, "vqbench.cell", f"{folder.name}/{memory['attempt']}", name, tags)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import write_arrays_atomically
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.launch import PARENT_VARIABLE
+from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.provenance import device_name, git_commit, versions
-from vqbench.results import DONE, EXIT_BUSY, CellBusyError, CellFolder, read_json, write_json
+from vqbench.results import DONE, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
     from vqbench.data.dataset import Dataset
@@ -72,6 +74,9 @@ def die_with_parent() -> None:
     with contextlib.suppress(OSError, AttributeError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    started_by = os.environ.get(PARENT_VARIABLE)
+    if started_by is not None and not is_secondary() and os.getppid() != int(started_by):
+        os._exit(1)  # it was gone before we could ask
 
 
 def run_cell(folder: CellFolder) -> None:

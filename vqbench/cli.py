@@ -250,7 +250,8 @@ def _run(request: RunRequest, as_json: bool) -> None:
 
 
 def _show_plan(request: RunRequest, as_json: bool) -> None:
-    from vqbench.runner import prepare_plan, row_of
+    from vqbench.execution import row_of
+    from vqbench.runner import prepare_plan
     from vqbench.terminal import TerminalView, print_plan
 
     with TerminalView() as view:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vqbench.plan import RunRequest
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
 def items(texts: list[str] | None) -> tuple[str, ...]:
     """Options that may be repeated and may hold several items between commas."""
     return tuple(item.strip() for text in texts or () for item in text.split(",") if item.strip())
@@ -31,6 +35,18 @@ def seed_numbers(texts: list[str]) -> tuple[int, ...]:
         return tuple(int(item) for item in items(texts))
     except ValueError:
         raise UsageError(f"--seeds {','.join(texts)} are not whole numbers", "for example: --seeds 0,1,2") from None
+
+
+def duration(option: str, text: str) -> float:
+    """`90`, `90s`, `45m` or `12h` in seconds. Raises UsageError, naming `option`, for what is no time above zero."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{option} {text} is not a time", f"for example: {option} 90s, {option} 45m or {option} 12h")
+    return seconds
 
 
 def complete_methods(incomplete: str) -> list[str]:
@@ -140,6 +156,21 @@ Images = Annotated[
     int | None, typer.Option(metavar="N", envvar="VQBENCH_IMAGES", help="Training images, instead of the recipe's.")
 ]
 Devices = Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")]
+Workers = Annotated[
+    int, typer.Option(metavar="N", envvar="VQBENCH_WORKERS", help="Cells at the same time here, a GPU each.")
+]
+Scheduler = Annotated[
+    str,
+    typer.Option(metavar="ADDRESS|FILE", envvar="VQBENCH_SCHEDULER", help="Run the cells on a dask cluster."),
+]
+Resources = Annotated[
+    str,
+    typer.Option(metavar="NAME=N", envvar="VQBENCH_RESOURCES",
+                 help="What a cell takes of a cluster's worker; default: its GPUs, where there are any; or none."),
+]  # fmt: skip
+CellTimeout = Annotated[
+    str, typer.Option(metavar="TIME", envvar="VQBENCH_CELL_TIMEOUT", help="End a cell after 90s, 45m or 12h.")
+]
 Name = Annotated[str, typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; default: DATASET-RECIPE.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Train again what has a result.")]
 StopOnCollapse = Annotated[
@@ -160,6 +191,10 @@ class RunOptions:
     seeds: Seeds = dataclasses.field(default_factory=lambda: ["0"])
     images: Images = None
     devices: Devices = 1
+    workers: Workers = 1
+    scheduler: Scheduler = ""
+    resources: Resources = ""
+    cell_timeout: CellTimeout = ""
     runs: Runs = Path("runs")
     name: Name = ""
     settings: Settings = None
@@ -199,6 +234,10 @@ class RunOptions:
             validation_images=self.validation_images,
             rerun=self.rerun,
             stop_on_collapse=self.stop_on_collapse,
+            workers=self.workers,
+            scheduler=self.scheduler,
+            resources=self.resources,
+            cell_timeout=duration("--cell-timeout", self.cell_timeout) if self.cell_timeout else None,
         )
 
 

@@ -50,6 +50,14 @@ class RunRequest:
     stop_on_collapse: bool = False
     features: Path | None = None
     """A file of frozen features in the place of a dataset, for a recipe of the features track."""
+    workers: int = 1
+    """Cells at the same time on this machine."""
+    scheduler: str = ""
+    """Address or scheduler file of a dask cluster that runs the cells; empty: this machine."""
+    resources: str = ""
+    """What a cell takes of a worker of that cluster, NAME=AMOUNT; empty: its GPUs, if workers offer any; or none."""
+    cell_timeout: float | None = None
+    """Seconds after which a cell is ended."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Cell:
     """cached, partial, missing or failed."""
     plugin_source: bytes | None = None
     """The plugin file as it was when the plan was made; its sha256 is in the spec."""
+    found: tuple[int, int] | None = None
+    """Stamp of the result that was there when the plan was made."""
 
     @property
     def seed(self) -> int:
@@ -142,7 +152,8 @@ def make_plan(
             spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics)
             name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             cell_folder = CellFolder(folder / "cells" / name)
-            cells.append(Cell(choice.label, spec, cell_folder, cell_folder.state(metrics), choice.plugin_source))
+            found, state = cell_folder.stamp(), cell_folder.state(metrics)
+            cells.append(Cell(choice.label, spec, cell_folder, state, choice.plugin_source, found))
     _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, protocol, (*dataset.notes, *remarks))
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_text_atomically
-from vqbench.errors import VQBenchError
+from vqbench.lease import exclusive
 
 DONE, FAILED = "done", "failed"
-EXIT_BUSY = 75  # a cell's process that finds its folder taken; sysexits.h calls it EX_TEMPFAIL
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,24 +121,17 @@ class CellFolder:
         target = self.path / ("failure.json" if has_scores else "result.json")
         write_json(target, {"state": FAILED, "error": error, "collapse": collapse, "scores": {}, "seconds": seconds})
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder: no other process trains this cell meanwhile. Raises CellBusyError if one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CellBusyError(
-                    f"another process is training {self.name}", "wait for it, then give the command again"
-                ) from None
-            except OSError:  # a disk that knows no locks: go on without
-                pass
-            yield
+        return exclusive(self.path)
 
-
-class CellBusyError(VQBenchError):
-    """Two processes want one cell."""
+    def stamp(self) -> tuple[int, int] | None:
+        """Tells one result from a later one; None while there is none."""
+        try:
+            found = (self.path / "result.json").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
 
 def cell_folders(experiment: Path) -> list[CellFolder]:

@@ -1,34 +1,26 @@
-"""Running the cells of a plan, one process each, and reading their rows."""
+"""From a request to its rows: check, plan, run what has no result."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from vqbench.atomic import write_bytes_atomically
+from vqbench.engine import open_engine
 from vqbench.errors import UsageError
+from vqbench.execution import Execution, row_of
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import DONE, EXIT_BUSY, FAILED, CellBusyError, CellFolder, write_json
+from vqbench.results import FAILED
 from vqbench.view import Silent, View
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vqbench.tracking import Tracker
-
-POLL_SECONDS = 0.25
-_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +35,6 @@ class Outcome:
     def failed(self) -> list[dict[str, Any]]:
         """The rows of failed cells."""
         return [row for row in self.rows if row["state"] == FAILED]
-
-
-def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A cell as one JSON object; `state` is done, failed or cached, or for a dry run partial or missing.
-
-    `error` is the reason of a failure that could not be written to the cell's folder.
-    """
-    stored, spec = cell.folder.result or {}, cell.spec
-    result = stored if state != FAILED else {}
-    return {
-        "cell": cell.folder.name,
-        "method": cell.label,
-        "dataset": spec["dataset"]["slug"],
-        "recipe": spec["recipe"]["name"],
-        "seed": spec["seed"],
-        "protocol": spec["protocol"]["hash"],
-        "state": state,
-        "scores": result.get("scores", {}),
-        "params": result.get("params", {}),
-        "train_images_per_s": result.get("train_images_per_s"),
-        "path": str(cell.folder.path),
-        "collapse": stored.get("collapse"),
-        "error": (error or cell.folder.error) if state == FAILED else None,
-    }
 
 
 def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
@@ -114,28 +82,29 @@ def execute(
     `kind` is the command; what `attach` makes of the outcome (by suffix: md, jsonl) goes to its parent run. A command
     that finds everything trained has a parent run too, unless one of its kind has had the same cells, or it is `run`.
     """
-    from vqbench.preflight import check_devices, check_disk, check_runs_directory
+    from vqbench.preflight import check_disk, check_runs_directory
     from vqbench.sources import prepare_training
 
     view = view or Silent()
     plan = prepare_plan(request, view)
     todo = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
     if todo:
-        check_devices(request.devices)
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
         prepare_training(request, plan.recipe, view.preparing)
-    rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell not in todo}
+    to_train = {cell.folder.name for cell in todo}
+    rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell.folder.name not in to_train}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
         tracker = None
+    engine = open_engine(request, view) if todo else None
     if tracker is not None:
         tracker.start_command(plan, kind)
     try:
-        for position, cell in enumerate(todo, start=1):
-            view.cell_started(cell, position, len(todo))
-            rows[cell.folder.name] = _row_of_running(cell, request.rerun, view, tracker)
-            view.cell_finished(cell, rows[cell.folder.name])
+        if engine is not None:
+            _run_all(todo, Execution(request, engine, view, tracker, len(todo)), rows)
     finally:
+        if engine is not None:
+            engine.close()
         ordered = [rows[cell.folder.name] for cell in plan.cells if cell.folder.name in rows]
         outcome = Outcome(plan, ordered)
         if tracker is not None:
@@ -143,113 +112,13 @@ def execute(
     return outcome
 
 
-def _row_of_running(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> dict[str, Any]:
-    """Run a cell. What keeps even the reason of a failure from being written, a full disk say, is in the row alone."""
-    try:
-        return row_of(cell, _run_one(cell, rerun, view, tracker))
-    except OSError as error:
-        hint = "free some space, then give the command again" if error.errno == errno.ENOSPC else "look at its folder"
-        failure = {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
-        return row_of(cell, FAILED, failure)
-
-
-def _run_one(cell: Cell, rerun: bool, view: View, tracker: Tracker | None) -> str:
-    """Train and evaluate one cell in a process of its own; done, failed, or cached if another command just did."""
-    while True:
-        try:
-            with cell.folder.locked():
-                if not rerun and cell.folder.state(tuple(cell.spec["metrics"])) == "cached":
-                    return "cached"
-                _make_ready(cell, rerun)
-        except CellBusyError:
-            view.cell_progress(cell, {"stage": "waits for another command", **cell.folder.status})
-            time.sleep(4 * POLL_SECONDS)
-            continue
-        if tracker is not None:
-            tracker.start_cell(cell, anew=not cell.folder.can_go_on)
-        started = time.time()
-        returncode = _watch(_start(cell.folder), cell, view, tracker)
-        if returncode != EXIT_BUSY:  # else another command took the cell between our look and our process's
-            break
-    if _died_without_a_word(cell.folder, returncode):
-        _record_death(cell.folder, returncode, started)
-    if tracker is not None:
-        tracker.finish_cell(cell)
-    return DONE if returncode == 0 and (cell.folder.result or {}).get("state") == DONE else FAILED
-
-
-def _watch(process: subprocess.Popen[bytes], cell: Cell, view: View, tracker: Tracker | None) -> int:
-    try:
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            view.cell_progress(cell, cell.folder.status)
-            if tracker is not None:
-                tracker.poke(cell)
-    except BaseException:
-        _stop(process)
-        raise
-    return process.returncode
-
-
-def _died_without_a_word(folder: CellFolder, returncode: int) -> bool:
-    return folder.error is None and (returncode != 0 or folder.result is None)
-
-
-def _make_ready(cell: Cell, rerun: bool) -> None:
-    folder = cell.folder
-    folder.path.mkdir(parents=True, exist_ok=True)
-    stale = ["status.json", "failure.json"]
-    if rerun or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
-        stale.append("result.json")
-    if rerun:
-        stale += [
-            "metrics.jsonl",
-            "checkpoints/last.pt",
-            "checkpoints/tokenizer.safetensors",
-            "checkpoints/training.json",
-        ]
-    for name in stale:
-        (folder.path / name).unlink(missing_ok=True)
-    write_json(folder.path / "spec.json", cell.spec)
-    if cell.plugin_source is not None:
-        write_bytes_atomically(folder.path / "plugin.py", cell.plugin_source)
-
-
-def _start(folder: CellFolder) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "vqbench.cell", str(folder.path / "spec.json")]
-    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
-    with folder.log.open("ab") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
-        log.flush()
-        # a session of its own: Ctrl-C reaches this process alone, which then ends the cell in good order
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
-        )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)  # and the processes of its other devices
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _record_death(folder: CellFolder, returncode: int, started: float) -> None:
-    """A process that ended without a word, killed or crashed, still leaves a result."""
-    stage = str(folder.status.get("stage", "start"))
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
-        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
-        message = f"the process was killed by {name} during {stage}{why}"
-    else:
-        message = f"the process exited with {returncode} during {stage} and left no result"
-    folder.write_failure("Killed", message, f"its last words are in {folder.log}", stage, started)
+def _run_all(todo: Iterable[Cell], execution: Execution, rows: dict[str, dict[str, Any]]) -> None:
+    """Run cells in their order, as many at a time as there is room for; their rows come into `rows`."""
+    waiting = deque(todo)
+    while waiting or execution.running:
+        while waiting and execution.free:
+            execution.submit(waiting.popleft())
+        rows |= {cell.folder.name: row for cell, row in execution.wait()}
 
 
 class RunKeywords(TypedDict, total=False):
@@ -272,6 +141,10 @@ class RunKeywords(TypedDict, total=False):
     validation_images: int | None
     rerun: bool
     stop_on_collapse: bool
+    workers: int
+    scheduler: str
+    resources: str
+    cell_timeout: float | None
 
 
 _PATHS = ("features", "data_root", "runs", "inception_weights", "lpips_weights")

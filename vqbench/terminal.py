@@ -49,10 +49,10 @@ class TerminalView:
             TextColumn("{task.fields[rate]}"),
         )
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self._task: TaskID | None = None
-        self._spoke = 0.0
-        self._title = ""
-        self._since = 0.0
+        self._tasks: dict[str, TaskID] = {}
+        self._spoke: dict[str, float] = {}
+        self._titles: dict[str, str] = {}
+        self._since: dict[str, float] = {}
 
     def __enter__(self) -> TerminalView:
         self.progress.start()
@@ -67,49 +67,50 @@ class TerminalView:
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Images are being decoded."""
-        self._show(f"preparing {what}", done, total, "")
+        self._show("", f"preparing {what}", done, total, "")
         if done >= total:
-            self._clear()
+            self._clear("")
 
     def cell_started(self, cell: Cell, position: int, total: int) -> None:
-        """A cell's process has started."""
-        self._title = f"[{position}/{total}] {cell.label} s{cell.seed}"
-        self._spoke = self._since = time.monotonic()
+        """A cell is about to start."""
+        name = cell.folder.name
+        self._titles[name] = f"[{position}/{total}] {cell.label} s{cell.seed}"
+        self._spoke[name] = self._since[name] = time.monotonic()
         verb = {"partial": "goes on", "failed": "tries again"}.get(cell.state, "starts")
-        self.console.print(Text(f"{self._title} {verb}; log: {cell.folder.log}"), soft_wrap=True)
+        self.console.print(Text(f"{self._titles[name]} {verb}; log: {cell.folder.log}"), soft_wrap=True)
 
     def cell_progress(self, cell: Cell, status: dict[str, Any]) -> None:
         """The content of the cell's status.json."""
         stage, done, total = status.get("stage", "start"), status.get("images", 0), status.get("total", 0)
         rate = float(status.get("images_per_s", 0.0))
         text = f"{rate:.1f} images/s, {clock((total - done) / rate)} left" if rate > 0 and total else ""
-        self._show(f"{self._title} {stage}", done, total, text)
+        self._show(cell.folder.name, f"{self._titles[cell.folder.name]} {stage}", done, total, text)
 
     def cell_finished(self, cell: Cell, row: dict[str, Any]) -> None:
         """One line per finished cell."""
-        self._clear()
-        took = clock(time.monotonic() - self._since)
+        title, took = self._titles[cell.folder.name], clock(time.monotonic() - self._since[cell.folder.name])
+        self._clear(cell.folder.name)
         if row["error"]:
-            self.console.print(Text(f"{self._title} failed after {took}: {row['error']['message']}", style="red"))
-        else:
-            shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "quantization_error", "usage")}
-            scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
-            self.console.print(Text(f"{self._title} done in {took}: {scores}"))
+            self.console.print(Text(f"{title} failed after {took}: {row['error']['message']}", style="red"))
+            return
+        shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "quantization_error", "usage")}
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+        said = {"done": "done in", "cached": "done by another command after"}.get(row["state"], f"{row['state']} after")
+        self.console.print(Text(f"{title} {said} {took}{': ' * bool(scores)}{scores}"))
 
-    def _show(self, title: str, done: int, total: int, rate: str) -> None:
+    def _show(self, name: str, title: str, done: int, total: int, rate: str) -> None:
         if self.progress.disable:
-            if time.monotonic() - self._spoke > PLAIN_SECONDS:
-                self._spoke = time.monotonic()
+            if time.monotonic() - self._spoke.get(name, 0.0) > PLAIN_SECONDS:
+                self._spoke[name] = time.monotonic()
                 self.console.print(Text(f"{title} {done}/{total} {rate}".rstrip()))
             return
-        if self._task is None:
-            self._task = self.progress.add_task("", total=None, rate="")
-        self.progress.update(self._task, description=title, completed=done, total=total or None, rate=rate)
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task("", total=None, rate="")
+        self.progress.update(self._tasks[name], description=title, completed=done, total=total or None, rate=rate)
 
-    def _clear(self) -> None:
-        if self._task is not None:
-            self.progress.remove_task(self._task)
-            self._task = None
+    def _clear(self, name: str) -> None:
+        if name in self._tasks:
+            self.progress.remove_task(self._tasks.pop(name))
 
 
 def _table(*titles: str) -> Table:

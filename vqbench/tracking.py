@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.errors import UsageError
 from vqbench.mirror import Mirror, quiet_environment, tracking_uri
-from vqbench.results import cell_folders, read_json, write_json
+from vqbench.results import CellFolder, cell_folders, read_json, write_json
 
 if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan
@@ -144,12 +144,13 @@ class Tracker:
         write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label, **tags})
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
-    def poke(self, cell: Cell) -> None:
-        """Have the curves sent, every few seconds."""
+    def poke(self, folders: list[CellFolder]) -> None:
+        """Have the curves of cells that train sent, every few seconds."""
         now = time.monotonic()
         if now - self._last_look > LIVE_SECONDS and self._jobs.empty():
             self._last_look = now
-            self._jobs.put(lambda mirror: mirror.cell(cell.folder))
+            for folder in folders:
+                self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
 
     def finish_cell(self, cell: Cell) -> None:
         """Have the result sent."""

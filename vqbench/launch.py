@@ -1,0 +1,171 @@
+"""One cell's process: made ready, started, watched, ended. Runs in the driver or in a worker; never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqbench.atomic import write_bytes_atomically
+from vqbench.lease import EXIT_BUSY, CellBusyError
+from vqbench.results import DONE, FAILED, CellFolder, write_json
+
+POLL_SECONDS = 0.25
+BUSY, STOPPED = "busy", "stopped"
+PARENT_VARIABLE = "VQBENCH_PARENT"
+"""Process id of whoever started a cell's process."""
+_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
+_TRAINED = (
+    "metrics.jsonl",
+    "checkpoints/last.pt",
+    "checkpoints/tokenizer.safetensors",
+    "checkpoints/training.json",
+)
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """All that another process, or another machine, needs to know to run a cell."""
+
+    folder: Path
+    spec: dict[str, Any]
+    plugin_source: bytes | None = None
+    """The plugin file as it was when the plan was made; its sha256 is in the spec."""
+    timeout: float | None = None
+    """Seconds after which the process is killed."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the process, beside those that are there."""
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: done, failed, stopped (it was asked to), or busy (another process has the folder)."""
+
+    state: str
+    error: dict[str, Any] | None = None
+    """The reason of a failure that could not be written to the cell's folder."""
+
+
+def write_job(job: CellJob, anew: bool) -> None:
+    """Clear what an earlier attempt left that is not to be kept, and write the spec. The folder must be locked.
+
+    `anew` throws away what is trained.
+    """
+    folder = CellFolder(job.folder)
+    stale = ["status.json", "failure.json", *(_TRAINED if anew else ())]
+    if anew or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
+        stale.append("result.json")
+    for name in stale:
+        (folder.path / name).unlink(missing_ok=True)
+    write_json(folder.path / "spec.json", job.spec)
+    if job.plugin_source is not None:
+        write_bytes_atomically(folder.path / "plugin.py", job.plugin_source)
+
+
+def stored_end(job: CellJob) -> Ended | None:
+    """How this job has ended already: it is not run twice, even if whoever ran it did not live to say so."""
+    folder = CellFolder(job.folder)
+    if folder.error is not None:
+        return Ended(FAILED)
+    return Ended(DONE) if folder.state(tuple(job.spec["metrics"])) == "cached" else None
+
+
+def failure_to_write(error: OSError) -> dict[str, Any]:
+    """The reason of a failure that the disk could not take."""
+    hint = "free some space, then give the command again" if error.errno == errno.ENOSPC else "look at its folder"
+    return {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
+
+
+class CellProcess:
+    """The process `python -m vqbench.cell` of one job, whose folder holds its spec."""
+
+    def __init__(self, job: CellJob) -> None:
+        self.job, self.folder = job, CellFolder(job.folder)
+        self._started = time.time()
+        self._deadline = time.monotonic() + job.timeout if job.timeout is not None else None
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "vqbench.cell", str(self.folder.path / "spec.json")]
+        env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        env |= {**self.job.environment, PARENT_VARIABLE: str(os.getpid())}
+        env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
+        with self.folder.log.open("ab") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+            log.flush()
+            # a session of its own: Ctrl-C reaches its parent alone, which then ends the cell in good order
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+
+    def poll(self) -> Ended | None:
+        """How it ended; None while it runs. Kills it when its time is up."""
+        returncode = self._process.poll()
+        if returncode is not None:
+            return self._ended(returncode)
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.stop()
+            return self._write_failure(
+                "TimeoutError",
+                f"it ran past --cell-timeout {self.job.timeout:g} s, in {self._stage()}",
+                "the same command goes on from the last checkpoint; give it more time: --cell-timeout",
+            )
+        return None
+
+    def _ended(self, returncode: int) -> Ended:
+        if returncode == EXIT_BUSY:
+            return Ended(BUSY)
+        if self.folder.error is None and (returncode != 0 or self.folder.result is None):
+            return self._write_failure("Killed", self._death(returncode), f"its last words are in {self.folder.log}")
+        done = returncode == 0 and (self.folder.result or {}).get("state") == DONE
+        return Ended(DONE if done else FAILED)
+
+    def _death(self, returncode: int) -> str:
+        """What a process that ended without a word died of."""
+        if returncode >= 0:
+            return f"the process exited with {returncode} during {self._stage()} and left no result"
+        try:
+            name = signal.Signals(-returncode).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-returncode}"
+        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
+        return f"the process was killed by {name} during {self._stage()}{why}"
+
+    def _stage(self) -> str:
+        return str(self.folder.status.get("stage", "start"))
+
+    def _write_failure(self, kind: str, message: str, hint: str) -> Ended:
+        try:
+            with self.folder.locked():
+                self.folder.write_failure(kind, message, hint, self._stage(), self._started)
+        except CellBusyError:  # somebody is at it again already
+            return Ended(BUSY)
+        except OSError as error:
+            return Ended(FAILED, failure_to_write(error))
+        return Ended(FAILED)
+
+    def stop(self) -> None:
+        """End the process and those of its other devices, and wait until they have."""
+        # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

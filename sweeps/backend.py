@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +20,7 @@ from vqbench.sweeps.spaces import Parameter, draw, grid
 from vqbench.sweeps.studies import StudyPlan
 
 POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
+Direction = Literal["minimize", "maximize"]
 _RETRY = "retry_of"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -60,7 +61,7 @@ class OpenStudy:
     """A study whose trials are being asked."""
 
     def __init__(
-        self, plan: StudyPlan, request: SweepRequest, storage: Any, directions: list[str], images: int
+        self, plan: StudyPlan, request: SweepRequest, storage: Any, directions: list[Direction], images: int
     ) -> None:
         self.plan, self.request = plan, request
         self.name = plan.name(request.title)
@@ -172,6 +173,8 @@ def _pruner(kind: str, images: int, trials: int) -> Any:
     return NopPruner()
 
 
-def directions_of(objectives: Iterable[str], definitions: Mapping[str, Definition]) -> list[str]:
+def directions_of(
+    objectives: Iterable[str], definitions: Mapping[str, Definition]
+) -> list[Literal["minimize", "maximize"]]:
     """minimize or maximize, for each objective."""
     return ["maximize" if definitions[name].better == "higher" else "minimize" for name in objectives]

@@ -108,7 +108,8 @@ def domain_of(value: Any, where: str) -> Range | Choices:
         log = keys.get("log", False)
         if not isinstance(log, bool):
             raise ValueError(f"log must be true or false, not {log!r}")
-        return Range(*(_number(keys[k]) for k in ("low", "high")), log=log, step=_number(keys.get("step")), when=when)
+        low, high, step = (_number(keys.get(key)) for key in ("low", "high", "step"))
+        return Range(low, high, log, step, when=when)
     except ValueError as error:
         raise UsageError(f"{where}: {error}", _EXAMPLE) from None
 

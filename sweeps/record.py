@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqbench.reports.sweep import StudySummary, SweepReport
 from vqbench.reports.summary import DEFINITIONS
+from vqbench.reports.sweep import StudySummary, SweepReport
 from vqbench.results import CellFolder
 from vqbench.sweeps.commands import more_seeds, run_command
 

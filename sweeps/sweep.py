@@ -212,7 +212,7 @@ def _run_trials(
 ) -> str:
     """Why the sweep ended before its trials did; empty where it did not."""
     from vqbench.execution import open_execution
-    from vqbench.preflight import check_devices, check_disk
+    from vqbench.preflight import check_disk
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
     from vqbench.sweeps.curves import watched
@@ -220,7 +220,6 @@ def _run_trials(
 
     request, base = plan.request, plan.base
     deadline = time.monotonic() + request.timeout if request.timeout is not None else None
-    check_devices(request.run.devices)
     of_method = {cell.label: cell for cell in base.cells}
     check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
     prepare_training(request.run, base.recipe, view.preparing)
@@ -236,9 +235,8 @@ def _run_trials(
             tracker.tag_cell(cell, tags)
 
     with open_execution(request.run, view, tracker) as execution:
-        driver = Driver(
-            studies, request.run, base, request.objectives, look, Limits(deadline, request.max_images), execution, view, tag
-        )  # fmt: skip
+        limits = Limits(deadline, request.max_images)
+        driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tag)
         driver.cells = cells
         driver.drive()
     return driver.reason

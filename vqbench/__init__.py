@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`vqbench.run`, `ablate`, `sweep` and `load` import what they need when they are first used (torch takes seconds)."""
+    """`vqbench.run`, `ablate`, `sweep` and `load` are imported when they are first used (torch takes seconds)."""
     if name == "run":
         from vqbench.runner import run
 

@@ -29,6 +29,7 @@ from vqbench.options import (
     Settings,
     ValidationImages,
     complete_methods,
+    duration,
     items,
     takes_run_options,
 )
@@ -47,7 +48,6 @@ from vqbench.sweep_options import (
     Timeout,
     Trials,
     TrialsPerMethod,
-    duration,
 )
 
 if TYPE_CHECKING:

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from importlib import resources
 from typing import Annotated
 
 import typer
-
-from vqbench.errors import UsageError
-
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def duration(option: str, text: str) -> float:
-    """`90`, `90s`, `45m` or `12h` in seconds. Raises UsageError, naming `option`, for what is no time above zero."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    try:
-        seconds = float(number) * _UNITS[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"{option} {text} is not a time", f"for example: {option} 90s, {option} 45m or {option} 12h")
-    return seconds
 
 
 def _complete_spaces(incomplete: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class OpenStudy:
         seed = derive_seed("sweep", self.request.sampler_seed, len(counted)) % 2**32
         self.study.sampler = _sampler(self.request.sampler, seed, self.plan.trials)
         trial = self.study.ask()
-        return trial, draw(self.plan.parameters, self.plan.base, lambda parameter: _suggest(trial, parameter))
+        return trial, draw(self.plan.parameters, self.plan.base, lambda parameter: suggest(trial, parameter))
 
     def tell(self, trial: optuna.Trial, values: Iterable[float] | None, state: str, record: Mapping[str, Any]) -> None:
         """End a trial: `state` is done, failed or pruned, and `record` what is to be known of it later."""
@@ -142,7 +143,14 @@ MIN_TRIALS = 6
 """Finished trials that importances need at least."""
 
 
-def _suggest(trial: optuna.Trial, p: Parameter) -> Any:
+def suggest(trial: optuna.Trial, p: Parameter) -> Any:
+    """What the sampler says of a parameter: a number, or the text of a choice."""
+    with warnings.catch_warnings():  # the last step is Range.last to the last digit, which Optuna says aloud
+        warnings.filterwarnings("ignore", "The distribution is specified by", UserWarning)
+        return _suggested(trial, p)
+
+
+def _suggested(trial: optuna.Trial, p: Parameter) -> Any:
     domain = p.domain
     if isinstance(domain, Choices):
         return trial.suggest_categorical(p.name, list(p.texts))

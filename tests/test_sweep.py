@@ -34,7 +34,7 @@ from vqbench.registry import METHODS
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.sweep import dominates
 from vqbench.space import Choices, Range
-from vqbench.sweeps.backend import OpenStudy, _suggest, directions_of, masked
+from vqbench.sweeps.backend import OpenStudy, suggest, directions_of, masked
 from vqbench.sweeps.commands import more_seeds
 from vqbench.sweeps.curves import watched
 from vqbench.sweeps.grammar import read_spaces, space_names
@@ -98,7 +98,7 @@ def test_what_is_drawn_obeys_its_range(low: float, factor: float, log: bool, par
     field = "images" if whole else "learning_rate"
     p = parameter(Range(low, high, log, step), field)
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-    value = _suggest(trial, p)
+    value = suggest(trial, p)
     assert low <= value <= high * (1 + 1e-12)
     if whole:
         assert isinstance(value, int)

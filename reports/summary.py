@@ -82,10 +82,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(mean, None, 1)
-    from scipy import stats
+    from scipy.special import stdtrit  # Student's quantile; scipy.stats would take a second to import
 
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+    return Estimate(mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n), n)
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:

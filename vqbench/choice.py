@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.util
 import inspect
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqbench.atomic import write_text_atomically
 from vqbench.config import as_dict, build, components, part_of, split_setting
 from vqbench.errors import UsageError, unknown
+from vqbench.home import home
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 
@@ -69,6 +76,39 @@ def choose_method(asked: str | Variant, recipe: Recipe, settings: dict[str, dict
     that has no effect because its component is off.
     """
     variant = asked if isinstance(asked, Variant) else Variant(asked, frozenset(), asked)
+    name, _ = split_reference(variant.reference)
+    if not METHODS.is_built_in(name):
+        return _choose(variant, recipe, settings)
+    typed = {owner: values for owner, values in settings.items() if owner in (name, variant.reference)}
+    asked_for = [variant.reference, sorted(variant.off), recipe.codebook_size, recipe.codebook_dim, typed]
+    key = hashlib.sha256(json.dumps([asked_for, _own_source()], sort_keys=True).encode()).hexdigest()
+    return _remembered(key, variant, lambda: _choose(variant, recipe, settings))
+
+
+def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) -> MethodChoice:
+    """The choice that was made for `key` before, so that a command that trains nothing need not import torch."""
+    file = home() / "choices" / f"{key[:32]}.json"
+    try:
+        return MethodChoice(**{**json.loads(file.read_text(encoding="utf-8")), "label": variant.label})
+    except (OSError, ValueError, TypeError):
+        choice = choose()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs two seconds each time, no more
+        write_text_atomically(file, json.dumps(dataclasses.asdict(choice), sort_keys=True))
+    return choice
+
+
+@functools.cache
+def _own_source() -> str:
+    """sha256 of all source that a choice of a built-in method may depend on."""
+    digest = hashlib.sha256()
+    methods = importlib.util.find_spec("vqbench.methods")
+    folders = [Path(__file__).parent, *map(Path, methods.submodule_search_locations or () if methods else ())]
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
     reference = variant.reference
     name, preset = split_reference(reference)
     cls = METHODS.get(name)

@@ -192,6 +192,12 @@ class Registry(Generic[T]):
         """Whether an installed package brings `name`, so that every process knows it."""
         return name in self._entry_points and name not in self._files
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether `name` is vqbench's own; nothing is imported."""
+        cls = self._classes.get(name)
+        module = cls.__module__ if cls is not None else getattr(self._entry_points.get(name), "module", "")
+        return self.is_installed(name) and module.startswith("vqbench.")
+
     def get(self, name: str) -> type[T]:
         """The class registered under `name`, imported now.
 

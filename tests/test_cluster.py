@@ -1,0 +1,389 @@
+"""Cells on several workers, with real schedulers, workers and drivers, some of which are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer, Command, settings
+
+from vqbench.cluster import parse_resources
+from vqbench.errors import UsageError
+from vqbench.gpus import claim_gpus
+from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
+
+DEADLINE = 240  # seconds; a quiet machine needs a tenth
+SLOW_METHOD = '''
+"""A quantizer that takes its time, or never comes back."""
+import time
+from dataclasses import dataclass
+
+import torch
+
+from vqbench.quantizer import Quantized, Quantizer, full_precision
+from vqbench.registry import METHODS
+
+
+@METHODS.register("slow")
+class Slow(Quantizer):
+    """Signs of each channel, slowly (Doe, 2026)."""
+
+    @dataclass(frozen=True)
+    class Config:
+        bits: int = 4
+        """Channels, one bit each."""
+        hang_at: int = -1
+        """Sleep for an hour after this many images; below zero, never."""
+        pause: float = 0.0
+        """Seconds to sleep in each step."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.in_channels = self.out_channels = config.bits
+        self.codebook_size = 2**config.bits
+        self.register_buffer("powers", 2 ** torch.arange(config.bits))
+
+    def advance(self, state):
+        time.sleep(3600 if 0 <= self.config.hang_at <= state.images_seen else self.config.pause)
+
+    @full_precision
+    def forward(self, z):
+        q = torch.where(z > 0, 1.0, -1.0)
+        indices = ((z > 0).long() * self.powers.view(1, -1, 1, 1)).sum(1)
+        return Quantized(z + (q - z).detach(), indices, {"commitment": 0.25 * (z - q.detach()).pow(2).mean()})
+
+    def decode_indices(self, indices):
+        return ((indices.unsqueeze(1) & self.powers.view(1, -1, 1, 1)) > 0).float() * 2 - 1
+'''
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugin") / "slow.py"
+    path.write_text(SLOW_METHOD)
+    return path
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """What `condition` gives as soon as it gives something."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked after yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Background:
+    """The command line, running."""
+
+    def __init__(self, *arguments: object) -> None:
+        command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def answer(self) -> Answer:
+        out, err = self.process.communicate(timeout=DEADLINE)
+        return Answer(self.process.returncode, out, err)
+
+
+class Cluster:
+    """A dask scheduler and two workers, each a process of its own as `dask scheduler` and `dask worker` start them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.folder = folder / "scheduler.json", folder
+        self.processes = [self._start("scheduler", "--port", "0")]
+        until(self.file.exists, "the scheduler's file")
+        self.workers = [
+            self._start("worker", "--nthreads", "1", "--no-nanny", "--name", str(i), "--local-directory", str(folder))
+            for i in range(2)
+        ]
+        self.processes += self.workers
+
+    def _start(self, kind: str, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
+        command += ["--host", "127.0.0.1", "--no-dashboard", *more]
+        with (self.folder / f"{kind}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    found = Cluster(tmp_path)
+    yield found
+    found.close()
+
+
+def one_run(images: Path, slow: Path, runs: Path, *more: object) -> list[Any]:
+    return [
+        "run", "--plugin", slow, "--dataset", f"folder:{images}", "--metrics", "psnr,usage", "--runs", runs,
+        "--name", "x", *settings("checkpoint_images=80"), "--json", *more,
+    ]  # fmt: skip
+
+
+def starts(cell: Path) -> int:
+    """How often a cell's training was started."""
+    return sum(line.endswith(" train") for line in (cell / "log.txt").read_text().splitlines())
+
+
+def cells(runs: Path) -> list[Path]:
+    return sorted((runs / "x" / "cells").glob("*"))
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def running(runs: Path) -> dict[str, int]:
+    """Cell → the process that trains it."""
+    found = {}
+    for cell in cells(runs):
+        try:
+            pid = int(json.loads((cell / "status.json").read_text())["pid"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if is_alive(pid):
+            found[cell.name] = pid
+    return found
+
+
+def test_a_killed_worker_costs_the_way_since_the_checkpoint(
+    vqbench: Command, cluster: Cluster, images: Path, slow: Path, tmp_path: Path
+) -> None:
+    more = ("--methods", "slow,fsq", "--images", "640", "--set", "slow.pause=0.1")
+    killed, through = tmp_path / "killed", tmp_path / "through"
+    driver = Background(*one_run(images, slow, killed, *more, "--scheduler", cluster.file))
+    pattern = "x/cells/slow-*/checkpoints/last.pt"
+    until(lambda: list(killed.glob(pattern)), "a checkpoint")
+    pids = running(killed)
+    victim = next(pid for name, pid in pids.items() if name.startswith("slow-"))
+    worker = next(process for process in cluster.workers if process.pid == parent_of(victim))
+    worker.kill()
+    until(lambda: not is_alive(victim), "the end of the killed worker's cell")
+    answer = driver.answer()
+    assert answer.code == 0, answer.err
+    assert [row["state"] for row in answer.objects] == ["done", "done"]
+    by_method = {row["method"]: Path(row["path"]) for row in answer.objects}
+    assert starts(by_method["slow"]) == 2
+    assert starts(by_method["fsq"]) <= 2  # it may have been waiting, or running, on the worker that died
+    points = [json.loads(line)["images"] for line in (by_method["slow"] / "metrics.jsonl").read_text().splitlines()]
+    assert points == sorted(set(points))
+    undisturbed = vqbench(*one_run(images, slow, through, *more, "--workers", "2"))
+    assert undisturbed.code == 0, undisturbed.err
+    for row, other in zip(answer.objects, undisturbed.objects, strict=True):
+        assert row["scores"] == other["scores"]
+        weights = [Path(r["path"]) / "checkpoints" / "tokenizer.safetensors" for r in (row, other)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_a_cluster_cannot_give_is_said_at_once(
+    vqbench: Command, cluster: Cluster, images: Path, slow: Path, tmp_path: Path
+) -> None:
+    ask = one_run(images, slow, tmp_path / "runs", "--methods", "fsq", "--images", "8")
+    none = vqbench(*ask, "--scheduler", cluster.file, "--resources", "GPU=1", timeout=DEADLINE)
+    assert none.code == 2
+    assert "offers GPU=1; they offer: nothing" in none.err
+    assert "dask worker ADDRESS --resources GPU=1" in none.err
+    gone = vqbench(*ask, "--scheduler", tmp_path / "no.json")
+    assert gone.code == 2
+    assert "there is no scheduler file" in gone.err
+    silent = vqbench(*ask, "--scheduler", "tcp://127.0.0.1:1")
+    assert silent.code == 2
+    assert "no dask scheduler answers at tcp://127.0.0.1:1" in silent.err
+    assert not cells(tmp_path / "runs")
+    assert all("Traceback" not in answer.err for answer in (none, gone, silent))
+
+
+def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, slow: Path, tmp_path: Path) -> None:
+    ask = one_run(images, slow, tmp_path, "--methods", "slow", "--images", "80000", "--set", "slow.pause=0.05")
+    driver = Background(*ask, "--workers", "2", "--seeds", "0,1")
+    until(lambda: len(list(tmp_path.glob("x/cells/*/checkpoints/last.pt"))) == 2, "two checkpoints")
+    pids = running(tmp_path)
+    assert len(pids) == 2
+    driver.process.send_signal(signal.SIGINT)
+    answer = driver.answer()
+    assert answer.code == 130, answer.err
+    assert "error: interrupted" in answer.err
+    assert "Traceback" not in answer.err
+    assert not any(map(is_alive, pids.values()))
+    command = json.loads(next(tmp_path.glob("x/commands/*[0-9].json")).read_text())
+    assert command["state"] == "FAILED"  # the books were kept
+    assert len(list(tmp_path.glob("x/cells/*/checkpoints/last.pt"))) == 2
+    again = Background(*ask)
+    (pid,) = until(lambda: running(tmp_path).values(), "a cell that goes on")
+    os.kill(pid, signal.SIGSTOP)  # now the order takes 5 seconds
+    again.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    again.process.send_signal(signal.SIGINT)
+    assert again.answer().code == 130
+    until(lambda: not is_alive(pid), "the end of the cell")
+
+
+def test_a_cell_that_hangs_is_ended_and_the_others_go_on(
+    vqbench: Command, images: Path, slow: Path, tmp_path: Path
+) -> None:
+    ask = one_run(images, slow, tmp_path, "--methods", "slow,fsq", "--images", "160", "--set", "slow.hang_at=88")
+    answer = vqbench(*ask, "--cell-timeout", "60s", timeout=DEADLINE)
+    hung, other = answer.objects
+    assert answer.code == 1
+    assert hung["state"] == "failed"
+    assert hung["error"]["message"] == "it ran past --cell-timeout 60 s, in train"
+    assert other["state"] == "done"
+    assert (Path(hung["path"]) / "checkpoints" / "last.pt").is_file()
+    wrong = vqbench(*ask, "--cell-timeout", "soon")
+    assert (wrong.code, "--cell-timeout soon is not a time" in wrong.err) == (2, True)
+
+
+def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, slow: Path, tmp_path: Path) -> None:
+    ask = one_run(images, slow, tmp_path, "--methods", "slow,fsq", "--images", "96", "--seeds", "0,1")
+    drivers = [Background(*ask, "--workers", "2"), Background(*ask)]
+    answers = [driver.answer() for driver in drivers]
+    assert [answer.code for answer in answers] == [0, 0], answers[0].err + answers[1].err
+    for first, second in zip(answers[0].objects, answers[1].objects, strict=True):
+        assert first["scores"] == second["scores"] != {}
+        assert {first["state"], second["state"]} <= {"done", "cached"}
+    assert [starts(cell) for cell in cells(tmp_path)] == [1, 1, 1, 1]
+
+
+def _kill_at_random(images: Path, slow: Path, runs: Path, kills: int, draw: random.Random) -> None:
+    ask = [
+        "run", "--plugin", slow, "--recipe", "atomic", "--dataset", f"folder:{images}", "--methods", "fsq,vqgan,slow",
+        "--seeds", "0,1", "--images", "2000", "--runs", runs, "--name", "x", "--json",
+    ]  # fmt: skip
+    finished: dict[Path, bytes] = {}
+    for _ in range(kills):
+        driver = Background(*ask)
+        try:
+            driver.process.wait(timeout=draw.uniform(0.5, 12))
+        except subprocess.TimeoutExpired:
+            driver.process.kill()
+        driver.answer()
+        until(lambda: not running(runs), "the end of the killed driver's cell")
+        for path, content in finished.items():
+            assert path.read_bytes() == content
+        finished = {path: path.read_bytes() for path in runs.glob("x/cells/*/result.json")}
+    answer = Background(*ask).answer()
+    assert answer.code == 0, answer.err
+    assert all(row["scores"] for row in answer.objects)
+    assert len(answer.objects) == 6
+    for path, content in finished.items():
+        assert path.read_bytes() == content
+    assert {Path(row["path"]) / "result.json" for row in answer.objects if row["state"] == "cached"} == set(finished)
+    assert not list(runs.rglob("*.part"))
+    assert not list(runs.rglob("lease.json"))
+
+
+def test_a_driver_killed_at_random_times_loses_no_result(images: Path, slow: Path, tmp_path: Path) -> None:
+    _kill_at_random(images, slow, tmp_path, 3, random.Random(0))
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_twenty_random_times_loses_no_result(images: Path, slow: Path, tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    _kill_at_random(images, slow, tmp_path, 20, random.Random(seed))
+
+
+def _leave_lease(folder: Path, machine: str, age: float) -> None:
+    folder.mkdir(exist_ok=True)
+    lease = folder / "lease.json"
+    lease.write_text(json.dumps({"token": "another", "machine": machine, "pid": 1}))
+    os.utime(lease, (time.time() - age, time.time() - age))
+
+
+def test_a_folder_has_one_holder_even_where_locks_do_not_reach(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    with exclusive(folder):
+        assert json.loads((folder / "lease.json").read_text())["machine"] == this_machine()
+        with pytest.raises(CellBusyError, match="process"), exclusive(folder):
+            pass
+    assert not (folder / "lease.json").exists()
+    _leave_lease(folder, "elsewhere boot", age=0)
+    with pytest.raises(CellBusyError, match="on elsewhere, process 1"), exclusive(folder):
+        pass
+    _leave_lease(folder, "elsewhere boot", age=2 * STALE_SECONDS)
+    with exclusive(folder):
+        pass
+    _leave_lease(folder, this_machine(), age=0)  # its process is gone, or we would not have got the lock
+    with exclusive(folder):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["lock"]
+
+
+def test_who_has_lost_a_folder_stops(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib, vqbench.lease as lease\n"
+        "lease.BEAT_SECONDS = 0.05\n"
+        "with lease.exclusive(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cell")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    _leave_lease(tmp_path / "cell", "elsewhere boot", age=0)
+    assert process.wait(timeout=DEADLINE) == 75
+    assert json.loads((tmp_path / "cell" / "lease.json").read_text())["token"] == "another"
+
+
+def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vqbench.gpus.POLL_SECONDS", 0.01)
+    held: list[str] = []
+    most = []
+
+    def cell(count: int) -> None:
+        for _ in range(20):
+            with claim_gpus(count, ["0", "1", "GPU-abc"]) as gpus:
+                assert len(set(gpus)) == count
+                assert not set(gpus) & set(held)
+                held.extend(gpus)
+                most.append(len(held))
+                time.sleep(0.001)
+                for gpu in gpus:
+                    held.remove(gpu)
+
+    errors: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    threads = [threading.Thread(target=cell, args=(count,)) for count in (1, 1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=DEADLINE)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+    assert max(most) <= 3
+    with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
+        assert gpus == []
+
+
+@pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,"])
+def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="NAME=AMOUNT"):
+        parse_resources(text)
+
+
+def test_resources_are_amounts_by_name() -> None:
+    assert parse_resources("GPU=1, MEM=2.5") == {"GPU": 1.0, "MEM": 2.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -199,6 +200,8 @@ def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
     blank = RunRequest(())
     for name, value in known.items():
         given = getattr(run, name)
+        if f"VQBENCH_{name.upper()}" in os.environ:  # it was not given for this command
+            continue
         if _json(given) not in (_json(getattr(blank, name)), _json(value)):
             raise _disagrees(name, _json(value))
 

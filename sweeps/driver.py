@@ -37,6 +37,8 @@ class LiveTrial:
     """Of the cells that have ended, by name."""
     reported: int = 0
     """Images of the last point that the pruner has seen."""
+    steps: set[int] = field(default_factory=set)
+    """Of the points that it has seen, each in whole `log_images`."""
 
     @property
     def title(self) -> str:
@@ -120,17 +122,18 @@ class Driver:
         for i in range(len(self.studies)):
             study = self.studies[(self._turn + i) % len(self.studies)]
             if study.remaining > 0:
-                if self._would_pass():
+                if self._would_pass(study):
                     self.reason = f"--max-images {self.limits.max_images:,} leaves no room for another trial"
                     return None
                 self._turn = (self._turn + i + 1) % len(self.studies)
                 return study
         return None
 
-    def _would_pass(self) -> bool:
+    def _would_pass(self, study: OpenStudy) -> bool:
         if self.limits.max_images is None:
             return False
-        each = self.base.recipe.steps * self.base.recipe.batch_size
+        drawn = [p.ends()[-1] for p in study.plan.parameters if p.name == "images"]
+        each = max(self.base.recipe.steps * self.base.recipe.batch_size, *map(int, drawn), 0)
         under_way = each * (len(self.execution.running) + len(self.queue))
         return self.spent + under_way + each * len(self.run_request.seeds) > self.limits.max_images
 
@@ -263,7 +266,10 @@ class Driver:
         assert self.watched is not None
         recipe = cell.spec["recipe"]
         for images, value in new_points(cell.folder.path, self.watched.curve, live.reported, recipe["images"]):
-            live.trial.report(self.watched.sign * value, images)
+            step = images // recipe["log_images"] * recipe["log_images"]  # the same for every batch size
+            if step not in live.steps:
+                live.steps.add(step)
+                live.trial.report(self.watched.sign * value, step)
             live.reported = images
             if live.trial.should_prune():
                 return True

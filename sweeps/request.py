@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
 from vqbench.feature_protocol import FEATURE_METRICS
 from vqbench.metrics.definitions import METRICS
 from vqbench.plan import RunRequest
-from vqbench.results import read_json
 from vqbench.sweeps.grammar import Raw
 
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "median", "hyperband")
 DEFAULT_TRIALS = 20
-_DEFINES = (
-    "methods", "dataset", "features", "data_root", "recipe", "seeds", "images", "devices", "settings", "plugins",
-    "metrics", "lpips", "validation_images", "inception_weights", "lpips_weights", "stop_on_collapse",
-)  # fmt: skip
-"""The fields of the run that decide what a trial is; the others only say how it is carried out."""
-_PATHS = ("features", "data_root", "inception_weights", "lpips_weights")
 
 
 @dataclass(frozen=True)
@@ -124,99 +113,3 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
             "leave --pruner out, or take --sampler tpe",
         )
     return objectives
-
-
-def definition(request: SweepRequest, space: Raw, objectives: tuple[str, ...]) -> dict[str, Any]:
-    """All that makes two sweeps the same, JSON-ready."""
-    run = {name: _json(getattr(request.run, name)) for name in _DEFINES} | {"methods": list(request.references)}
-    return {
-        "run": run,
-        "space": space,
-        "objectives": list(objectives),
-        "sampler": request.sampler,
-        "pruner": request.pruner,
-        "sampler_seed": request.sampler_seed,
-        "same_bits": request.same_bits,
-    }
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_json(v) for v in value]
-    return str(value.absolute()) if isinstance(value, Path) else value
-
-
-def budget(request: SweepRequest) -> dict[str, Any]:
-    """What may be raised when a sweep goes on."""
-    names = ("trials", "trials_per_method")
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-
-
-def find_sweep(runs: Path, experiment: str, name: str) -> Path:
-    """The file of the sweep `name` below `runs`. Raises UsageError where there is none, or one too many."""
-    found = sorted(runs.glob(f"{experiment or '*'}/sweeps/{name}.json"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        experiments = ", ".join(path.parents[1].name for path in found)
-        raise UsageError(f"several experiments have a sweep '{name}': {experiments}", "say which: --name EXPERIMENT")
-    known = [path.stem for path in runs.glob(f"{experiment or '*'}/sweeps/*.json")]
-    raise unknown(f"sweep in {runs}", name, known, "--runs DIR says where the results are; --name names the experiment")
-
-
-def recall(request: SweepRequest, path: Path) -> SweepRequest:
-    """The sweep of a file, with what `request` says of its carrying out. Raises UsageError where they disagree."""
-    stored = read_json(path)
-    if stored is None:
-        raise UsageError(f"{path} cannot be read", "start the sweep anew under another --sweep-name")
-    fields = stored["definition"]
-    known = {name: _revived(name, value) for name, value in fields["run"].items()}
-    _refuse_others(request.run, known)
-    for name in ("sampler", "pruner", "sampler_seed", "same_bits"):
-        default = next(f.default for f in dataclasses.fields(SweepRequest) if f.name == name)
-        if getattr(request, name) not in (default, fields[name]):
-            raise _disagrees(name, fields[name])
-    if request.spaces and list(request.spaces) != stored["spaces"]:
-        raise _disagrees("space", ",".join(stored["spaces"]))
-    if request.objectives and list(request.objectives) != fields["objectives"]:
-        raise _disagrees("objective", ",".join(fields["objectives"]))
-    asked = budget(request)
-    if not request.storage and "***" in stored["storage"]:
-        raise UsageError("the storage of this sweep has a password, which is not kept", "give it again: --storage URL")
-    return dataclasses.replace(
-        request,
-        run=dataclasses.replace(request.run, **known, name=path.parents[1].name),
-        spaces=tuple(stored["spaces"]),
-        space=fields["space"],
-        objectives=tuple(fields["objectives"]),
-        **{name: fields[name] for name in ("sampler", "pruner", "sampler_seed", "same_bits")},
-        **({"trials": None, "trials_per_method": None} | (asked or stored["budget"])),
-        storage=request.storage or stored["storage"],
-        name=path.stem,
-    )
-
-
-def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
-    blank = RunRequest(())
-    for name, value in known.items():
-        given = getattr(run, name)
-        if f"VQBENCH_{name.upper()}" in os.environ:  # it was not given for this command
-            continue
-        if _json(given) not in (_json(getattr(blank, name)), _json(value)):
-            raise _disagrees(name, _json(value))
-
-
-def _disagrees(name: str, stored: Any) -> UsageError:
-    option = {"settings": "set", "plugins": "plugin"}.get(name, name.replace("_", "-"))
-    return UsageError(
-        f"the sweep was started with another --{option}: {stored}",
-        "leave it out, or start another sweep with --sweep-name",
-    )
-
-
-def _revived(name: str, value: Any) -> Any:
-    if name == "plugins":
-        return tuple(map(Path, value))
-    if name in _PATHS:
-        return Path(value) if value else None
-    return tuple(value) if isinstance(value, list) else value

@@ -239,7 +239,7 @@ def _shared_out(studies: list[StudyPlan], request: SweepRequest, notes: list[str
             else None
         )
         title = study.method + (f" at {study.level:g} bits" if study.level is not None else "")
-        if not study.parameters:
+        if not study.parameters and study.level is None:
             notes.append(f"{title} has nothing to draw in this space: one trial")
         elif points is not None and share < points:
             notes.append(f"{title}: {share} of the {points} points of the grid, chosen by --sampler-seed")

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench.choice import choose_method, read_settings
-from vqbench.errors import UsageError
 from vqbench.plan import Cell, Plan, resolve
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import SweepReport
-from vqbench.results import read_json, write_json
 from vqbench.runner import prepare_plan
 from vqbench.sweeps.grammar import read_spaces
-from vqbench.sweeps.request import (
-    SweepRequest,
-    budget,
-    check_objectives,
-    definition,
-    find_sweep,
-    recall,
-    refuse_odd,
-)
+from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
+from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.view import Silent, View
 
@@ -97,61 +85,6 @@ def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
     ]
 
 
-def _definition(plan: SweepPlan) -> dict[str, Any]:
-    request = plan.request
-    assert request.space is not None
-    settings = read_settings(request.run.settings)
-    code = {r: choose_method(r, plan.base.recipe, settings).code for r in request.references}
-    return {**definition(request, request.space, request.objectives), "code": code, "protocol": plan.base.protocol.hash}
-
-
-@contextlib.contextmanager
-def _held(plan: SweepPlan) -> Iterator[None]:
-    """Hold the sweep: no other driver asks its trials meanwhile. Raises UsageError if one does."""
-    lock = plan.file.with_suffix(".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another command is running the sweep {plan.request.title}",
-                             "wait for it, or start another sweep with --sweep-name") from None  # fmt: skip
-        except OSError:  # a disk that knows no locks: go on without
-            pass
-        yield
-
-
-def _remember(plan: SweepPlan, storage: Any) -> str:
-    """Write the sweep's file, or check that it says the same; the sweep's id. Raises UsageError if it does not."""
-    from vqbench.sweeps.backend import masked, study_names
-
-    request, wanted, stored = plan.request, _definition(plan), read_json(plan.file)
-    if stored is not None and stored["definition"] != wanted:
-        old = stored["definition"]
-        parts = [*(k for k in wanted if k != "run"), *(k for k in wanted["run"])]
-        differs = [k for k in parts if ({**old, **old["run"]}).get(k) != ({**wanted, **wanted["run"]})[k]]
-        raise UsageError(
-            f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
-            f"go on with it: --resume {request.title}, or start another: --sweep-name NAME",
-        )
-    where = (
-        request.storage if "://" in request.storage or not request.storage else str(Path(request.storage).absolute())
-    )
-    if stored is None:
-        taken = study_names(storage) & {study.name(request.title) for study in plan.studies}
-        if taken:
-            raise UsageError(f"the storage holds studies of another sweep '{request.title}': {sorted(taken)[0]}",
-                             "choose another --sweep-name, or another --storage")  # fmt: skip
-    write_json(plan.file, {
-        "id": stored["id"] if stored else uuid.uuid4().hex,
-        "spaces": list(request.spaces),
-        "storage": masked(where) if where or stored is None else stored["storage"],
-        "budget": budget(request) or (stored or {}).get("budget", {}),
-        "definition": wanted,
-    })  # fmt: skip
-    return request.title
-
-
 def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Tracker | None = None) -> SweepReport:
     """Ask trials until the budget is spent, train what has no result, and report. Raises UsageError.
 
@@ -164,7 +97,7 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
     from vqbench.preflight import check_runs_directory
 
     check_runs_directory(plan.base.folder)
-    with _held(plan):
+    with held(plan.file):
         studies = _open_studies(plan)
         orphans = sum(study.put_back_orphans() for study in studies)
         if orphans:
@@ -174,11 +107,15 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
 
 def _open_studies(plan: SweepPlan) -> list[OpenStudy]:
     from vqbench.reports.summary import DEFINITIONS
-    from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage
+    from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, study_names
 
     request = plan.request
-    storage = open_storage(request.storage, plan.base.folder)
-    _remember(plan, storage)
+    where = storage_of(request, plan.file)
+    storage = open_storage(where, plan.base.folder)
+    settings = read_settings(request.run.settings)
+    code = {r: choose_method(r, plan.base.recipe, settings).code for r in request.references}
+    names = {study.name(request.title) for study in plan.studies}
+    remember(request, plan.file, where, names & study_names(storage), code, plan.base.protocol.hash)
     directions = directions_of(request.objectives, DEFINITIONS)
     return [OpenStudy(study, request, storage, directions, plan.base.recipe.images) for study in plan.studies]
 

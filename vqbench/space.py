@@ -45,7 +45,8 @@ class Range:
             return self.high
         low, step = Decimal(str(self.low)), Decimal(str(self.step))
         steps = (Decimal(str(self.high)) - low) // step
-        return type(self.high)(low + steps * step)
+        whole = all(isinstance(number, int) for number in (self.low, self.step))
+        return int(low + steps * step) if whole else float(low + steps * step)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_what_is_shipped_and_declared_fits_every_method(name: str, method: str, 
     from vqbench.plan import resolve_recipe
 
     if (method, name) == ("fsq", "losses"):  # it has none
-        with pytest.raises(UsageError, match="nothing to draw"):
+        with pytest.raises(UsageError, match="has anything to draw"):
             plan_studies(request(tmp_path, name, method))
         return
     (study,), _ = plan_studies(request(tmp_path, name, method))
@@ -605,7 +605,7 @@ def _request(options: dict[str, Any], **fields: Any) -> SweepRequest:
 
 
 def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
-    space = place.write("rates.yaml", {"recipe": {"learning_rate": [0.001, 0.002, 0.003]}})
+    space = place.write("rates.yaml", {"recipe": {"learning_rate": [0.001, 0.002]}})
     command = [
         sys.executable,
         "-m",
@@ -621,11 +621,11 @@ def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     table = package.sweep(resume="vqgan-rates", runs=place.runs, track=False)
-    assert sorted(table["learning_rate"]) == ["0.001", "0.002", "0.003"]
+    assert sorted(table["learning_rate"]) == ["0.001", "0.002"]
     assert set(table["state"]) <= {"done", "cached"}
     study = optuna.load_study(study_name="vqgan-rates/vqgan", storage=f"sqlite:///{place.runs / 'killed/optuna.db'}")
     told = [trial.params["learning_rate"] for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert sorted(told) == ["0.001", "0.002", "0.003"]
+    assert sorted(told) == ["0.001", "0.002"]
 
 
 def test_one_driver_at_a_time(comparison: Answer, place: Place) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
     from vqbench.sweeps.backend import OpenStudy
+    from vqbench.tracking import Tracker
 
 PRUNE_SECONDS = 0.5  # between two looks at the curves
 
@@ -69,10 +70,10 @@ class Driver:
         limits: Limits,
         execution: Execution,
         view: View,
-        tag: Callable[[Cell, Mapping[str, str]], None],
+        tracker: Tracker | None,
     ) -> None:
         self.studies, self.run_request, self.base, self.objectives = studies, run, base, objectives
-        self.watched, self.limits, self.execution, self.view, self.tag = watched, limits, execution, view, tag
+        self.watched, self.limits, self.execution, self.view, self.tracker = watched, limits, execution, view, tracker
         self.metrics = tuple(base.cells[0].spec["metrics"])
         self.live: list[LiveTrial] = []
         self.queue: list[Cell] = []
@@ -97,7 +98,7 @@ class Driver:
                     self._stop_all()
                     return
                 self._fill()
-                if not self.execution.running and not self.queue and not self.live:
+                if self._is_over():
                     return
                 for cell, row in self.execution.wait():
                     self._settle(cell, row)
@@ -106,12 +107,18 @@ class Driver:
             for live in self.live:
                 live.study.put_back(live.trial.number, live.drawn)
 
+    def _is_over(self) -> bool:
+        """Whether nothing is under way and nothing will be; a cluster may have no worker yet."""
+        if self.execution.running or self.queue or self.live:
+            return False
+        return bool(self.reason) or all(study.remaining <= 0 for study in self.studies)
+
     # asking
 
     def _fill(self) -> None:
         while self.execution.free > 0:
             if self.queue:
-                self._submit(self.queue.pop(0))
+                self.execution.submit(self.queue.pop(0))
             elif (study := self._next_study()) is not None:
                 self._begin(study)
             else:
@@ -125,7 +132,7 @@ class Driver:
                 if self._would_pass(study):
                     self.reason = f"--max-images {self.limits.max_images:,} leaves no room for another trial"
                     return None
-                self._turn = (self._turn + i + 1) % len(self.studies)
+                self._turn, self.reason = (self._turn + i + 1) % len(self.studies), ""
                 return study
         return None
 
@@ -176,11 +183,9 @@ class Driver:
             self._pruned.discard(name)
             self._before[name] = images_seen(cell.folder.path) if cell.folder.can_go_on else 0
             self.queue.append(cell)
-            drawn = {f"drawn.{key}": str(value) for key, value in live.drawn.items()}
-            self.tag(cell, {"sweep": live.study.request.title, "trial": str(live.trial.number), **drawn})
-
-    def _submit(self, cell: Cell) -> None:
-        self.execution.submit(cell)
+            if self.tracker is not None:
+                drawn = {f"drawn.{key}": str(value) for key, value in live.drawn.items()}
+                self.tracker.tag_cell(cell, {"sweep": live.study.request.title, "trial": str(live.trial.number), **drawn})
 
     # what ends
 
@@ -204,6 +209,8 @@ class Driver:
         failed = next((row for row in rows if row["state"] == FAILED), None)
         stopped = {row["cell"] for row in rows if row["state"] == "stopped"}
         if stopped & self._pruned:
+            if self.tracker is not None:
+                self.tracker.end_cells([cell.folder for cell in live.cells if cell.folder.name in stopped])
             self._tell(live, "pruned", None, None)
         elif stopped:
             return  # it is put back in the end

@@ -66,6 +66,8 @@ def refuse_odd(request: SweepRequest) -> None:
         raise unknown("sampler", request.sampler, SAMPLERS, f"choose one: --sampler {'|'.join(SAMPLERS)}")
     if request.pruner not in PRUNERS:
         raise unknown("pruner", request.pruner, PRUNERS, f"choose one: --pruner {'|'.join(PRUNERS)}")
+    if not request.references:
+        raise UsageError("no method to tune", "for example: vqbench sweep vqgan,fsq --space codebook --dataset photos")
     if not request.spaces:
         raise UsageError(
             "no space to search", "for example: --space codebook; shipped: codebook, latent, losses, optimiser"

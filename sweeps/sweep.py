@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -167,13 +167,9 @@ def _run_trials(
         if look.note:
             view.note(look.note)
 
-    def tag(cell: Cell, tags: Mapping[str, str]) -> None:
-        if tracker is not None:
-            tracker.tag_cell(cell, tags)
-
     with open_execution(request.run, view, tracker) as execution:
         limits = Limits(deadline, request.max_images)
-        driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tag)
+        driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
         driver.cells = cells
         driver.drive()
     return driver.reason

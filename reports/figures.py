@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from vqbench.atomic import replacing
 
 
 def draw_code_histogram(histogram: Path, target: Path) -> None:
@@ -29,8 +30,8 @@ def draw_code_histogram(histogram: Path, target: Path) -> None:
         axes.set_xlim(1, counts.shape[1])
         if len(counts) > 1:
             axes.legend()
-        figure.savefig(target.with_name(target.name + ".part"), format="png", dpi=120)
-    os.replace(target.with_name(target.name + ".part"), target)
+        with replacing(target) as partial:
+            figure.savefig(partial, format="png", dpi=120)
 
 
 def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -> None:
@@ -54,6 +55,5 @@ def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         canvas.paste(picture, (margin, i * step))
         draw.text((6, i * step + side * scale // 2 - 8), name, fill="black", font=font)
-    partial = target.with_name(target.name + ".part")
-    canvas.save(partial, format="PNG")
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        canvas.save(partial, format="PNG")

@@ -35,7 +35,7 @@ def draw_importances(importances: Mapping[str, Mapping[str, float]], title: str,
         ):
             names = sorted(shares, key=lambda name: shares[name])
             axes.barh(names, [shares[name] for name in names])
-            axes.set(xlim=(0, 1), xlabel=f"share of what is explained of {objective}", title=title)
+            axes.set(xlim=(0, 1), xlabel=f"what tells good trials in {objective} from the rest, in shares", title=title)
 
 
 def draw_pareto(

@@ -131,11 +131,16 @@ class OpenStudy:
         return len(orphans)
 
     def importances(self, objective: int) -> dict[str, float]:
-        """Parameter → share of what it explains of one objective, over finished trials; {} where too few say it."""
+        """Parameter → its share in what tells good trials in one objective from the rest; {} where too few say it."""
         done = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE and trial.params]
         if len(done) < MIN_TRIALS or len({trial.values[objective] for trial in done}) < 2:
             return {}
-        found = optuna.importance.get_param_importances(self.study, target=lambda trial: trial.values[objective])
+        sign = 1 if self.study.directions[objective] == optuna.study.StudyDirection.MINIMIZE else -1
+        with warnings.catch_warnings():  # it asks what makes its target low, and says so aloud
+            warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator", UserWarning)
+            found = optuna.importance.get_param_importances(
+                self.study, target=lambda trial: sign * trial.values[objective]
+            )
         return {name: float(share) for name, share in found.items()}
 
 

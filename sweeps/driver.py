@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.execution import Execution, row_of
 from vqbench.plan import Cell, Plan, RunRequest, make_plan
-from vqbench.results import FAILED
+from vqbench.results import DONE, FAILED
 from vqbench.sweeps.curves import Watched, images_seen, new_points
 from vqbench.sweeps.spaces import settings_of
 from vqbench.view import View
@@ -176,8 +176,8 @@ class Driver:
         self.cells[name] = cell
         if cell.state == "cached":
             live.rows[name] = row_of(cell, "cached")
-        elif self.ended.get(name, {}).get("state") == FAILED:  # it would fail again
-            live.rows[name] = self.ended[name]
+        elif (known := self.ended.get(name, {})).get("state") in (DONE, "cached", FAILED):  # it would fail again
+            live.rows[name] = {**known, "state": FAILED if known["state"] == FAILED else "cached"}
         elif not under_way:
             self.ended.pop(name, None)
             self._pruned.discard(name)
@@ -185,7 +185,9 @@ class Driver:
             self.queue.append(cell)
             if self.tracker is not None:
                 drawn = {f"drawn.{key}": str(value) for key, value in live.drawn.items()}
-                self.tracker.tag_cell(cell, {"sweep": live.study.request.title, "trial": str(live.trial.number), **drawn})
+                self.tracker.tag_cell(
+                    cell, {"sweep": live.study.request.title, "trial": str(live.trial.number), **drawn}
+                )
 
     # what ends
 

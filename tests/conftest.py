@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgres as postgresql
 import pytest
 from PIL import Image
 
@@ -33,7 +34,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"comparison", "workplace", "wheel"} & set(getattr(item, "fixturenames", ()))
+        shared = {"comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
         if shared:
             item.add_marker(pytest.mark.xdist_group(shared.pop()))
 
@@ -91,3 +92,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "train", 64)
     write_images(root / "val", 12, seed=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes a new database on a PostgreSQL server of our own and returns its URL; skipped where there is none."""
+    with postgresql.serving() as database:
+        yield database

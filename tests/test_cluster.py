@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Answer, Command, settings
+from test_servers import MLflowServer
 
 from vqbench.cluster import parse_resources
 from vqbench.errors import UsageError
@@ -95,9 +96,11 @@ def is_alive(pid: int) -> bool:
 class Background:
     """The command line, running."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, **env: str) -> None:
         command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+        )
 
     def answer(self) -> Answer:
         out, err = self.process.communicate(timeout=DEADLINE)
@@ -107,21 +110,21 @@ class Background:
 class Cluster:
     """A dask scheduler and two workers, each a process of its own as `dask scheduler` and `dask worker` start them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *around_workers: str) -> None:
         self.file, self.folder = folder / "scheduler.json", folder
         self.processes = [self._start("scheduler", "--port", "0")]
         until(self.file.exists, "the scheduler's file")
         self.workers = [
-            self._start("worker", "--nthreads", "1", "--no-nanny", "--name", str(i), "--local-directory", str(folder))
+            self._start("worker", "--nthreads", "1", "--no-nanny", "--name", str(i), around=around_workers)
             for i in range(2)
         ]
         self.processes += self.workers
 
-    def _start(self, kind: str, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
+    def _start(self, kind: str, *more: str, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        command = [*around, sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
         command += ["--host", "127.0.0.1", "--no-dashboard", *more]
         with (self.folder / f"{kind}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log)
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
 
     def close(self) -> None:
         for process in self.processes:
@@ -387,3 +390,53 @@ def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
 
 def test_resources_are_amounts_by_name() -> None:
     assert parse_resources("GPU=1, MEM=2.5") == {"GPU": 1.0, "MEM": 2.5}
+
+
+def _can_hide(path: Path) -> bool:
+    """Whether a process may be given a view of the disk in which `path` is empty."""
+    probe = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {path}"]
+    return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def test_without_a_shared_disk_results_travel_through_mlflow(
+    vqbench: Command, images: Path, slow: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if not _can_hide(runs):
+        pytest.skip("hiding a folder from a process needs root and mount namespaces")
+    hidden = Cluster(tmp_path, "unshare", "-m", "sh", "-c", f'mount -t tmpfs none {runs}; exec "$0" "$@"')
+    server = MLflowServer(tmp_path, f"sqlite:///{tmp_path}/server.db")
+    server.start()
+    try:
+        more = ("--methods", "slow", "--images", "640", "--set", "slow.pause=0.1", "--metrics", "psnr,rfid")
+        ask = one_run(images, slow, runs, *more, "--scheduler", hidden.file)
+        refused = vqbench(*ask)
+        assert (refused.code, "does not see" in refused.err) == (2, True), refused.err
+        driver = Background(*ask, MLFLOW_TRACKING_URI=server.address)
+        until(lambda: list((tmp_path / "artifacts").glob("**/transfer/1/manifest.json")), "a checkpoint in the store")
+        assert not list(runs.glob("x/cells/*/checkpoints/last.pt"))
+        status = until(lambda: list(runs.glob("x/cells/*/status.json")), "word of the cell")[0]
+        pid = int(json.loads(status.read_text())["pid"])
+        worker = next(process for process in hidden.workers if process.pid == parent_of(pid))
+        worker.kill()
+        answer = driver.answer()
+        assert answer.code == 0, answer.err
+        assert "travel through http" in answer.err
+        (row,) = answer.objects
+        cell = Path(row["path"])
+        assert starts(cell) == 1  # of the second attempt, whose log came home
+        assert {path.name for path in cell.iterdir()} >= {"result.json", "per_image.parquet", "recon.png", "codes.npz"}
+        assert list(runs.glob("x/reference-*.npz"))
+        points = [json.loads(line)["images"] for line in (cell / "metrics.jsonl").read_text().splitlines()]
+        assert points == sorted(set(points))
+        assert not list((tmp_path / "artifacts").glob("**/transfer/*/*.pt"))  # what has arrived is not kept
+        through = vqbench(*one_run(images, slow, tmp_path / "through", *more))
+        assert through.objects[0]["scores"] == row["scores"]
+        names = ("tokenizer.safetensors",)
+        for name in names:
+            contents = [(Path(r["path"]) / "checkpoints" / name).read_bytes() for r in (row, through.objects[0])]
+            assert contents[0] == contents[1]
+    finally:
+        hidden.close()
+        server.kill()

@@ -353,6 +353,73 @@ def test_a_study_that_was_cut_off_draws_as_one_that_was_not(sampler: str, tmp_pa
         assert len({str(drawn) for drawn in expected}) > 4
 
 
+class Pretence:
+    """An execution whose cells end when the test says so, with a score of their own."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.cells, self.submitted = slots, [], []  # type: ignore[var-annotated]
+        self.ends: dict[str, str] = {}
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.cells)
+
+    @property
+    def running(self) -> tuple[Any, ...]:
+        return tuple(self.cells)
+
+    def submit(self, cell: Any) -> None:
+        assert cell.folder.name not in {c.folder.name for c in self.cells}
+        self.cells.append(cell)
+        self.submitted.append(cell.folder.name)
+
+    def stop(self, cell: Any) -> None:
+        self.ends[cell.folder.name] = "stopped"
+
+    def wait(self) -> list[tuple[Any, dict[str, Any]]]:
+        self.slots = max(self.slots, 2)  # workers arrive
+        over, self.cells = self.cells, []
+        return [(cell, self.row(cell)) for cell in over]
+
+    def row(self, cell: Any) -> dict[str, Any]:
+        state = self.ends.get(cell.folder.name, "done")
+        error = {"message": "odd"} if state == "failed" else None
+        scores = {"quantization_error": float(cell.spec["recipe"]["codebook_size"])} if state == "done" else {}
+        return {"cell": cell.folder.name, "state": state, "scores": scores, "error": error}
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+def test_equal_trials_share_a_cell_and_workers_may_come_late(slots: int, place: Place, tmp_path: Path) -> None:
+    space = place.write("two.yaml", {"recipe": {"codebook_size": [8, 64]}})
+    found, pretence = pretended(place, tmp_path, space, Pretence(slots), trials=8, sampler="random")
+    assert len(pretence.submitted) == len(set(pretence.submitted)) == 2
+    assert [row["state"] for row in found.rows].count("done") == 2
+    assert [row["state"] for row in found.rows].count("cached") == 6
+    assert {row["values"]["quantization_error"] for row in found.rows} == {8.0, 64.0}
+    assert found.best(found.studies[0], "quantization_error")["drawn"] == {"codebook_size": "8"}  # type: ignore[index]
+
+
+def test_a_trial_is_the_mean_over_its_seeds_and_fails_with_one(place: Place, tmp_path: Path) -> None:
+    space = place.write("two.yaml", {"recipe": {"codebook_size": [8, 64]}})
+    found, pretence = pretended(place, tmp_path, space, Pretence(2), trials=2, sampler="grid", seeds=(0, 1))
+    assert len(pretence.submitted) == 4
+    assert all(row["cells"][0] != row["cells"][1] for row in found.rows)
+    second = Pretence(2)
+    second.ends = {pretence.submitted[-1]: "failed"}
+    found, _ = pretended(place, tmp_path / "second", space, second, trials=2, sampler="grid", seeds=(0, 1))
+    assert [row["state"] for row in found.rows] == ["done", "failed"]
+    assert found.rows[1]["error"] == {"message": "odd"}
+
+
+def pretended(place: Place, tmp: Path, space: str, pretence: Pretence, **more: Any) -> tuple[Any, Pretence]:
+    import contextlib
+
+    options = {**place.options(space=space, runs=tmp / "runs"), "seeds": more.pop("seeds", (0,))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqbench.execution.open_execution", lambda *_, **__: contextlib.nullcontext(pretence))
+        return execute_sweep(_request(options, **more)), pretence
+
+
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_pruners_end_what_lags_behind(pruner: str, tmp_path: Path) -> None:
     study = opened(tmp_path, "random", 12, pruner=pruner)

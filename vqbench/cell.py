@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -16,11 +17,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqbench.atomic import write_arrays_atomically
+from vqbench.atomic import replacing, write_arrays_atomically
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import PARENT_VARIABLE
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.provenance import device_name, git_commit, versions
+from vqbench.reasons import reason_of
 from vqbench.results import DONE, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -132,9 +134,8 @@ def _fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, prog
 
     outcome = run_feature_cell(folder.path, folder.weights, spec, recipe, progress.enter, progress)
     target = folder.path / "per_image.parquet"
-    partial = target.with_name(target.name + ".part")
-    pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
     write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram, indices=outcome.indices)
     flag = _flag(outcome.training, outcome.histogram)
     return {
@@ -304,13 +305,13 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
 
     from vqbench.evaluation import shown_positions
 
-    target, partial = folder.path / "per_image.parquet", folder.path / "per_image.parquet.part"
+    target = folder.path / "per_image.parquet"
     table = evaluation.per_image
     if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
         earlier = pd.read_parquet(target)
         table = table.join(earlier[[name for name in earlier if name not in table]])
-    table.to_parquet(partial, index=False)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        table.to_parquet(partial, index=False)
     write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
     if evaluation.features is not None:
         write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
@@ -318,9 +319,8 @@ def _write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Pre
             write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
     inputs = validation.pixels[shown_positions(len(validation))]
     rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
-    partial = folder.path / "recon.png.part"
-    Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")  # above the input, below its reconstruction
-    os.replace(partial, folder.path / "recon.png")
+    with replacing(folder.path / "recon.png") as partial:  # above the input, below its reconstruction
+        Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -331,6 +331,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder = CellFolder(Path(arguments[0]).resolve().parent)
     die_with_parent()
+    faulthandler.enable()  # a crash of compiled code leaves the lines of Python that led there in the log
     started, lock = time.time(), contextlib.nullcontext() if is_secondary() else folder.locked()
     try:
         with lock:
@@ -344,25 +345,17 @@ def _guarded(folder: CellFolder, started: float) -> int:
     try:
         run_cell(folder)
     except Exception as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the log's disk may be full: the result may still find room
+            traceback.print_exc()
+            sys.stderr.flush()
         if is_secondary():
             return 1
-        hint = error.hint if isinstance(error, VQBenchError) else f"the traceback is in {folder.log}"
-        kind = "OutOfMemoryError" if _is_out_of_memory(error) else type(error).__name__
-        message = error.what if isinstance(error, VQBenchError) else str(error).strip() or kind
         stage, flag = str(folder.status.get("stage", "start")), getattr(error, "collapse", None)
-        folder.write_failure(kind, message, hint, stage, started, flag.as_dict() if flag is not None else None)
+        why = reason_of(error, stage, folder.log)
+        collapse = flag.as_dict() if flag is not None else None
+        folder.write_failure(why.kind, why.message, why.hint, stage, started, collapse)
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 if __name__ == "__main__":

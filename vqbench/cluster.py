@@ -1,131 +1,27 @@
-"""Cells on the workers of a dask cluster: one that is started here, or one that runs already.
-
-A worker is a process that starts and watches cells' processes, as the driver does when it works alone. A cell's
-process dies with its worker, and dask gives the job to another one, which goes on from the checkpoint.
-"""
+"""Clusters of dask: one that is started here, or one that runs already; what its workers see and offer."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
-import time
 import uuid
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, LocalCluster
 
-from vqbench.errors import UsageError, VQBenchError
+from vqbench.dask_engine import DaskEngine, room
+from vqbench.errors import UsageError
 from vqbench.gpus import visible_gpus
-from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended
-from vqbench.lease import CellBusyError
+from vqbench.mirror import tracking_uri
 from vqbench.plan import RunRequest
-from vqbench.results import FAILED, CellFolder
-from vqbench.worker import THREADS, Need, OwnGroup, Surroundings, look_around, run_on_worker
+from vqbench.worker import OwnGroup, Surroundings, look_around
 
 if TYPE_CHECKING:
     from vqbench.view import View
 
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 60  # that a cluster without workers is given to get one
-
-
-class DaskEngine:
-    """Jobs as tasks of a dask cluster. Implements vqbench.engine.Engine."""
-
-    def __init__(self, client: Client, resources: dict[str, float], gpus: int, cluster: LocalCluster | None) -> None:
-        self._client, self._resources, self._gpus, self._cluster = client, resources, gpus, cluster
-        self._futures: dict[str, Any] = {}
-        self._jobs: dict[str, CellJob] = {}
-        self._over: list[tuple[str, Ended]] = []
-
-    def _workers(self) -> list[dict[str, Any]]:
-        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
-
-    @property
-    def slots(self) -> int:
-        """Cells that the workers can run now; at least one, so that a cluster that grows on demand has a demand."""
-        return max(1, sum(_room(worker, self._resources) for worker in self._workers()))
-
-    def start(self, job: CellJob) -> None:
-        """Hand a job to the scheduler, which gives it to a worker with room."""
-        by_host: Counter[str] = Counter()
-        for worker in self._workers():
-            by_host[worker["host"]] += _room(worker, self._resources)
-        own = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
-        job = replace(job, environment={**own, **job.environment})
-        key = f"{job.name}-{uuid.uuid4().hex[:8]}"
-        need = Need(self._resources, self._gpus, dict(by_host))
-        self._jobs[job.name] = job
-        self._futures[job.name] = self._client.submit(
-            run_on_worker, job, need, key, key=key, resources=self._resources, pure=False
-        )
-
-    def ended(self) -> list[tuple[str, Ended]]:
-        """Look once, after a moment. Raises VQBenchError when the scheduler is gone."""
-        if not self._over:
-            time.sleep(POLL_SECONDS)
-        for name, future in list(self._futures.items()):
-            if future.status == "pending":
-                continue
-            del self._futures[name]
-            self._over.append((name, self._end_of(name, future)))
-        over, self._over = self._over, []
-        return over
-
-    def _end_of(self, name: str, future: Any) -> Ended:
-        if future.status == "finished":
-            end: Ended = future.result()
-            return end
-        if self._client.status != "running" or future.status in ("lost", "cancelled"):
-            raise VQBenchError(
-                "the dask scheduler is gone", "start it again; the same command then goes on with what is unfinished"
-            )
-        error = future.exception()
-        kind, message = type(error).__name__, str(error).strip() or type(error).__name__
-        if kind == "KilledWorker":
-            message = "the workers that ran it died, several in a row; out of memory is the usual reason"
-        hint = f"look at the workers' logs and {CellFolder(self._jobs[name].folder).log}"
-        return _write_failure(self._jobs[name], kind, message.splitlines()[0], hint)
-
-    def stop(self, name: str) -> None:
-        """Nobody wants the job any more: its worker sees that and ends its process."""
-        future = self._futures.pop(name, None)
-        if future is not None:
-            future.cancel()
-            self._over.append((name, Ended(STOPPED)))
-
-    def close(self) -> None:
-        """Let go of all jobs; a cluster that was started for them ends, and its cells with it."""
-        for future in self._futures.values():
-            future.cancel()
-        self._futures.clear()
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close(timeout=5)
-
-
-def _write_failure(job: CellJob, kind: str, message: str, hint: str) -> Ended:
-    folder = CellFolder(job.folder)
-    stage = str(folder.status.get("stage", "start"))
-    try:
-        with folder.locked():
-            folder.write_failure(kind, message, hint, stage, time.time())
-    except CellBusyError:
-        return Ended(BUSY)
-    except OSError:
-        return Ended(FAILED, {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": ""})
-    return Ended(FAILED)
-
-
-def _room(worker: dict[str, Any], resources: dict[str, float]) -> int:
-    """Cells that a worker can run at the same time: by its threads and by what it declares."""
-    offered = worker.get("resources") or {}
-    by_resource = [int(offered.get(name, 0) // amount) for name, amount in resources.items()]
-    return min([int(worker["nthreads"]), *by_resource])
 
 
 def _quiet() -> None:
@@ -173,10 +69,12 @@ def join_cluster(request: RunRequest, view: View) -> DaskEngine:
     try:
         _wait_for_a_worker(client, request.scheduler, view)
         found = _surroundings(client, request.runs.absolute())
-        _refuse_strangers(found, request)
+        shares_disk = _refuse_strangers(found, request)
+        if not shares_disk:
+            view.note(f"not every worker sees {request.runs}: results travel through {tracking_uri(request.runs)}")
         workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
         resources = _resources(request, workers, found, view)
-        return DaskEngine(client, resources, int(resources.get("GPU", 0)), None)
+        return DaskEngine(client, resources, int(resources.get("GPU", 0)), shares_disk=shares_disk)
     except BaseException:
         client.close()
         raise
@@ -227,7 +125,8 @@ def _surroundings(client: Client, runs: Path) -> dict[str, Surroundings]:
     return found
 
 
-def _refuse_strangers(found: dict[str, Surroundings], request: RunRequest) -> None:
+def _refuse_strangers(found: dict[str, Surroundings], request: RunRequest) -> bool:
+    """Whether all workers see the runs directory. Raises UsageError where one cannot take part at all."""
     ours = importlib.metadata.version("vqbench")
     for address, worker in found.items():
         if worker.vqbench != ours:
@@ -235,11 +134,13 @@ def _refuse_strangers(found: dict[str, Surroundings], request: RunRequest) -> No
                 f"worker {address} on {worker.host} has vqbench {worker.vqbench}, this is {ours}",
                 "install the same version everywhere: numbers of two versions must not share a table",
             )
-        if not worker.sees_runs:
-            raise UsageError(
-                f"worker {address} on {worker.host} does not see {request.runs.absolute()}",
-                "give a folder on a disk that all machines share: --runs DIR",
-            )
+    blind = [f"{address} on {worker.host}" for address, worker in found.items() if not worker.sees_runs]
+    if blind and not tracking_uri(request.runs).startswith(("http://", "https://")):
+        raise UsageError(
+            f"worker {blind[0]} does not see {request.runs.absolute()}",
+            "give a folder on a disk that all share: --runs DIR; or MLFLOW_TRACKING_URI of a server to carry the files",
+        )
+    return not blind
 
 
 def _resources(
@@ -264,7 +165,7 @@ def _resources(
     else:
         view.note(f"no worker at {request.scheduler} has a GPU: the cells train on CPUs")
         return {}
-    if not any(_room(worker, needed) for worker in workers):
+    if not any(room(worker, needed) for worker in workers):
         offers = sorted({_spelled(worker.get("resources") or {}) for worker in workers})
         raise UsageError(
             f"no worker at {request.scheduler} offers {_spelled(needed)}; they offer: {'; '.join(offers)}",

@@ -16,6 +16,9 @@ from vqbench.view import View
 class Engine(Protocol):
     """Runs jobs whose folders are ready. A job that is under way is known by its name."""
 
+    shares_disk: bool
+    """Whether jobs write into their folders; otherwise they leave their files in a Store."""
+
     @property
     def slots(self) -> int:
         """How many jobs run at the same time."""
@@ -37,6 +40,7 @@ class SerialEngine:
     """One cell at a time, its process a child of this one."""
 
     slots = 1
+    shares_disk = True
 
     def __init__(self) -> None:
         self._waiting: deque[CellJob] = deque()

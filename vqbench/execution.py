@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vqbench.engine import Engine, open_engine
+from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job
 from vqbench.lease import CellBusyError
 from vqbench.plan import Cell, RunRequest
@@ -52,6 +54,8 @@ class Execution:
     ) -> None:
         self._request, self._engine, self._view, self._tracker = request, engine, view, tracker
         self._total = total
+        if tracker is None and not engine.shares_disk:
+            raise UsageError("without a shared disk results travel through MLflow", "do not switch tracking off")
         self._submitted = 0
         self._cells: dict[str, Cell] = {}
         self._waiting: dict[str, float] = {}  # cells that another command holds, and when to ask again
@@ -89,7 +93,16 @@ class Execution:
         except OSError as error:
             return self._end(cell, FAILED, failure_to_write(error))
         if self._tracker is not None:
-            self._tracker.start_cell(cell, anew=not cell.folder.can_go_on)
+            # without a shared disk a cell that was interrupted has its checkpoint in its run, not here
+            may_go_on = cell.folder.can_go_on or not (self._engine.shares_disk or cell.state == FAILED)
+            self._tracker.start_cell(cell, anew=self._request.rerun or not may_go_on)
+        if not self._engine.shares_disk:
+            assert self._tracker is not None
+            try:
+                job = replace(job, store=self._tracker.store_of(cell))
+            except VQBenchError as error:
+                failure = {"type": "VQBenchError", "message": error.what, "hint": error.hint, "stage": "start"}
+                return self._end(cell, FAILED, {**failure, "log_tail": ""})
         self._engine.start(job)
         return None
 

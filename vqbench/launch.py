@@ -16,6 +16,7 @@ from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.lease import EXIT_BUSY, CellBusyError
+from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, write_json
 
 POLL_SECONDS = 0.25
@@ -33,6 +34,14 @@ _TRAINED = (
 
 
 @dataclass(frozen=True)
+class Store:
+    """The run of a cell in MLflow, whose artifacts hold its files while they travel (transfer.py)."""
+
+    tracking_uri: str
+    run_id: str
+
+
+@dataclass(frozen=True)
 class CellJob:
     """All that another process, or another machine, needs to know to run a cell."""
 
@@ -44,6 +53,8 @@ class CellJob:
     """Seconds after which the process is killed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for the process, beside those that are there."""
+    store: Store | None = None
+    """Where its files are left for whoever does not see the folder; None on a shared disk."""
 
     @property
     def name(self) -> str:
@@ -138,12 +149,7 @@ class CellProcess:
         """What a process that ended without a word died of."""
         if returncode >= 0:
             return f"the process exited with {returncode} during {self._stage()} and left no result"
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:  # a real-time signal
-            name = f"signal {-returncode}"
-        why = "; out of memory is the usual reason" if -returncode == signal.SIGKILL else ""
-        return f"the process was killed by {name} during {self._stage()}{why}"
+        return death_of(-returncode, self._stage())
 
     def _stage(self) -> str:
         return str(self.folder.status.get("stage", "start"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ def tracking_uri(runs: Path) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Settings under which MLflow sends no telemetry and does not retry for minutes; the user's own win."""
+    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results go there, and --json must be JSON
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "GIT_PYTHON_REFRESH": "quiet",
@@ -114,10 +114,14 @@ class Mirror:
             memory["command"] = record["command"]
         memory["points"] = self._send_curves(folder, memory)
         write_json(path, memory)
-        result = folder.result
-        stamp = f"{result['state']} {folder.path.joinpath('result.json').stat().st_mtime_ns}" if result else "RUNNING"
+        result, given_up = folder.result, "KILLED" if record.get("given_up") else ""
+        stamp = (
+            f"{result['state']} {folder.path.joinpath('result.json').stat().st_mtime_ns}"
+            if result
+            else given_up or "RUNNING"
+        )
         if memory["sent"] != stamp:
-            self._send_state(folder, memory["run_id"], result)
+            self._send_state(folder, memory["run_id"], result, given_up)
             write_json(path, {**memory, "sent": stamp})
         return True
 
@@ -163,9 +167,9 @@ class Mirror:
             self.client.log_batch(memory["run_id"], metrics=metrics[start : start + 1000])
         return max(len(points), memory["points"])
 
-    def _send_state(self, folder: CellFolder, run_id: str, result: dict[str, Any] | None) -> None:
+    def _send_state(self, folder: CellFolder, run_id: str, result: dict[str, Any] | None, given_up: str) -> None:
         if result is None:
-            self.client.update_run(run_id, status="RUNNING")
+            self.client.update_run(run_id, status=given_up or "RUNNING")
             return
         from mlflow.entities import Metric, RunTag
 
@@ -178,13 +182,15 @@ class Mirror:
             "peak_memory_bytes",
         ):
             numbers |= {key: result[key]} if key in result else {}
-        step, now = int(result.get("images_seen", 0)), int(1000 * time.time())
+        # not the time of sending: what is sent twice, because an answer was lost, is there once
+        step = int(result.get("images_seen", 0))
+        written = (folder.path / "result.json").stat().st_mtime_ns // 1_000_000
         error = (result.get("error") or {}).get("message", "")
         flag = result.get("collapse") or {}
         numbers |= {"collapse_images": flag["images"]} if flag else {}
         self.client.log_batch(
             run_id,
-            metrics=[Metric(key, float(value), now, step) for key, value in numbers.items()],
+            metrics=[Metric(key, float(value), written, step) for key, value in numbers.items()],
             tags=[
                 RunTag("state", result["state"]),
                 RunTag("error", error[:5000]),

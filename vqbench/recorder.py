@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from vqbench.atomic import replacing, write_text_atomically
 from vqbench.collapse import symptom
 from vqbench.recipe import Recipe
 from vqbench.steps import peak_memory_bytes, refuse_not_finite
@@ -89,16 +90,10 @@ def refuse_divergence(training: TokenizerTraining) -> None:
 
 def save_checkpoint(training: TokenizerTraining, folder: Path) -> None:
     """Write a checkpoint beside the last one, then put it in its place: the old one stands until the new one does."""
-    partial = folder / (CHECKPOINT + ".part")
-    try:
-        with partial.open("wb") as file:
-            torch.save(training.state_to_save(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / CHECKPOINT)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(folder / CHECKPOINT) as partial, partial.open("wb") as file:
+        torch.save(training.state_to_save(), file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def resume(training: TokenizerTraining, folder: Path) -> None:
@@ -121,6 +116,4 @@ def _drop_points_after(path: Path, images_seen: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue
-    partial = path.with_name(path.name + ".part")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_text_atomically(path, "".join(kept))

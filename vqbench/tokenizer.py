@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqbench.atomic import replacing
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
 from vqbench.config import build
 from vqbench.errors import UsageError
@@ -144,9 +145,8 @@ def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tokenizer.state_dict().items()}
     header = {key: spec[key] for key in ("method", "config", "recipe", "plugin", "seed", "hash")}
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
 
 
 def _weights_file(path: Path) -> Path:

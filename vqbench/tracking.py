@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import write_bytes_atomically, write_text_atomically
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.launch import Store
 from vqbench.mirror import Mirror, quiet_environment, tracking_uri
 from vqbench.results import CellFolder, cell_folders, read_json, write_json
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan
 
 LIVE_SECONDS = 3.0  # between two looks at a training cell
+STORE_SECONDS = 60.0  # that a server may take to say which run is a cell's
 RETRY_SECONDS = 30.0  # before a server that did not answer is asked again
 
 
@@ -144,6 +146,24 @@ class Tracker:
         write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label, **tags})
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
+    def store_of(self, cell: Cell) -> Store:
+        """The run of a cell that `start_cell` announced. Raises VQBenchError if the server does not answer."""
+        answer: queue.Queue[str] = queue.Queue()
+
+        def ask(mirror: Mirror) -> None:
+            mirror.cell(cell.folder)
+            answer.put((read_json(cell.folder.path / "mlflow.json") or {})["run_id"])
+
+        self._jobs.put(ask)
+        uri = tracking_uri(self.runs)
+        try:
+            return Store(uri, answer.get(timeout=STORE_SECONDS))
+        except queue.Empty:
+            raise VQBenchError(
+                f"MLflow at {uri} does not answer, and without a shared disk results travel through it",
+                "start the server, then give the command again",
+            ) from None
+
     def poke(self, folders: list[CellFolder]) -> None:
         """Have the curves of cells that train sent, every few seconds."""
         now = time.monotonic()
@@ -155,6 +175,13 @@ class Tracker:
     def finish_cell(self, cell: Cell) -> None:
         """Have the result sent."""
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
+
+    def end_cells(self, folders: Iterable[CellFolder]) -> None:
+        """Have the runs of cells that were given up closed; a command that goes on with one opens it again."""
+        for folder in folders:
+            if (record := read_json(folder.path / "tracking.json")) is not None:
+                write_json(folder.path / "tracking.json", {**record, "given_up": True})
+                self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
 
     def finish_command(
         self,

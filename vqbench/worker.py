@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,12 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 
 from vqbench.gpus import claim_gpus, visible_gpus
-from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, stored_end
+from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
+from vqbench.results import CellFolder
 
 THREADS = "OMP_NUM_THREADS"
+CURVES_SECONDS = 5.0
+Wanted = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Need:
     """GPUs that its process may see; 0 leaves it what the worker sees."""
     slots_by_host: dict[str, int]
     """Address of a machine → cells that may run on it at the same time: its cores are divided among them."""
+    topic: str
+    """Under which a worker without the driver's disk tells how its cells get on."""
 
 
 class OwnGroup(WorkerPlugin):
@@ -48,25 +56,88 @@ def run_on_worker(job: CellJob, need: Need, key: str) -> Ended:
         task = worker.state.tasks.get(key)
         return task is not None and task.state != "cancelled"
 
+    job = replace(job, environment={THREADS: str(_threads(worker, need)), **job.environment})
+    if job.store is not None:
+        return _run_far_from_home(job, job.store, need, wanted, lambda message: worker.log_event(need.topic, message))
+    return _run(job, need, wanted)
+
+
+def _run(job: CellJob, need: Need, wanted: Wanted, meanwhile: Callable[[], None] = lambda: None) -> Ended:
+    """Run a job whose folder is at hand; `meanwhile` is called several times a second."""
     if (known := stored_end(job)) is not None:  # a worker that died after its cell's end had no time to say so
         return known
-    environment = {THREADS: str(_threads(worker, need)), **job.environment}
     with claim_gpus(need.gpus, visible_gpus() if need.gpus else [], wanted) as gpus:
         if need.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            job = replace(job, environment={**job.environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
         if not wanted():
             return Ended(STOPPED)
-        process = CellProcess(replace(job, environment=environment))
+        process = CellProcess(job)
         try:
             while (end := process.poll()) is None and wanted():
+                meanwhile()
                 time.sleep(POLL_SECONDS)
-        except BaseException:
+        finally:
             process.stop()
-            raise
-        if end is None:
-            process.stop()
-            return Ended(STOPPED)
-        return end
+        return end or Ended(STOPPED)
+
+
+def _run_far_from_home(
+    job: CellJob, store: Store, need: Need, wanted: Wanted, tell: Callable[[dict[str, Any]], None]
+) -> Ended:
+    """Run a job in a folder of this machine: its checkpoint is fetched, what comes of it is sent.
+
+    Raises what the store raises when it stays away.
+    """
+    from vqbench.transfer import Courier, patiently, scratch
+
+    home = CellFolder(scratch(job.folder))
+    shutil.rmtree(home.path, ignore_errors=True)
+    home.path.mkdir(parents=True)
+    courier = patiently(lambda: Courier(store, home))
+    patiently(courier.fetch_checkpoint)
+    here = replace(job, folder=home.path)
+    if stored_end(here) is None:
+        write_job(here, anew=False)
+    report = _Reporter(home, job.name, tell)
+    next_try = 0.0
+
+    def meanwhile() -> None:
+        nonlocal next_try
+        report()
+        if time.monotonic() > next_try:
+            try:
+                courier.send_checkpoint()
+            except Exception as error:  # the store is away: what is newest later will be sent then
+                print(f"{job.name}: the checkpoint could not be sent: {error}", flush=True)
+                next_try = time.monotonic() + 15
+
+    end = _run(here, need, wanted, meanwhile)
+    if end.state == STOPPED:
+        with contextlib.suppress(Exception):
+            courier.send_checkpoint()
+    else:
+        patiently(courier.send_result)
+    shutil.rmtree(home.path, ignore_errors=True)
+    return end
+
+
+class _Reporter:
+    """Tells the driver how a cell far away gets on: its status each second, its curves every few seconds."""
+
+    def __init__(self, folder: CellFolder, name: str, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._folder, self._name, self._tell = folder, name, tell
+        self._told = self._told_curves = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._told < 1:
+            return
+        self._told, message = now, {"cell": self._name, "status": self._folder.status}
+        if now - self._told_curves > CURVES_SECONDS:
+            with contextlib.suppress(OSError):
+                message["curves"] = (self._folder.path / "metrics.jsonl").read_text()
+                self._told_curves = now
+        self._tell(message)
 
 
 def _threads(worker: Any, need: Need) -> int:

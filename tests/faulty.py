@@ -1,0 +1,88 @@
+"""A plugin for the tests: FSQ which crashes, runs out of memory, fills the disk or waits, when it is told to.
+
+What a preset does is part of the cell. What the environment asks for is not, so that the same cell can be resumed
+without it: `FAULTY_GATE=IMAGES:FILE` waits there for a file to appear, `FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk
+with a file but for so many bytes, once; where IMAGES is `evaluation`, not in training but then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vqbench.methods.fsq import FSQ
+from vqbench.quantizer import Quantized, TrainingState
+from vqbench.registry import METHODS
+
+GATE_SECONDS = 900
+
+
+@METHODS.register("faulty")
+class Faulty(FSQ):
+    """FSQ with faults (Murphy, 1949)."""
+
+    @dataclass(frozen=True)
+    class Config(FSQ.Config):
+        fault: str = ""
+        """What goes wrong; empty for nothing."""
+        at: int = 16
+        """After how many images."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        fault: {"fault": fault} for fault in ("segfault", "tensors")
+    }
+
+    def advance(self, state: TrainingState) -> None:
+        _environment(state.images_seen)
+        if self.config.fault and state.images_seen >= self.config.at:
+            globals()[f"_{self.config.fault}"]()
+
+    def forward(self, z: Tensor) -> Quantized:
+        if not self.training:
+            _environment("evaluation")
+        return super().forward(z)
+
+
+def _environment(now: int | str) -> None:
+    moment, _, gate = os.environ.get("FAULTY_GATE", "").partition(":")
+    if moment == str(now):
+        deadline = time.monotonic() + GATE_SECONDS
+        while not os.path.exists(gate):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody opened {gate}")
+            time.sleep(0.02)
+    moment, _, rest = os.environ.get("FAULTY_FILL", "").partition(":")
+    if moment == str(now):
+        path, _, spare = rest.rpartition(":")
+        _fill(Path(path), int(spare))
+
+
+def _fill(path: Path, spare: int) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            file.truncate(max(0, file.tell() - spare))
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+def _tensors() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, hard))
+    held = []
+    while True:
+        held.append(torch.ones(2**22))

@@ -1,0 +1,269 @@
+"""What may happen to a cell from outside: signals, crashes, no memory, no disk. Each is a row with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, settings
+
+from vqbench.cell import run_cell
+from vqbench.errors import VQBenchError
+from vqbench.plan import Cell
+from vqbench.reasons import death_of, reason_of
+from vqbench.results import CellFolder, write_json
+from vqbench.runner import make_request, prepare_plan
+from vqbench.view import Silent
+
+FAULTY = Path(__file__).with_name("faulty.py")
+DEADLINE = 600.0
+"""Seconds until a condition is given up for; a busy machine needs some of them."""
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
+    """What `condition` returns as soon as that is true; fails when it never is, or when `process` has ended before."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process is None or process.poll() is None, "the process ended before it happened"
+        time.sleep(0.02)
+    raise AssertionError(f"not so after {DEADLINE:.0f} s")
+
+
+class Run:
+    """One cell of the faulty method: its command, its folder, and what it is when nothing goes wrong."""
+
+    SETTINGS = ("checkpoint_images=16", "log_images=8", "ema_halflife_images=32", "warmup_images=16")
+
+    def __init__(self, images: Path, runs: Path) -> None:
+        self.images, self.runs = images, runs
+        self.command: list[Any] = [
+            "run", "--plugin", FAULTY, "--methods", "faulty", "--dataset", f"folder:{images}", "--images", "64",
+            "--metrics", "psnr,usage", "--runs", runs, "--name", "x", "--json", *settings(*self.SETTINGS),
+        ]  # fmt: skip
+
+    def plan(self) -> Cell:
+        texts = [text for text in settings(*self.SETTINGS) if text != "--set"]
+        request = make_request(
+            ["faulty"], f"folder:{self.images}", plugins=[FAULTY], images=64, metrics=["psnr", "usage"],
+            runs=self.runs, name="x", settings=texts,
+        )  # fmt: skip
+        return prepare_plan(request, Silent()).cells[0]
+
+    def start(self, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vqbench.cli", *map(str, self.command)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
+
+    def through(self, folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
+        """Weights and curves of the same cell where nothing happens to it; in this process, it is the same code."""
+        cell = CellFolder(folder)
+        write_json(folder / "spec.json", self.plan().spec)
+        run_cell(cell)
+        return cell.weights.read_bytes(), curves(cell)
+
+
+def curves(folder: CellFolder, drop: str = "time") -> list[dict[str, Any]]:
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != drop} for line in lines]
+
+
+def parts(folder: CellFolder) -> list[Path]:
+    return list(folder.path.rglob("*.part"))
+
+
+def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
+    run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
+    folder = run.plan().folder
+    first = run.start(FAULTY_GATE=f"40:{gate}")
+    status = wait_for(lambda: folder.status if folder.status.get("images") == 40 else None, first)
+    os.kill(status["pid"], signal.SIGKILL)
+    out, err = first.communicate(timeout=DEADLINE)
+    assert first.returncode == 1, err
+    killed = json.loads(out)
+    assert killed["state"] == "failed"
+    assert killed["error"]["message"] == (
+        "the process was killed by SIGKILL during train; out of memory is the usual reason"
+    )
+    assert str(folder.log) in killed["error"]["hint"]
+    assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 32
+    before = curves(folder, drop="")
+
+    second = run.start()
+    out, err = second.communicate(timeout=DEADLINE)
+    assert second.returncode == 0, err
+    resumed = json.loads(out)
+    assert (resumed["state"], resumed["error"]) == ("done", None)
+    assert curves(folder, drop="")[:4] == before[:4]  # with their times: they were not trained again
+    weights, expected = run.through(tmp_path / "through")
+    assert folder.weights.read_bytes() == weights
+    assert curves(folder) == expected
+    assert parts(folder) == []
+
+
+def test_crashes_and_no_memory_are_rows_that_a_person_understands(vqbench: Command, tmp_path: Path) -> None:
+    """In the features track, whose processes start sooner."""
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+    faults = ("segfault", "tensors")
+    answer = vqbench(
+        "run", "--plugin", FAULTY, "--methods", ",".join([*(f"faulty@{fault}" for fault in faults), "fsq"]),
+        "--recipe", "atomic", "--features", file, "--runs", tmp_path / "runs", "--images", "64", "--json",
+        *settings(),
+    )  # fmt: skip
+    assert answer.code == 1, answer.err
+    *failed, last = answer.objects
+    assert (last["method"], last["state"]) == ("fsq", "done")
+    assert [row["state"] for row in failed] == ["failed"] * len(faults)
+    errors = {fault: row["error"] for fault, row in zip(faults, failed, strict=True)}
+    logs = {fault: (Path(row["path"]) / "log.txt").read_text() for fault, row in zip(faults, failed, strict=True)}
+    assert errors["segfault"]["message"] == (
+        "the process was killed by SIGSEGV during train; compiled code crashed, the log says where"
+    )
+    assert errors["tensors"]["type"] == "OutOfMemoryError"
+    assert errors["tensors"]["message"].startswith("out of memory during train")
+    assert "tried to allocate" in errors["tensors"]["message"]
+    assert "batch_size" in errors["tensors"]["hint"]
+    for fault, row in zip(faults, failed, strict=True):
+        assert f"in _{fault}" in logs[fault]  # the line of Python that led there
+        assert str(Path(row["path"]) / "log.txt") in row["error"]["hint"]
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (MemoryError(), "OutOfMemoryError", "out of memory during train"),
+        (OSError(12, "Cannot allocate memory"), "OutOfMemoryError", "during train: [Errno 12] Cannot allocate"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 1 TiB"),
+            "OutOfMemoryError",
+            "CUDA out of memory. Tried 1 TiB",
+        ),
+        (OSError(122, "Disk quota exceeded", "/x"), "DiskFullError", "no room on the disk during train: [Errno 122]"),
+        (OSError(27, "File too large"), "DiskFullError", "File too large"),
+        (ValueError(), "ValueError", "ValueError"),
+        (VQBenchError("what", "hint"), "VQBenchError", "what"),
+    ],
+)
+def test_reasons(error: Exception, kind: str, said: str) -> None:
+    reason = reason_of(error, "train", "log.txt")
+    assert reason.kind == kind
+    assert said in reason.message
+    assert "Error:" not in reason.message
+    assert ("log.txt" in reason.hint) != isinstance(error, VQBenchError)
+
+
+def test_the_reason_of_a_full_disk_is_found_behind_what_torch_makes_of_it() -> None:
+    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+    error.__context__ = OSError(28, "No space left on device")
+    assert "No space left" in reason_of(error, "train", "log.txt").message
+
+
+@pytest.mark.parametrize(("number", "said"), [(6, "compiled code"), (9, "out of memory"), (15, "SIGTERM during train")])
+def test_deaths(number: int, said: str) -> None:
+    assert said in death_of(number, "train")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """Mounts a small disk at a folder; the tests are skipped where that is not possible."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk needs root, and a machine that allows it")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_is_full_costs_neither_the_checkpoint_nor_the_weights(
+    vqbench: Command, images: Path, tmp_path: Path, disk: Callable[[Path, str], None]
+) -> None:
+    run = Run(images, tmp_path / "runs")
+    folder = run.plan().folder
+    disk(folder.path, "16m")
+    fill = folder.path / "fill"
+
+    # room for curves, status and the result of a failure, not for another checkpoint
+    answer = vqbench(*run.command, FAULTY_FILL=f"24:{fill}:65536")
+    assert answer.code == 1, answer.err
+    error = answer.objects[0]["error"]
+    assert (error["type"], error["stage"]) == ("DiskFullError", "train")
+    assert error["message"] == "no room on the disk during train: [Errno 28] No space left on device"
+    assert error["hint"].startswith("free some space, then give the command again")
+    assert folder.result is not None
+    assert parts(folder) == []
+    good = torch.load(folder.checkpoint, weights_only=True)
+    assert good["images_seen"] == 16
+    assert good["module"]
+
+    fill.unlink()
+    answer = vqbench(*run.command, FAULTY_FILL=f"evaluation:{fill}:0")
+    assert answer.code == 1, answer.err
+    error = answer.objects[0]["error"]
+    assert "No space left on device" in error["message"]  # not even the failure could be written
+    assert error["hint"].startswith("free some space, then give the command again")
+    assert parts(folder) == []
+    assert (folder.result or {}).get("state") != "done"
+    weights = folder.weights.read_bytes()
+
+    fill.unlink()
+    stamp, trained = folder.weights.stat().st_mtime_ns, curves(folder, drop="")
+    answer = vqbench(*run.command)
+    assert answer.code == 0, answer.err
+    assert answer.objects[0]["state"] == "done"
+    assert (folder.weights.stat().st_mtime_ns, curves(folder, drop="")) == (stamp, trained)  # only evaluated
+    assert run.through(tmp_path / "through") == (weights, curves(folder))
+
+
+def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: Path, tmp_path: Path) -> None:
+    """As above, for each file of a result in turn; the disk is said to be full when it is put into its place."""
+    run, folder = Run(images, tmp_path / "runs"), CellFolder(tmp_path / "cell")
+    write_json(folder.path / "spec.json", run.plan().spec)
+    replace = os.replace
+    weights = None
+    for full in (
+        "tokenizer.safetensors",
+        "training.json",
+        "per_image.parquet",
+        "codes.npz",
+        "recon.png",
+        "result.json",
+    ):
+
+        def refuse(source: Any, target: Any, full: str = full) -> None:
+            if Path(target).name == full:
+                raise OSError(28, "No space left on device", str(target))
+            replace(source, target)
+
+        with mock.patch("os.replace", refuse), pytest.raises(OSError, match="No space left"):
+            run_cell(folder)
+        assert parts(folder) == []
+        assert not (folder.path / full).exists()
+        assert folder.result is None
+        assert folder.checkpoint.is_file()
+        if folder.weights.is_file():
+            weights = weights or folder.weights.read_bytes()
+            assert folder.weights.read_bytes() == weights
+    run_cell(folder)
+    assert folder.result is not None
+    assert folder.result["state"] == "done"
+    assert folder.weights.read_bytes() == weights

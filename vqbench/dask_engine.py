@@ -1,0 +1,186 @@
+"""Jobs as tasks of a dask cluster.
+
+A worker is a process that starts and watches cells' processes, as the driver does when it works alone. A cell's
+process dies with its worker, and dask gives the job to another one, which goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from vqbench.atomic import write_text_atomically
+from vqbench.errors import VQBenchError
+from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store
+from vqbench.lease import CellBusyError
+from vqbench.results import FAILED, CellFolder, write_json
+from vqbench.transfer import Courier, patiently
+from vqbench.worker import THREADS, Need, run_on_worker
+
+_STORE_HINT = "look at the MLflow server; the same command then goes on"
+
+
+class DaskEngine:
+    """Jobs as tasks of a dask cluster. Implements vqbench.engine.Engine."""
+
+    def __init__(
+        self,
+        client: Client,
+        resources: dict[str, float],
+        gpus: int,
+        cluster: LocalCluster | None = None,
+        shares_disk: bool = True,
+    ) -> None:
+        self._client, self._resources, self._gpus, self._cluster = client, resources, gpus, cluster
+        self.shares_disk = shares_disk
+        self._topic = f"vqbench-{uuid.uuid4().hex[:8]}"
+        if not shares_disk:
+            client.subscribe_topic(self._topic, self._hear)
+        self._held: dict[str, contextlib.ExitStack] = {}  # folders of jobs that run where their lock does not reach
+        self._futures: dict[str, Any] = {}
+        self._jobs: dict[str, CellJob] = {}
+        self._over: list[tuple[str, Ended]] = []
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+
+    @property
+    def slots(self) -> int:
+        """Cells that the workers can run now; at least one, so that a cluster that grows on demand has a demand."""
+        return max(1, sum(room(worker, self._resources) for worker in self._workers()))
+
+    def start(self, job: CellJob) -> None:
+        """Hand a job to the scheduler, which gives it to a worker with room."""
+        if job.store is not None and not self._prepare_transfer(job, job.store):
+            return
+        by_host: Counter[str] = Counter()
+        for worker in self._workers():
+            by_host[worker["host"]] += room(worker, self._resources)
+        own = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
+        job = replace(job, environment={**own, **job.environment})
+        key = f"{job.name}-{uuid.uuid4().hex[:8]}"
+        need = Need(self._resources, self._gpus, dict(by_host), self._topic)
+        self._jobs[job.name] = job
+        self._futures[job.name] = self._client.submit(
+            run_on_worker, job, need, key, key=key, resources=self._resources, pure=False
+        )
+
+    def _prepare_transfer(self, job: CellJob, store: Store) -> bool:
+        """Hold the folder in the place of the far process, and send the checkpoint that it may go on from."""
+        held = contextlib.ExitStack()
+        try:
+            held.enter_context(CellFolder(job.folder).locked())
+            if CellFolder(job.folder).can_go_on:  # what is here is as new as what the store still has
+                courier = Courier(store, CellFolder(job.folder))
+                courier.clear()
+                courier.send_checkpoint()
+        except CellBusyError:
+            self._over.append((job.name, Ended(BUSY)))
+            return False
+        except Exception as error:
+            held.close()
+            self._over.append((job.name, _write_failure(job, type(error).__name__, str(error), _STORE_HINT)))
+            return False
+        self._held[job.name] = held
+        return True
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """A word from a worker without our disk; runs in the client's thread."""
+        _, message = event
+        job = self._jobs.get(message["cell"])
+        if job is None or job.name not in self._futures:
+            return
+        with contextlib.suppress(OSError):
+            write_json(job.folder / "status.json", message["status"])
+            if "curves" in message:
+                write_text_atomically(job.folder / "metrics.jsonl", message["curves"])
+
+    def _bring_home(self, job: CellJob, store: Store, end: Ended) -> Ended:
+        """Fetch what a job that ran elsewhere left."""
+        try:
+            courier = patiently(lambda: Courier(store, CellFolder(job.folder)))
+            if not patiently(courier.fetch_result):
+                raise VQBenchError(f"what {job.name} left did not arrive whole at {store.tracking_uri}", _STORE_HINT)
+        except Exception as error:
+            self._held.pop(job.name).close()
+            return _write_failure(job, type(error).__name__, str(error), _STORE_HINT)
+        courier.clear()
+        self._held.pop(job.name).close()
+        return end
+
+    def ended(self) -> list[tuple[str, Ended]]:
+        """Look once, after a moment. Raises VQBenchError when the scheduler is gone."""
+        if not self._over:
+            time.sleep(POLL_SECONDS)
+        for name, future in list(self._futures.items()):
+            if future.status == "pending":
+                continue
+            del self._futures[name]
+            self._over.append((name, self._end_of(name, future)))
+        over, self._over = self._over, []
+        return over
+
+    def _end_of(self, name: str, future: Any) -> Ended:
+        if future.status == "finished":
+            end: Ended = future.result()
+            job = self._jobs[name]
+            return self._bring_home(job, job.store, end) if job.store is not None else end
+        if self._client.status != "running" or future.status in ("lost", "cancelled"):
+            raise VQBenchError(
+                "the dask scheduler is gone", "start it again; the same command then goes on with what is unfinished"
+            )
+        error = future.exception()
+        if name in self._held:
+            self._held.pop(name).close()
+        kind, message = type(error).__name__, str(error).strip() or type(error).__name__
+        if kind == "KilledWorker":
+            message = "the workers that ran it died, several in a row; out of memory is the usual reason"
+        hint = f"look at the workers' logs and {CellFolder(self._jobs[name].folder).log}"
+        return _write_failure(self._jobs[name], kind, message.splitlines()[0], hint)
+
+    def stop(self, name: str) -> None:
+        """Nobody wants the job any more: its worker sees that and ends its process."""
+        future = self._futures.pop(name, None)
+        if future is not None:
+            future.cancel()
+            if name in self._held:
+                self._held.pop(name).close()
+            self._over.append((name, Ended(STOPPED)))
+
+    def close(self) -> None:
+        """Let go of all jobs; a cluster that was started for them ends, and its cells with it."""
+        for future in self._futures.values():
+            future.cancel()
+        self._futures.clear()
+        for held in self._held.values():
+            held.close()
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close(timeout=5)
+
+
+def _write_failure(job: CellJob, kind: str, message: str, hint: str) -> Ended:
+    folder = CellFolder(job.folder)
+    stage = str(folder.status.get("stage", "start"))
+    try:
+        with folder.locked():
+            folder.write_failure(kind, message, hint, stage, time.time())
+    except CellBusyError:
+        return Ended(BUSY)
+    except OSError:
+        return Ended(FAILED, {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": ""})
+    return Ended(FAILED)
+
+
+def room(worker: dict[str, Any], resources: dict[str, float]) -> int:
+    """Cells that a worker can run at the same time: by its threads and by what it declares."""
+    offered = worker.get("resources") or {}
+    by_resource = [int(offered.get(name, 0) // amount) for name, amount in resources.items()]
+    return min([int(worker["nthreads"]), *by_resource])

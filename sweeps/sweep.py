@@ -167,7 +167,8 @@ def _run_trials(
         if look.note:
             view.note(look.note)
 
-    with open_execution(request.run, view, tracker) as execution:
+    at_most = sum(study.remaining for study in studies) * len(request.run.seeds)
+    with open_execution(request.run, view, tracker, at_most) as execution:
         limits = Limits(deadline, request.max_images)
         driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
         driver.cells = cells

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
 
 Size = Literal["2^4", "2^6", "2^8", "2^9", "2^10", "2^11", "2^12", "2^14", "2^16"]
@@ -62,6 +63,9 @@ class FSQ(Quantizer):
             object.__setattr__(self, "levels", _levels(self.levels))
             if math.prod(_levels(self.levels)) >= 2**63:
                 raise ValueError(f"the product of the levels {self.levels} does not fit an int64 index")
+
+    # Nothing but the levels can be chosen; the sizes of Table 1.
+    search_space: ClassVar[Mapping[str, Range | Choices]] = {"levels": Choices(tuple(RECOMMENDED), group="codebook")}
 
     config: Config
 

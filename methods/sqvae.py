@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.methods.codebook import as_rows, check_codebook, initial_codebook, look_up, norms, quantize
-from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, TrainingState, full_precision
+from vqbench.quantizer import (
+    Choices,
+    GradientRoutes,
+    Quantized,
+    Quantizer,
+    Range,
+    TrainingState,
+    full_precision,
+)
 from vqbench.registry import METHODS
 
 MIN_VARIANCE = 1e-10  # the authors' floor under the variance before it divides
@@ -103,6 +111,13 @@ class SQVAE(Quantizer):
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         f"mode{n}": {"variance": mode} for n, mode in enumerate(("I", "II", "III", "IV"), start=1)
+    }
+
+    search_space: ClassVar[Mapping[str, Range | Choices]] = {
+        "latent_weight": Range(0.1, 10.0, log=True, group="losses"),  # a decade on either side of the paper's balance
+        "log_variance_init": Range(0.0, 6.0, group="latent"),  # the authors' log 20 = 3.0 in the middle
+        "temperature_decay": Range(1e-7, 1e-4, log=True, group="latent"),  # the authors' 3e-7 is for long trainings
+        "variance": Choices(("I", "II", "III", "IV"), group="latent"),  # all that the paper compares
     }
 
     config: Config

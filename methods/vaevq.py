@@ -23,7 +23,7 @@ from vqbench.methods.codebook import (
     vq_losses,
 )
 from vqbench.methods.dcr import squared_w2_to_standard_normal
-from vqbench.quantizer import GradientRoutes, PaperRow, Quantized, Quantizer, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, PaperRow, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # the clamp of every latent-diffusion VAE, and of the authors' code
@@ -153,6 +153,20 @@ class VAEVQ(Quantizer):
             "codebook_param": "linear",
             "init": "normal",
         },
+    }
+
+    # A decade or two about the defaults: the paper searches nothing, and names no KL weight. A field that is part of a
+    # component is drawn only where the component is on.
+    search_space: ClassVar[Mapping[str, Range | Choices]] = {
+        "rcs_weight": Range(0.1, 10.0, log=True, group="losses"),
+        "dcr_weight": Range(0.01, 1.0, log=True, group="losses"),
+        "dual_weight": Range(0.1, 3.0, log=True, group="losses"),
+        "kl_weight": Range(1e-8, 1e-4, log=True, group="losses"),
+        "beta": Range(0.1, 2.0, log=True, group="losses", when={"rcs": False}),
+        "sigma_init": Range(0.01, 1.0, log=True, group="latent"),
+        "rcs_sigma_min": Range(0.03, 1.0, log=True, group="latent"),
+        "quantize": Choices(("sample", "mean"), group="latent"),
+        "init": Choices(("uniform", "normal", "unit_normal"), group="codebook"),
     }
 
     # Table 3: K = 16384, d = 64; which tokens per image and which FID is not said.

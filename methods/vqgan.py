@@ -20,7 +20,7 @@ from vqbench.methods.codebook import (
     straight_through,
     vq_losses,
 )
-from vqbench.quantizer import GradientRoutes, Quantized, Quantizer, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
 
 
@@ -52,6 +52,11 @@ class VQGAN(Quantizer):
 
     # The released models were trained with beta on the other term than the paper says (taming-transformers, PR 58).
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"legacy": {"beta_on": "codebook"}}
+
+    search_space: ClassVar[Mapping[str, Range | Choices]] = {
+        "beta": Range(0.1, 2.0, log=True, group="losses"),  # within which VQ-VAE (arXiv:1711.00937) saw no difference
+        "init": Choices(("uniform", "normal", "unit_normal"), group="codebook"),
+    }
 
     config: Config
 

@@ -56,8 +56,9 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 LONG = (
     "vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",
     "vqbench run --methods vqgan,fsq --dataset folder:my_photos --recipe small",
+    "vqbench sweep vqgan,fsq --dataset photos --space codebook --trials 6 --workers 2",
 )
-"""Eight cells, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
+"""Eight cells, six, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
 
 
 def case(page: str, line: str) -> object:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ablate", "load", "run"]
+__all__ = ["__version__", "ablate", "load", "run", "sweep"]
 
 if TYPE_CHECKING:
     from vqbench.ablation import ablate
     from vqbench.runner import run
+    from vqbench.sweeps.sweep import sweep
     from vqbench.tokenizer import load
 
 
 def __getattr__(name: str) -> Any:
-    """`vqbench.run`, `ablate` and `load` import what they need when they are first used (torch takes seconds)."""
+    """`vqbench.run`, `ablate`, `sweep` and `load` are imported when they are first used (torch takes seconds)."""
     if name == "run":
         from vqbench.runner import run
 
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from vqbench.ablation import ablate
 
         return ablate
+    if name == "sweep":
+        from vqbench.sweeps.sweep import sweep
+
+        return sweep
     if name == "load":
         from vqbench.tokenizer import load
 

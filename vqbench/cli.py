@@ -29,13 +29,30 @@ from vqbench.options import (
     Settings,
     ValidationImages,
     complete_methods,
+    duration,
     items,
     takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
+from vqbench.sweep_options import (
+    MaxImages,
+    Objective,
+    Pruner,
+    Resume,
+    SameBits,
+    Sampler,
+    SamplerSeed,
+    Space,
+    Storage,
+    SweepName,
+    Timeout,
+    Trials,
+    TrialsPerMethod,
+)
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
+    from vqbench.sweeps.request import SweepRequest
 
 app = typer.Typer(
     name="vqbench",
@@ -139,6 +156,82 @@ def ablate(
         print_ablation(ablation)
     if ablation.outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@takes_run_options
+def sweep(
+    options: RunOptions,
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHODS", autocompletion=complete_methods, help="NAME or NAME@PRESET, between commas."),
+    ] = None,
+    space: Space = None,
+    trials: Trials = None,
+    trials_per_method: TrialsPerMethod = None,
+    objective: Objective = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "none",
+    sampler_seed: SamplerSeed = 0,
+    storage: Storage = "",
+    same_bits: SameBits = False,
+    timeout: Timeout = "",
+    max_images: MaxImages = None,
+    sweep_name: SweepName = "",
+    resume: Resume = "",
+) -> None:
+    """Search for good settings of each method, with the same number of trials for all."""
+    from vqbench.sweeps.request import SweepRequest
+
+    request = SweepRequest(
+        run=options.request(items(methods)),
+        spaces=items(space),
+        trials=trials,
+        trials_per_method=trials_per_method,
+        objectives=items(objective),
+        sampler=sampler,
+        pruner=pruner,
+        sampler_seed=sampler_seed,
+        storage=storage,
+        same_bits=same_bits,
+        timeout=duration("--timeout", timeout) if timeout else None,
+        max_images=max_images,
+        name=resume or sweep_name,
+        resume=bool(resume),
+    )
+    _show_sweep_plan(request, options.as_json) if options.dry_run else _sweep(request, options.as_json)
+
+
+def _sweep(request: SweepRequest, as_json: bool) -> None:
+    from vqbench.runner import make_tracker
+    from vqbench.sweeps.sweep import execute_sweep
+    from vqbench.terminal import TerminalView, print_sweep
+
+    with TerminalView() as view:
+        report = execute_sweep(request, view, make_tracker(request.run))
+    if as_json:
+        for row in report.rows:
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_sweep(report)
+    if report.without_best:
+        raise typer.Exit(1)
+
+
+def _show_sweep_plan(request: SweepRequest, as_json: bool) -> None:
+    from vqbench.sweeps.sweep import describe_studies, plan_sweep
+    from vqbench.terminal import TerminalView, print_sweep_plan
+
+    with TerminalView() as view:
+        plan = plan_sweep(request, view, dry=True)
+        for note in plan.notes:
+            view.note(note)
+    studies = describe_studies(plan)
+    if as_json:
+        for study in studies:
+            print(json.dumps(study, allow_nan=False))
+    else:
+        print_sweep_plan(studies, plan)
 
 
 def _run(request: RunRequest, as_json: bool) -> None:

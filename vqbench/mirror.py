@@ -91,7 +91,7 @@ class Mirror:
             write_json(memory_path, memory)
         if record["state"] != memory["sent"]:
             for artifact in sorted(path.parent.glob(f"{path.stem}.*")):
-                if artifact.suffix in (".md", ".jsonl", ".png"):
+                if artifact.suffix in (".md", ".jsonl", ".csv", ".png"):
                     self.client.log_artifact(memory["run_id"], str(artifact))
             self.client.set_terminated(memory["run_id"], record["state"])
             write_json(memory_path, {**memory, "sent": record["state"]})
@@ -115,10 +115,14 @@ class Mirror:
             memory["command"] = record["command"]
         memory["points"] = self._send_curves(folder, memory)
         write_json(path, memory)
-        result = folder.result
-        stamp = f"{result['state']} {folder.path.joinpath('result.json').stat().st_mtime_ns}" if result else "RUNNING"
+        result, given_up = folder.result, "KILLED" if record.get("given_up") else ""
+        stamp = (
+            f"{result['state']} {folder.path.joinpath('result.json').stat().st_mtime_ns}"
+            if result
+            else given_up or "RUNNING"
+        )
         if memory["sent"] != stamp:
-            self._send_state(folder, memory["run_id"], result)
+            self._send_state(folder, memory["run_id"], result, given_up)
             write_json(path, {**memory, "sent": stamp})
         return True
 
@@ -133,6 +137,7 @@ class Mirror:
             "protocol_name": spec["protocol"]["name"],
             "seed": str(spec["seed"]),
             **{f"component.{name}": "on" if on else "off" for name, on in spec["components"].items()},
+            **memory.get("tags", {}),
         }
         name = f"{memory['label']} s{spec['seed']}"
         run_id = self._run(experiment_id, "vqbench.cell", f"{folder.name}/{memory['attempt']}", name, tags)
@@ -163,9 +168,9 @@ class Mirror:
             self.client.log_batch(memory["run_id"], metrics=metrics[start : start + 1000])
         return max(len(points), memory["points"])
 
-    def _send_state(self, folder: CellFolder, run_id: str, result: dict[str, Any] | None) -> None:
+    def _send_state(self, folder: CellFolder, run_id: str, result: dict[str, Any] | None, given_up: str) -> None:
         if result is None:
-            self.client.update_run(run_id, status="RUNNING")
+            self.client.update_run(run_id, status=given_up or "RUNNING")
             return
         from mlflow.entities import Metric, RunTag
 

@@ -11,6 +11,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vqbench.space import Choices as Choices  # so that a method file finds them beside Quantizer
+from vqbench.space import Range as Range
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -118,6 +121,9 @@ class Quantizer(nn.Module):
 
     paper_presets: ClassVar[tuple[str, ...]] = ()
     """Presets that are the paper's form too, beside the method without one: these are the rows that it means."""
+
+    search_space: ClassVar[Mapping[str, Range | Choices]] = {}
+    """Config field → what `vqbench sweep` may draw for it, where a space says `declared: GROUP`."""
 
     in_channels: int
     """Channels of the encoder output that `forward` takes."""

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from vqbench.cost import MethodCost, PlanCost
     from vqbench.plan import Cell, Plan
     from vqbench.recipe import Recipe
+    from vqbench.reports.sweep import SweepReport
     from vqbench.runner import Outcome
+    from vqbench.sweeps.sweep import SweepPlan
 
 PLAIN_SECONDS = 15.0  # between two lines of progress where stderr is not a terminal
 
@@ -171,6 +173,42 @@ def print_ablation(ablation: Ablation) -> None:
     _print_foot(ablation.outcome, notes(ablation.rows))
 
 
+def print_sweep(report: SweepReport) -> None:
+    """The best of each method, the Pareto front, what must be said, and the commands that run the best again."""
+    console = _console()
+    for grid in (report.table(), *([report.front()] if len(report.objectives) > 1 else [])):
+        table = _table()
+        for title, numeric in zip(grid.titles, grid.numeric, strict=True):
+            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+        for row in grid.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print()
+    for note in report.notes():
+        console.print(Text(note))
+    console.print(Text(f"results {report.folder}"), soft_wrap=True)
+    for title, command in report.commands():
+        console.print(Text(f"\n{title}, with more seeds:\n  {command}"), soft_wrap=True)
+
+
+def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
+    """The studies of a sweep, and what each draws."""
+    console, table = _console(), _table("study", "trials", "parameter", "drawn from")
+    for study in studies:
+        lines = list(study["parameters"].items()) or [("–", "–")]
+        for i, (name, domain) in enumerate(lines):
+            table.add_row(
+                *map(Text, (study["study"] if i == 0 else "", str(study["trials"]) if i == 0 else "", name, domain))
+            )
+    console.print(table)
+    total, seeds = sum(study["trials"] for study in studies), len(plan.request.run.seeds)
+    recipe = plan.base.recipe
+    console.print(f"\n{total} trials of {seeds} cells, {total * seeds * recipe.images:,} training images at most")
+    console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
+    console.print(Text(f"protocol {plan.base.protocol.name} {plan.base.protocol.hash}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
 def print_plan(plan: Plan) -> None:
     """The cells of a plan and what is known of each."""
     console, table = _console(), _table("cell", "method", "seed", "state")
@@ -291,6 +329,11 @@ def print_method(name: str) -> None:
     if cls.paper_rows:
         rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
         console.print(Text(f"rows of the paper: {rows}"))
+    for field, domain in cls.search_space.items():
+        from vqbench.sweeps.spaces import make_parameter
+
+        parameter = make_parameter(name, cls.Config, field, domain, f"vqbench show {name}")
+        console.print(Text(f"declares for sweeps ({domain.group or 'no group'}): {field} in {parameter.describe()}"))
     for preset, values in cls.presets.items():
         settings = ", ".join(f"{key}={value}" for key, value in values.items())
         console.print(Text(f"preset {name}@{preset}: {settings}"))

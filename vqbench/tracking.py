@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqbench.atomic import write_text_atomically
+from vqbench.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import Store
 from vqbench.mirror import Mirror, quiet_environment, tracking_uri
@@ -91,6 +91,7 @@ class Tracker:
         self._jobs: queue.Queue[Callable[[Mirror], object] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._record: Path | None = None
+        self._tags: dict[str, dict[str, str]] = {}
 
     def knows(self, plan: Plan, kind: str) -> bool:
         """Whether a finished command of this kind had the same cells."""
@@ -100,17 +101,20 @@ class Tracker:
             record and (record.get("kind"), record.get("cells"), record["state"]) == wanted for record in records
         )
 
-    def start_command(self, plan: Plan, kind: str) -> None:
-        """Write the command's record and announce it as a parent run; `kind` is the command's name."""
+    def start_command(self, plan: Plan, kind: str, title: str = "") -> None:
+        """Write the command's record and announce it as a parent run; `kind` is the command's name.
+
+        A command that knows its cells in the end alone has a `title`, and the plan's cells stand for its methods.
+        """
         folder = plan.folder / "commands"
         number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
-        title = ", ".join(methods) if kind == "run" else f"{kind} {plan.cells[0].spec['method']}"
+        named = ", ".join(methods) if kind == "run" else f"{kind} {plan.cells[0].spec['method']}"
         record = {
             "id": uuid.uuid4().hex,
             "kind": kind,
-            "name": f"{number:04d} {title}",
-            "cells": [cell.folder.name for cell in plan.cells],
+            "name": f"{number:04d} {title or named}",
+            "cells": [] if title else [cell.folder.name for cell in plan.cells],
             "experiment": plan.experiment,
             "command": " ".join(sys.argv),
             "methods": ",".join(methods),
@@ -127,6 +131,10 @@ class Tracker:
         path = self._record
         self._jobs.put(lambda mirror: mirror.command(path))
 
+    def tag_cell(self, cell: Cell, tags: Mapping[str, str]) -> None:
+        """Give a cell's run these tags, if it is started later."""
+        self._tags[cell.folder.name] = dict(tags)
+
     def start_cell(self, cell: Cell, anew: bool) -> None:
         """Note which command this cell belongs to, and announce it; trained `anew`, it gets a run of its own."""
         assert self._record is not None
@@ -134,7 +142,8 @@ class Tracker:
         attempt = (read_json(path) or {}).get("attempt")
         if anew or attempt is None:
             attempt = uuid.uuid4().hex[:8]
-        write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label})
+        tags = {"tags": self._tags[cell.folder.name]} if cell.folder.name in self._tags else {}
+        write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label, **tags})
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
     def store_of(self, cell: Cell) -> Store:
@@ -167,17 +176,37 @@ class Tracker:
         """Have the result sent."""
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
-    def finish_command(self, plan: Plan, rows: list[dict[str, Any]], attach: Callable[[], Mapping[str, str]]) -> None:
+    def end_cells(self, folders: Iterable[CellFolder]) -> None:
+        """Have the runs of cells that were given up closed; a command that goes on with one opens it again."""
+        for folder in folders:
+            if (record := read_json(folder.path / "tracking.json")) is not None:
+                write_json(folder.path / "tracking.json", {**record, "given_up": True})
+                self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
+
+    def finish_command(
+        self,
+        plan: Plan,
+        rows: list[dict[str, Any]],
+        attach: Callable[[], Mapping[str, str]],
+        complete: bool | None = None,
+        files: Iterable[Path] = (),
+    ) -> None:
         """Attach the comparison to the parent run, close it, and wait until everything is sent.
 
-        `attach` makes the texts to attach, by suffix: md, jsonl.
+        `attach` makes the texts to attach, by suffix: md, jsonl; `files` are attached too. Complete is a command whose
+        cells all have rows and none of them failed, unless `complete` says it.
         """
         assert self._record is not None
         record = self._record
-        complete = len(rows) == len(plan.cells) and all(row["state"] != "failed" for row in rows)
+        if complete is None:
+            complete = len(rows) == len(plan.cells) and all(row["state"] != "failed" for row in rows)
         try:
             self._attach(record, rows, attach())
-            write_json(record, {**(read_json(record) or {}), "state": "FINISHED" if complete else "FAILED"})
+            for file in files:
+                write_bytes_atomically(record.with_name(f"{record.stem}.{file.name}"), file.read_bytes())
+            cells = {"cells": [cell.folder.name for cell in plan.cells]}
+            state = "FINISHED" if complete else "FAILED"
+            write_json(record, {**(read_json(record) or {}), **cells, "state": state})
         except Exception as error:  # neither a full disk nor a table that cannot be drawn may cost what was trained
             self.trouble = _first_line(error)
         self._jobs.put(lambda mirror: mirror.command(record))

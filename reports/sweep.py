@@ -1,0 +1,241 @@
+"""A sweep as tables, objects and files: the best of each method, the budget it was tuned at, the Pareto front."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.atomic import write_text_atomically
+from vqbench.metrics.definitions import Definition
+from vqbench.reports.sweep_figures import draw_importances, draw_pareto
+
+Row = dict[str, Any]
+"""A trial, as `vqbench sweep --json` prints it."""
+_FINISHED = ("done", "cached")
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What became of one study."""
+
+    method: str
+    level: float | None
+    """Bits per image that the study is at; None without --same-bits."""
+    bits: float | None
+    """The method's own bits per image there."""
+    planned: int
+    counts: Mapping[str, int]
+    """Trials by state: done, cached, failed, pruned."""
+    parameters: tuple[str, ...]
+    importances: Mapping[str, Mapping[str, float]]
+    """Objective → parameter → share; empty where too few trials say it."""
+
+    @property
+    def title(self) -> str:
+        """Method, and bits where there are levels."""
+        return self.method if self.level is None else f"{self.method} at {self.level:g} bits"
+
+    @property
+    def trials(self) -> str:
+        """The budget at which the method was tuned: 20 (2 failed, 5 pruned)."""
+        parts = [f"{n} {state}" for state, n in self.counts.items() if n and state != "done"]
+        total = sum(self.counts.values())
+        of = f"{total} of {self.planned}" if total < self.planned else f"{total}"
+        return f"{of} ({', '.join(parts)})" if parts else of
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text."""
+
+    titles: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As GitHub Markdown."""
+        rule = ["---:" if numeric else "---" for numeric in self.numeric]
+        lines = [self.titles, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def dominates(one: Sequence[float], other: Sequence[float], lower: Sequence[bool]) -> bool:
+    """Whether `one` is nowhere worse than `other`, and somewhere better; `lower` says where less is better."""
+    pairs = [(a, b) if less else (-a, -b) for a, b, less in zip(one, other, lower, strict=True)]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep came to."""
+
+    name: str
+    experiment: Path
+    objectives: tuple[str, ...]
+    definitions: Mapping[str, Definition]
+    studies: tuple[StudySummary, ...]
+    rows: tuple[Row, ...]
+    """By study, then in the order in which they were asked."""
+    protocol: str
+    how: str
+    reason: str
+    """What ended it before its trials did."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.experiment / "sweeps" / self.name
+
+    @property
+    def _lower(self) -> list[bool]:
+        return [self.definitions[name].better == "lower" for name in self.objectives]
+
+    def best(self, study: StudySummary, objective: str) -> Row | None:
+        """The finished trial of a study with the best value; of equal ones the first."""
+        rows = [row for row in self._of(study) if row["state"] in _FINISHED]
+        sign = 1 if self.definitions[objective].better == "lower" else -1
+        return min(rows, key=lambda row: sign * row["values"][objective], default=None)
+
+    def _of(self, study: StudySummary) -> list[Row]:
+        return [row for row in self.rows if (row["method"], row["level"]) == (study.method, study.level)]
+
+    def bests(self) -> list[tuple[StudySummary, str, Row | None]]:
+        """(study, objective, its best trial or None), by level of bits, then as the methods were given."""
+        ordered = sorted(self.studies, key=lambda study: study.level or 0)
+        return [(study, name, self.best(study, name)) for study in ordered for name in self.objectives]
+
+    def pareto(self) -> list[Row]:
+        """The finished trials that none of the same level dominates, whatever the method."""
+        rows, names = [row for row in self.rows if row["state"] in _FINISHED], self.objectives
+        points = [[row["values"][name] for name in names] for row in rows]
+        return [
+            row for row, point in zip(rows, points, strict=True)
+            if not any(dominates(q, point, self._lower) and o["level"] == row["level"]
+                       for o, q in zip(rows, points, strict=True))
+        ]  # fmt: skip
+
+    @property
+    def without_best(self) -> list[str]:
+        """The studies that have trials and no finished one."""
+        return [s.title for s in self.studies if sum(s.counts.values()) and not (s.counts["done"] + s.counts["cached"])]
+
+    def table(self) -> Table:
+        """One line per method, level and objective: the best value and what it was found with."""
+        levels, several = any(s.level is not None for s in self.studies), len(self.objectives) > 1
+        titles = [*(["bits/image"] if levels else []), "method", *(["best in"] if several else []),
+                  *(self._title(name) for name in self.objectives), "trials", "settings"]  # fmt: skip
+        lines = []
+        for study, objective, row in self.bests():
+            flag = " (collapsed)" if row is not None and row["collapse"] else ""
+            line = [f"{study.bits:,.5g}"] if study.bits is not None else []
+            line += [study.method + flag, *([objective] if several else [])]
+            line += [_number(row["values"][name]) if row is not None else "–" for name in self.objectives]
+            lines.append((*line, study.trials, " ".join(row["settings"]) if row is not None else "–"))
+        numeric = [*([True] if levels else []), False, *([False] if several else []),
+                   *(True for _ in self.objectives), False, False]  # fmt: skip
+        return Table(tuple(titles), tuple(numeric), tuple(lines))
+
+    def front(self) -> Table:
+        """The Pareto front as a table."""
+        titles = ("method", "trial", *(self._title(name) for name in self.objectives), "settings")
+        lines = tuple(
+            (row["method"], str(row["trial"]), *(_number(row["values"][name]) for name in self.objectives),
+             " ".join(row["settings"]))
+            for row in self.pareto()
+        )  # fmt: skip
+        return Table(titles, (False, True, *(True for _ in self.objectives), False), lines)
+
+    def _title(self, name: str) -> str:
+        definition = self.definitions[name]
+        return f"{definition.title} {'↓' if definition.better == 'lower' else '↑'}"
+
+    def commands(self) -> list[tuple[str, str]]:
+        """(whose best, the command that runs it again with more seeds), each command once."""
+        found: dict[str, str] = {}
+        for study, objective, row in self.bests():
+            if row is not None:
+                found.setdefault(row["command"], study.title + (f", {objective}" if len(self.objectives) > 1 else ""))
+        return [(title, command) for command, title in found.items()]
+
+    def notes(self) -> list[str]:
+        """What must be said below the tables."""
+        said = [f"protocol {self.protocol}", f"tuned by {self.how}; value: mean over the seeds"]
+        if self.reason:
+            said.append(f"ended early: {self.reason}; go on with `vqbench sweep --resume {self.name}`")
+        if len({study.planned for study in self.studies}) > 1:
+            said.append("the methods were tuned with different numbers of trials")
+        said += [f"{title}: no trial finished" for title in self.without_best]
+        few = [s.title for s in self.studies if s.parameters and not any(s.importances.values())]
+        if few:
+            said.append(f"importances: too few finished trials of {', '.join(few)}")
+        for row in self.rows:
+            if row["collapse"] and row["state"] in _FINISHED:
+                said.append(f"{row['method']} trial {row['trial']} collapsed: {row['collapse']['reason']}")
+            if row["error"]:
+                said.append(f"{row['method']} trial {row['trial']} failed: {row['error']['message']}")
+        return said
+
+    def markdown(self) -> str:
+        """The tables, what must be said, and the commands."""
+        parts = [f"# {self.name}", self.table().markdown()]
+        if len(self.objectives) > 1:
+            parts += ["## Pareto front", self.front().markdown()]
+        parts.append("\n".join(f"- {note}" for note in self.notes()))
+        parts += [f"{title}, with more seeds:\n\n    {command}" for title, command in self.commands()]
+        return "\n\n".join(parts) + "\n"
+
+    def flat(self) -> list[Row]:
+        """Trials with a column for each drawn parameter, score and parameter count."""
+        return [
+            {
+                **{key: row[key] for key in ("sweep", "method", "trial", "state", "bits_per_image")},
+                **row["drawn"],
+                **row["scores"],
+                **{f"params_{part}": count for part, count in row["params"].items()},
+                "images": row["images"],
+                "seeds": ",".join(map(str, row["seeds"])),
+                "cells": " ".join(row["cells"]),
+                "collapse": (row["collapse"] or {}).get("kind"),
+                "error": (row["error"] or {}).get("message"),
+                "command": row["command"],
+            }
+            for row in self.rows
+        ]
+
+    def csv(self) -> str:
+        """Every trial as a line of comma-separated values."""
+        rows, text = self.flat(), io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def best_cells(self) -> list[Row]:
+        """The first cell of each study's best, as `method` and `path`."""
+        found = [(study, row) for study, objective, row in self.bests() if objective == self.objectives[0] and row]
+        return [{"method": study.title, "path": row["paths"][0]} for study, row in found if row["paths"]]
+
+    def write(self) -> list[Path]:
+        """summary.md, trials.csv and the pictures; returns what was written."""
+        folder = self.folder
+        files = [folder / "summary.md", folder / "trials.csv"]
+        write_text_atomically(files[0], self.markdown())
+        write_text_atomically(files[1], self.csv())
+        for study in self.studies:
+            if any(study.importances.values()):
+                files.append(folder / f"importances-{study.title.replace(' ', '-')}.png")
+                draw_importances(study.importances, study.title, files[-1])
+        finished = [row for row in self.rows if row["state"] in _FINISHED]
+        if len(self.objectives) > 1 and finished:
+            files.append(folder / "pareto.png")
+            titles = {name: self._title(name) for name in self.objectives}
+            draw_pareto(finished, self.pareto(), titles, files[-1])
+        return files
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -1,0 +1,193 @@
+"""Optuna: where studies are stored, how they sample and prune, and trials asked and put back. The only module of it."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from vqbench.errors import UsageError
+from vqbench.metrics.definitions import Definition
+from vqbench.seeds import derive_seed
+from vqbench.space import Choices
+from vqbench.sweeps.request import SweepRequest
+from vqbench.sweeps.spaces import Parameter, draw, grid
+from vqbench.sweeps.studies import StudyPlan
+
+POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
+Direction = Literal["minimize", "maximize"]
+_RETRY = "retry_of"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def open_storage(where: str, folder: Path) -> Any:
+    """The storage that `where` names, or a sqlite file in `folder`. Raises UsageError where it cannot be had."""
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if where.endswith((".db", ".sqlite", ".sqlite3")) and "://" not in where:
+        raise UsageError(f"--storage {where} would be a journal file, by a database's name",
+                         f"write --storage sqlite:///{where}, or call the journal {where}.log")  # fmt: skip
+    try:
+        if where and "://" not in where:
+            Path(where).parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(where))
+        url = where or f"sqlite:///{folder.absolute() / 'optuna.db'}"
+        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        return RDBStorage(url, engine_kwargs=wait)
+    except Exception as error:  # SQLAlchemy's, a database's driver's, or the disk's
+        reason = " ".join(str(error).split())[:200]
+        hint = "for example: --storage postgresql://USER:PASSWORD@HOST/DATABASE, or the path of a journal file"
+        raise UsageError(f"cannot open --storage {masked(where)}: {reason}", hint) from None
+
+
+def masked(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+
+
+def study_names(storage: Any) -> set[str]:
+    """The studies that a storage holds."""
+    return {study.study_name for study in storage.get_all_studies()}
+
+
+class OpenStudy:
+    """A study whose trials are being asked."""
+
+    def __init__(
+        self, plan: StudyPlan, request: SweepRequest, storage: Any, directions: list[Direction], images: int
+    ) -> None:
+        self.plan, self.request = plan, request
+        self.name = plan.name(request.title)
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=self.name,
+            directions=directions,
+            load_if_exists=True,
+            pruner=_pruner(request.pruner, images, plan.trials),
+        )
+        self._points = self._shuffled_points() if request.sampler == "grid" else []
+
+    def _shuffled_points(self) -> list[dict[str, Any]]:
+        points = list(grid(self.plan.parameters, self.plan.base))
+        random.Random(self.request.sampler_seed).shuffle(points)  # fewer trials than points should not see one corner
+        return points
+
+    def trials(self) -> list[FrozenTrial]:
+        """The trials that count: those that were put back are there again under another number."""
+        every = self.study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs[_RETRY] for trial in every if _RETRY in trial.user_attrs}
+        return [trial for trial in every if trial.number not in retried and trial.state != TrialState.WAITING]
+
+    @property
+    def remaining(self) -> int:
+        """How many trials its share of the budget still has."""
+        return self.plan.trials - len(self.trials())
+
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        """The next trial, and what it draws: what was put back first, then what the sampler says.
+
+        The sampler's seed is that of the trial's place, so a sweep that goes on draws as one that was never ended.
+        """
+        every, counted = self.study.get_trials(deepcopy=False), self.trials()
+        if self._points and not any(trial.state == TrialState.WAITING for trial in every):
+            known = [trial.params for trial in counted]
+            self.study.enqueue_trial(next(point for point in self._points if point not in known))
+        seed = derive_seed("sweep", self.request.sampler_seed, len(counted)) % 2**32
+        self.study.sampler = _sampler(self.request.sampler, seed, self.plan.trials)
+        trial = self.study.ask()
+        return trial, draw(self.plan.parameters, self.plan.base, lambda parameter: suggest(trial, parameter))
+
+    def tell(self, trial: optuna.Trial, values: Iterable[float] | None, state: str, record: Mapping[str, Any]) -> None:
+        """End a trial: `state` is done, failed or pruned, and `record` what is to be known of it later."""
+        for key, value in {**record, "state": state}.items():
+            trial.set_user_attr(key, value)
+        if state == "done":
+            assert values is not None
+            self.study.tell(trial, list(values))
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+
+    def put_back(self, number: int, params: Mapping[str, Any]) -> None:
+        """End a trial that has not come to its end, and queue it to be asked again."""
+        every = self.study.get_trials(deepcopy=False)
+        if not any(trial.user_attrs.get(_RETRY) == number for trial in every):
+            whole = next((p for p in self._points if params.items() <= p.items()), params)
+            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number})
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def put_back_orphans(self) -> int:
+        """Put back what a driver that is gone left running; how many there were."""
+        orphans = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        for trial in orphans:
+            self.put_back(trial.number, trial.params)
+        return len(orphans)
+
+    def importances(self, objective: int) -> dict[str, float]:
+        """Parameter → its share in what tells good trials in one objective from the rest; {} where too few say it."""
+        done = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE and trial.params]
+        if len(done) < MIN_TRIALS or len({trial.values[objective] for trial in done}) < 2:
+            return {}
+        sign = 1 if self.study.directions[objective] == optuna.study.StudyDirection.MINIMIZE else -1
+        with warnings.catch_warnings():  # it asks what makes its target low, and says so aloud
+            warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator", UserWarning)
+            found = optuna.importance.get_param_importances(
+                self.study, target=lambda trial: sign * trial.values[objective]
+            )
+        return {name: float(share) for name, share in found.items()}
+
+
+MIN_TRIALS = 6
+"""Finished trials that importances need at least."""
+
+
+def suggest(trial: optuna.Trial, p: Parameter) -> Any:
+    """What the sampler says of a parameter: a number, or the text of a choice."""
+    with warnings.catch_warnings():  # the last step is Range.last to the last digit, which Optuna says aloud
+        warnings.filterwarnings("ignore", "The distribution is specified by", UserWarning)
+        return _suggested(trial, p)
+
+
+def _suggested(trial: optuna.Trial, p: Parameter) -> Any:
+    domain = p.domain
+    if isinstance(domain, Choices):
+        return trial.suggest_categorical(p.name, list(p.texts))
+    if p.is_whole:
+        step = int(domain.step or 1)
+        return trial.suggest_int(p.name, int(domain.low), int(domain.last), step=step, log=domain.log)
+    return trial.suggest_float(p.name, float(domain.low), float(domain.last), step=domain.step, log=domain.log)
+
+
+def _sampler(kind: str, seed: int, trials: int) -> Any:
+    from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
+
+    if kind == "tpe":  # a quarter at random: with Optuna's ten, a short sweep would be random altogether
+        startup = min(10, max(4, trials // 4))
+        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+    if kind == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=POPULATION)
+    return RandomSampler(seed=seed)  # a grid's points are queued, so nothing is left to draw
+
+
+def _pruner(kind: str, images: int, trials: int) -> Any:
+    from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
+
+    if kind == "median":  # as for a collapse, nothing is judged in the first tenth
+        return MedianPruner(n_startup_trials=min(5, max(1, trials // 4)), n_warmup_steps=images // 10)
+    if kind == "hyperband":
+        return HyperbandPruner(min_resource=max(1, images // 27), max_resource=images, reduction_factor=3)
+    return NopPruner()
+
+
+def directions_of(
+    objectives: Iterable[str], definitions: Mapping[str, Definition]
+) -> list[Literal["minimize", "maximize"]]:
+    """minimize or maximize, for each objective."""
+    return ["maximize" if definitions[name].better == "higher" else "minimize" for name in objectives]

@@ -1,0 +1,305 @@
+"""The loop of a sweep: ask trials while there is room, submit their cells, prune, tell. Trials are cells of `run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.execution import Execution, row_of
+from vqbench.plan import Cell, Plan, RunRequest, make_plan
+from vqbench.results import DONE, FAILED
+from vqbench.sweeps.curves import Watched, images_seen, new_points
+from vqbench.sweeps.spaces import settings_of
+from vqbench.view import View
+
+if TYPE_CHECKING:
+    import optuna
+
+    from vqbench.sweeps.backend import OpenStudy
+    from vqbench.tracking import Tracker
+
+PRUNE_SECONDS = 0.5  # between two looks at the curves
+
+
+@dataclass
+class LiveTrial:
+    """A trial that was asked and not yet told."""
+
+    study: OpenStudy
+    trial: optuna.Trial
+    drawn: dict[str, Any]
+    cells: tuple[Cell, ...] = ()
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the cells that have ended, by name."""
+    reported: int = 0
+    """Images of the last point that the pruner has seen."""
+    steps: set[int] = field(default_factory=set)
+    """Of the points that it has seen, each in whole `log_images`."""
+
+    @property
+    def title(self) -> str:
+        """For a person."""
+        level = self.study.plan.level
+        return f"{self.study.plan.method}{f' at {level:g} bits' if level is not None else ''} trial {self.trial.number}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a sweep before its trials do."""
+
+    deadline: float | None = None
+    """On time.monotonic's clock."""
+    max_images: int | None = None
+
+
+class Driver:
+    """One sweep under way."""
+
+    def __init__(
+        self,
+        studies: Sequence[OpenStudy],
+        run: RunRequest,
+        base: Plan,
+        objectives: tuple[str, ...],
+        watched: Watched | None,
+        limits: Limits,
+        execution: Execution,
+        view: View,
+        tracker: Tracker | None,
+    ) -> None:
+        self.studies, self.run_request, self.base, self.objectives = studies, run, base, objectives
+        self.watched, self.limits, self.execution, self.view, self.tracker = watched, limits, execution, view, tracker
+        self.metrics = tuple(base.cells[0].spec["metrics"])
+        self.live: list[LiveTrial] = []
+        self.queue: list[Cell] = []
+        self.cells: dict[str, Cell] = {}
+        """Every cell of a trial of this command."""
+        self.ended: dict[str, dict[str, Any]] = {}
+        self.spent = sum(
+            int(t.user_attrs.get("images", 0)) for s in studies for t in s.study.get_trials(deepcopy=False)
+        )
+        self.reason = ""
+        """What ended the sweep before its trials did."""
+        self._pruned: set[str] = set()
+        self._before: dict[str, int] = {}
+        self._turn = 0
+        self._looked = 0.0
+
+    def drive(self) -> None:
+        """Run trials until the budget is spent. What is under way when this ends early is put back."""
+        try:
+            while True:
+                if self._is_late():
+                    self._stop_all()
+                    return
+                self._fill()
+                if self._is_over():
+                    return
+                for cell, row in self.execution.wait():
+                    self._settle(cell, row)
+                self._prune()
+        finally:
+            for live in self.live:
+                live.study.put_back(live.trial.number, live.drawn)
+
+    def _is_over(self) -> bool:
+        """Whether nothing is under way and nothing will be; a cluster may have no worker yet."""
+        if self.execution.running or self.queue or self.live:
+            return False
+        return bool(self.reason) or all(study.remaining <= 0 for study in self.studies)
+
+    # asking
+
+    def _fill(self) -> None:
+        while self.execution.free > 0:
+            if self.queue:
+                self.execution.submit(self.queue.pop(0))
+            elif (study := self._next_study()) is not None:
+                self._begin(study)
+            else:
+                return
+
+    def _next_study(self) -> OpenStudy | None:
+        """The next study, in turn, whose share is not spent; None also where one more trial might pass the bound."""
+        for i in range(len(self.studies)):
+            study = self.studies[(self._turn + i) % len(self.studies)]
+            if study.remaining > 0:
+                if self._would_pass(study):
+                    self.reason = f"--max-images {self.limits.max_images:,} leaves no room for another trial"
+                    return None
+                self._turn, self.reason = (self._turn + i + 1) % len(self.studies), ""
+                return study
+        return None
+
+    def _would_pass(self, study: OpenStudy) -> bool:
+        if self.limits.max_images is None:
+            return False
+        drawn = [p.ends()[-1] for p in study.plan.parameters if p.name == "images"]
+        each = max(self.base.recipe.steps * self.base.recipe.batch_size, *map(int, drawn), 0)
+        under_way = each * (len(self.execution.running) + len(self.queue))
+        return self.spent + under_way + each * len(self.run_request.seeds) > self.limits.max_images
+
+    def _begin(self, study: OpenStudy) -> None:
+        trial, drawn = study.ask()
+        live = LiveTrial(study, trial, drawn)
+        self.live.append(live)
+        settings = (*study.plan.settings, *settings_of(drawn))
+        try:
+            live.cells = self._plan(study.plan.method, settings).cells
+        except UsageError as error:
+            self._tell(live, "failed", None, _as_error(error))
+            return
+        for cell in live.cells:
+            self._place(live, cell)
+        if len(live.rows) < len(live.cells):
+            self.view.note(f"{live.title}: {' '.join(settings_of(drawn)) or 'nothing to draw'}")
+        self._conclude(live)
+
+    def _plan(self, method: str, settings: tuple[str, ...]) -> Plan:
+        request = dataclasses.replace(self.run_request, methods=(method,), settings=settings)
+        plan = make_plan(request, self.metrics)
+        if plan.protocol.hash != self.base.protocol.hash:
+            raise UsageError(
+                "this trial would be measured by another protocol", "take what changes it out of the space"
+            )
+        return plan
+
+    def _place(self, live: LiveTrial, cell: Cell) -> None:
+        """Take a cell's row where it is known, wait for it where it runs for another trial, or else queue it."""
+        name = cell.folder.name
+        under_way = name in self.cells and name not in self.ended
+        self.cells[name] = cell
+        if cell.state == "cached":
+            live.rows[name] = row_of(cell, "cached")
+        elif (known := self.ended.get(name, {})).get("state") in (DONE, "cached", FAILED):  # it would fail again
+            live.rows[name] = {**known, "state": FAILED if known["state"] == FAILED else "cached"}
+        elif not under_way:
+            self.ended.pop(name, None)
+            self._pruned.discard(name)
+            self._before[name] = images_seen(cell.folder.path) if cell.folder.can_go_on else 0
+            self.queue.append(cell)
+            if self.tracker is not None:
+                drawn = {f"drawn.{key}": str(value) for key, value in live.drawn.items()}
+                self.tracker.tag_cell(
+                    cell, {"sweep": live.study.request.title, "trial": str(live.trial.number), **drawn}
+                )
+
+    # what ends
+
+    def _settle(self, cell: Cell, row: dict[str, Any]) -> None:
+        name = cell.folder.name
+        self.ended[name] = row
+        waiting = [live for live in self.live if any(c.folder.name == name for c in live.cells)]
+        trained = max(0, images_seen(cell.folder.path) - self._before.get(name, 0)) if row["state"] != "cached" else 0
+        self.spent += trained
+        for i, live in enumerate(waiting):
+            live.rows[name] = row if i == 0 else {**row, "state": "cached" if row["state"] == "done" else row["state"]}
+            live.trial.set_user_attr("images", live.trial.user_attrs.get("images", 0) + (trained if i == 0 else 0))
+            self._conclude(live)
+
+    def _conclude(self, live: LiveTrial) -> None:
+        """Tell a trial, all of whose cells have ended."""
+        names = [cell.folder.name for cell in live.cells]
+        if any(name not in live.rows for name in names):
+            return
+        rows = [live.rows[name] for name in names]
+        failed = next((row for row in rows if row["state"] == FAILED), None)
+        stopped = {row["cell"] for row in rows if row["state"] == "stopped"}
+        if stopped & self._pruned:
+            if self.tracker is not None:
+                self.tracker.end_cells([cell.folder for cell in live.cells if cell.folder.name in stopped])
+            self._tell(live, "pruned", None, None)
+        elif stopped:
+            return  # it is put back in the end
+        elif failed is not None:
+            self._tell(live, "failed", None, failed["error"])
+        else:
+            values = [_mean([row["scores"].get(name) for row in rows]) for name in self.objectives]
+            if any(value is None for value in values):
+                error = VQBenchError(f"no finite {' and '.join(self.objectives)}", "see the curves of its cells")
+                self._tell(live, "failed", None, _as_error(error))
+            else:
+                self._tell(live, "done", values, None)
+
+    def _tell(
+        self, live: LiveTrial, state: str, values: Sequence[float | None] | None, error: dict[str, Any] | None
+    ) -> None:
+        rows = [live.rows[cell.folder.name] for cell in live.cells if cell.folder.name in live.rows]
+        record = {
+            "settings": [*live.study.plan.settings, *settings_of(live.drawn)],
+            "cells": [cell.folder.name for cell in live.cells],
+            "cached": bool(rows) and all(row["state"] == "cached" for row in rows),
+            "error": error,
+        }
+        numbers = [value for value in values if value is not None] if values is not None else None
+        live.study.tell(live.trial, numbers, state, record)
+        self.live.remove(live)
+        shown = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.objectives, numbers or (), strict=False))
+        said = {"done": shown, "failed": f"failed: {(error or {}).get('message', '')}", "pruned": "pruned"}[state]
+        self.view.note(f"{live.title} {said}{' (cached)' if record['cached'] else ''}")
+
+    # ending early
+
+    def _is_late(self) -> bool:
+        return self.limits.deadline is not None and time.monotonic() > self.limits.deadline
+
+    def _stop_all(self) -> None:
+        if self.live or any(study.remaining > 0 for study in self.studies):
+            self.reason = "--timeout is over"
+        self.queue.clear()
+        for cell in self.execution.running:
+            self.execution.stop(cell)
+        while self.execution.running:
+            for cell, row in self.execution.wait():
+                self._settle(cell, row)
+
+    def _prune(self) -> None:
+        """Show the pruner what has been added to the curve of each trial's first cell, and stop what it gives up."""
+        if self.watched is None or time.monotonic() - self._looked < PRUNE_SECONDS:
+            return
+        self._looked = time.monotonic()
+        running = {cell.folder.name for cell in self.execution.running}
+        for live in list(self.live):
+            first = live.cells[0] if live.cells else None
+            if first is None or first.folder.name not in running - self._pruned:
+                continue
+            if self._gives_up(live, first):
+                self._give_up(live)
+
+    def _gives_up(self, live: LiveTrial, cell: Cell) -> bool:
+        assert self.watched is not None
+        recipe = cell.spec["recipe"]
+        for images, value in new_points(cell.folder.path, self.watched.curve, live.reported, recipe["images"]):
+            step = images // recipe["log_images"] * recipe["log_images"]  # the same for every batch size
+            if step not in live.steps:
+                live.steps.add(step)
+                live.trial.report(self.watched.sign * value, step)
+            live.reported = images
+            if live.trial.should_prune():
+                return True
+        return False
+
+    def _give_up(self, live: LiveTrial) -> None:
+        names = {cell.folder.name for cell in live.cells} - live.rows.keys()
+        self._pruned |= names
+        for cell in self.execution.running:
+            if cell.folder.name in names:
+                self.execution.stop(cell)
+        never_started = [cell for cell in self.queue if cell.folder.name in names]
+        self.queue = [cell for cell in self.queue if cell.folder.name not in names]
+        for cell in never_started:
+            self._settle(cell, row_of(cell, "stopped"))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(found) / len(values) if values and len(found) == len(values) else None
+
+
+def _as_error(error: VQBenchError) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": error.what, "hint": error.hint, "stage": "plan", "log_tail": ""}

@@ -1,0 +1,175 @@
+"""The file that remembers a sweep: what it is, where its trials are, and that it is one command's at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vqbench.errors import UsageError, unknown
+from vqbench.plan import RunRequest
+from vqbench.results import read_json, write_json
+from vqbench.sweeps.request import SweepRequest
+
+_DEFINES = (
+    "methods", "dataset", "features", "data_root", "recipe", "seeds", "images", "devices", "settings", "plugins",
+    "metrics", "lpips", "validation_images", "inception_weights", "lpips_weights", "stop_on_collapse",
+)  # fmt: skip
+"""The fields of the run that decide what a trial is; the others only say how it is carried out."""
+_PATHS = ("features", "data_root", "inception_weights", "lpips_weights")
+
+
+def _asked(request: SweepRequest) -> dict[str, Any]:
+    """All that makes two sweeps the same, JSON-ready."""
+    run = {name: _json(getattr(request.run, name)) for name in _DEFINES} | {"methods": list(request.references)}
+    return {
+        "run": run,
+        "space": request.space,
+        "objectives": list(request.objectives),
+        "sampler": request.sampler,
+        "pruner": request.pruner,
+        "sampler_seed": request.sampler_seed,
+        "same_bits": request.same_bits,
+    }
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(v) for v in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _budget(request: SweepRequest) -> dict[str, Any]:
+    """What may be raised when a sweep goes on."""
+    names = ("trials", "trials_per_method")
+    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+
+
+def find_sweep(runs: Path, experiment: str, name: str) -> Path:
+    """The file of the sweep `name` below `runs`. Raises UsageError where there is none, or one too many."""
+    found = sorted(runs.glob(f"{experiment or '*'}/sweeps/{name}.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        experiments = ", ".join(path.parents[1].name for path in found)
+        raise UsageError(f"several experiments have a sweep '{name}': {experiments}", "say which: --name EXPERIMENT")
+    known = [path.stem for path in runs.glob(f"{experiment or '*'}/sweeps/*.json")]
+    raise unknown(f"sweep in {runs}", name, known, "--runs DIR says where the results are; --name names the experiment")
+
+
+def recall(request: SweepRequest, path: Path) -> SweepRequest:
+    """The sweep of a file, with what `request` says of its carrying out. Raises UsageError where they disagree."""
+    stored = read_json(path)
+    if stored is None:
+        raise UsageError(f"{path} cannot be read", "start the sweep anew under another --sweep-name")
+    fields = stored["definition"]
+    known = {name: _revived(name, value) for name, value in fields["run"].items()}
+    _refuse_others(request.run, known)
+    for name in ("sampler", "pruner", "sampler_seed", "same_bits"):
+        default = next(f.default for f in dataclasses.fields(SweepRequest) if f.name == name)
+        if getattr(request, name) not in (default, fields[name]):
+            raise _disagrees(name, fields[name])
+    if request.spaces and list(request.spaces) != stored["spaces"]:
+        raise _disagrees("space", ",".join(stored["spaces"]))
+    if request.objectives and list(request.objectives) != fields["objectives"]:
+        raise _disagrees("objective", ",".join(fields["objectives"]))
+    asked = _budget(request)
+    return dataclasses.replace(
+        request,
+        run=dataclasses.replace(request.run, **known, name=path.parents[1].name),
+        spaces=tuple(stored["spaces"]),
+        space=fields["space"],
+        objectives=tuple(fields["objectives"]),
+        **{name: fields[name] for name in ("sampler", "pruner", "sampler_seed", "same_bits")},
+        **({"trials": None, "trials_per_method": None} | (asked or stored["budget"])),
+        name=path.stem,
+    )
+
+
+def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
+    blank = RunRequest(())
+    for name, value in known.items():
+        given = getattr(run, name)
+        if f"VQBENCH_{name.upper()}" in os.environ:  # it was not given for this command
+            continue
+        if _json(given) not in (_json(getattr(blank, name)), _json(value)):
+            raise _disagrees(name, _json(value))
+
+
+def _disagrees(name: str, stored: Any) -> UsageError:
+    option = {"settings": "set", "plugins": "plugin"}.get(name, name.replace("_", "-"))
+    return UsageError(
+        f"the sweep was started with another --{option}: {stored}",
+        "leave it out, or start another sweep with --sweep-name",
+    )
+
+
+def _revived(name: str, value: Any) -> Any:
+    if name == "plugins":
+        return tuple(map(Path, value))
+    if name in _PATHS:
+        return Path(value) if value else None
+    return tuple(value) if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold the sweep of `file`: no other driver asks its trials meanwhile. Raises UsageError if one does."""
+    lock = file.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another command is running the sweep {file.stem}",
+                             "wait for it, or start another sweep with --sweep-name") from None  # fmt: skip
+        except OSError:  # a disk that knows no locks: go on without
+            pass
+        yield
+
+
+def storage_of(request: SweepRequest, file: Path) -> str:
+    """Where the trials are: as asked for, or as remembered. Raises UsageError where the two are not one place."""
+    from vqbench.sweeps.backend import masked
+
+    asked, stored = request.storage, (read_json(file) or {}).get("storage")
+    if asked and "://" not in asked:
+        asked = str(Path(asked).absolute())
+    if asked and stored is not None and masked(asked) != stored:
+        raise UsageError(f"the trials of this sweep are in {stored or 'optuna.db of its experiment'}",
+                         "leave --storage (VQBENCH_STORAGE) out, or start another sweep with --sweep-name")  # fmt: skip
+    if not asked and stored and "***" in stored:
+        raise UsageError(f"the password of {stored} was not kept", "give the storage again: --storage URL")
+    return asked or stored or ""
+
+
+def remember(
+    request: SweepRequest, file: Path, storage: str, taken: set[str], code: Mapping[str, str | None], protocol: str
+) -> None:
+    """Write the sweep's file. Raises UsageError where its name stands for another sweep already.
+
+    `taken` are its studies that the storage holds, `code` the digests of methods that are no part of vqbench.
+    """
+    from vqbench.sweeps.backend import masked
+
+    wanted, stored = {**_asked(request), "code": dict(code), "protocol": protocol}, read_json(file)
+    if stored is not None and stored["definition"] != wanted:
+        one, other = ({**d, **d["run"]} for d in (wanted, stored["definition"]))
+        differs = [name for name in one if name != "run" and one[name] != other.get(name)]
+        raise UsageError(
+            f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
+            f"go on with it: --resume {request.title}, or start another: --sweep-name NAME",
+        )
+    if stored is None and taken:
+        raise UsageError(f"the storage holds studies of another sweep: {min(taken)}",
+                         "choose another --sweep-name, or another --storage")  # fmt: skip
+    write_json(file, {
+        "spaces": list(request.spaces),
+        "storage": masked(storage),
+        "budget": _budget(request) or (stored or {}).get("budget", {}),
+        "definition": wanted,
+    })  # fmt: skip

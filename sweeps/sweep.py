@@ -1,0 +1,232 @@
+"""`vqbench sweep` from its request to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from vqbench.choice import choose_method, read_settings
+from vqbench.plan import Cell, Plan, resolve
+from vqbench.registry import METHODS
+from vqbench.reports.sweep import SweepReport
+from vqbench.runner import prepare_plan
+from vqbench.sweeps.grammar import read_spaces
+from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
+from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
+from vqbench.sweeps.studies import StudyPlan, plan_studies
+from vqbench.view import Silent, View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vqbench.runner import RunKeywords
+    from vqbench.sweeps.backend import OpenStudy
+    from vqbench.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep before its trials."""
+
+    request: SweepRequest
+    """With its space, its objectives and its name."""
+    studies: tuple[StudyPlan, ...]
+    base: Plan
+    """The methods with nothing drawn; never run."""
+    notes: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep's own files are; beside it lies SWEEP.json."""
+        return self.base.folder / "sweeps" / self.request.title
+
+    @property
+    def file(self) -> Path:
+        """What remembers the sweep."""
+        return self.base.folder / "sweeps" / f"{self.request.title}.json"
+
+
+def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPlan:
+    """Everything that can be found wrong before training, found now. Raises UsageError; writes nothing."""
+    if request.resume:
+        request = recall(request, find_sweep(request.run.runs, request.run.name, request.name))
+    refuse_odd(request)
+    for plugin in request.run.plugins:
+        METHODS.add_file(plugin)
+    recipe, _ = resolve(request.run)
+    if request.space is None:
+        request = dataclasses.replace(request, space=read_spaces(request.spaces))
+    if request.objectives:
+        from vqbench.reports.summary import DEFINITIONS
+
+        check_objectives(request, recipe.track, tuple(DEFINITIONS))  # a typing error, before anything is downloaded
+    studies, notes = plan_studies(request)
+    base = prepare_plan(request.run, view, dry=dry)
+    objectives = check_objectives(request, recipe.track, tuple(base.cells[0].spec["metrics"]))
+    request = dataclasses.replace(request, objectives=objectives, name=request.title)
+    return SweepPlan(request, studies, base, notes)
+
+
+def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
+    """One JSON-ready object per study: what a dry run prints."""
+    return [
+        {
+            "study": study.name(plan.request.title),
+            "method": study.method,
+            "bits_per_image": study.bits,
+            "trials": study.trials,
+            "parameters": {p.name: p.describe() for p in study.parameters},
+        }
+        for study in plan.studies
+    ]
+
+
+def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Tracker | None = None) -> SweepReport:
+    """Ask trials until the budget is spent, train what has no result, and report. Raises UsageError.
+
+    The same request again goes on where it was, and trains nothing that is done.
+    """
+    view = view or Silent()
+    plan = plan_sweep(request, view)
+    for note in plan.notes:
+        view.note(note)
+    from vqbench.preflight import check_runs_directory
+
+    check_runs_directory(plan.base.folder)
+    with held(plan.file):
+        studies = _open_studies(plan)
+        orphans = sum(study.put_back_orphans() for study in studies)
+        if orphans:
+            view.note(f"{orphans} trials that had not come to their end are tried again")
+        return _drive(plan, studies, view, tracker)
+
+
+def _open_studies(plan: SweepPlan) -> list[OpenStudy]:
+    from vqbench.reports.summary import DEFINITIONS
+    from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, study_names
+
+    request = plan.request
+    where = storage_of(request, plan.file)
+    storage = open_storage(where, plan.base.folder)
+    settings = read_settings(request.run.settings)
+    code = {r: choose_method(r, plan.base.recipe, settings).code for r in request.references}
+    names = {study.name(request.title) for study in plan.studies}
+    remember(request, plan.file, where, names & study_names(storage), code, plan.base.protocol.hash)
+    directions = directions_of(request.objectives, DEFINITIONS)
+    return [OpenStudy(study, request, storage, directions, plan.base.recipe.images) for study in plan.studies]
+
+
+def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None) -> SweepReport:
+    from vqbench.sweeps.record import make_report
+
+    reason = ""
+    if not any(study.remaining > 0 for study in studies):
+        report = make_report(plan, studies, reason)
+        report.write()
+        return report
+    title = f"sweep {', '.join(plan.request.references)}: {', '.join(Path(s).stem for s in plan.request.spaces)}"
+    if tracker is not None:
+        tracker.start_command(plan.base, "sweep", title)
+    cells: dict[str, Cell] = {}
+    try:
+        reason = _run_trials(plan, studies, view, tracker, cells)
+    finally:
+        report = make_report(plan, studies, reason)
+        files = report.write()
+        if tracker is not None:
+            found = dataclasses.replace(plan.base, cells=tuple(cells.values()))
+            complete = not any(study.remaining > 0 for study in studies)
+            tracker.finish_command(found, report.best_cells(), lambda: {"md": report.markdown()}, complete, files)
+    return report
+
+
+def _run_trials(
+    plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None, cells: dict[str, Cell]
+) -> str:
+    """Why the sweep ended before its trials did; empty where it did not."""
+    from vqbench.execution import open_execution
+    from vqbench.preflight import check_disk
+    from vqbench.reports.summary import DEFINITIONS
+    from vqbench.sources import prepare_training
+    from vqbench.sweeps.curves import watched
+    from vqbench.sweeps.driver import Driver, Limits
+
+    request, base = plan.request, plan.base
+    deadline = time.monotonic() + request.timeout if request.timeout is not None else None
+    of_method = {cell.label: cell for cell in base.cells}
+    check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
+    prepare_training(request.run, base.recipe, view.preparing)
+    look = None
+    if request.pruner != "none":
+        maximize = DEFINITIONS[request.objectives[0]].better == "higher"
+        look = watched(request.objectives[0], maximize, base.recipe.track)
+        if look.note:
+            view.note(look.note)
+
+    at_most = sum(study.remaining for study in studies) * len(request.run.seeds)
+    with open_execution(request.run, view, tracker, at_most) as execution:
+        limits = Limits(deadline, request.max_images)
+        driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
+        driver.cells = cells
+        driver.drive()
+    return driver.reason
+
+
+def _names(asked: str | Iterable[str] | None) -> tuple[str, ...]:
+    """A list, or text with commas, as on the command line."""
+    if asked is None:
+        return ()
+    return tuple(name.strip() for name in asked.split(",") if name.strip()) if isinstance(asked, str) else tuple(asked)
+
+
+def sweep(
+    methods: Sequence[str] | str = (),
+    dataset: str = "",
+    *,
+    space: str | Iterable[str] | None = None,
+    trials: int | None = None,
+    trials_per_method: int | None = None,
+    objective: str | Iterable[str] | None = None,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    sampler_seed: int = 0,
+    storage: str = "",
+    same_bits: bool = False,
+    timeout: float | None = None,
+    max_images: int | None = None,
+    sweep_name: str = "",
+    resume: str = "",
+    track: bool = True,
+    **options: Unpack[RunKeywords],
+) -> pd.DataFrame:
+    """Search for settings of methods, as `vqbench sweep` does; one row per trial.
+
+    `timeout` is in seconds, the other `options` are those of `run`. Columns: method, trial, state, bits, a column for
+    each drawn parameter and each score. Raises UsageError for what cannot be swept or run at all.
+    """
+    import pandas as pd
+
+    from vqbench.runner import make_request, make_tracker
+
+    request = SweepRequest(
+        run=make_request(methods or (), dataset, **options),
+        spaces=_names(space),
+        trials=trials,
+        trials_per_method=trials_per_method,
+        objectives=_names(objective),
+        sampler=sampler,
+        pruner=pruner,
+        sampler_seed=sampler_seed,
+        storage=storage,
+        same_bits=same_bits,
+        timeout=timeout,
+        max_images=max_images,
+        name=resume or sweep_name,
+        resume=bool(resume),
+    )
+    report = execute_sweep(request, tracker=make_tracker(request.run) if track else None)
+    return pd.DataFrame(report.flat())

@@ -1,0 +1,42 @@
+"""The options of `vqbench sweep`: how each is spelled and read."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Annotated
+
+import typer
+
+
+def _complete_spaces(incomplete: str) -> list[str]:
+    entries = resources.files("vqbench.sweeps").iterdir()
+    names = sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Space = Annotated[
+    list[str] | None,
+    typer.Option("--space", metavar="LIST", autocompletion=_complete_spaces,
+                 help="What is drawn: codebook, latent, losses, optimiser, or your own YAML file; several add up."),
+]  # fmt: skip
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Trials, shared out evenly; default: 20.")]
+TrialsPerMethod = Annotated[int | None, typer.Option(metavar="N", help="Instead: trials for each method and level.")]
+Objective = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LIST", help="Metrics to improve, each in its better direction; default: rfid."),
+]
+Sampler = Annotated[str, typer.Option(metavar="NAME", help="tpe, random, grid or nsga2.")]
+Pruner = Annotated[str, typer.Option(metavar="NAME", help="none, median or hyperband: ends trials that lag behind.")]
+SamplerSeed = Annotated[int, typer.Option(metavar="N", help="Seed of what is drawn.")]
+Storage = Annotated[
+    str,
+    typer.Option(metavar="URL|FILE", envvar="VQBENCH_STORAGE",
+                 help="Optuna's storage: postgresql://…, or a journal file; default: optuna.db of the experiment."),
+]  # fmt: skip
+SameBits = Annotated[
+    bool, typer.Option("--same-bits", help="The codebook sizes of the space are levels, each tuned by itself.")
+]
+Timeout = Annotated[str, typer.Option(metavar="TIME", help="Ask no more trials after 90s, 45m or 12h.")]
+MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Training images of all trials together.")]
+SweepName = Annotated[str, typer.Option(metavar="NAME", help="Name of the sweep; default: METHODS-SPACE.")]
+Resume = Annotated[str, typer.Option(metavar="NAME", help="Go on with a sweep; what defines it is remembered.")]

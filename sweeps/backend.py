@@ -40,6 +40,7 @@ def open_storage(where: str, folder: Path) -> Any:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(where))
         url = where or f"sqlite:///{folder.absolute() / 'optuna.db'}"
+        url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)  # the driver that `vqbench[postgres]` brings
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         return RDBStorage(url, engine_kwargs=wait)
     except Exception as error:  # SQLAlchemy's, a database's driver's, or the disk's

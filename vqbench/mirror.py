@@ -59,7 +59,7 @@ class Mirror:
         known = self.client.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
-        local = self.uri.startswith("sqlite:")
+        local = not self.uri.startswith(("http://", "https://"))  # a database has no place of its own for files
         location = (self.runs / name / "mlflow-artifacts").as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from vqbench.view import Silent, View
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vqbench.cost import PlanCost
     from vqbench.runner import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.tracking import Tracker
@@ -72,17 +74,48 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
 
 
 def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
-    """One JSON-ready object per study: what a dry run prints."""
+    """One JSON-ready object per study: what a dry run prints. `told` trials have come to an end already."""
+    told = _told(plan)
     return [
         {
             "study": study.name(plan.request.title),
             "method": study.method,
             "bits_per_image": study.bits,
             "trials": study.trials,
+            "told": told.get(study.name(plan.request.title), 0),
             "parameters": {p.name: p.describe() for p in study.parameters},
         }
         for study in plan.studies
     ]
+
+
+def _told(plan: SweepPlan) -> dict[str, int]:
+    """Study → trials that have ended, of a sweep that was begun before."""
+    if not plan.file.is_file():
+        return {}
+    from vqbench.sweeps.backend import study_names
+
+    begun = study_names(_storage(plan))
+    there = dataclasses.replace(plan, studies=tuple(s for s in plan.studies if s.name(plan.request.title) in begun))
+    return {study.name: len([t for t in study.trials() if t.state.is_finished()]) for study in _studies(there)}
+
+
+def sweep_costs(plan: SweepPlan, view: View) -> PlanCost:
+    """What the trials that are left cost, if each costs what its method does with nothing drawn. Raises UsageError."""
+    from vqbench.cost import CellCost
+    from vqbench.probing import probe_costs
+
+    one = probe_costs(dataclasses.replace(plan.request.run, rerun=True), plan.base, view)
+    told, left = _told(plan), Counter[str]()
+    for study in plan.studies:
+        left[study.method] += max(0, study.trials - told.get(study.name(plan.request.title), 0))
+    cells, costs = [], list[CellCost]()
+    for cell, cost in zip(plan.base.cells, one.cells, strict=True):
+        cells += [cell] * left[cell.label]
+        again = dataclasses.replace(cost, reference_seconds=0.0)
+        costs += [cost, *[again] * (left[cell.label] - 1)] if left[cell.label] else []
+    whole = dataclasses.replace(plan.base, cells=tuple(cells))
+    return dataclasses.replace(one, plan=whole, cells=tuple(costs), to_run=(True,) * len(costs))
 
 
 def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Tracker | None = None) -> SweepReport:
@@ -106,18 +139,30 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
 
 
 def _open_studies(plan: SweepPlan) -> list[OpenStudy]:
-    from vqbench.reports.summary import DEFINITIONS
-    from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, study_names
+    from vqbench.sweeps.backend import study_names
 
-    request = plan.request
+    request, storage = plan.request, _storage(plan)
     where = storage_of(request, plan.file)
-    storage = open_storage(where, plan.base.folder)
     settings = read_settings(request.run.settings)
     code = {r: choose_method(r, plan.base.recipe, settings).code for r in request.references}
     names = {study.name(request.title) for study in plan.studies}
     remember(request, plan.file, where, names & study_names(storage), code, plan.base.protocol.hash)
-    directions = directions_of(request.objectives, DEFINITIONS)
-    return [OpenStudy(study, request, storage, directions, plan.base.recipe.images) for study in plan.studies]
+    return _studies(plan)
+
+
+def _storage(plan: SweepPlan) -> Any:
+    from vqbench.sweeps.backend import open_storage
+
+    return open_storage(storage_of(plan.request, plan.file), plan.base.folder)
+
+
+def _studies(plan: SweepPlan) -> list[OpenStudy]:
+    from vqbench.reports.summary import DEFINITIONS
+    from vqbench.sweeps.backend import OpenStudy, directions_of
+
+    storage, directions = _storage(plan), directions_of(plan.request.objectives, DEFINITIONS)
+    images = plan.base.recipe.images
+    return [OpenStudy(study, plan.request, storage, directions, images) for study in plan.studies]
 
 
 def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None) -> SweepReport:

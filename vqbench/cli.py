@@ -199,7 +199,10 @@ def sweep(
         name=resume or sweep_name,
         resume=bool(resume),
     )
-    _show_sweep_plan(request, options.as_json) if options.dry_run else _sweep(request, options.as_json)
+    if options.dry_run:
+        _show_sweep_plan(request, options.as_json, options.probe)
+    else:
+        _sweep(request, options.as_json)
 
 
 def _sweep(request: SweepRequest, as_json: bool) -> None:
@@ -218,20 +221,27 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_sweep_plan(request: SweepRequest, as_json: bool) -> None:
-    from vqbench.sweeps.sweep import describe_studies, plan_sweep
-    from vqbench.terminal import TerminalView, print_sweep_plan
+def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
+    from vqbench.sweeps.sweep import describe_studies, plan_sweep, sweep_costs
+    from vqbench.terminal import TerminalView, print_costs, print_sweep_plan
 
     with TerminalView() as view:
-        plan = plan_sweep(request, view, dry=True)
+        plan = plan_sweep(request, view, dry=not with_costs)
         for note in plan.notes:
             view.note(note)
+        costs = sweep_costs(plan, view) if with_costs else None
     studies = describe_studies(plan)
     if as_json:
+        each = {cell.label: cost for cell, cost in zip(costs.plan.cells, costs.cells, strict=True)} if costs else {}
         for study in studies:
-            print(json.dumps(study, allow_nan=False))
+            cost = {"cost_of_a_cell": each[study["method"]].as_dict()} if study["method"] in each else {}
+            print(json.dumps(study | cost, allow_nan=False))
     else:
         print_sweep_plan(studies, plan)
+        if costs is not None:
+            print_costs(costs)
+    if costs is not None and costs.failed:
+        raise typer.Exit(1)
 
 
 def _run(request: RunRequest, as_json: bool) -> None:

@@ -193,17 +193,16 @@ def print_sweep(report: SweepReport) -> None:
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
     """The studies of a sweep, and what each draws."""
-    console, table = _console(), _table("study", "trials", "parameter", "drawn from")
+    console, table = _console(), _table("study", "trials", "told", "parameter", "drawn from")
     for study in studies:
         lines = list(study["parameters"].items()) or [("–", "–")]
         for i, (name, domain) in enumerate(lines):
-            table.add_row(
-                *map(Text, (study["study"] if i == 0 else "", str(study["trials"]) if i == 0 else "", name, domain))
-            )
+            first = (study["study"], str(study["trials"]), str(study["told"])) if i == 0 else ("", "", "")
+            table.add_row(*map(Text, (*first, name, domain)))
     console.print(table)
-    total, seeds = sum(study["trials"] for study in studies), len(plan.request.run.seeds)
-    recipe = plan.base.recipe
-    console.print(f"\n{total} trials of {seeds} cells, {total * seeds * recipe.images:,} training images at most")
+    total, seeds = sum(max(0, study["trials"] - study["told"]) for study in studies), len(plan.request.run.seeds)
+    images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else f"{seeds} cells"
+    console.print(f"\n{total} trials are left, of {each} each: {images:,} training images at most")
     console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
     console.print(Text(f"protocol {plan.base.protocol.name} {plan.base.protocol.hash}"))
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)

@@ -242,10 +242,8 @@ def print_costs(costs: PlanCost) -> None:
     console.print()
     console.print(table)
     if costs.device_name is not None:
-        each = "one cell after the other; " if unit == "CPU-hours" else ""
-        console.print(
-            Text(f"\nfrom 20 training steps of each method on {costs.device_name}; {each}other work makes it longer")
-        )
+        each = ", one cell after the other" if unit == "CPU-hours" else ""
+        console.print(Text(f"\nfrom 20 steps of each method on {costs.device_name}{each}"))
     for row in rows:
         if row.problem is not None:
             console.print(Text(f"failed {row.label}: {row.problem}", style="red"))

@@ -93,7 +93,7 @@ def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) 
     except (OSError, ValueError, TypeError):
         choice = choose()
     with contextlib.suppress(OSError):  # a home that cannot be written costs two seconds each time, no more
-        write_text_atomically(file, json.dumps(dataclasses.asdict(choice), sort_keys=True))
+        write_text_atomically(file, json.dumps(dataclasses.asdict(choice)))  # in order: components have one
     return choice
 
 

@@ -57,8 +57,9 @@ LONG = (
     "vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",
     "vqbench run --methods vqgan,fsq --dataset folder:my_photos --recipe small",
     "vqbench sweep vqgan,fsq --dataset photos --space codebook --trials 6 --workers 2",
+    "vqbench run --methods vqgan,fsq --dataset photos --workers 2",
 )
-"""Eight cells, six, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
+"""Eight cells, six, two of a cluster, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
 
 
 def case(page: str, line: str) -> object:

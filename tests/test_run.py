@@ -494,3 +494,16 @@ def test_a_class_typed_at_a_prompt_is_refused_with_the_way_out(images: Path, tmp
         [sys.executable, "-c", script, f"folder:{images}", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "UsageError: method 'nb' exists in this process only" in done.stderr
+
+
+def test_what_is_trained_already_is_answered_without_torch(comparison: Comparison) -> None:
+    script = (
+        "import sys\n"
+        "from vqbench.cli import app\n"
+        "app(args=sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'torch', 'lightning', 'mlflow', 'pandas'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", script, *map(str, comparison.arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "vaevq" in done.stdout

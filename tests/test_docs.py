@@ -59,7 +59,7 @@ LONG = (
     "vqbench sweep vqgan,fsq --dataset photos --space codebook --trials 6 --workers 2",
     "vqbench run --methods vqgan,fsq --dataset photos --workers 2",
 )
-"""Eight cells, six, two of a cluster, and two larger ones, of which every part is run elsewhere: left to `make slow`."""
+"""Eight cells, six, two of a cluster, and two larger ones, all parts of which run elsewhere: left to `make slow`."""
 
 
 def case(page: str, line: str) -> object:

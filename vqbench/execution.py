@@ -13,7 +13,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job
 from vqbench.lease import CellBusyError
 from vqbench.plan import Cell, RunRequest
-from vqbench.results import DONE, FAILED
+from vqbench.results import DONE, FAILED, cell_row
 from vqbench.view import View
 
 if TYPE_CHECKING:
@@ -27,23 +27,7 @@ def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[
 
     `error` is the reason of a failure that could not be written to the cell's folder.
     """
-    stored, spec = cell.folder.result or {}, cell.spec
-    result = stored if state != FAILED else {}
-    return {
-        "cell": cell.folder.name,
-        "method": cell.label,
-        "dataset": spec["dataset"]["slug"],
-        "recipe": spec["recipe"]["name"],
-        "seed": spec["seed"],
-        "protocol": spec["protocol"]["hash"],
-        "state": state,
-        "scores": result.get("scores", {}),
-        "params": result.get("params", {}),
-        "train_images_per_s": result.get("train_images_per_s"),
-        "path": str(cell.folder.path),
-        "collapse": stored.get("collapse"),
-        "error": (error or cell.folder.error) if state == FAILED else None,
-    }
+    return cell_row(cell.label, cell.spec, cell.folder, state, cell.folder.result or {}, error)
 
 
 class Execution:

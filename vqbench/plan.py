@@ -181,12 +181,14 @@ def _spec(
     return {
         "hash": cell_hash(identity),
         "schema": SCHEMA,
+        "label": choice.label,
         "method": choice.name,
         "preset": choice.preset,
         "config": choice.config,
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
         "plugin": choice.plugin,
+        "code": choice.code,
         "recipe": recipe.as_dict(),
         "dataset": {
             "reference": dataset.reference,

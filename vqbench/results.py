@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,33 @@ class CellFolder:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
+
+
+def cell_row(
+    label: str,
+    spec: Mapping[str, Any],
+    folder: CellFolder,
+    state: str,
+    stored: Mapping[str, Any],
+    error: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A cell as one JSON object; `stored` is its result, `error` the reason of a failure that is not in its folder."""
+    result = stored if state != FAILED else {}
+    return {
+        "cell": folder.name,
+        "method": label,
+        "dataset": spec["dataset"]["slug"],
+        "recipe": spec["recipe"]["name"],
+        "seed": spec["seed"],
+        "protocol": spec["protocol"]["hash"],
+        "state": state,
+        "scores": result.get("scores", {}),
+        "params": result.get("params", {}),
+        "train_images_per_s": result.get("train_images_per_s"),
+        "path": str(folder.path),
+        "collapse": stored.get("collapse"),
+        "error": (error or folder.error) if state == FAILED else None,
+    }
 
 
 def cell_folders(experiment: Path) -> list[CellFolder]:

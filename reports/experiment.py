@@ -1,0 +1,276 @@
+"""A stored experiment as reports see it: cells under one protocol, gathered by what was trained. No model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from vqbench.errors import UsageError
+from vqbench.recipe import Recipe
+from vqbench.reports.summary import MethodSummary, summarise
+from vqbench.results import DONE, FAILED, CellFolder, cell_folders, cell_row
+
+_NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
+"""Fields of a recipe that leave the trained weights as they are."""
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """One cell that has a result: scores, or the reason of its failure."""
+
+    folder: CellFolder
+    spec: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no scores."""
+        return bool(self.result.get("state") != DONE)
+
+    @property
+    def seed(self) -> int:
+        """The seed among --seeds."""
+        return int(self.spec["seed"])
+
+    @property
+    def reference(self) -> str:
+        """The method as it was first asked for: its row's name, or METHOD@PRESET."""
+        preset = self.spec.get("preset")
+        return str(self.spec.get("label") or self.spec["method"] + (f"@{preset}" if preset else ""))
+
+    @functools.cached_property
+    def training(self) -> dict[str, Any]:
+        """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`."""
+        recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
+        code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
+        return {
+            **self.spec["config"],
+            **{f"recipe.{k}": v for k, v in recipe.items()},
+            "devices": self.spec.get("devices", 1),
+            **({"code": code[:8]} if code else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ in their seed alone: one row of a table."""
+
+    label: str
+    """Unique within a section: the method, and what tells it from others of the same name."""
+    cells: tuple[StoredCell, ...]
+    """By seed."""
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The spec of the first cell: the same for all but the seed."""
+        return self.cells[0].spec
+
+    @property
+    def method(self) -> str:
+        """The name of the method, without preset."""
+        return str(self.spec["method"])
+
+    @property
+    def components(self) -> dict[str, bool]:
+        """Component → whether it is on."""
+        return dict(self.spec["components"])
+
+    @property
+    def images(self) -> int:
+        """Budget in training images."""
+        return int(self.spec["recipe"]["images"])
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Its cells as `vqbench run --json` prints them, under the group's label."""
+        return [cell_row(self.label, c.spec, c.folder, str(c.result["state"]), c.result) for c in self.cells]
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        """The rows that have scores."""
+        return [row for row in self.rows if row["state"] != FAILED]
+
+    @functools.cached_property
+    def summary(self) -> MethodSummary:
+        """Means over seeds with intervals, failures and collapses."""
+        return summarise(self.rows)[0]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything under one protocol: only these numbers may share a column."""
+
+    protocol: Mapping[str, Any]
+    """As the spec has it: name, hash, n_images, definitions, …"""
+    groups: tuple[Group, ...]
+    """By label."""
+
+    @property
+    def title(self) -> str:
+        """Name and hash of the protocol."""
+        return f"{self.protocol['name']} {self.protocol['hash']}"
+
+    @functools.cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Every score that a cell has, in the order in which they appear."""
+        return tuple(dict.fromkeys(name for g in self.groups for row in g.rows for name in row["scores"]))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a folder below the runs directory holds."""
+
+    name: str
+    folder: Path
+    sections: tuple[Section, ...]
+    """One per protocol hash, the one with most cells first."""
+    unfinished: tuple[str, ...]
+    """Names of cells that have no result yet."""
+    unreadable: tuple[str, ...]
+    """Names of cells whose spec or result is cut off or is not ours, each with what is wrong."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of all sections."""
+        return [group for section in self.sections for group in section.groups]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether any cell has finished."""
+        return any(group.finished for group in self.groups)
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be said before anything is read off: several protocols, cells without a result."""
+        said = []
+        if len(self.sections) > 1:
+            listed = ", ".join(section.title for section in self.sections)
+            said.append(
+                f"{len(self.sections)} protocols ({listed}): their numbers are measured differently, "
+                "so each has a table of its own and nothing is compared across"
+            )
+        if self.unfinished:
+            said.append(f"{len(self.unfinished)} cells have no result yet: {_some(self.unfinished)}")
+        said += [f"left out, {text}" for text in self.unreadable]
+        return said
+
+
+def load_experiment(runs: Path, name: str) -> Experiment:
+    """Read the experiment `name` below `runs`; a spec or result that cannot be read is named, and does not stop it.
+
+    Raises UsageError where there is no such experiment, or no cell in it has a result.
+    """
+    folder = runs.absolute() / name
+    if not (folder / "cells").is_dir():
+        raise _no_experiment(runs, name)
+    cells, unfinished, unreadable = [], [], []
+    for cell_folder in cell_folders(folder):
+        cell, problem = _read(cell_folder)
+        if cell is not None:
+            cells.append(cell)
+        elif problem:
+            unreadable.append(f"{cell_folder.name}: {problem}")
+        else:
+            unfinished.append(cell_folder.name)
+    if not cells:
+        what = f"no cell of '{name}' has a result"
+        if unfinished:
+            what += f" yet; {len(unfinished)} are unfinished: {_some(unfinished)}"
+        if unreadable:
+            what += f"; cannot be read: {_some(unreadable)}"
+        raise UsageError(what, "`vqbench run` with the options that began it goes on where it was")
+    return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable))
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _no_experiment(runs: Path, name: str) -> UsageError:
+    known = sorted(path.parent.name for path in runs.glob("*/cells")) if runs.is_dir() else []
+    if not known:
+        return UsageError(f"there are no experiments in {runs}", "`vqbench run` makes one, or give --runs DIR")
+    near = get_close_matches(name, known, n=2, cutoff=0.5)
+    question = f"did you mean {' or '.join(near)}?" if near else f"there: {_some(known, 8)}"
+    return UsageError(f"no experiment '{name}' in {runs}; {question}", "--runs DIR says where results are")
+
+
+_NEEDED = ("method", "config", "components", "recipe", "dataset", "protocol", "seed")
+
+
+def _read(folder: CellFolder) -> tuple[StoredCell | None, str]:
+    """The cell, or what is wrong with it; neither where it has no result."""
+    spec, result = folder.spec, folder.result
+    missing = [key for key in _NEEDED if key not in spec]
+    if missing:
+        return None, f"spec.json is not whole (no {', '.join(missing)})"
+    if result is None:
+        there = (folder.path / "result.json").is_file()
+        return None, "result.json is not whole; run its command again" if there else ""
+    if result.get("state") not in (DONE, FAILED):
+        return None, "result.json names no state"
+    return StoredCell(folder, spec, result), ""
+
+
+def sections_of(cells: Iterable[StoredCell]) -> tuple[Section, ...]:
+    """Cells by protocol hash, and there by everything but the seed; the order depends on what they are alone."""
+    by_protocol: dict[str, list[StoredCell]] = {}
+    for cell in cells:
+        by_protocol.setdefault(str(cell.spec["protocol"]["hash"]), []).append(cell)
+    ordered = sorted(by_protocol.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(Section(found[0].spec["protocol"], _groups(found)) for _, found in ordered)
+
+
+def _groups(cells: Iterable[StoredCell]) -> tuple[Group, ...]:
+    by_training: dict[str, list[StoredCell]] = {}
+    for cell in cells:
+        key = json.dumps([cell.spec["method"], cell.training], sort_keys=True)
+        by_training.setdefault(key, []).append(cell)
+    alike: dict[str, list[list[StoredCell]]] = {}
+    for found in by_training.values():
+        found.sort(key=lambda c: (c.seed, c.folder.name))
+        alike.setdefault(found[0].reference, []).append(found)
+    groups = [Group(label, tuple(found)) for name, several in alike.items() for label, found in _named(name, several)]
+    return tuple(sorted(groups, key=lambda g: (g.label.lower(), g.label)))
+
+
+def _named(name: str, several: list[list[StoredCell]]) -> list[tuple[str, list[StoredCell]]]:
+    """Groups of one name, each with a label of its own: the name, and the settings in which they differ."""
+    if len(several) == 1:
+        return [(name, several[0])]
+    switches = {c for found in several for c, on in found[0].spec["components"].items() if on}
+    differ = _differing([found[0] for found in several])
+    labels = []
+    for found in several:
+        first, parts = found[0], [name]
+        off = [c for c in first.spec["components"] if c in switches and not first.spec["components"][c]]
+        parts += [f"without {', '.join(off)}"] if off else []
+        parts += [f"{field}={setting_text(first.training.get(field))}" for field in differ]
+        labels.append(" ".join(parts))
+    if len(set(labels)) < len(labels):  # settings that were added to the method between two of its cells
+        labels = [f"{label} {found[0].spec.get('hash', '')[:8]}" for label, found in zip(labels, several, strict=True)]
+    return list(zip(labels, several, strict=True))
+
+
+def _differing(cells: Sequence[StoredCell]) -> list[str]:
+    """Settings that are not the same in all cells, less the switches, which have words of their own."""
+    fields = dict.fromkeys(field for cell in cells for field in cell.training)
+    values = {field: {json.dumps(cell.training.get(field)) for cell in cells} for field in fields}
+    components = {c for cell in cells for c in cell.spec["components"]}
+    return [field for field in fields if len(values[field]) > 1 and field not in components]
+
+
+def setting_text(value: Any) -> str:
+    """A setting as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-".join(map(setting_text, value)) if isinstance(value, list | tuple) else str(value)

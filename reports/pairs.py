@@ -47,8 +47,8 @@ def difference(
 def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[tuple[Row, Row]]:
     """The cells that have a partner of the same seed, and both a score, by seed."""
     by_seed = {row["seed"]: row for row in base if metric in row["scores"]}
-    partners = [row for row in other if metric in row["scores"] and row["seed"] in by_seed]
-    return [(by_seed[row["seed"]], row) for row in sorted(partners, key=lambda row: int(row["seed"]))]
+    partners = {row["seed"]: row for row in other if metric in row["scores"]}
+    return [(by_seed[seed], partners[seed]) for seed in sorted(by_seed.keys() & partners.keys())]
 
 
 def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> list[tuple[float, float]]:

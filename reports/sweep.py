@@ -84,6 +84,8 @@ class SweepReport:
     how: str
     reason: str
     """What ended it before its trials did."""
+    page: Path | None = None
+    """The experiment's page, where it was asked for."""
 
     @property
     def folder(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vqbench.atomic import write_text_atomically
 from vqbench.metrics.definitions import Definition
+from vqbench.reports.grid import Grid, markdown, markdown_list
 from vqbench.reports.sweep_figures import draw_importances, draw_pareto
 
 Row = dict[str, Any]
@@ -46,21 +47,6 @@ class StudySummary:
         total = sum(self.counts.values())
         of = f"{total} of {self.planned}" if total < self.planned else f"{total}"
         return f"{of} ({', '.join(parts)})" if parts else of
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text."""
-
-    titles: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """As GitHub Markdown."""
-        rule = ["---:" if numeric else "---" for numeric in self.numeric]
-        lines = [self.titles, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def dominates(one: Sequence[float], other: Sequence[float], lower: Sequence[bool]) -> bool:
@@ -125,7 +111,7 @@ class SweepReport:
         """The studies that have trials and no finished one."""
         return [s.title for s in self.studies if sum(s.counts.values()) and not (s.counts["done"] + s.counts["cached"])]
 
-    def table(self) -> Table:
+    def table(self) -> Grid:
         """One line per method, level and objective: the best value and what it was found with."""
         levels, several = any(s.level is not None for s in self.studies), len(self.objectives) > 1
         titles = [*(["bits/image"] if levels else []), "method", *(["best in"] if several else []),
@@ -139,9 +125,9 @@ class SweepReport:
             lines.append((*line, study.trials, " ".join(row["settings"]) if row is not None else "–"))
         numeric = [*([True] if levels else []), False, *([False] if several else []),
                    *(True for _ in self.objectives), False, False]  # fmt: skip
-        return Table(tuple(titles), tuple(numeric), tuple(lines))
+        return Grid(tuple(titles), tuple(numeric), tuple(lines))
 
-    def front(self) -> Table:
+    def front(self) -> Grid:
         """The Pareto front as a table."""
         titles = ("method", "trial", *(self._title(name) for name in self.objectives), "settings")
         lines = tuple(
@@ -149,7 +135,7 @@ class SweepReport:
              " ".join(row["settings"]))
             for row in self.pareto()
         )  # fmt: skip
-        return Table(titles, (False, True, *(True for _ in self.objectives), False), lines)
+        return Grid(titles, (False, True, *(True for _ in self.objectives), False), lines)
 
     def _title(self, name: str) -> str:
         definition = self.definitions[name]
@@ -183,10 +169,10 @@ class SweepReport:
 
     def markdown(self) -> str:
         """The tables, what must be said, and the commands."""
-        parts = [f"# {self.name}", self.table().markdown()]
+        parts = [f"# {self.name}", markdown(self.table())]
         if len(self.objectives) > 1:
-            parts += ["## Pareto front", self.front().markdown()]
-        parts.append("\n".join(f"- {note}" for note in self.notes()))
+            parts += ["## Pareto front", markdown(self.front())]
+        parts.append(markdown_list(self.notes()))
         parts += [f"{title}, with more seeds:\n\n    {command}" for title, command in self.commands()]
         return "\n\n".join(parts) + "\n"
 

@@ -28,9 +28,10 @@ PATIENCE_SECONDS = 600.0  # that a store may be away before a finished cell is g
 _ROOT, _RESULT, _SLOTS = "transfer", "result", ("0", "1")
 _CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json")
 _SMALL = ("metrics.jsonl", "log.txt")
-_FOUND = ("spec.json", "failure.json", "per_image.parquet", "recon.png", "codes.npz", "features.npz", "result.json")
-_REFERENCE = "reference.npz"
-"""The reference features, which lie beside the cells and are shared by them."""
+_ARRAYS = ("codes.npz", "features.npz", "reconstructions.npz")
+_FOUND = ("spec.json", "failure.json", "per_image.parquet", "recon.png", *_ARRAYS, "result.json")
+_SHARED = ("reference.npz", "images.npz")
+"""Reference features and validation images, which lie beside the cells and are shared by them."""
 
 
 def scratch(job_folder: Path) -> Path:
@@ -56,7 +57,8 @@ class Courier:
         self._serial = 0
 
     def _path(self, name: str) -> Path:
-        return self._folder.reference_features if name == _REFERENCE else self._folder.path / name
+        shared = (self._folder.reference_features, self._folder.validation_images)
+        return dict(zip(_SHARED, shared, strict=True)).get(name, self._folder.path / name)
 
     def _send(self, slot: str, names: Iterable[str]) -> None:
         target, entries = f"{_ROOT}/{slot}", {}
@@ -88,7 +90,7 @@ class Courier:
 
     def send_result(self) -> None:
         """Send all that a cell which has ended leaves; its checkpoint too, if it can go on."""
-        self._send(_RESULT, (*_CHECKPOINTS, *_SMALL, _REFERENCE, *_FOUND))
+        self._send(_RESULT, (*_CHECKPOINTS, *_SMALL, *_SHARED, *_FOUND))
 
     def _manifest(self, slot: str, into: Path) -> dict[str, Any] | None:
         try:
@@ -111,7 +113,7 @@ class Courier:
                     return False
                 contents[name] = Path(path)
             for name, path in contents.items():
-                if name != _REFERENCE or not self._path(name).is_file():
+                if name not in _SHARED or not self._path(name).is_file():
                     write_bytes_atomically(self._path(name), path.read_bytes())
             self._serial = max(self._serial, int(manifest["serial"]))
         return True

@@ -52,7 +52,12 @@ class MetricComparison:
     """Groups with a score that no test sets against the best: label → why. They are neither tied nor worse."""
     pairs: tuple[Pair, ...]
     tested: Literal["all pairs", "the best and each other"]
-    """Which pairs there are; p is adjusted over all pairs either way."""
+    """Which pairs there are."""
+
+    @property
+    def over(self) -> str:
+        """What p is adjusted over, whichever pairs are tested."""
+        return "all pairs"
 
     @property
     def notes(self) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from vqbench.atomic import write_text_atomically
 from vqbench.metrics.definitions import Definition
+from vqbench.reports.figures.sweep import draw_importances, draw_pareto
 from vqbench.reports.grid import Grid, markdown, markdown_list
-from vqbench.reports.sweep_figures import draw_importances, draw_pareto
 
 Row = dict[str, Any]
 """A trial, as `vqbench sweep --json` prints it."""
@@ -70,6 +70,8 @@ class SweepReport:
     how: str
     reason: str
     """What ended it before its trials did."""
+    page: Path | None = None
+    """The experiment's page, where it was asked for."""
 
     @property
     def folder(self) -> Path:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pairs import difference
 from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
-
-if TYPE_CHECKING:
-    from vqbench.ablation import Row
 
 LEVEL = 0.05
 """A difference is called better or worse where its p, adjusted over the rows, is below this."""
@@ -22,6 +19,34 @@ _COMPARED = tuple(
 )
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
+
+
+class Row(Protocol):
+    """A row as a command asked for it (`vqbench.ablation.Row`), or as stored cells make it (`families.StoredRow`)."""
+
+    @property
+    def name(self) -> str:
+        """full, all off, without dcr, only vlq."""
+
+    @property
+    def label(self) -> str:
+        """What its cells are called."""
+
+    @property
+    def components(self) -> dict[str, bool]:
+        """Component → whether it is on."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is what the others are compared to."""
+
+    @property
+    def paper_row(self) -> str | None:
+        """What the paper calls it."""
+
+    @property
+    def published(self) -> Mapping[str, Mapping[str, float]]:
+        """Metric → what it was measured on → value."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,7 @@ class AnalysedRow:
 
 def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool) -> tuple[AnalysedRow, ...]:
     """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one."""
-    of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.variant.label) for row in rows}
+    of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.label) for row in rows}
     summaries = {row.name: next(iter(summarise(of_row[row.name]))) for row in rows if of_row[row.name]}
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
@@ -99,7 +124,7 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
     return {
         "row": row.name,
         "paper_row": row.paper_row,
-        "method": row.variant.label,
+        "method": row.label,
         "components": row.components,
         "seeds": analysed.summary.seeds,
         "scores": {key: value.mean for key, value in analysed.summary.estimates.items() if key in DEFINITIONS},
@@ -122,24 +147,30 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
     }
 
 
-def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
+def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool = False) -> Grid:
     """One line per row: components, mean scores, parameters, and the published values where there are any.
 
-    `between` stands between a mean and its half width.
+    `between` stands between a mean and its half width. `apart`: a column for each component, where a font cannot align
+    them in one.
     """
     if not rows:
         return Grid((), (), ())
     columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in _NOT_SHOWN]
     switches, published = tuple(rows[0].row.components), list(_published(rows))
-    titles = ("row", " ".join(switches), *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
+    heads = switches if apart else (" ".join(switches),)
+    titles = ("row", *heads, *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
     lines = []
     for analysed in rows:
-        marks = " ".join(("✓" if analysed.row.components[name] else "✗").center(len(name)) for name in switches)
+        marks = ["✓" if analysed.row.components[name] else "✗" for name in switches]
+        if not apart:
+            marks = [" ".join(mark.center(len(name)) for mark, name in zip(marks, switches, strict=True))]
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
         printed = (_printed(_values(analysed.row, rows, title)) for title in published)
-        lines.append((analysed.title + _state(analysed), marks, *scores, *printed, str(analysed.summary.seeds)))
-    numeric = (False, False, *(True for _ in range(len(columns) + len(published) + 1)))
-    return Grid(titles, numeric, tuple(lines))
+        lines.append((analysed.title + _state(analysed), *marks, *scores, *printed, str(analysed.summary.seeds)))
+    first = 1 + len(heads)
+    numeric = (*(False,) * first, *(True,) * (len(titles) - first))
+    grey = frozenset(range(first + len(columns), len(titles) - 1))
+    return Grid(titles, numeric, tuple(lines), grey=grey)
 
 
 def _state(analysed: AnalysedRow) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pairs import difference
+from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
 
@@ -87,9 +88,13 @@ def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows
     summaries = {row.name: next(iter(summarise(of_row[row.name]))) for row in rows if of_row[row.name]}
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
+    reader = Reader()
     findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
     for column in _COMPARED:
-        found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key) for row in others}
+        found = {
+            row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key, reader)
+            for row in others
+        }
         there = {name: value for name, value in found.items() if value is not None}
         for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
             findings[name][column.key] = Finding(value, p, _verdict(column.key, value, p))
@@ -227,17 +232,29 @@ def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
 
 
 def notes(rows: Sequence[AnalysedRow]) -> list[str]:
-    """What must be said below the tables."""
-    said = [f"scores: {interval_note([row.summary for row in rows])}; Δ = row − full, p adjusted after Holm over rows"]
-    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
-        said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
+    """What must be said below the two tables together."""
+    (scored, *of_scores), (delta, *of_deltas) = score_notes(rows), delta_notes(rows)
+    return [f"{scored}; {delta}", *of_deltas, *of_scores, *(text for row in rows for text in row.summary.collapses)]
+
+
+def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
+    """What the table of scores needs to be read."""
+    said = [f"scores: {interval_note([row.summary for row in rows])}"]
     if any(row.marked for row in rows):
         said.append(f"{_NOT_PAPER} not a row of the paper")
     for title, where in _published(rows).items():
         said.append(
             f"paper {title}: as printed, on {' / '.join(where)}; another protocol, to look at and not to compare"
         )
-    return [*said, *(text for row in rows for text in row.summary.collapses)]
+    return said
+
+
+def delta_notes(rows: Sequence[AnalysedRow]) -> list[str]:
+    """What the table of differences needs to be read."""
+    said = ["Δ = row − full, p adjusted after Holm over rows"]
+    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
+        said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
+    return said
 
 
 def markdown(rows: Sequence[AnalysedRow], protocol: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vqbench.reports.ablation import AnalysedRow, analyse
@@ -71,8 +71,25 @@ def _row(full: Group, group: Group) -> StoredRow:
     )
 
 
-def ablation_of(family: Sequence[Group]) -> tuple[AnalysedRow, ...]:
+@dataclass(frozen=True)
+class Ablation:
     """A family analysed as `vqbench ablate` does: scores of its rows and their differences to the full one."""
+
+    label: str
+    """Of the full method."""
+    rows: tuple[AnalysedRow, ...]
+
+    def without_published(self) -> tuple[AnalysedRow, ...]:
+        """The rows without the values that the paper prints for them."""
+        return tuple(replace(row, row=replace(row.row, published={})) for row in self.rows)
+
+
+def ablations(groups: Sequence[Group]) -> tuple[Ablation, ...]:
+    """Every family among the groups, analysed."""
+    return tuple(Ablation(family[0].label, _analysed(family)) for family in families(groups))
+
+
+def _analysed(family: Sequence[Group]) -> tuple[AnalysedRow, ...]:
     full = family[0]
     rows = [_row(full, group) for group in family]
     has_paper_rows = bool((full.spec.get("paper") or {}).get("rows"))

@@ -162,7 +162,7 @@ def _print_foot(outcome: Outcome, notes: list[str]) -> None:
 def _print_page(page: Path | None) -> None:
     """Where the page is, as the last line: it is what most people want next."""
     if page is not None:
-        _console().print(Text(f"page    {page}"), soft_wrap=True)
+        make_console().print(Text(f"page    {page}"), soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:

@@ -1,0 +1,135 @@
+r"""Tables as LaTeX that compiles as it stands: booktabs, every text escaped, scaled down where it is too wide."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from vqbench.reports.grid import Grid, one_line
+
+PREAMBLE = r"""% Needs in the preamble: \usepackage{booktabs,graphicx,xcolor,amssymb}
+% \input{report} then gives the tables; each can be copied out alone, with this definition before it.
+\ifdefined\vqunicode\else % a character that pdfLaTeX has no letter for: its number; in LuaLaTeX and XeLaTeX itself
+  \protected\def\vqunicode#1#2{\ifdefined\Umathcode #2\else\texttt{U+#1}\fi}
+\fi
+"""
+ROWS_PER_PAGE = 42
+"""A longer table goes on in the next float: one cannot break over pages."""
+_WIDE = 44  # characters; a longer first entry is broken over lines
+_ASCII = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "`": r"\`{}",  # OT1, LaTeX's default encoding, lacks the straight quotes
+}  # fmt: skip
+_MATHS = {
+    "±": r"\pm", "Δ": r"\Delta", "↑": r"\uparrow", "↓": r"\downarrow", "→": r"\rightarrow", "←": r"\leftarrow",
+    "↔": r"\leftrightarrow", "−": "-", "×": r"\times", "·": r"\cdot", "≥": r"\geq", "≤": r"\leq", "≠": r"\neq",
+    "≈": r"\approx", "∞": r"\infty", "√": r"\surd", "∑": r"\sum", "✓": r"\checkmark", "✔": r"\checkmark",
+    "✗": r"\times", "✘": r"\times", "²": "^2", "³": "^3", "¹": "^1", "°": r"^\circ", "¬": r"\neg", "÷": r"\div",
+    "∈": r"\in", "½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "★": r"\star", "•": r"\bullet",
+}  # fmt: skip
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma",
+    "τ": "tau", "υ": "upsilon", "φ": "varphi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Θ": "Theta",
+    "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
+}  # fmt: skip
+_TEXTS = {
+    "–": "--", "—": "---", "…": r"\dots{}", "‘": "`", "’": "'", "“": "``", "”": "''", "„": ",,", "†": r"\dag{}",
+    "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}", "©": r"\copyright{}", "£": r"\pounds{}", "ß": r"\ss{}",
+    "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ł": r"\l{}",
+    "Ł": r"\L{}", "ı": r"\i{}", "µ": r"\(\mu\)", "¿": "?`", "¡": "!`", "\u00a0": "~", "\u2009": r"\,",
+    "\u202f": r"\,", "\u00ad": "", "\u200b": "", "\ufeff": "",
+}  # fmt: skip
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
+    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+"""Combining mark → LaTeX's command for it; an ogonek has none in OT1."""
+
+
+def latex_text(text: str) -> str:
+    """Plain text as LaTeX that shows it, in pdfLaTeX with any font encoding; a line end becomes a space."""
+    shown = "".join(map(_character, unicodedata.normalize("NFC", one_line(text))))
+    return shown if "--" not in text else re.sub(r"(?<=-)(?=-)", "{}", shown)  # else LaTeX makes a dash of two hyphens
+
+
+def _character(c: str) -> str:
+    if c.isascii():
+        return _ASCII.get(c, c)
+    if c in _TEXTS:
+        return _TEXTS[c]
+    if (symbol := _MATHS.get(c)) or (symbol := _GREEK.get(c) and f"\\{_GREEK[c]}"):
+        return rf"\({symbol}\)"
+    base, *marks = unicodedata.normalize("NFD", c)
+    if len(marks) == 1 and marks[0] in _ACCENTS and base.isascii() and base.isalpha():
+        dotless = {"i": r"\i", "j": r"\j"}.get(base, base) if _ACCENTS[marks[0]] not in "c" else base
+        return rf"\{_ACCENTS[marks[0]]}{{{dotless}}}"
+    return rf"\vqunicode{{{ord(c):04X}}}{{{c}}}"
+
+
+def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ()) -> str:
+    """A table environment, or several where there are more rows than a page holds; the notes are below the last."""
+    starts = range(0, max(len(grid.rows), 1), ROWS_PER_PAGE)
+    opening = [
+        r"\begin{table}[tbp]",
+        r"\centering",
+        rf"\caption{{{latex_text(caption)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}",
+    ]
+    going_on = [r"\clearpage", r"\begin{table}[p]", r"\centering", r"\textit{continued}\par\smallskip"]
+    lines: list[str] = []
+    for start in starts:
+        lines += [*(going_on if start else opening), *_tabular(grid, start)]
+        lines += [*(_notes(notes) if start == starts[-1] else ()), r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _tabular(grid: Grid, start: int) -> list[str]:
+    columns = range(len(grid.titles))
+    broken = [_breaks(grid, column) for column in columns]
+    kinds = "".join(r"p{0.42\linewidth}" if broken[k] else "r" if grid.numeric[k] else "l" for k in columns)
+    rows = range(start, min(start + ROWS_PER_PAGE, len(grid.rows)))
+    return [
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+        _line(map(latex_text, grid.titles)),
+        r"\midrule",
+        *(_line(_entry(grid, i, k, broken[k]) for k in columns) for i in rows),
+        r"\bottomrule",
+        r"\end{tabular}}",
+    ]
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    if not notes:
+        return []
+    lines = [rf"{latex_text(note)}.\par" for note in notes]
+    return [r"\par\medskip\begin{minipage}{\linewidth}\footnotesize\raggedright", *lines, r"\end{minipage}"]
+
+
+def _line(cells: Iterable[str]) -> str:
+    line = " & ".join(cells)
+    return ("{}" if line[:1] in "[*" else "") + line + r" \tabularnewline"  # \\ would take a bracket that follows
+
+
+def _entry(grid: Grid, row: int, column: int, broken: bool) -> str:
+    text = grid.rows[row][column]
+    shown = _breakable(text) if broken else latex_text(text)
+    if (row, column) in grid.bold:
+        return rf"\textbf{{{shown}}}"
+    return rf"\textcolor{{gray}}{{{shown}}}" if column in grid.grey else shown
+
+
+def _breaks(grid: Grid, column: int) -> bool:
+    """Whether a column of text is so long that it must be set in several lines."""
+    return not grid.numeric[column] and any(len(row[column]) > _WIDE for row in grid.rows)
+
+
+def _breakable(text: str) -> str:
+    """Text that may break after a sign, and within a word of more than 20 letters."""
+    pieces = re.findall(r"[^\W_]{1,20}|[\W_]", unicodedata.normalize("NFC", one_line(text)))
+    shown = r"\allowbreak{}".join(map(latex_text, pieces)).replace(r"\allowbreak{} \allowbreak{}", " ")
+    return r"\raggedright " + shown

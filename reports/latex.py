@@ -18,8 +18,8 @@ ROWS_PER_PAGE = 42
 """A longer table goes on in the next float: one cannot break over pages."""
 _WIDE = 44  # characters; a longer first entry is broken over lines
 _ASCII = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"{\char36}", "&": r"\&", "#": r"\#", "%": r"\%",
+    "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "`": r"\`{}",  # OT1, LaTeX's default encoding, lacks the straight quotes
 }  # fmt: skip
 _MATHS = {
@@ -27,6 +27,7 @@ _MATHS = {
     "↔": r"\leftrightarrow", "−": "-", "×": r"\times", "·": r"\cdot", "≥": r"\geq", "≤": r"\leq", "≠": r"\neq",
     "≈": r"\approx", "∞": r"\infty", "√": r"\surd", "∑": r"\sum", "✓": r"\checkmark", "✔": r"\checkmark",
     "✗": r"\times", "✘": r"\times", "²": "^2", "³": "^3", "¹": "^1", "°": r"^\circ", "¬": r"\neg", "÷": r"\div",
+    "†": r"\dagger", "‡": r"\ddagger", "§": r"\mathsection", "¶": r"\mathparagraph", "£": r"\mathsterling",
     "∈": r"\in", "½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "★": r"\star", "•": r"\bullet",
 }  # fmt: skip
 _GREEK = {
@@ -35,9 +36,8 @@ _GREEK = {
     "τ": "tau", "υ": "upsilon", "φ": "varphi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Θ": "Theta",
     "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
 }  # fmt: skip
-_TEXTS = {
-    "–": "--", "—": "---", "…": r"\dots{}", "‘": "`", "’": "'", "“": "``", "”": "''", "„": ",,", "†": r"\dag{}",
-    "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}", "©": r"\copyright{}", "£": r"\pounds{}", "ß": r"\ss{}",
+_TEXTS = {  # nothing here or above needs a font beyond Computer Modern, which every TeX has
+    "–": "--", "—": "---", "…": r"\dots{}", "‘": "`", "’": "'", "“": "``", "”": "''", "„": ",,", "ß": r"\ss{}",
     "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ł": r"\l{}",
     "Ł": r"\L{}", "ı": r"\i{}", "µ": r"\(\mu\)", "¿": "?`", "¡": "!`", "\u00a0": "~", "\u2009": r"\,",
     "\u202f": r"\,", "\u00ad": "", "\u200b": "", "\ufeff": "",
@@ -51,8 +51,9 @@ _ACCENTS = {
 
 def latex_text(text: str) -> str:
     """Plain text as LaTeX that shows it, in pdfLaTeX with any font encoding; a line end becomes a space."""
-    shown = "".join(map(_character, unicodedata.normalize("NFC", one_line(text))))
-    return shown if "--" not in text else re.sub(r"(?<=-)(?=-)", "{}", shown)  # else LaTeX makes a dash of two hyphens
+    plain = unicodedata.normalize("NFC", one_line(text))
+    before = " " + plain  # two hyphens are a dash to LaTeX, unless something stands between them
+    return "".join("{}-" if a + c == "--" else _character(c) for a, c in zip(before, plain, strict=False))
 
 
 def _character(c: str) -> str:
@@ -129,7 +130,9 @@ def _breaks(grid: Grid, column: int) -> bool:
 
 
 def _breakable(text: str) -> str:
-    """Text that may break after a sign, and within a word of more than 20 letters."""
-    pieces = re.findall(r"[^\W_]{1,20}|[\W_]", unicodedata.normalize("NFC", one_line(text)))
-    shown = r"\allowbreak{}".join(map(latex_text, pieces)).replace(r"\allowbreak{} \allowbreak{}", " ")
+    """Text in a column that is set in lines; a long one may break after a sign, and within a word of 20 letters."""
+    if len(text) <= _WIDE:
+        return rf"\raggedright {latex_text(text)}"
+    pieces = re.findall(r"[^\W_]{1,20}[\W_]?|[\W_]", unicodedata.normalize("NFC", one_line(text)))
+    shown = "".join(latex_text(piece) + ("" if piece.endswith(" ") else r"\allowbreak{}") for piece in pieces)
     return r"\raggedright " + shown

@@ -117,7 +117,9 @@ class Stated:
     def text(self, group: Group, metric: str) -> str:
         """ "1.14 [a], 2.50 [b]": the values with the letters of their protocols, or a dash."""
         own = [n for label, n in self.numbers if label == group.label and n["metric"] == metric]
-        return ", ".join(f"{as_printed(n['value'])} [{self._letters[n['measured_on'], n['source']]}]" for n in own) or "–"
+        return (
+            ", ".join(f"{as_printed(n['value'])} [{self._letters[n['measured_on'], n['source']]}]" for n in own) or "–"
+        )
 
     def grid(self) -> Grid:
         """A line for each protocol: what was measured on what, and who says so."""

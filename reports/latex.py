@@ -2,6 +2,7 @@ r"""Tables as LaTeX that compiles as it stands: booktabs, every text escaped, sc
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,10 @@ PREAMBLE = r"""% Needs in the preamble: \usepackage{booktabs,graphicx,xcolor,ams
   \protected\def\vqunicode#1#2{\ifdefined\Umathcode #2\else\texttt{U+#1}\fi}
 \fi
 """
-ROWS_PER_PAGE = 42
+LINES_PER_PAGE = 42
 """A longer table goes on in the next float: one cannot break over pages."""
+_ACROSS = 105  # characters in a line, at which a table is scaled to two thirds of an article's text
+_PER_LINE = 24  # characters of an entry that is broken, at least
 _WIDE = 44  # characters; a longer first entry is broken over lines
 _ASCII = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"{\char36}", "&": r"\&", "#": r"\#", "%": r"\%",
@@ -71,8 +74,12 @@ def _character(c: str) -> str:
 
 
 def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ()) -> str:
-    """A table environment, or several where there are more rows than a page holds; the notes are below the last."""
-    starts = range(0, max(len(grid.rows), 1), ROWS_PER_PAGE)
+    """A table environment, or several where there are more rows than a page holds; the notes are below the last.
+
+    A table with more columns of numbers than one can read across is set as several, one below the other.
+    """
+    panels = _panels(grid)
+    pages = _pages(grid, panels)
     opening = [
         r"\begin{table}[tbp]",
         r"\centering",
@@ -81,22 +88,49 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
     ]
     going_on = [r"\clearpage", r"\begin{table}[p]", r"\centering", r"\textit{continued}\par\smallskip"]
     lines: list[str] = []
-    for start in starts:
-        lines += [*(going_on if start else opening), *_tabular(grid, start)]
-        lines += [*(_notes(notes) if start == starts[-1] else ()), r"\end{table}", ""]
+    for rows in pages:
+        lines += going_on if rows.start else opening
+        for i, columns in enumerate(panels):
+            lines += [*([r"\par\medskip"] if i else []), *_tabular(grid, rows, columns)]
+        lines += [*(_notes(notes) if rows is pages[-1] else ()), r"\end{table}", ""]
     return "\n".join(lines)
 
 
-def _tabular(grid: Grid, start: int) -> list[str]:
-    columns = range(len(grid.titles))
-    broken = [_breaks(grid, column) for column in columns]
+def _panels(grid: Grid) -> list[list[int]]:
+    """Columns of each panel: all, or where there are too many numbers the first of the grid and as many as fit."""
+    widths = [max(len(row[k]) for row in (grid.titles, *grid.rows)) + 2 for k in range(len(grid.titles))]
+    if not all(grid.numeric[1:]) or sum(widths[1:]) + min(widths[0], _WIDE) <= _ACROSS:
+        return [list(range(len(widths)))]
+    panels = [[0]]
+    for column in range(1, len(widths)):
+        used = min(widths[0], _WIDE) + sum(widths[k] for k in panels[-1][1:])
+        if len(panels[-1]) > 1 and used + widths[column] > _ACROSS:
+            panels.append([0])
+        panels[-1].append(column)
+    return panels
+
+
+def _pages(grid: Grid, panels: Sequence[Sequence[int]]) -> list[range]:
+    """Rows of each float, so that its panels fit a page; at least one row each."""
+    broken = [column for column in range(len(grid.titles)) if _breaks(grid, column)]
+    pages, start, used = [], 0, 0
+    for i, row in enumerate(grid.rows):
+        lines = max((math.ceil(len(row[k]) / _PER_LINE) for k in broken), default=1) or 1
+        if i > start and (used + lines + 2) * len(panels) > LINES_PER_PAGE:
+            pages.append(range(start, i))
+            start, used = i, 0
+        used += lines
+    return [*pages, range(start, len(grid.rows))]
+
+
+def _tabular(grid: Grid, rows: range, columns: Sequence[int]) -> list[str]:
+    broken = {column: _breaks(grid, column) for column in columns}
     kinds = "".join(r"p{0.42\linewidth}" if broken[k] else "r" if grid.numeric[k] else "l" for k in columns)
-    rows = range(start, min(start + ROWS_PER_PAGE, len(grid.rows)))
     return [
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{kinds}}}",
         r"\toprule",
-        _line(map(latex_text, grid.titles)),
+        _line(latex_text(grid.titles[k]) for k in columns),
         r"\midrule",
         *(_line(_entry(grid, i, k, broken[k]) for k in columns) for i in rows),
         r"\bottomrule",
@@ -118,6 +152,8 @@ def _line(cells: Iterable[str]) -> str:
 
 def _entry(grid: Grid, row: int, column: int, broken: bool) -> str:
     text = grid.rows[row][column]
+    if grid.numeric[column]:
+        text = re.sub(r"-(?=\d)", "−", text)
     shown = _breakable(text) if broken else latex_text(text)
     if (row, column) in grid.bold:
         return rf"\textbf{{{shown}}}"

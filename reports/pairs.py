@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vqbench.reports.statistics import Difference, paired_codes, paired_frechet, paired_images, paired_seeds
+from vqbench.reports.stored import read_array
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.results import CellFolder
 
@@ -60,14 +61,14 @@ def _per_image(a: CellFolder, b: CellFolder, metric: str) -> tuple[NDArray[np.fl
 def _over_images(a: CellFolder, b: CellFolder, metric: str) -> Difference | None:
     if metric == "rfid":
         files = (a.reference_features, a.path / "features.npz", b.path / "features.npz")
-        reference, base, other = (_array(path, "features") for path in files)
+        reference, base, other = (read_array(path, "features") for path in files)
         if reference is None or base is None or other is None or not len(reference) == len(base) == len(other) > 1:
             return None
         distances = (_score(a, metric), _score(b, metric))
         return paired_frechet(reference, base, other, distances=distances, replicates=FRECHET_REPLICATES)
     if metric in _OF_CODES:
-        base, other = (_array(cell.path / "codes.npz", "indices") for cell in (a, b))
-        sizes = [_array(cell.path / "codes.npz", "histogram") for cell in (a, b)]
+        base, other = (read_array(cell.path / "codes.npz", "indices") for cell in (a, b))
+        sizes = [read_array(cell.path / "codes.npz", "histogram") for cell in (a, b)]
         if base is None or other is None or sizes[0] is None or sizes[1] is None or not len(base) == len(other) > 1:
             return None
         return paired_codes(base, other, (sizes[0].shape[1], sizes[1].shape[1]), _OF_CODES[metric])
@@ -76,12 +77,3 @@ def _over_images(a: CellFolder, b: CellFolder, metric: str) -> Difference | None
 
 def _score(cell: CellFolder, metric: str) -> float:
     return float((cell.result or {})["scores"][metric])
-
-
-def _array(path: Path, name: str) -> NDArray[Any] | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found: NDArray[Any] = arrays[name]
-            return found
-    except (OSError, ValueError, KeyError):  # not kept, or by a version that did not keep it
-        return None

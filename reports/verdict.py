@@ -149,9 +149,7 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
     )
 
 
-def _kind(
-    estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]
-) -> Kind:
+def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]) -> Kind:
     means = [found.mean for found in estimates]
     if len(means) == 1:
         return "only"
@@ -178,10 +176,14 @@ def _headline(findings: Sequence[Finding]) -> str:
     winners = dict.fromkeys(f.best for f in decided)
     if len(winners) == 1 and all(f.kind == "alone" for f in decided):
         return f"{next(iter(winners))} is best in every score."
-    never_worse = [label for label in _labels(decided) if not any(label in f.worse for f in decided)]
+    labels = _labels(decided)
+    never_worse = [label for label in labels if not any(label in f.worse for f in decided)]
+    if len(never_worse) > max(2, len(labels) // 2):
+        worse = [label for label in labels if label not in never_worse]
+        rest = f"; {listed(worse)} {_are(worse)} worse in at least one" if worse else ""
+        return f"{len(never_worse)} of {len(labels)} methods are not separated from the best in any score{rest}."
     if never_worse:
-        has = "is" if len(never_worse) == 1 else "are"
-        return f"{listed(never_worse)} {has} best, or not separated from the best, in every score that was tested."
+        return f"{listed(never_worse)} {_are(never_worse)} best, or not separated from the best, in every score."
     where = {label: [f.title for f in decided if f.best == label] for label in winners}
     said = [f"{label} has the best {listed(titles)}" for label, titles in list(where.items())[:MOST_NAMES]]
     return f"No method is best in everything: {'; '.join(said)}."

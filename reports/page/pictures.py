@@ -19,27 +19,21 @@ BUDGET = 3_000_000
 class Figure(Protocol):
     """A drawn figure: what `vqbench.reports.figures.Drawn` has."""
 
-    @property
-    def title(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def section(self) -> str: ...
-    @property
-    def files(self) -> tuple[Path, ...]: ...
+    title: str
+    caption: str
+    section: str
+    """Hash of its protocol; empty for all."""
+    files: tuple[Path, ...]
 
 
 class Images(Protocol):
     """The same images by every method: what `reconstruction_sheets` gives. Pixels are (n, R, R, 3) uint8."""
 
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-    @property
-    def originals(self) -> Pixels: ...
-    @property
-    def by_group(self) -> Mapping[str, Pixels]: ...
-    @property
-    def reason(self) -> str: ...
+    ids: tuple[str, ...]
+    originals: Pixels
+    by_group: Mapping[str, Pixels]
+    reason: str
+    """Why these images."""
 
 
 def data_uri(kind: str, content: bytes) -> str:

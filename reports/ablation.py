@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vqbench.reports.grid import Grid, markdown_list
+from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pairs import difference
 from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
@@ -52,15 +54,6 @@ class AnalysedRow:
         if self.row.paper_row is not None:
             return self.row.name if self.row.is_full else self.row.paper_row
         return f"{self.row.name} {_NOT_PAPER}" if self.marked else self.row.name
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: titles, which columns are numbers, rows."""
-
-    titles: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool) -> tuple[AnalysedRow, ...]:
@@ -218,15 +211,7 @@ def notes(rows: Sequence[AnalysedRow]) -> list[str]:
 
 def markdown(rows: Sequence[AnalysedRow], protocol: str) -> str:
     """Both tables as GitHub Markdown, and what must be said of them."""
-    tables = [_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
+    tables = [as_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
     failures = [f"failed: {text}" for row in rows for text in row.summary.failures]
-    said = "\n".join(f"- {text}" for text in (f"protocol {protocol}", *notes(rows), *failures))
+    said = markdown_list((f"protocol {protocol}", *notes(rows), *failures))
     return "\n\n".join([*tables, said]) + "\n"
-
-
-def _markdown(grid: Grid) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in grid.numeric) + " |"
-    return "\n".join([line(grid.titles), rule, *map(line, grid.rows)])

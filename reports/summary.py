@@ -9,6 +9,7 @@ from typing import Any
 
 from vqbench.feature_protocol import FEATURE_METRICS
 from vqbench.metrics.definitions import METRICS
+from vqbench.reports.grid import Grid, markdown, markdown_text
 
 
 @dataclass(frozen=True)
@@ -135,17 +136,20 @@ def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
 def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
     """The comparison as a GitHub Markdown table, with the protocol's name and every failure below it."""
     columns = shown_columns(summaries)
-    lines = [
-        "| " + " | ".join(["method", *(c.title for c in columns), "n"]) + " |",
-        "| --- |" + " ---: |" * (len(columns) + 1),
+    rows = [
+        (
+            summary.method + (" (collapsed)" if summary.collapses else ""),
+            *(column.text(summary.estimates.get(column.key)) for column in columns),
+            str(summary.seeds),
+        )
+        for summary in summaries
     ]
-    for summary in summaries:
-        cells = [column.text(summary.estimates.get(column.key)) for column in columns]
-        name = summary.method.replace("|", "\\|") + (" (collapsed)" if summary.collapses else "")
-        lines.append("| " + " | ".join([name, *cells, str(summary.seeds)]) + " |")
-    failures = [f"failed: {text}" for summary in summaries for text in summary.failures]
-    failures += [text for summary in summaries for text in summary.collapses]
-    return "\n".join([*lines, "", f"protocol {protocol}; {interval_note(summaries)}", *failures]) + "\n"
+    titles = ("method", *(column.title for column in columns), "n")
+    table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
+    said = [f"protocol {protocol}; {interval_note(summaries)}"]
+    said += [f"failed: {text}" for summary in summaries for text in summary.failures]
+    said += [text for summary in summaries for text in summary.collapses]
+    return "\n".join([table, "", *map(markdown_text, said)]) + "\n"
 
 
 def interval_note(summaries: Sequence[MethodSummary]) -> str:

@@ -28,6 +28,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         del os.environ[name]
     os.environ["VQBENCH_HOME"] = str(tmp_path_factory.mktemp("home"))
     os.environ["COLUMNS"] = "100"
+    os.environ["VQBENCH_PAGE"] = "0"  # seconds of pictures for each command; the tests of the page ask for it
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
 
 

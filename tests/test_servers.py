@@ -20,8 +20,8 @@ from conftest import Command, settings
 from postgres import free_port
 from test_faults import DEADLINE, FAULTY, wait_for
 
-from vqbench.mirror import quiet_environment
 from vqbench.results import write_json
+from vqbench.server import quiet_environment
 from vqbench.tracking import sync
 
 CURVES = ("checkpoint_images=16", "log_images=8")

@@ -394,7 +394,7 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
 @app.command()
 def sync(runs: Runs = Path("runs")) -> None:
     """Send to MLflow what it missed while it was away."""
-    from vqbench.mirror import tracking_uri
+    from vqbench.server import tracking_uri
     from vqbench.tracking import sync as send
 
     if not runs.is_dir():
@@ -415,13 +415,17 @@ def sync(runs: Runs = Path("runs")) -> None:
 
 @app.command()
 def ui(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The experiment to open; by default the newest.")
+    ] = None,
     runs: Runs = Path("runs"),
-    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1; 0 takes a free one.")] = 5000,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, from a terminal.")] = True,
 ) -> None:
-    """Open MLflow's own page on the results."""
-    from vqbench.tracking import serve
+    """Open MLflow's own page on the results: runs as a table, curves of all methods; Ctrl-C ends it."""
+    from vqbench.ui import serve
 
-    serve(runs, port)
+    serve(runs, port, name, browser)
 
 
 def _report(what: str, hint: str) -> None:

@@ -13,8 +13,8 @@ from distributed import Client, LocalCluster
 from vqbench.dask_engine import DaskEngine, room
 from vqbench.errors import UsageError
 from vqbench.gpus import visible_gpus
-from vqbench.mirror import tracking_uri
 from vqbench.plan import RunRequest
+from vqbench.server import tracking_uri
 from vqbench.worker import OwnGroup, Surroundings, look_around
 
 if TYPE_CHECKING:

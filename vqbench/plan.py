@@ -58,6 +58,8 @@ class RunRequest:
     """What a cell takes of a worker of that cluster, NAME=AMOUNT; empty: its GPUs, if workers offer any; or none."""
     cell_timeout: float | None = None
     """Seconds after which a cell is ended."""
+    page: bool = False
+    """Whether the experiment's page is written at the end."""
 
 
 @dataclass(frozen=True)

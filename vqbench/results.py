@@ -83,6 +83,11 @@ class CellFolder:
         return self.path.parents[1] / f"reference-{self.spec['protocol']['hash']}.npz"
 
     @property
+    def validation_images(self) -> Path:
+        """The validation images whose reconstructions cells keep, shared like `reference_features`."""
+        return self.path.parents[1] / f"images-{self.spec['protocol']['hash']}.npz"
+
+    @property
     def log(self) -> Path:
         """Everything that the cell's process printed."""
         return self.path / "log.txt"

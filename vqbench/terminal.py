@@ -15,6 +15,8 @@ from rich.text import Text
 from vqbench.registry import METHODS, Outline
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vqbench.ablation import Ablation
     from vqbench.cost import MethodCost, PlanCost
     from vqbench.plan import Cell, Plan
@@ -153,6 +155,13 @@ def _print_foot(outcome: Outcome, notes: list[str]) -> None:
         console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"), soft_wrap=True)
     if outcome.failed:
         console.print("the same command runs the failed cells again")
+    _print_page(outcome.page)
+
+
+def _print_page(page: Path | None) -> None:
+    """Where the page is, as the last line: it is what most people want next."""
+    if page is not None:
+        _console().print(Text(f"page    {page}"), soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:
@@ -189,6 +198,9 @@ def print_sweep(report: SweepReport) -> None:
     console.print(Text(f"results {report.folder}"), soft_wrap=True)
     for title, command in report.commands():
         console.print(Text(f"\n{title}, with more seeds:\n  {command}"), soft_wrap=True)
+    if report.page is not None:
+        console.print()
+    _print_page(report.page)
 
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
     DataRoot,
@@ -389,6 +390,9 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
     code = diagnose_and_print(inception_weights, lpips_weights)
     if code:
         raise typer.Exit(code)
+
+
+app.command()(compare)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import json
 import shutil
@@ -18,6 +17,8 @@ from made_runs import Made, make_runs
 from PIL import Image
 
 from vqbench.reports.experiment import load_experiment
+from vqbench.reports.figures import Drawn
+from vqbench.reports.figures.reconstructions import Sheet
 from vqbench.reports.page import page_html, script_json, shown_path, write_page
 from vqbench.reports.page.details import mlflow_place
 from vqbench.reports.page.pictures import BUDGET, lossless, sheet_data
@@ -35,23 +36,6 @@ METHODS = (
          mlflow={"uri": "sqlite:///x", "run_id": "ab1"}),
     Made(HOSTILE, "sqvae", -4, collapsed={0: "perplexity 1.4 of 64 codes <b>"}),
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Sheet:
-    ids: tuple[str, ...]
-    originals: Any
-    by_group: dict[str, Any]
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    name: str
-    title: str
-    caption: str
-    section: str
-    files: tuple[Path, ...]
 
 
 def sheets_of(report: Report, side: int = 32, images: int = 3) -> dict[str, list[Sheet]]:

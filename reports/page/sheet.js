@@ -1,6 +1,7 @@
 // The same validation images by every method: small multiples beside the stage.
 
 const MANY = 24; // small multiples at first
+const SHEETS = ["Spread evenly", "Where methods differ most"]; // in the order in which a report chooses them
 
 function makeSheets(section, host) {
   if (section.sheets.length === 0) return false;
@@ -23,8 +24,8 @@ function makeSheets(section, host) {
 
   /** What depends on the sheet: which images and which methods there are. */
   function build() {
-    note.textContent = sheet().left_out;
-    note.hidden = !sheet().left_out;
+    const why = sheet().reason;
+    note.textContent = `${why[0].toUpperCase()}${why.slice(1)}. ${sheet().left_out}`;
     thumbs.replaceChildren(...sheet().originals.map((uri, i) =>
       el("button", { type: "button", "aria-label": `image ${i + 1}`, onclick: () => turnTo(i) }, el("img", { src: uri, alt: "" }))));
     const labels = pictures().map((picture) => picture.label);
@@ -81,7 +82,7 @@ function makeSheets(section, host) {
     update();
   } }, "Error maps");
   const more = el("button", { type: "button", onclick: () => { state.all = true; build(); } }, "Show all methods");
-  const reasons = section.sheets.map((one, i) => [String(i), one.reason[0].toUpperCase() + one.reason.slice(1)]);
+  const reasons = section.sheets.map((one, i) => [String(i), SHEETS[i] || one.reason]);
   host.replaceChildren(
     el("div", { className: "tools" },
       reasons.length > 1

@@ -162,7 +162,7 @@ def _print_foot(outcome: Outcome, notes: list[str]) -> None:
 def _print_page(page: Path | None) -> None:
     """Where the page is, as the last line: it is what most people want next."""
     if page is not None:
-        _console().print(Text(f"page    {page}"), soft_wrap=True)
+        make_console().print(Text(f"page    {page}"), soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:
@@ -328,6 +328,8 @@ def print_recipe(name: str) -> None:
 def print_method(name: str) -> None:
     """A method's paper, fields, components and presets."""
     from vqbench.config import components
+    from vqbench.paper import published_numbers
+    from vqbench.reports.summary import DEFINITIONS
 
     console, cls, outline = make_console(), METHODS.get(name), METHODS.outline(name)
     console.print(Text(outline.summary or name))
@@ -339,6 +341,11 @@ def print_method(name: str) -> None:
     if cls.paper_rows:
         rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
         console.print(Text(f"rows of the paper: {rows}"))
+    published_numbers(cls, name, None)  # refuses what makes no sense
+    for number in cls.published:
+        forms = ", ".join(f"{name}@{preset}" if preset else name for preset in number.presets)
+        value = f"{DEFINITIONS[number.metric].title} {number.value:g}"
+        console.print(Text(f"published for {forms}: {value} on {number.measured_on} ({number.source})"))
     for field, domain in cls.search_space.items():
         from vqbench.sweeps.spaces import make_parameter
 

@@ -149,9 +149,7 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
     )
 
 
-def _kind(
-    estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]
-) -> Kind:
+def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]) -> Kind:
     means = [found.mean for found in estimates]
     if len(means) == 1:
         return "only"

@@ -137,5 +137,5 @@ def _title(protocol: Mapping[str, Any]) -> str:
 
 
 def _terms(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<dt>{text(name)}</dt><dd dir=\"auto\">{text(value)}</dd>" for name, value in values.items())
+    rows = "".join(f'<dt>{text(name)}</dt><dd dir="auto">{text(value)}</dd>' for name, value in values.items())
     return f'<dl class="terms">{rows}</dl>'

@@ -197,6 +197,11 @@ def experiment_tags() -> dict[str, str]:
     return {"mlflow.experimentKind": "custom_model_development", **tags}
 
 
+def has_views(tags: Mapping[str, str]) -> bool:
+    """Whether an experiment with these tags has our views."""
+    return any(_VIEW + key in tags for key, _ in VIEWS.values())
+
+
 _CELLS = "tags.`vqbench.kind` = 'cell'"
 _GROUPED = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "group"}]}}
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vqbench.board import VIEWS, address_of, experiment_tags
+from vqbench.board import VIEWS, address_of, has_views
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.server import connect, is_remote, quiet_environment, tracking_uri
 
@@ -152,7 +152,7 @@ def experiments_at(address: str, name: str | None = None) -> list[Shown]:
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"no tracking server at {address}: {why}", "look at MLFLOW_TRACKING_URI") from None
-    found = [each for each in found if set(experiment_tags()) & set(each.tags)]
+    found = [each for each in found if has_views(each.tags)]
     if name is not None and name not in {each.name for each in found}:
         raise unknown("experiment", name, [each.name for each in found], f"all of them: {address}")
     return _shown(address, [each for each in found if name in (None, each.name)])

@@ -101,11 +101,14 @@ def compare(
     return pd.DataFrame(objects(compare_groups(open_experiment(Path(runs), name), a, b, tuple(asked))))
 
 
-def open_experiment(runs: Path, name: str = "") -> Experiment:
-    """The experiment of that name, or the only one below `runs`. Raises UsageError where there is none, or several."""
+def open_experiment(runs: Path, name: str = "", option: str = "--name ") -> Experiment:
+    """The experiment of that name, or the only one below `runs`. Raises UsageError where there is none, or several.
+
+    `option` is what the name is given with on the command line.
+    """
     known = sorted(path.parent.name for path in runs.glob("*/cells"))
     if not name and len(known) > 1:
-        raise UsageError(f"{runs} holds {len(known)} experiments: {_some(known)}", f"choose one: --name {known[0]}")
+        raise UsageError(f"{runs} holds {len(known)} experiments: {_some(known)}", f"choose one: {option}{known[0]}")
     return load_experiment(runs, name or next(iter(known), ""))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ablate", "compare", "load", "run", "sweep"]
+__all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:
     from vqbench.ablation import ablate
+    from vqbench.reporting import report
     from vqbench.reports.compare import compare
     from vqbench.runner import run
     from vqbench.sweeps.sweep import sweep
@@ -33,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from vqbench.reports.compare import compare
 
         return compare
+    if name == "report":
+        from vqbench.reporting import report
+
+        return report
     if name == "load":
         from vqbench.tokenizer import load
 

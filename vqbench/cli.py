@@ -35,6 +35,7 @@ from vqbench.options import (
     takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
+from vqbench.report_command import report
 from vqbench.sweep_options import (
     MaxImages,
     Objective,
@@ -393,6 +394,7 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
 
 
 app.command()(compare)
+app.command()(report)
 
 
 @app.command()

@@ -328,6 +328,8 @@ def print_recipe(name: str) -> None:
 def print_method(name: str) -> None:
     """A method's paper, fields, components and presets."""
     from vqbench.config import components
+    from vqbench.paper import published_numbers
+    from vqbench.reports.summary import DEFINITIONS
 
     console, cls, outline = make_console(), METHODS.get(name), METHODS.outline(name)
     console.print(Text(outline.summary or name))
@@ -339,6 +341,11 @@ def print_method(name: str) -> None:
     if cls.paper_rows:
         rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
         console.print(Text(f"rows of the paper: {rows}"))
+    published_numbers(cls, name, None)  # refuses what makes no sense
+    for number in cls.published:
+        forms = ", ".join(f"{name}@{preset}" if preset else name for preset in number.presets)
+        value = f"{DEFINITIONS[number.metric].title} {number.value:g}"
+        console.print(Text(f"published for {forms}: {value} on {number.measured_on} ({number.source})"))
     for field, domain in cls.search_space.items():
         from vqbench.sweeps.spaces import make_parameter
 

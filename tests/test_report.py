@@ -470,10 +470,14 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(
     assert tables_of(tmp_path / "here") == tables_of(tmp_path / "there")
     store = f"sqlite:///{tmp_path / 'store.db'}"
     assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=store).code == 0
-    shutil.rmtree(runs)
+    shutil.rmtree(folder / "cells")  # the artifacts of a local store are beside them
     fetched = vqbench("report", "--from-mlflow", store, "--experiment", "made", *formats, cwd=tmp_path)
     assert fetched.code == 0, fetched.err
     assert tables_of(tmp_path / "made-report") == tables_of(tmp_path / "here")
+    shutil.rmtree(folder)
+    gone = vqbench("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)
+    assert gone.code == 2
+    assert "the files of 'made' are not where MLflow" in gone.err
 
 
 def track(experiment: Path) -> None:

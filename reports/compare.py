@@ -11,11 +11,11 @@ from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import METRICS
 from vqbench.reports.comparison import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
+from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
 from vqbench.reports.pairs import difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
-from vqbench.reports.verdicts import Outlook, outlook, overall, sentence
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vqbench.reports.stored import read_array
 
 Value = TypeVar("Value")
 MOST_BYTES = 1 << 28
@@ -85,25 +85,9 @@ class Reader:
         return len(self._ids) - 1
 
 
-def read_array(path: Path, name: str) -> NDArray[Any] | None:
-    """An array of an .npz file; None where there is none that can be read."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found: NDArray[Any] = arrays[name]
-            return found
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # not kept, or cut off
-        return None
-
-
 def _size(value: Any) -> int:
     """Bytes of the arrays in a value, about."""
     if isinstance(value, np.ndarray):
         return value.nbytes
-    parts = (
-        value.columns.values()
-        if isinstance(value, ImageTable)
-        else vars(value).values()
-        if hasattr(value, "__dict__")
-        else ()
-    )
-    return sys.getsizeof(value) + sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+    parts = value.columns if isinstance(value, ImageTable) else getattr(value, "__dict__", {})
+    return sys.getsizeof(value) + sum(part.nbytes for part in parts.values() if isinstance(part, np.ndarray))

@@ -101,20 +101,21 @@ def paired_resamples(base: Resampled, other: Resampled) -> Difference:
     return Difference(delta, low, high, p, 1, base.images, "images", error)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None], family: int = 0) -> list[float | None]:
     """Holm's step-down adjustment (1979, jstor:4615733): keeps the family-wise error rate, whatever the dependence.
 
     The i-th smallest of n becomes the largest of (n − j + 1) p₍ⱼ₎ over j ≤ i, at most 1. None stays None and is
-    not counted in n. Raises ValueError for a p outside [0, 1].
+    not counted in n. A larger `family` takes the place of n: hypotheses that were not tested for what the data showed,
+    and count as tested with p = 1. Raises ValueError for a p outside [0, 1].
     """
     known = [(p, i) for i, p in enumerate(p_values) if p is not None]
     for p, _ in known:
         if not 0 <= p <= 1:
             raise ValueError(f"expected p-values in [0, 1], not {p}")
     adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
+    largest, count = 0.0, max(family, len(known))
     for rank, (p, i) in enumerate(sorted(known)):
-        largest = max(largest, min((len(known) - rank) * p, 1.0))
+        largest = max(largest, min((count - rank) * p, 1.0))
         adjusted[i] = largest
     return adjusted
 
@@ -204,7 +205,7 @@ def _panels(start: float, end: float) -> tuple[Array, Array]:
     count = max(1, math.ceil(end - start))
     half = (end - start) / count / 2
     middles = start + half * (2 * np.arange(count) + 1)
-    return (middles[:, None] + half * _NODES).ravel(), np.tile(half * _WEIGHTS, count)
+    return (middles[:, None] + half * _NODES).ravel(), np.broadcast_to(half * _WEIGHTS, (count, len(_WEIGHTS))).ravel()
 
 
 def _falls_to(level: float, function: Callable[[float], float], low: float, high: float) -> float:

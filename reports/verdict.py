@@ -127,7 +127,7 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
     others = [label for label in estimates if label != comparison.best]
     tied = tuple(label for label in others if label in comparison.tied)
     untested = tuple(label for label in others if label in comparison.untested)
-    worse = tuple(label for label in others if label not in comparison.tied and label not in comparison.untested)
+    worse = tuple(label for label in others if label not in tied and label not in untested)
     definition = DEFINITIONS[column.key]
     return Finding(
         column.key,
@@ -170,14 +170,10 @@ def _headline(findings: Sequence[Finding]) -> str:
     winners = dict.fromkeys(f.best for f in decided)
     if len(winners) == 1 and all(f.kind == "alone" for f in decided):
         return f"{next(iter(winners))} is best in every score."
-    labels = _labels(decided)
-    never_worse = [label for label in labels if not any(label in f.worse for f in decided)]
-    if len(never_worse) > max(2, len(labels) // 2):
-        worse = [label for label in labels if label not in never_worse]
-        rest = f"; {listed(worse)} {_are(worse)} worse in at least one" if worse else ""
-        return f"{len(never_worse)} of {len(labels)} methods are not separated from the best in any score{rest}."
+    never_worse = [label for label in _labels(decided) if not any(label in f.worse for f in decided)]
     if never_worse:
-        return f"{listed(never_worse)} {_are(never_worse)} best, or not separated from the best, in every score."
+        has = "is" if len(never_worse) == 1 else "are"
+        return f"{listed(never_worse)} {has} best, or not separated from the best, in every score that was tested."
     where = {label: [f.title for f in decided if f.best == label] for label in winners}
     said = [f"{label} has the best {listed(titles)}" for label, titles in list(where.items())[:MOST_NAMES]]
     return f"No method is best in everything: {'; '.join(said)}."

@@ -7,6 +7,7 @@ experiment; whoever changes one in MLflow keeps the change.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +15,28 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from vqbench.results import CellFolder
+
 NOTE = "mlflow.note.content"
 PAGE = "vqbench.page"
 """Tag of a command's run: the name of its report among its artifacts."""
 _MARK = "<!-- vqbench writes what follows; text above this line is yours -->"
 _VIEW = "mlflow.sharedViewState."
+VIEWS = {
+    "methods": ("vqbench-1-methods", "TABLE"),
+    "commands": ("vqbench-1-commands", "TABLE"),
+    "curves": ("vqbench-1-curves", "CHART"),
+    "cells": ("vqbench-1-cells", "CHART"),
+}
+"""The prepared views: key of the tag, which counts up when the view changes, and the mode of the page."""
 _SCORES = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
            "perplexity")  # fmt: skip
 _COLUMNS = (
     *(f"metrics.`{name}`" for name in (*_SCORES, "params_total")),
     *(f"tags.`{name}`" for name in ("method", "seed", "collapsed", "state", "protocol_name")),
 )
-_CURVES = ("usage", "psnr", "perplexity", "loss")
+_CURVES = {"usage": "usage", "psnr": "PSNR of a batch, dB", "perplexity": "perplexity", "loss/pixel": "pixel loss"}
+"""Curves that can be compared across methods, which the sum of all losses cannot."""
 _NOTE_BYTES = 15_000  # an experiment's tag may have 20,000 characters, and the rest is the reader's own text
 
 
@@ -40,11 +51,21 @@ def cell_name(label: str, seed: int) -> str:
     return f"{label} s{seed:02d}"
 
 
-def cell_tags(label: str, spec: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a cell's run, to filter by."""
+def setup_of(folder: CellFolder, spec: dict[str, Any]) -> str:
+    """Short hash of all that decides a cell's numbers but the seed, as reports gather cells."""
+    from vqbench.reports.experiment import StoredCell
+
+    parts = [spec["method"], StoredCell(folder, spec, {}).training, spec["protocol"]["hash"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def cell_tags(label: str, spec: Mapping[str, Any], setup: str, group: str) -> dict[str, str]:
+    """Tags of a cell's run, to filter by; cells of one `group` share their `setup`, and differ in the seed alone."""
     return {
         "vqbench.kind": "cell",
         "method": label,
+        "group": group,
+        "vqbench.setup": setup,
         "dataset": spec["dataset"]["slug"],
         "recipe": spec["recipe"]["name"],
         "protocol": spec["protocol"]["hash"],
@@ -129,11 +150,13 @@ def description(old: str, experiment_id: str, commands: Sequence[CommandRun]) ->
     parts = [own] if own else []
     parts.append(_MARK)
     here = f"#/experiments/{experiment_id}"
+    links = []
     paged = next((c for c in commands if c.tags.get(PAGE)), None)
     if paged is not None:
         link = f"{here}/runs/{paged.run_id}/artifacts/{quote(paged.tags[PAGE])}"
-        parts.append(f"[Report of {_plain(paged.name)}]({link})")
-    parts.append(f"[Table]({table_address(here)}) · [Curves]({curves_address(here)})")
+        links.append(f"[report of {_plain(paged.name)}]({link})")
+    links += [f"[{view}]({address_of(here, view)})" for view in VIEWS]
+    parts.append(" · ".join(links))  # MLflow folds the description, and shows its first line
     notes = dict.fromkeys(c.tags["vqbench.protocol"] for c in commands if c.tags.get("vqbench.protocol"))
     if len(notes) > 1:
         parts.append(f"{len(notes)} protocols: their numbers are measured differently and must not be compared.")
@@ -150,34 +173,37 @@ def _command_line(here: str, command: CommandRun) -> str:
     return f"{line}, seeds {_plain(tags.get('seeds', ''))}, {command.status.lower()}"
 
 
-def table_address(here: str) -> str:
-    """Address of the runs as a table; `here` is the address of the experiment."""
-    return f"{here}/runs?workflowType=machine_learning&viewStateShareKey=vqbench-1-runs&compareRunsMode=TABLE"
-
-
-def curves_address(here: str) -> str:
-    """Address of the curves, one line per method."""
-    return f"{here}/runs?workflowType=machine_learning&viewStateShareKey=vqbench-1-curves&compareRunsMode=CHART"
+def address_of(here: str, view: str) -> str:
+    """Address of one of VIEWS; `here` is the address of the experiment."""
+    key, mode = VIEWS[view]
+    return f"{here}/runs?workflowType=machine_learning&viewStateShareKey={key}&compareRunsMode={mode}"
 
 
 def experiment_tags() -> dict[str, str]:
     """Tags of an experiment that open MLflow's pages for training, not those for language models, and the views."""
-    views = {
-        "vqbench-1-runs": ("vqbench: commands and their cells", _state()),
-        "vqbench-1-cells": ("vqbench: cells, best PSNR first", _state(_CELLS, "metrics.`psnr`")),
-        "vqbench-1-curves": ("vqbench: curves, mean over seeds", _state(_CELLS) | _charts() | _GROUPED),
-        "vqbench-1-curves-by-cell": ("vqbench: curves of every cell", _state(_CELLS) | _charts()),
+    states = {
+        "methods": ("vqbench: methods, mean over seeds", _state(_CELLS, "metrics.`psnr`") | _GROUPED),
+        "commands": ("vqbench: commands and their cells", _state()),
+        "curves": ("vqbench: curves, mean over seeds", _state(_CELLS, "metrics.`psnr`") | _GROUPED | _charts()),
+        "cells": ("vqbench: curves of each cell", _state(_CELLS, "metrics.`psnr`") | _charts()),
     }
     born = 1_764_000_000_000  # milliseconds; always the same, so that the tag is
     tags = {
-        _VIEW + key: json.dumps({"name": name, "createdAt": born, "updatedAt": born, "state": json.dumps(state)})
-        for key, (name, state) in views.items()
+        _VIEW + VIEWS[view][0]: json.dumps(
+            {"name": name, "createdAt": born, "updatedAt": born, "state": json.dumps(state)}
+        )
+        for view, (name, state) in states.items()
     }
     return {"mlflow.experimentKind": "custom_model_development", **tags}
 
 
+def has_views(tags: Mapping[str, str]) -> bool:
+    """Whether an experiment with these tags has our views."""
+    return any(_VIEW + key in tags for key, _ in VIEWS.values())
+
+
 _CELLS = "tags.`vqbench.kind` = 'cell'"
-_GROUPED = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "method"}]}}
+_GROUPED = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "group"}]}}
 
 
 def _state(search: str = "", order: str = "attributes.start_time") -> dict[str, Any]:
@@ -194,14 +220,23 @@ def _state(search: str = "", order: str = "attributes.start_time") -> dict[str, 
 
 def _charts() -> dict[str, Any]:
     """Curves in one section, scores as bars in another; what MLflow adds by itself stays folded."""
-    sections = [("curves", "While training, against images seen", True), ("scores", "Scores", True)]
+    sections = [("curves", "Training, against images seen", True), ("scores", "Scores", True)]
     sections += [(name, name, False) for name in ("train", "train/loss", "train/quantizer", "Model metrics")]
-    lines = [_line_chart(f"train/{name}") for name in _CURVES]
-    bars = [_card("BAR", "scores", name) for name in _SCORES]
+    lines = [_line_chart(f"train/{name}", title) for name, title in _CURVES.items()]
+    bars = [_card("BAR", "scores", name, name) for name in _SCORES]
     return {
         "compareRunCharts": lines + bars,
         "compareRunSections": [
-            {"uuid": key, "name": name, "display": shown, "isReordered": False, "deleted": False, "isGenerated": False}
+            {
+                "uuid": key,
+                "name": name,
+                "display": shown,
+                "isReordered": False,
+                "deleted": False,
+                "isGenerated": False,
+                "columns": 2,
+                "cardHeight": 300,
+            }
             for key, name, shown in sections
         ],
         "isAccordionReordered": True,
@@ -210,8 +245,9 @@ def _charts() -> dict[str, Any]:
     }
 
 
-def _card(kind: str, section: str, metric: str) -> dict[str, Any]:
+def _card(kind: str, section: str, metric: str, title: str) -> dict[str, Any]:
     return {
+        "displayName": title,
         "uuid": f"vqbench-{kind}-{metric}",
         "type": kind,
         "metricSectionId": section,
@@ -222,8 +258,8 @@ def _card(kind: str, section: str, metric: str) -> dict[str, Any]:
     }
 
 
-def _line_chart(metric: str) -> dict[str, Any]:
-    return _card("LINE", "curves", metric) | {
+def _line_chart(metric: str, title: str) -> dict[str, Any]:
+    return _card("LINE", "curves", metric, title) | {
         "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
         "xAxisScaleType": "linear",

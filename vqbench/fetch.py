@@ -18,15 +18,14 @@ from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.mirror import FILES_TAG, LEFT_OUT_TAG, RESULT_FILES, SHARED_FOLDER, SHARED_TAG, shared_files
+from vqbench.mirror import FILES_TAG, LEFT_OUT_TAG, RESULT_FILES, SHARED_FOLDER, SHARED_TAG
 from vqbench.registry import file_digest
-from vqbench.results import read_json, write_json
+from vqbench.results import FETCHED, read_json, write_json
 from vqbench.server import all_runs, artifacts_of, connect, is_remote
 
-ORIGIN = "fetched.json"
-"""In the experiment's folder: where it is from, and what could not be brought."""
 _AT_ONCE = 8  # downloads
 _NAME = re.compile(r"[^/\\\0]+")
+_SHARED_NAME = re.compile(r"(?:reference|images)-(\w+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def fetch_experiment(uri: str, name: str, runs: Path) -> None:
     experiment or it is not vqbench's, and where `runs/NAME` holds results of its own.
     """
     folder = runs.absolute() / name
-    if (folder / "cells").is_dir() and not (folder / ORIGIN).is_file():
+    if (folder / "cells").is_dir() and not (folder / FETCHED).is_file():
         raise UsageError(f"{folder} holds results of its own", "report on them as they are, or give another --runs DIR")
     client, experiment = _find(uri, name)
     cells = _newest(_asked(uri, lambda: all_runs(client, experiment.experiment_id, "tags.`vqbench.cell` LIKE '%'")))
@@ -73,11 +72,11 @@ def fetch_experiment(uri: str, name: str, runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for gone in {path.name for path in folder.glob("cells/*")} - {cell.folder for cell in cells}:
         shutil.rmtree(folder / "cells" / gone)
-    write_json(folder / ORIGIN, {"uri": uri, "missing": []})
+    write_json(folder / FETCHED, {"uri": uri, "missing": []})
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         problems = [p for found in pool.map(lambda cell: _fetch_cell(client, uri, cell, folder), cells) for p in found]
     problems += _fetch_shared(client, uri, experiment, folder, cells)
-    write_json(folder / ORIGIN, {"uri": uri, "missing": problems})
+    write_json(folder / FETCHED, {"uri": uri, "missing": problems})
 
 
 def _asked(uri: str, ask: Any) -> Any:
@@ -146,11 +145,13 @@ def _left_out(cell: _CellRun) -> list[str]:
 def _fetch_shared(client: Any, uri: str, experiment: Any, folder: Path, cells: Sequence[_CellRun]) -> list[str]:
     """Bring what cells share, once for each protocol; returns what is missing."""
     problems = []
-    hashes = {str(cell.run.data.tags.get("protocol")) for cell in cells}
-    for name in (name for each in sorted(hashes) for name in shared_files(each)):
-        where: Mapping[str, Any] = _object(experiment.tags.get(SHARED_TAG + name)) or {}
-        if "run_id" not in where or not _NAME.fullmatch(name):
+    wanted = {cell.run.data.tags.get("protocol") for cell in cells}
+    for tag in sorted(experiment.tags):
+        name = tag.removeprefix(SHARED_TAG)
+        found = _SHARED_NAME.fullmatch(name) if tag.startswith(SHARED_TAG) else None
+        if found is None or found[1] not in wanted:
             continue
+        where: Mapping[str, Any] = _object(experiment.tags[tag]) or {}
         if (folder / name).is_file() and file_digest(folder / name) == where["sha256"]:
             continue
         artifacts = _asked(uri, lambda where=where: artifacts_of(client, uri, where["run_id"]))

@@ -25,6 +25,7 @@ from vqbench.board import (
     newest_first,
     result_tags,
     run_metrics,
+    setup_of,
 )
 from vqbench.registry import file_digest
 from vqbench.results import DONE, CellFolder, read_json, write_json
@@ -53,11 +54,6 @@ run that has a file which cells share."""
 SHARED_FOLDER = "shared"
 _ATTACHED = (".md", ".jsonl", ".csv", ".png", ".html", ".tex", ".svg", ".pdf")
 _FORMAT = "2"  # of what is sent; what was sent in an older one is sent again
-
-
-def shared_files(protocol_hash: str) -> tuple[str, ...]:
-    """Names of the files that the cells under one protocol share; they lie in the experiment's folder."""
-    return (f"reference-{protocol_hash}.npz", f"images-{protocol_hash}.npz")
 
 
 def most_bytes() -> int:
@@ -178,8 +174,9 @@ class Mirror:
     def _cell_run(
         self, experiment_id: str, folder: CellFolder, record: dict[str, Any], spec: dict[str, Any], parent: str
     ) -> str:
-        label = record["label"]
-        tags = {"mlflow.parentRunId": parent, **cell_tags(label, spec), **record.get("tags", {})}
+        label, setup = record["label"], setup_of(folder, spec)
+        tags = cell_tags(label, spec, setup, self._group(experiment_id, label, setup))
+        tags |= {"mlflow.parentRunId": parent, **record.get("tags", {})}
         value, name = f"{folder.name}/{record['attempt']}", cell_name(label, spec["seed"])
         run_id = self._run(experiment_id, "vqbench.cell", value, name, tags, record.get("started"))
         params = {f"recipe.{k}": v for k, v in spec["recipe"].items()}
@@ -194,6 +191,14 @@ class Mirror:
         self.client.log_inputs(run_id, datasets=[DatasetInput(images, [context])])
         self.client.log_artifact(run_id, str(folder.path / "spec.json"))
         return run_id
+
+    def _group(self, experiment_id: str, label: str, setup: str) -> str:
+        """What MLflow averages over seeds under one name: the label, and the setup where another one has that name."""
+        mark = "'" if "'" not in label else '"'
+        if mark in label:
+            return f"{label} {setup}"
+        search = f"tags.group = {mark}{label}{mark} and tags.`vqbench.setup` != '{setup}'"
+        return f"{label} {setup}" if self.client.search_runs([experiment_id], search, max_results=1) else label
 
     def _send_curves(self, folder: CellFolder, memory: dict[str, Any]) -> int:
         """Send the points of metrics.jsonl that the run lacks; returns how many it has."""
@@ -231,8 +236,9 @@ class Mirror:
         """Send the files of a cell; returns the tags that say which and, for what is too large, which not."""
         from vqbench.reports.figures import draw_code_histogram
 
-        if done:
+        if done and (folder.path / "codes.npz").is_file():
             draw_code_histogram(folder.path / "codes.npz", folder.path / "codes.png")
+        if done and folder.weights.is_file():
             self.client.log_artifact(run_id, str(folder.weights), "weights")
         sent, left_out = {}, {}
         for name in ARTIFACTS if done else FAILURE_FILES:
@@ -248,11 +254,11 @@ class Mirror:
 
     def _send_shared(self, folder: CellFolder, memory: Mapping[str, Any], parent: str) -> None:
         """Send what cells share to the run of the first command that has it, once."""
-        experiment, known_path = folder.path.parents[1], folder.path.parents[1] / "shared.mlflow.json"
+        known_path = folder.path.parents[1] / "shared.mlflow.json"
         known = read_json(known_path) or {}
         known = known if known.get("uri") == self.uri else {"uri": self.uri}
-        for name in shared_files(folder.spec["protocol"]["hash"]):
-            path = experiment / name
+        for path in (folder.reference_features, folder.validation_images):
+            name = path.name
             if not path.is_file() or known.get(name) == path.stat().st_mtime_ns or path.stat().st_size > most_bytes():
                 continue
             self.client.log_artifact(parent, str(path), SHARED_FOLDER)

@@ -14,6 +14,8 @@ from vqbench.atomic import write_text_atomically
 from vqbench.lease import exclusive
 
 DONE, FAILED = "done", "failed"
+FETCHED = "fetched.json"
+"""In the folder of an experiment that was brought back from MLflow: where it is from, and what could not be brought."""
 
 
 def write_json(path: Path, value: Any) -> None:

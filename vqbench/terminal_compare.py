@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vqbench.reports.pair_words import decimals, interval_text, p_text
 from vqbench.reports.summary import COLUMNS, DEFINITIONS
-from vqbench.reports.verdicts import decimals, interval_text, p_text
 from vqbench.terminal import make_console
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vqbench.board import curves_address, experiment_tags, table_address
+from vqbench.board import VIEWS, address_of, has_views
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.server import connect, is_remote, quiet_environment, tracking_uri
 
@@ -32,8 +32,7 @@ class Shown:
     """An experiment and the addresses of its prepared views."""
 
     name: str
-    table: str
-    curves: str
+    views: Mapping[str, str]
 
 
 def serve(runs: Path, port: int, name: str | None = None, browser: bool = True) -> None:
@@ -133,13 +132,14 @@ def _announce(address: str, name: str | None, browser: bool) -> None:
     """Print where the experiments are, and open the first."""
     shown = experiments_at(address, name)
     for experiment in shown[:_MOST]:
-        print(f"{experiment.name}\n  table   {experiment.table}\n  curves  {experiment.curves}", flush=True)
+        lines = [f"  {view:<9} {address}" for view, address in experiment.views.items()]
+        print("\n".join([experiment.name, *lines]), flush=True)
     if len(shown) > _MOST:
         print(f"{len(shown) - _MOST} more: {address}/#/experiments", flush=True)
     if not shown:
         print(f"no experiment of vqbench: {address}", flush=True)
     if browser and sys.stdout.isatty():
-        _open(shown[0].table if shown else address)
+        _open(shown[0].views["methods"] if shown else address)
 
 
 def experiments_at(address: str, name: str | None = None) -> list[Shown]:
@@ -152,7 +152,7 @@ def experiments_at(address: str, name: str | None = None) -> list[Shown]:
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"no tracking server at {address}: {why}", "look at MLFLOW_TRACKING_URI") from None
-    found = [each for each in found if set(experiment_tags()) & set(each.tags)]
+    found = [each for each in found if has_views(each.tags)]
     if name is not None and name not in {each.name for each in found}:
         raise unknown("experiment", name, [each.name for each in found], f"all of them: {address}")
     return _shown(address, [each for each in found if name in (None, each.name)])
@@ -162,7 +162,7 @@ def _shown(address: str, experiments: Sequence[Any]) -> list[Shown]:
     shown = []
     for each in experiments:
         here = f"{address.rstrip('/')}/#/experiments/{each.experiment_id}"
-        shown.append(Shown(each.name, table_address(here), curves_address(here)))
+        shown.append(Shown(each.name, {view: address_of(here, view) for view in VIEWS}))
     return shown
 
 

@@ -156,7 +156,8 @@ class Experiment:
                 "so each has a table of its own and nothing is compared across"
             )
         if self.unfinished:
-            said.append(f"{len(self.unfinished)} cells have no result yet: {_some(self.unfinished)}")
+            count = "1 cell has" if len(self.unfinished) == 1 else f"{len(self.unfinished)} cells have"
+            said.append(f"{count} no result yet: {_some(self.unfinished)}")
         said += [f"left out, {text}" for text in self.unreadable]
         return said
 

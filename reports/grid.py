@@ -44,7 +44,8 @@ def markdown(grid: Grid) -> str:
 
     def entry(text: str, row: int, column: int) -> str:
         mark = "**" if (row, column) in grid.bold else "*" if column in grid.grey else ""
-        return f"{mark}{markdown_text(text)}{mark}" if text.strip() else ""
+        shown = markdown_text(text).strip()  # a mark beside a space is no mark
+        return f"{mark}{shown}{mark}" if shown else ""
 
     rows = (line(entry(text, i, k) for k, text in enumerate(row)) for i, row in enumerate(grid.rows))
     rule = line("---:" if numeric else "---" for numeric in grid.numeric)

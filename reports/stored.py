@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def read_array(path: Path, name: str) -> NDArray[Any] | None:
         with np.load(path, allow_pickle=False) as arrays:
             found: NDArray[Any] = arrays[name]
             return found
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

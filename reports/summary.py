@@ -75,6 +75,21 @@ COLUMNS = (
 )
 
 
+MORE_COLUMNS = (
+    Column("kid", "KID ↓", 4),
+    Column("dead_codes", "dead codes ↓", 1),
+    Column("tokens", "tokens", 0, interval=False),
+    Column("bpp", "bpp", 3, interval=False),
+    Column("bpp_entropy", "bpp (entropy)", 3),
+    Column("entropy_bits_per_token", "bits/token (entropy)", 2),
+    Column("params_encoder", "encoder M", 3, interval=False, scale=1e-6),
+    Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6),
+    Column("params_projections", "projections M", 3, interval=False, scale=1e-6),
+    Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6),
+)
+"""What a report shows only where it is asked to; together with COLUMNS every score has one."""
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and Student's t interval of one value per seed. Raises ValueError for no value."""
     if not values:

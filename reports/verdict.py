@@ -124,16 +124,10 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
     if comparison is None:
         return None
     estimates = {g.label: found for g in section.rows if (found := g.summary.estimates.get(column.key)) is not None}
-    tested = {
-        label
-        for pair in comparison.pairs
-        if pair.p is not None and comparison.best in (pair.base, pair.other)
-        for label in (pair.base, pair.other)
-    }
     others = [label for label in estimates if label != comparison.best]
-    tied = tuple(label for label in others if label in comparison.tied and label in tested)
-    worse = tuple(label for label in others if label not in comparison.tied)
-    untested = tuple(label for label in others if label in comparison.tied and label not in tested)
+    tied = tuple(label for label in others if label in comparison.tied)
+    untested = tuple(label for label in others if label in comparison.untested)
+    worse = tuple(label for label in others if label not in tied and label not in untested)
     definition = DEFINITIONS[column.key]
     return Finding(
         column.key,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
 from vqbench.space import Choices, Range
+from vqbench.yaml_files import read_yaml, shipped
 
 Raw = dict[str, Any]
 """A space as JSON: {"recipe": {field: domain}, "methods": {method: {field: domain}}, "declared": [group]}."""
 
+_SHIPPED = "vqbench.sweeps"
 _PARTS = ("recipe", "methods", "declared")
 _KEYS = ("choices", "low", "high", "log", "step", "when")
 _EXAMPLE = "for example: `learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}`"
@@ -20,15 +20,14 @@ _EXAMPLE = "for example: `learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}`
 
 def space_names() -> list[str]:
     """The spaces that are shipped."""
-    folder = resources.files("vqbench.sweeps")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped(_SHIPPED)
 
 
 def read_spaces(asked: Iterable[str]) -> Raw:
     """Spaces by name, or by the path of a YAML file, as one. Raises UsageError for what is none, or does not fit."""
     whole: Raw = {"recipe": {}, "methods": {}, "declared": []}
     for name in asked:
-        space = _checked(_load(name), name)
+        space = _checked(read_yaml("space", name, _SHIPPED, _EXAMPLE), name)
         for owner, fields in [("recipe", space["recipe"]), *space["methods"].items()]:
             into = whole["recipe"] if owner == "recipe" else whole["methods"].setdefault(owner, {})
             for field in fields.keys() & into.keys():
@@ -38,25 +37,6 @@ def read_spaces(asked: Iterable[str]) -> Raw:
     if whole == {"recipe": {}, "methods": {}, "declared": []}:
         raise UsageError("the space is empty", f"shipped spaces: {', '.join(space_names())}, or write one: {_EXAMPLE}")
     return whole
-
-
-def _load(name: str) -> Any:
-    import yaml
-
-    if name.endswith((".yaml", ".yml")):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read space {name}: {error.strerror}", "give the path of a YAML file") from None
-    elif name in space_names():
-        text = (resources.files("vqbench.sweeps") / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        raise unknown("space", name, space_names(), "or give the path of a YAML file: --space my.yaml")
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise UsageError(f"space {name} is not YAML: {line}", _EXAMPLE) from None
 
 
 def _checked(value: Any, name: str) -> Raw:

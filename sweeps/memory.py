@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,13 +52,14 @@ def _budget(request: SweepRequest) -> dict[str, Any]:
 
 def find_sweep(runs: Path, experiment: str, name: str) -> Path:
     """The file of the sweep `name` below `runs`. Raises UsageError where there is none, or one too many."""
-    found = sorted(runs.glob(f"{experiment or '*'}/sweeps/{name}.json"))
+    within = glob.escape(experiment) if experiment else "*"
+    found = sorted(runs.glob(f"{within}/sweeps/{glob.escape(name)}.json"))
     if len(found) == 1:
         return found[0]
     if found:
         experiments = ", ".join(path.parents[1].name for path in found)
         raise UsageError(f"several experiments have a sweep '{name}': {experiments}", "say which: --name EXPERIMENT")
-    known = [path.stem for path in runs.glob(f"{experiment or '*'}/sweeps/*.json")]
+    known = [path.stem for path in runs.glob(f"{within}/sweeps/*.json")]
     raise unknown(f"sweep in {runs}", name, known, "--runs DIR says where the results are; --name names the experiment")
 
 

@@ -68,7 +68,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
         "state": "cached" if known["cached"] and known["state"] == "done" else known["state"],
         "bits_per_image": study.plan.bits,
         "level": study.plan.level,
-        "drawn": dict(trial.params),
+        "drawn": {p.name: p.typed(trial.params[p.name]) for p in study.plan.parameters if p.name in trial.params},
         "settings": settings,
         "values": dict(zip(request.objectives, values, strict=True)) if values is not None else {},
         "scores": _means(scored) if values is not None else {},

@@ -118,6 +118,14 @@ def refused(answer: object, *said: str) -> None:
         (["--metrics", "lpips_vgg", "--lpips-weights", "nowhere.pth"], "nowhere.pth"),
         (["--inception-weights", "nowhere.pth"], "nowhere.pth"),
         (["--config", "nowhere.yaml"], "cannot read --config"),
+        (["--workers", "0"], "--workers 0, but at least one has to work"),
+        (
+            ["--workers", "2", "--scheduler", "tcp://host:8786"],
+            "has workers of its own, --workers 2 would start others",
+        ),
+        (["--resources", "GPU"], "--resources GPU is not of the form NAME=AMOUNT"),
+        (["--cell-timeout", "0"], "--cell-timeout 0 is not a time"),
+        (["--recipe", "nowhere.yaml"], "cannot read recipe nowhere.yaml: No such file"),
         (["--frobnicate"], "No such option"),
     ],
 )

@@ -12,16 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Answer, Command, settings
 from test_servers import MLflowServer
 
-from vqbench.cluster import parse_resources
+from vqbench.dask_engine import DaskEngine
+from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.gpus import claim_gpus
+from vqbench.launch import STOPPED, CellJob, Ended
 from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
+from vqbench.worker import Need, _threads
 
 DEADLINE = 240  # seconds; a quiet machine needs a tenth
 SLOW_METHOD = '''
@@ -229,11 +233,14 @@ def test_what_a_cluster_cannot_give_is_said_at_once(
     gone = vqbench(*ask, "--scheduler", tmp_path / "no.json")
     assert gone.code == 2
     assert "there is no scheduler file" in gone.err
+    (tmp_path / "odd.json").write_text('{"id": 1}')
+    odd = vqbench(*ask, "--scheduler", tmp_path / "odd.json")
+    assert (odd.code, "odd.json is not a scheduler's file" in odd.err) == (2, True), odd.err
     silent = vqbench(*ask, "--scheduler", "tcp://127.0.0.1:1")
     assert silent.code == 2
     assert "no dask scheduler answers at tcp://127.0.0.1:1" in silent.err
     assert not cells(tmp_path / "runs")
-    assert all("Traceback" not in answer.err for answer in (none, gone, silent))
+    assert all("Traceback" not in answer.err for answer in (none, gone, odd, silent))
 
 
 def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, slow: Path, tmp_path: Path) -> None:
@@ -257,7 +264,8 @@ def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, slow: Path, t
     again.process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     again.process.send_signal(signal.SIGINT)
-    assert again.answer().code == 130
+    answer = again.answer()
+    assert (answer.code, "error: interrupted twice" in answer.err) == (130, True), answer.err
     until(lambda: not is_alive(pid), "the end of the cell")
 
 
@@ -400,7 +408,7 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
         assert gpus == []
 
 
-@pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,"])
+@pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,", "GPU=inf", "GPU=nan"])
 def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="NAME=AMOUNT"):
         parse_resources(text)
@@ -408,6 +416,74 @@ def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
 
 def test_resources_are_amounts_by_name() -> None:
     assert parse_resources("GPU=1, MEM=2.5") == {"GPU": 1.0, "MEM": 2.5}
+
+
+def test_cells_of_one_machine_divide_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))  # of a job of Slurm, on a machine of 64
+    worker = SimpleNamespace(address="tcp://10.0.0.7:4000", state=SimpleNamespace(nthreads=2))
+    threads = {
+        slots: _threads(worker, Need({}, 0, {"10.0.0.7": slots, "10.0.0.8": 9} if slots else {}, ""))
+        for slots in (0, 1, 3, 99)
+    }
+    assert threads == {0: 4, 1: 8, 3: 2, 99: 1}
+
+
+class OddCluster:
+    """A client of a cluster whose tasks come to the ends that it is given, one after the other."""
+
+    status = "running"
+
+    def __init__(self, *ends: Ended | BaseException) -> None:
+        self.ends, self.submitted = list(ends), 0
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {"a": {"host": "h", "nthreads": 1, "resources": {}}}}
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        self.submitted += 1
+        end = self.ends.pop(0)
+        return SimpleNamespace(
+            status="error" if isinstance(end, BaseException) else "finished",
+            result=lambda: end,
+            exception=lambda: end,
+        )
+
+
+def ends_of(tmp_path: Path, cluster: OddCluster, between: Callable[[], None] = lambda: None) -> list[tuple[str, Ended]]:
+    engine = DaskEngine(cluster, {}, 0)  # type: ignore[arg-type]
+    engine.start(CellJob(tmp_path / "cell", {}))
+    found: list[tuple[str, Ended]] = []
+    while not found:
+        between()
+        found = engine.ended()
+    return found
+
+
+def test_a_worker_that_closes_in_order_has_not_ended_its_cell(tmp_path: Path) -> None:
+    """As one does whose lifetime is over: it says that the cell was stopped, and nobody here had asked for that."""
+    cluster = OddCluster(Ended(STOPPED), Ended(STOPPED), Ended("done"))
+    assert ends_of(tmp_path, cluster) == [("cell", Ended("done"))]
+    assert cluster.submitted == 3
+
+
+def test_a_cell_that_gets_on_may_outlive_many_workers(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "cell" / "checkpoints" / "last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    clock = iter([10, 20, 20])
+
+    def train() -> None:
+        checkpoint.touch()
+        at = next(clock)
+        os.utime(checkpoint, (at, at))
+
+    class KilledWorker(Exception):  # noqa: N818, dask's name
+        """As dask gives up a task whose workers died."""
+
+    cluster = OddCluster(*(KilledWorker("odd") for _ in range(3)))
+    ((name, end),) = ends_of(tmp_path, cluster, train)
+    assert (name, end.state, cluster.submitted) == ("cell", "failed", 3)  # the third began and ended at the same place
+    error = json.loads((tmp_path / "cell" / "result.json").read_text())["error"]
+    assert error["message"] == "the workers that ran it died, several in a row; out of memory is the usual reason"
 
 
 def _can_hide(path: Path) -> bool:

@@ -258,6 +258,23 @@ def test_a_space_that_does_not_fit_is_refused(space: Any, what: str, hint: str, 
 
 
 @pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"recipe: {learning_rate: [1,\n", "is not YAML: while parsing"),
+        (b"recipe: \xff", "is not YAML"),
+        (b"- learning_rate", "must be a mapping, not ['learning_rate']"),
+        (b"recipe: {learning_rate: 3}", "recipe.learning_rate must be a mapping, not 3"),
+    ],
+)
+def test_a_file_that_is_no_space_is_refused(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        read_spaces([str(tmp_path / "my.yaml")])
+    assert what in error.value.what
+    assert "learning_rate: {low" in error.value.hint
+
+
+@pytest.mark.parametrize(
     ("fields", "what"),
     [
         ({"sampler": "tpee"}, "unknown sampler 'tpee'; did you mean tpe"),
@@ -396,7 +413,7 @@ def test_equal_trials_share_a_cell_and_workers_may_come_late(slots: int, place: 
     assert [row["state"] for row in found.rows].count("done") == 2
     assert [row["state"] for row in found.rows].count("cached") == 6
     assert {row["values"]["quantization_error"] for row in found.rows} == {8.0, 64.0}
-    assert found.best(found.studies[0], "quantization_error")["drawn"] == {"codebook_size": "8"}  # type: ignore[index]
+    assert found.best(found.studies[0], "quantization_error")["drawn"] == {"codebook_size": 8}  # type: ignore[index]
 
 
 def test_a_trial_is_the_mean_over_its_seeds_and_fails_with_one(place: Place, tmp_path: Path) -> None:
@@ -599,6 +616,8 @@ def test_a_name_stands_for_one_definition(comparison: Answer, place: Place) -> N
         "error: there is a sweep 'vqgan+fsq-sizes' already, with another sampler",
         "hint: go on with it: --resume vqgan+fsq-sizes, or start another: --sweep-name NAME",
     ]
+    for name in ("**", "vqgan*"):  # no pattern
+        assert typed("sweep", "--resume", name, "--runs", place.runs).code == 2
     unknown = typed("sweep", "--resume", "vqgan+fsq-size", "--runs", place.runs)
     assert unknown.code == 2
     assert "did you mean vqgan+fsq-sizes" in unknown.err
@@ -688,7 +707,7 @@ def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     table = package.sweep(resume="vqgan-rates", runs=place.runs, track=False)
-    assert sorted(table["learning_rate"]) == ["0.001", "0.002"]
+    assert sorted(table["learning_rate"]) == [0.001, 0.002]
     assert set(table["state"]) <= {"done", "cached"}
     study = optuna.load_study(study_name="vqgan-rates/vqgan", storage=f"sqlite:///{place.runs / 'killed/optuna.db'}")
     told = [trial.params["learning_rate"] for trial in study.trials if trial.state.name == "COMPLETE"]

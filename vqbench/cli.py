@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
     DataRoot,
@@ -34,6 +35,7 @@ from vqbench.options import (
     takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
+from vqbench.report_command import report
 from vqbench.sweep_options import (
     MaxImages,
     Objective,
@@ -389,6 +391,10 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
     code = diagnose_and_print(inception_weights, lpips_weights)
     if code:
         raise typer.Exit(code)
+
+
+app.command()(compare)
+app.command()(report)
 
 
 @app.command()

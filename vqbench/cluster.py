@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, LocalCluster
 
 from vqbench.dask_engine import DaskEngine, room
+from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.gpus import visible_gpus
 from vqbench.plan import RunRequest
+from vqbench.results import read_json
 from vqbench.server import tracking_uri
 from vqbench.worker import OwnGroup, Surroundings, look_around
 
@@ -88,15 +90,22 @@ def _connect(scheduler: str) -> Client:
             f"there is no scheduler file {scheduler}",
             "start one: dask scheduler --scheduler-file FILE, or give its address: --scheduler tcp://HOST:8786",
         )
+    address = scheduler if is_address else _address_in(Path(scheduler))
     try:
-        if is_address:
-            return Client(scheduler, timeout=CONNECT_SECONDS, name="vqbench")
-        return Client(scheduler_file=scheduler, timeout=CONNECT_SECONDS, name="vqbench")
+        return Client(address, timeout=CONNECT_SECONDS, name="vqbench")
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(
             f"no dask scheduler answers at {scheduler}: {' '.join(str(error).split())[:160]}",
             "is it running? dask scheduler --host HOST, and dask worker ADDRESS on each machine",
         ) from None
+
+
+def _address_in(file: Path) -> str:
+    """The address that a scheduler wrote down. Raises UsageError for a file that no scheduler wrote."""
+    address = (read_json(file) or {}).get("address")
+    if not isinstance(address, str):
+        raise UsageError(f"{file} is not a scheduler's file", "start one: dask scheduler --scheduler-file FILE")
+    return address
 
 
 def _wait_for_a_worker(client: Client, scheduler: str, view: View) -> None:
@@ -177,17 +186,3 @@ def _resources(
 
 def _spelled(resources: dict[str, float]) -> str:
     return ", ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "nothing"
-
-
-def parse_resources(text: str) -> dict[str, float]:
-    """`GPU=1` or `GPU=1,MEM=40` as amounts by name. Raises UsageError for anything else."""
-    needed = {}
-    for item in text.split(","):
-        name, equals, amount = (part.strip() for part in item.partition("="))
-        try:
-            needed[name] = float(amount)
-        except ValueError:
-            equals = ""
-        if not (equals and name and needed[name] > 0):
-            raise UsageError(f"--resources {text} is not of the form NAME=AMOUNT", "for example: --resources GPU=1")
-    return needed

@@ -46,6 +46,7 @@ class DaskEngine:
         self._held: dict[str, contextlib.ExitStack] = {}  # folders of jobs that run where their lock does not reach
         self._futures: dict[str, Any] = {}
         self._jobs: dict[str, CellJob] = {}
+        self._trained: dict[str, float] = {}  # when the checkpoint that a job went on from was written
         self._over: list[tuple[str, Ended]] = []
 
     def _workers(self) -> list[dict[str, Any]]:
@@ -58,8 +59,9 @@ class DaskEngine:
 
     def start(self, job: CellJob) -> None:
         """Hand a job to the scheduler, which gives it to a worker with room."""
-        if job.store is not None and not self._prepare_transfer(job, job.store):
+        if job.store is not None and job.name not in self._held and not self._prepare_transfer(job, job.store):
             return
+        self._trained[job.name] = _last_checkpoint(job)
         by_host: Counter[str] = Counter()
         for worker in self._workers():
             by_host[worker["host"]] += room(worker, self._resources)
@@ -123,27 +125,36 @@ class DaskEngine:
             if future.status == "pending":
                 continue
             del self._futures[name]
-            self._over.append((name, self._end_of(name, future)))
+            if (end := self._end_of(name, future)) is None:
+                self.start(self._jobs[name])
+            else:
+                self._over.append((name, end))
         over, self._over = self._over, []
         return over
 
-    def _end_of(self, name: str, future: Any) -> Ended:
+    def _end_of(self, name: str, future: Any) -> Ended | None:
+        """How a job ended; None if it did not, but its worker, and it has to be given to another one."""
+        job = self._jobs[name]
         if future.status == "finished":
             end: Ended = future.result()
-            job = self._jobs[name]
+            if end.state == STOPPED:  # not by us: its worker was told to close
+                return None
             return self._bring_home(job, job.store, end) if job.store is not None else end
         if self._client.status != "running" or future.status in ("lost", "cancelled"):
             raise VQBenchError(
                 "the dask scheduler is gone", "start it again; the same command then goes on with what is unfinished"
             )
         error = future.exception()
+        # dask gives up a job with the fourth worker that dies; one that gets on each time may take many
+        if type(error).__name__ == "KilledWorker" and _last_checkpoint(job) > self._trained[name]:
+            return None
         if name in self._held:
             self._held.pop(name).close()
         kind, message = type(error).__name__, str(error).strip() or type(error).__name__
         if kind == "KilledWorker":
             message = "the workers that ran it died, several in a row; out of memory is the usual reason"
-        hint = f"look at the workers' logs and {CellFolder(self._jobs[name].folder).log}"
-        return _write_failure(self._jobs[name], kind, message.splitlines()[0], hint)
+        hint = f"look at the workers' logs and {CellFolder(job.folder).log}"
+        return _write_failure(job, kind, message.splitlines()[0], hint)
 
     def stop(self, name: str) -> None:
         """Nobody wants the job any more: its worker sees that and ends its process."""
@@ -164,6 +175,14 @@ class DaskEngine:
         self._client.close()
         if self._cluster is not None:
             self._cluster.close(timeout=5)
+
+
+def _last_checkpoint(job: CellJob) -> float:
+    """When it was written; 0 where there is none, as for jobs that run where this disk is not seen."""
+    try:
+        return CellFolder(job.folder).checkpoint.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _write_failure(job: CellJob, kind: str, message: str, hint: str) -> Ended:

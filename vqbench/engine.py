@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Protocol
@@ -88,10 +89,22 @@ class SerialEngine:
             self._running = None
 
 
-def open_engine(request: RunRequest, view: View) -> Engine:
-    """The engine that a request asks for. Raises UsageError where it cannot be had."""
-    from vqbench.preflight import check_devices
+def parse_resources(text: str) -> dict[str, float]:
+    """`GPU=1` or `GPU=1,MEM=40` as amounts by name. Raises UsageError for anything else."""
+    needed = {}
+    for item in text.split(","):
+        name, equals, amount = (part.strip() for part in item.partition("="))
+        try:
+            needed[name] = float(amount)
+        except ValueError:
+            equals = ""
+        if not (equals and name and 0 < needed[name] < math.inf):
+            raise UsageError(f"--resources {text} is not of the form NAME=AMOUNT", "for example: --resources GPU=1")
+    return needed
 
+
+def refuse_odd_engine(request: RunRequest) -> None:
+    """Raise UsageError for an engine that cannot be, before anything is looked at."""
     if request.workers < 1:
         raise UsageError(f"--workers {request.workers}, but at least one has to work", "for example: --workers 2")
     if request.scheduler and request.workers > 1:
@@ -99,6 +112,15 @@ def open_engine(request: RunRequest, view: View) -> Engine:
             f"--scheduler {request.scheduler} has workers of its own, --workers {request.workers} would start others",
             "leave one of the two out",
         )
+    if request.resources not in ("", "none"):
+        parse_resources(request.resources)
+
+
+def open_engine(request: RunRequest, view: View) -> Engine:
+    """The engine that a request asks for. Raises UsageError where it cannot be had."""
+    from vqbench.preflight import check_devices
+
+    refuse_odd_engine(request)
     if request.scheduler or request.workers > 1:
         from vqbench.cluster import join_cluster, local_cluster
 

@@ -16,6 +16,7 @@ import typer
 
 from vqbench.errors import UsageError, unknown
 from vqbench.registry import DATASETS, METHODS
+from vqbench.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
@@ -78,13 +79,12 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _yaml_mapping(path: Path) -> dict[Any, Any]:
-    import yaml
-
     hint = "for example: `methods: vaevq,vqgan`, each option on a line of its own"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read --config {path}: {' '.join(str(error).split())}", hint) from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}", hint) from None
+    values = parse_yaml(content, f"--config {path}", hint)
     if not isinstance(values, dict):
         raise UsageError(f"--config {path} must map options to values", hint)
     return values

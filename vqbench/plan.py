@@ -189,6 +189,8 @@ def _spec(
         "config": choice.config,
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
+        "part_of": choice.part_of,
+        "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,
         "recipe": recipe.as_dict(),

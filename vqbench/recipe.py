@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from vqbench.config import as_dict, build
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError
+from vqbench.yaml_files import read_yaml, shipped
 
+_SHIPPED = "vqbench.recipes"
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
 _ADDED_LATER = {"added_later": True}  # is part of a cell's hash only where it is set: cells from before keep theirs
 
@@ -186,8 +187,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that are shipped."""
-    folder = resources.files("vqbench.recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped(_SHIPPED)
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -204,22 +204,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 
 def _read(name: str) -> dict[str, Any]:
-    import yaml
-
-    if name.endswith((".yaml", ".yml")):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read recipe {name}: {error.strerror}", "give the path of a YAML file") from None
-    elif name in recipe_names():
-        text = (resources.files("vqbench.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        raise unknown("recipe", name, recipe_names(), "or give the path of a YAML file: --recipe my.yaml")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise UsageError(f"recipe {name} is not YAML: {line}", "each line is `field: value`") from None
+    values = read_yaml("recipe", name, _SHIPPED, "each line is `field: value`")
     if not isinstance(values, dict):
         raise UsageError(f"recipe {name} must be a mapping of fields to values", "each line is `field: value`")
     return values

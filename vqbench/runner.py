@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from vqbench.engine import open_engine
+from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.errors import UsageError
 from vqbench.execution import Execution, row_of
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
@@ -48,6 +48,7 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     from vqbench.preflight import perceptual_problem, track_metrics
     from vqbench.registry import METHODS
 
+    refuse_odd_engine(request)
     for plugin in request.plugins:
         METHODS.add_file(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Annotated
 
 import typer
 
+from vqbench.yaml_files import shipped
+
 
 def _complete_spaces(incomplete: str) -> list[str]:
-    entries = resources.files("vqbench.sweeps").iterdir()
-    names = sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in shipped("vqbench.sweeps") if name.startswith(incomplete)]
 
 
 Space = Annotated[

@@ -143,7 +143,14 @@ class _Reporter:
 
 def _threads(worker: Any, need: Need) -> int:
     host = worker.address.rpartition("://")[2].rpartition(":")[0]
-    return max(1, (os.cpu_count() or 1) // max(1, need.slots_by_host.get(host, worker.state.nthreads)))
+    return max(1, cores() // max(1, need.slots_by_host.get(host, worker.state.nthreads)))
+
+
+def cores() -> int:
+    """Processor cores that this process may use: a job of Slurm or a container often has not all of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

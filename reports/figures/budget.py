@@ -5,15 +5,12 @@ from __future__ import annotations
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import CUT, first_of, means
 from vqbench.reports.figures.families import BUDGET, curves, device_hours, device_names, scored
-from vqbench.reports.figures.points import Place, draw_points
+from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
-    legend_below,
-    legend_handle,
     logarithmic,
     marks,
-    new_figure,
     plain,
     short_labels,
     shortened_note,
@@ -43,16 +40,12 @@ def quality_by_budget(section: ReportSection) -> Picture | None:
     if not places:
         return None
     style, cut = marks(curve.label for curve in drawn), False
-    figure = new_figure(0.5 + 2.2 * len(qualities) + 0.17 * len(drawn) / 2)
-    panels = figure.subplots(len(qualities), len(places), squeeze=False, sharey="row", sharex="col")
-    for row, metric in zip(panels, qualities, strict=True):
-        for axes, place in zip(row, places.values(), strict=True):
-            logarithmic(axes.xaxis, [place(group).mean for group in shown])
-            cut |= draw_points(axes, drawn, style, place, metric)
-            axes.label_outer()
-    for axes, label in zip(panels[-1], places, strict=True):
-        axes.set_xlabel(label)
-    legend_below(figure, {mark.short: legend_handle(mark) for mark in style.values()})
+    figure, panels = panels_for(qualities, places, drawn)
+    for panel in panels:
+        place = places[panel.place]
+        logarithmic(panel.axes.xaxis, [place(group).mean for group in shown])
+        cut |= draw_points(panel.axes, drawn, style, place, panel.metric)
+    legend_of(figure, drawn, style)
     titles = " and ".join(DEFINITIONS[name].title for name in qualities)
     caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
     caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""

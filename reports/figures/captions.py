@@ -27,9 +27,15 @@ def means(section: Section, groups: Sequence[Group]) -> str:
     """What points and bars are."""
     counts = {group.summary.seeds for group in groups}
     if counts == {1}:
-        return f"{measured_on(section)}; one seed each, so no interval over seeds."
+        return f"{measured_on(section)}; one seed each, so no interval over seeds.{_collapsed(groups)}"
     single = "; a group with one seed has no interval" if 1 in counts else ""
-    return f"{measured_on(section)}; mean over {seeds_of(groups)}, bars: 95 % Student t interval over seeds{single}."
+    seeds = f"mean over {seeds_of(groups)}, bars: 95 % Student t interval over seeds{single}"
+    return f"{measured_on(section)}; {seeds}.{_collapsed(groups)}"
+
+
+def _collapsed(groups: Sequence[Group]) -> str:
+    names = [group.label for group in groups if group.summary.collapses]
+    return f" Collapsed: {', '.join(names)}." if names else ""
 
 
 def first_of(drawn: int, there: int, what: str = "rows") -> str:

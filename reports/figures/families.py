@@ -35,14 +35,18 @@ def curves(
     for group in groups:
         methods.setdefault(group.method, []).append(group)
     allowed = {method: frozenset(free(own)) for method, own in methods.items()}
-    found: dict[str, list[Group]] = {}
+    families: dict[str, list[Group]] = {}
     for group in groups:
         settings = {k: v for k, v in _training(group).items() if k not in allowed[group.method]}
-        found.setdefault(json.dumps([group.method, settings], sort_keys=True), []).append(group)
-    families = list(found.values())
-    names = [_name(family, allowed[family[0].method]) for family in families]
-    labels = [name if names.count(name) == 1 else family[0].label for name, family in zip(names, families, strict=True)]
-    return [Curve(label, tuple(sorted(family, key=place))) for label, family in zip(labels, families, strict=True)]
+        key = json.dumps([group.method, settings], sort_keys=True)
+        if any(place(group) == place(other) for other in families.get(key, ())):
+            key = group.label  # a curve has one point at each place; the first keeps it
+        families.setdefault(key, []).append(group)
+    names = [_name(family, allowed[family[0].method]) for family in families.values()]
+    return [
+        Curve(name if names.count(name) == 1 else family[0].label, tuple(sorted(family, key=place)))
+        for name, family in zip(names, families.values(), strict=True)
+    ]
 
 
 def _training(group: Group) -> Mapping[str, Any]:
@@ -59,31 +63,30 @@ def _name(family: Sequence[Group], free: Iterable[str]) -> str:
 
 
 def of_rate(rate: Callable[[Group], float]) -> Callable[[Sequence[Group]], set[str]]:
-    """The settings of a method that go with its rate: whole numbers (or lists of them) that the rate determines.
+    """The settings that decide a method's rate: whole numbers, or lists of them, each of which has one rate alone.
 
     Known by how they behave, since each method has its own names for them: codebook_size, levels, num_codebooks…
     """
 
     def free(groups: Sequence[Group]) -> set[str]:
         fields = {field for group in groups for field in _training(group)}
-        return {field for field in fields if _may_set_rate(field) and _follows(field, groups, rate)}
+        return {field for field in fields if _may_decide(field) and _decides(field, groups, rate)}
 
     return free
 
 
-def _may_set_rate(field: str) -> bool:
-    return field in _SHAPES or not field.startswith(("recipe.", "devices", "code")) or field.startswith("codebook")
+def _may_decide(field: str) -> bool:
+    return field in _SHAPES or not (field.startswith("recipe.") or field in ("devices", "code"))
 
 
-def _follows(field: str, groups: Sequence[Group], rate: Callable[[Group], float]) -> bool:
-    by_rate: dict[float, set[str]] = {}
+def _decides(field: str, groups: Sequence[Group], rate: Callable[[Group], float]) -> bool:
+    rates: dict[str, set[float]] = {}
     for group in groups:
         value = _training(group).get(field)
         if not _whole(value):
             return False
-        by_rate.setdefault(round(rate(group), 9), set()).add(json.dumps(value))
-    values = set().union(*by_rate.values())
-    return len(values) > 1 and all(len(seen) == 1 for seen in by_rate.values())
+        rates.setdefault(json.dumps(value), set()).add(round(rate(group), 9))
+    return len(rates) > 1 and all(len(own) == 1 for own in rates.values())
 
 
 def _whole(value: Any) -> bool:

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.families import Curve, score
-from vqbench.reports.figures.style import Mark, metric_label
+from vqbench.reports.figures.style import Mark, legend_below, legend_handle, metric_label, new_figure
 from vqbench.reports.summary import Estimate
 
 Place = Callable[[Group], Estimate]
+"""Where a group is on an axis."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric against one axis."""
+
+    axes: Any
+    metric: str
+    place: str
+    """The label of the axis."""
+
+
 _BESIDE = 0.012
 """Points at one place stand this far apart, as a share of the panel's width."""
 _CUT = 0.9
 """An interval may reach this far beyond the outermost points, in shares of what the points themselves span."""
+
+
+def panels_for(metrics: Sequence[str], places: Mapping[str, Place], curves: Sequence[Curve]) -> tuple[Any, list[Panel]]:
+    """A figure with a row per metric and a column per axis, or with one row where there is one axis; room for a legend.
+
+    The keys of `places` are the labels of their axes.
+    """
+    rows, columns = (len(metrics), len(places)) if len(places) > 1 else (1, len(metrics))
+    figure = new_figure(0.6 + 2.2 * rows + 0.085 * len(curves))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows > 1 else False, sharex="col")
+    wanted = [(metric, label) for metric in metrics for label in places]
+    panels = [Panel(axes, metric, label) for axes, (metric, label) in zip(grid.ravel(), wanted, strict=True)]
+    for panel in panels:
+        panel.axes.set(xlabel=panel.place, ylabel=metric_label(panel.metric))
+        if rows > 1:
+            panel.axes.label_outer()
+    return figure, panels
 
 
 def draw_points(
@@ -37,7 +68,9 @@ def draw_points(
             color=mark.color, marker=mark.marker, linestyle=mark.dashes if len(at) > 1 else "none", label=mark.short,
             markerfacecolor="white" if hollow else mark.color, elinewidth=0.9, capsize=2,
         )  # fmt: skip
-    axes.set_ylabel(metric_label(metric))
+    if len({round(place(group).mean, 9) for curve in curves for group in curve.groups}) == 1:
+        only = place(curves[0].groups[0]).mean
+        axes.set(xticks=[only], xticklabels=[f"{only:.4g}"], xlim=(only * 0.8, only * 1.2))
     every = [score(group, metric) for curve in curves for group in curve.groups]
     halves = [value.half_width or 0.0 for value in every]
     limits = within(
@@ -50,12 +83,17 @@ def draw_points(
     return limits is not None
 
 
+def legend_of(figure: Any, curves: Sequence[Curve], marks: Mapping[str, Mark]) -> None:
+    """The curves' legend below the panels."""
+    legend_below(figure, {m.short: legend_handle(m, len(c.groups) > 1) for c in curves for m in [marks[c.label]]})
+
+
 def _beside(places: Sequence[float]) -> float:
     """How far neighbours stand apart: 0, unless several groups share a place."""
     if len({round(x, 9) for x in places}) == len(places):
         return 0.0
     width = max(places) - min(places)
-    return _BESIDE * (width or abs(places[0]) or 1.0)
+    return _BESIDE * (width or 2 * abs(places[0]) or 1.0)
 
 
 def within(

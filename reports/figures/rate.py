@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import CUT, first_of, means
 from vqbench.reports.figures.families import Curve, curves, of_rate, score, scored
-from vqbench.reports.figures.points import draw_points
+from vqbench.reports.figures.points import draw_points, legend_of, panels_for
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
-    legend_below,
-    legend_handle,
     marks,
-    new_figure,
     shortened_note,
 )
 from vqbench.reports.report import ReportSection
@@ -38,15 +36,12 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     shown = [group for curve in drawn for group in curve.groups]
     columns = [name for name in chosen if len(scored(shown, name)) == len(shown)]
     style, cut = marks(curve.label for curve in drawn), False
-    figure = new_figure(0.5 + 2.2 * len(qualities) + 0.17 * len(drawn) / 2)
-    panels = figure.subplots(len(qualities), len(columns), squeeze=False, sharey="row", sharex="col")
-    for row, metric in zip(panels, qualities, strict=True):
-        for axes, name in zip(row, columns, strict=True):
-            cut |= draw_points(axes, drawn, style, lambda g, n=name: score(g, n), metric, hollow=name == coded)
-            axes.label_outer()
-    for axes, name in zip(panels[-1], columns, strict=True):
-        axes.set_xlabel(_rate_label(name, coded))
-    legend_below(figure, {mark.short: legend_handle(mark) for mark in style.values()})
+    places = {_rate_label(name, coded): functools.partial(score, metric=name) for name in columns}
+    figure, panels = panels_for(qualities, places, drawn)
+    for panel in panels:
+        hollow = panel.place == _rate_label(coded, coded)
+        cut |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
+    legend_of(figure, drawn, style)
     said = f"{_titles(qualities)} against {DEFINITIONS[rate].title}"
     said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
     caption = f"{said}. {means(section.section, shown)}{CUT if cut else ''}"

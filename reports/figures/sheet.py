@@ -45,10 +45,10 @@ def draw_sheet(sheet: Sheet, name: str, title: str, section: Section) -> Picture
     )  # fmt: skip
     inset.xaxis.label.set_size(8)
     ids = ", ".join(short_labels(sheet.ids[:count], 60).values())
-    more = f", the first {count} of {len(sheet.ids)} images" if count < len(sheet.ids) else ""
+    more = f" (the first {count} of {len(sheet.ids)})" if count < len(sheet.ids) else ""
     caption = (
-        f"Shown are {sheet.reason}. Left the reconstructions, right their absolute error (the scale ends at the 99.5th "
-        f"percentile{more}). From left to right: {ids}. {measured_on(section)}."
+        f"Shown are {sheet.reason}. Left the reconstructions, right their absolute error, whose scale ends at the "
+        f"99.5th percentile. From left to right{more}: {ids}. {measured_on(section)}."
     )
     return Picture(name, title, caption + shortened_note(sheet.by_group, _LABEL), figure)
 
@@ -81,6 +81,7 @@ def _strip(images: NDArray[Any], gap: float = 255) -> NDArray[Any]:
 
 def _show(axes: Any, picture: NDArray[Any], title: str, **how: Any) -> Any:
     axes.set_axis_off()
+    axes.set_anchor("NW")
     if title:
         axes.set_title(title, loc="left", fontsize=8, pad=2)
     return axes.imshow(picture, interpolation="none", **how)

@@ -91,26 +91,42 @@ def check_formats(formats: Sequence[str]) -> None:
 def save(figure: Any, stem: Path, formats: Sequence[str]) -> tuple[Path, ...]:
     """Write the figure as `stem`.png, `stem`.svg…; the same figure gives the same bytes. Call it within `drawing`."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(DPI)
-    figure.draw_without_rendering()  # lays it out once, not for each format
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().execute(figure)  # laid out once, not for each format
     figure.set_layout_engine("none")
     files = []
-    undated: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     for name in formats:
         target = stem.with_name(f"{stem.name}.{name}")
-        # the salt makes the ids in it unique to this figure: a page may hold several
+        # the salt makes the ids in an SVG unique to this figure: a page may hold several
         with mpl.rc_context({"svg.hashsalt": stem.name}), replacing(target) as partial:
-            figure.savefig(partial, format=name, dpi=DPI, metadata=undated[name])
+            _print(figure, name, partial)
         files.append(target)
     return tuple(files)
+
+
+def _print(figure: Any, name: str, target: Path) -> None:
+    """The backend's own method, which draws once where Figure.savefig draws twice. No file is dated."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.set_dpi(DPI)  # those of vector formats leave it at 72
+    if name == "png":
+        FigureCanvasAgg(figure).print_png(target)
+    elif name == "svg":
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    else:
+        FigureCanvasPdf(figure).print_pdf(target, metadata={"CreationDate": None})
 
 
 def marks(labels: Iterable[str], most: int = 34) -> dict[str, Mark]:
     """Label → how it is drawn, in the order of the labels; after the twelfth they begin again."""
     import seaborn as sns
 
-    labels = list(labels)
+    labels = list(dict.fromkeys(labels))
     colors, short = sns.color_palette("colorblind"), short_labels(labels, most)
     return {
         label: Mark(

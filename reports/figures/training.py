@@ -26,13 +26,14 @@ from vqbench.reports.stored import read_curves
 _MOST_POINTS = 120
 """Of one line: the eye sees no more, and an SVG stays small."""
 _PANELS = {
-    "usage": "usage since the last point\n(share of codes)",
-    "perplexity": "perplexity since the last point\n(codes)",
-    "usage_100k": "usage, last 100,000 tokens\n(share of codes)",
-    "perplexity_100k": "perplexity, last 100,000 tokens\n(codes)",
-    "psnr": "PSNR of a training batch\n(dB)",
-    "quantization_error": "quantization error of a batch\n(share of variance)",
+    "usage": ("usage since the last point", "share of codes"),
+    "perplexity": ("perplexity since the last point", "codes"),
+    "psnr": ("PSNR of a training batch", "dB"),
+    "usage_100k": ("usage, last 100,000 tokens", "share of codes"),
+    "perplexity_100k": ("perplexity, last 100,000 tokens", "codes"),
+    "quantization_error": ("quantization error of a batch", "share of variance"),
 }
+"""What is logged → title and unit."""
 
 
 def training_curves(section: ReportSection) -> Picture | None:
@@ -45,20 +46,20 @@ def training_curves(section: ReportSection) -> Picture | None:
         return None
     keys = [key for key in _PANELS if any(key in p for own in points.values() for p in own)]
     style = marks(group.label for group in groups)
-    rows = -(-len(keys) // 2)
-    figure = new_figure(0.5 + 2.0 * rows + 0.17 * len(groups) / 2)
-    panels = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()
+    columns = len(keys) if len(keys) < 4 else 2 if len(keys) == 4 else 3
+    figure = new_figure(0.6 + 1.9 * -(-len(keys) // columns) + 0.085 * len(groups))
+    panels = figure.subplots(-(-len(keys) // columns), columns, squeeze=False).ravel()
     for axes, key in zip(panels, keys, strict=False):
         for group in groups:
             _draw(axes, points[group.label], key, style[group.label])
-        axes.set_ylabel(_PANELS[key])
+        title, unit = _PANELS[key]
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="training images", ylabel=unit)
+        axes.locator_params(axis="x", nbins=4)
         if key.startswith("perplexity"):
             logarithmic(axes.yaxis, [p[key] for own in points.values() for p in own if key in p])
     for axes in panels[len(keys) :]:
         axes.remove()
-    for axes in panels[max(0, len(keys) - 2) : len(keys)]:
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel("training images")
     legend_below(figure, {mark.short: legend_handle(mark) for mark in style.values()})
     caption = (
         f"Codes and PSNR over training: mean over {seeds_of(groups)}, bands from the lowest to the highest seed. "

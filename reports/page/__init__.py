@@ -9,29 +9,32 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from vqbench.atomic import write_text_atomically
 from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
-from vqbench.reports.page.pictures import Figure, Images
-from vqbench.reports.report import Report
+from vqbench.reports.report import Report, ReportSection
 
+if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
+    from vqbench.reports.figures.reconstructions import Sheet
+
+_OF_IMAGES = ("reconstructions", "most-different")
 _SCRIPTS = ("elements.js", "table.js", "sheet.js", "compare.js", "cells.js", "page.js")
 """In the order in which they are read; together they are one script."""
 
 
-def write_page(report: Report, drawn: Sequence[Figure], target: Path) -> Path:
+def write_page(report: Report, drawn: Sequence[Drawn], target: Path) -> Path:
     """Write the report as a self-contained page to `target`, with the figures that were drawn; returns `target`."""
-    sheets = {str(s.section.protocol["hash"]): _sheets(s) for s in report.sections}
+    from vqbench.reports.figures.reconstructions import reconstruction_sheets
+
+    sheets = {str(s.section.protocol["hash"]): reconstruction_sheets(s) for s in report.sections}
     write_text_atomically(target, page_html(report, drawn, sheets))
     return target
 
 
-def _sheets(section: object) -> Sequence[Images]:
-    return ()
-
-
-def page_html(report: Report, drawn: Sequence[Figure], sheets: Mapping[str, Sequence[Images]]) -> str:
+def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> str:
     """The page as text; `sheets` are the reconstructions to show, by protocol hash."""
     experiment = report.experiment
     runs = shown_path(experiment.folder.parent)
@@ -46,7 +49,8 @@ def page_html(report: Report, drawn: Sequence[Figure], sheets: Mapping[str, Sequ
         facts=facts_html(report),
         notes=notes_html(experiment.notes),
         sections="\n".join(
-            section_html(_resource("section.html"), i, section, drawn) for i, section in enumerate(report.sections)
+            section_html(_resource("section.html"), i, section, _shown(section, drawn, sheets))
+            for i, section in enumerate(report.sections)
         ),
         figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
         version=text(metadata.version("vqbench")),
@@ -54,6 +58,16 @@ def page_html(report: Report, drawn: Sequence[Figure], sheets: Mapping[str, Sequ
         data=script_json(page_data(report, sheets, runs)),
         script=script,
     )
+
+
+def _shown(section: ReportSection, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> list[Drawn]:
+    """The figures of one protocol; where its images can be looked at one by one, a picture of them adds nothing."""
+    key = str(section.section.protocol["hash"])
+    return [
+        figure
+        for figure in drawn
+        if figure.section == key and not (sheets.get(key) and figure.name.startswith(_OF_IMAGES))
+    ]
 
 
 def script_json(value: object) -> str:

@@ -3,7 +3,7 @@
 const LINES = 25;
 
 const show = (value) => value === null || value === undefined ? "–"
-  : Array.isArray(value) ? value.map(show).join(", ")
+  : Array.isArray(value) ? value.map(show).join(", ") || "none"
     : typeof value === "object" ? JSON.stringify(value) : String(value);
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
@@ -69,8 +69,8 @@ function cellParts(section, cell, above) {
       part("Where it ran", terms({ ...DATA.pool[cell.where], ...times(cell), finished: cell.finished })),
       part("Versions", terms(DATA.pool[cell.versions])),
       part("Files", files(cell)),
-      part("Left open by the paper, chosen here", terms(group.open)),
-      part("Recipe", terms(DATA.pool[cell.recipe]))),
+      part("Left open by the paper, chosen here", terms(group.open))),
+    el("section", { className: "recipe" }, el("h4", {}, "Recipe"), terms(DATA.pool[cell.recipe])),
   ].filter(Boolean);
 }
 
@@ -102,7 +102,8 @@ function changes(now, before) {
   const told = !before ? "The first line: nothing above it." : differ.length === 0 ? "The same as the line above."
     : `Differs from the line above in ${differ.length === 1 ? "one setting" : `${differ.length} settings`}.`;
   keys.sort((a, b) => differ.includes(b) - differ.includes(a));
-  const rows = keys.map((key) => {
+  const shown = keys.filter((key) => !key.startsWith("recipe.") || differ.includes(key)); // the recipe stands below
+  const rows = shown.map((key) => {
     const changed = differ.includes(key);
     return el("tr", { className: changed ? "changed" : "" }, el("th", { scope: "row" }, key), el("td", { dir: "auto" }, show(now[key])),
       el("td", { className: "was" }, changed ? `above: ${show(before[key])}` : ""));

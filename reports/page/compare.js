@@ -116,7 +116,7 @@ function makeStage() {
     if (pair[0] !== a || pair[1] !== b) return; // another was chosen meanwhile
     drawError(error, first, second);
     const found = psnr(first, second);
-    said.textContent = Number.isFinite(found) ? `These two differ by ${found.toFixed(2)} dB PSNR.` : "These two are identical.";
+    said.textContent = Number.isFinite(found) ? `PSNR between the two on this image: ${found.toFixed(2)} dB.` : "The two are identical on this image.";
     place();
   }
   function setMode(next) {

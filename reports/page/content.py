@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.page.details import Pool, cell_details, settings
-from vqbench.reports.page.pictures import Images, sheet_data
+from vqbench.reports.page.pictures import sheet_data
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS, Column, Estimate, MethodSummary, summarise
 from vqbench.reports.verdict import GLOSSES
 
+if TYPE_CHECKING:
+    from vqbench.reports.figures.reconstructions import Sheet
 
-def page_data(report: Report, sheets: Mapping[str, Sequence[Images]], runs: str) -> dict[str, Any]:
+
+def page_data(report: Report, sheets: Mapping[str, Sequence[Sheet]], runs: str) -> dict[str, Any]:
     """Everything but words and figures; `sheets` by protocol hash, `runs` as one would type the runs directory."""
     pool = Pool()
     sections = [_section(report, section, sheets, pool) for section in report.sections]
@@ -23,7 +26,7 @@ def page_data(report: Report, sheets: Mapping[str, Sequence[Images]], runs: str)
 
 
 def _section(
-    report: Report, section: ReportSection, sheets: Mapping[str, Sequence[Images]], pool: Pool
+    report: Report, section: ReportSection, sheets: Mapping[str, Sequence[Sheet]], pool: Pool
 ) -> dict[str, Any]:
     stored = section.section
     known = sheets.get(str(stored.protocol["hash"]), ())

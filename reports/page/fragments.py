@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vqbench.reports.page.pictures import Figure, figure_uri
+from vqbench.reports.page.pictures import figure_uri
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.verdict import GLOSSES, Finding, verdict
+
+if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
 
 
 def text(value: object) -> str:
@@ -22,10 +25,9 @@ def _label(value: str) -> str:
     return f'<b dir="auto">{text(value)}</b>'
 
 
-def section_html(template: str, index: int, section: ReportSection, drawn: Sequence[Figure]) -> str:
+def section_html(template: str, index: int, section: ReportSection, drawn: Sequence[Drawn]) -> str:
     """One protocol of the report; its tables, images and cells are filled in by the script."""
     stored, found, key = section.section, verdict(section), f"p{index}"
-    own = [figure for figure in drawn if figure.section == stored.protocol["hash"]]
     return Template(template).substitute(
         id=key,
         hash=text(stored.protocol["hash"]),
@@ -37,7 +39,7 @@ def section_html(template: str, index: int, section: ReportSection, drawn: Seque
         limits=_list("limits", "What these numbers cannot say", found.limits),
         intro=_intro(section),
         ablation="",
-        figures=figures_html(f"{key}-figures", "Figures", own),
+        figures=figures_html(f"{key}-figures", "Figures", drawn),
         protocol=_protocol(stored.protocol),
     )
 
@@ -104,7 +106,7 @@ def _intro(section: ReportSection) -> str:
     return said + '<span class="best-mark">Marked</span> is the best mean, and all that is not separated from it.'
 
 
-def figures_html(key: str, title: str, drawn: Sequence[Figure]) -> str:
+def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
     """Figures with captions, each inside the file; nothing where none was drawn."""
     shown = [(figure, uri) for figure in drawn if (uri := figure_uri(figure.files)) is not None]
     if not shown:

@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from vqbench.reports.figures.reconstructions import Pixels, Sheet
 
-Pixels = NDArray[np.uint8]
 BUDGET = 3_000_000
 """Bytes of all reconstructions of a page, as base64: figures, tables and details keep 2 MB of the 5."""
-
-
-class Figure(Protocol):
-    """A drawn figure: what `vqbench.reports.figures.Drawn` has."""
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def section(self) -> str: ...
-    @property
-    def files(self) -> tuple[Path, ...]: ...
-
-
-class Images(Protocol):
-    """The same images by every method: what `reconstruction_sheets` gives. Pixels are (n, R, R, 3) uint8."""
-
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-    @property
-    def originals(self) -> Pixels: ...
-    @property
-    def by_group(self) -> Mapping[str, Pixels]: ...
-    @property
-    def reason(self) -> str: ...
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -71,7 +44,7 @@ def lossless(pixels: Pixels) -> str:
     return data_uri(kind, content)
 
 
-def sheet_data(sheets: Sequence[Images], order: Sequence[str], budget: int = BUDGET) -> list[dict[str, Any]]:
+def sheet_data(sheets: Sequence[Sheet], order: Sequence[str], budget: int = BUDGET) -> list[dict[str, Any]]:
     """Sheets as the page's script wants them, methods in the given order.
 
     Where all images need more than `budget` bytes, methods from the end of the order and then images are left out,
@@ -81,7 +54,7 @@ def sheet_data(sheets: Sequence[Images], order: Sequence[str], budget: int = BUD
     return [_sheet(sheet, [label for label in order if label in sheet.by_group], share) for sheet in sheets]
 
 
-def _sheet(sheet: Images, labels: list[str], budget: int) -> dict[str, Any]:
+def _sheet(sheet: Sheet, labels: list[str], budget: int) -> dict[str, Any]:
     originals, rows = [lossless(sheet.originals[0])], {label: [lossless(sheet.by_group[label][0])] for label in labels}
     most = max(2, int(budget / 2 / max(1, len(originals[0]))) - 1)  # methods: two images of each must find room
     kept = labels[:most]

@@ -1,13 +1,14 @@
 // The same validation images by every method: small multiples beside the stage.
 
 const MANY = 24; // small multiples at first
+const SHEETS = ["Spread evenly", "Where methods differ most"]; // in the order in which a report chooses them
 
 function makeSheets(section, host) {
   if (section.sheets.length === 0) return false;
   const state = { sheet: 0, image: 0, a: 0, b: 1, errors: false, all: false };
   const stage = makeStage();
   const where = el("span", { className: "told", role: "status" });
-  const strip = el("div", { className: "thumbs", role: "group", "aria-label": "Images" });
+  const thumbs = el("div", { className: "thumbs", role: "group", "aria-label": "Images" });
   const grid = el("div", { className: "multiples" });
   const note = el("p", { className: "intro" });
   const pickers = el("div", { className: "pickers" });
@@ -16,66 +17,80 @@ function makeSheets(section, host) {
     { label: "original", uri: sheet().originals[state.image] },
     ...sheet().methods.map((method) => ({ label: method.label, uri: method.images[state.image] })),
   ];
+  let multiples = [];
 
-  const step = (by) => { state.image = (state.image + by + sheet().ids.length) % sheet().ids.length; draw(); };
-  function chooseSheet(i) { state.sheet = i; state.image = 0; draw(); }
+  const step = (by) => turnTo((state.image + by + sheet().ids.length) % sheet().ids.length);
+  function turnTo(image) { state.image = image; update(); }
 
-  function drawPickers() {
+  /** What depends on the sheet: which images and which methods there are. */
+  function build() {
+    const why = sheet().reason;
+    note.textContent = `${why[0].toUpperCase()}${why.slice(1)}. ${sheet().left_out}`;
+    thumbs.replaceChildren(...sheet().originals.map((uri, i) =>
+      el("button", { type: "button", "aria-label": `image ${i + 1}`, onclick: () => turnTo(i) }, el("img", { src: uri, alt: "" }))));
     const labels = pictures().map((picture) => picture.label);
-    const first = select("Left", labels, state.a, (i) => { state.a = i; draw(); });
-    const second = select("Right", labels, state.b, (i) => { state.b = i; draw(); });
-    pickers.replaceChildren(first.node, second.node);
+    state.a = Math.min(state.a, labels.length - 1);
+    state.b = Math.min(state.b, labels.length - 1);
+    multiples = (state.all ? labels : labels.slice(0, MANY)).map(multiple);
+    grid.replaceChildren(...multiples.map(({ button }) => button));
+    more.hidden = state.all || labels.length <= MANY;
+    left = select("Left", labels, state.a, (i) => { state.a = i; update(); });
+    right = select("Right", labels, state.b, (i) => { state.b = i; update(); });
+    pickers.replaceChildren(left.node, right.node);
+    update();
   }
 
-  async function multiple(picture, i, original) {
-    const canvas = el("canvas", { "aria-hidden": "true" }), image = el("img", { src: picture.uri, alt: "" });
+  let left, right;
+
+  function multiple(label, i) {
+    const image = el("img", { alt: "" }), error = el("canvas", { "aria-hidden": "true", hidden: true });
     const told = el("span", { className: "db" });
-    const button = el("button", { type: "button", className: "multiple", "aria-pressed": String(i === state.b),
-      title: `${picture.label}: show it on the right`, onclick: () => {
-        state.b = i;
-        draw();
-        grid.children[i].focus();
-      } }, el("span", { className: "frame" }, state.errors && i > 0 ? canvas : image), name(picture.label), told);
-    const [a, b] = await Promise.all([pixels(original), pixels(picture.uri)]);
-    if (state.errors && i > 0) drawError(canvas, a, b);
-    told.textContent = i === 0 ? "" : `${psnr(a, b).toFixed(2)} dB`;
-    return button;
+    const button = el("button", { type: "button", className: "multiple", title: `${label}: show it on the right`,
+      onclick: () => { state.b = i; update(); } }, el("span", { className: "frame" }, image, error), name(label), told);
+    return { button, image, error, told };
   }
 
-  let turn = 0;
-  async function draw() {
-    const mine = ++turn, all = pictures(), shown = state.all ? all : all.slice(0, MANY);
-    where.textContent = `image ${state.image + 1} of ${sheet().ids.length}: ${sheet().ids[state.image]}`;
-    host.dataset.image = sheet().ids[state.image];
-    note.textContent = sheet().left_out;
-    note.hidden = !sheet().left_out;
-    strip.replaceChildren(...sheet().originals.map((uri, i) =>
-      el("button", { type: "button", "aria-label": `image ${i + 1}`, "aria-pressed": String(i === state.image),
-        onclick: () => { state.image = i; draw(); strip.children[i].focus(); } }, el("img", { src: uri, alt: "" }))));
-    drawPickers();
+  /** What depends on the image and on the two that were chosen. */
+  function update() {
+    const all = pictures(), id = sheet().ids[state.image];
+    where.textContent = `image ${state.image + 1} of ${sheet().ids.length}: ${id}`;
+    host.dataset.image = id;
+    [...thumbs.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.image)));
+    right.box.value = state.b;
     stage.show(all[state.a], all[state.b]);
-    const made = await Promise.all(shown.map((picture, i) => multiple(picture, i, all[0].uri)));
-    if (mine !== turn) return; // a later choice overtook this one
-    const focused = [...grid.children].indexOf(document.activeElement);
-    grid.replaceChildren(...made);
-    if (focused >= 0 && grid.children[focused]) grid.children[focused].focus();
-    more.hidden = state.all || all.length <= MANY;
+    multiples.forEach((one, i) => {
+      one.image.src = all[i].uri;
+      one.button.setAttribute("aria-pressed", String(i === state.b));
+      const errors = state.errors && i > 0;
+      one.image.hidden = errors;
+      one.error.hidden = !errors;
+      if (i > 0) measure(one, all[0].uri, all[i].uri);
+    });
+  }
+
+  async function measure(one, original, uri) {
+    const [a, b] = await Promise.all([pixels(original), pixels(uri)]);
+    if (one.image.src !== uri) return; // turned meanwhile
+    if (!one.error.hidden) drawError(one.error, a, b);
+    const found = psnr(a, b);
+    one.told.textContent = Number.isFinite(found) ? `${found.toFixed(2)} dB` : "identical";
   }
 
   const errors = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
     state.errors = !state.errors;
     errors.setAttribute("aria-pressed", String(state.errors));
-    draw();
+    update();
   } }, "Error maps");
-  const more = el("button", { type: "button", onclick: () => { state.all = true; draw(); } }, "Show all methods");
-  const reasons = section.sheets.map((one, i) => [String(i), one.reason]);
+  const more = el("button", { type: "button", onclick: () => { state.all = true; build(); } }, "Show all methods");
+  const reasons = section.sheets.map((one, i) => [String(i), SHEETS[i] || one.reason]);
   host.replaceChildren(
     el("div", { className: "tools" },
-      reasons.length > 1 ? choice("Which images", reasons, "0", (i) => chooseSheet(Number(i))) : null,
+      reasons.length > 1
+        ? choice("Which images", reasons, "0", (i) => { state.sheet = Number(i); state.image = 0; build(); }) : null,
       el("div", { className: "turn" },
         el("button", { type: "button", "aria-label": "Previous image", onclick: () => step(-1) }, "←"),
         el("button", { type: "button", "aria-label": "Next image", onclick: () => step(1) }, "→"), where)),
-    note, strip,
+    note, thumbs,
     el("div", { className: "compare" },
       el("div", { className: "comparer" },
         choice("How to compare", [["slider", "Slider"], ["flicker", "Flicker"], ["error", "Error map"]], "slider", stage.setMode),
@@ -89,6 +104,6 @@ function makeSheets(section, host) {
       event.preventDefault();
     }
   });
-  draw();
+  build();
   return true;
 }

@@ -91,7 +91,7 @@ function makeTable(section, host, openRun) {
   function drawRow(row) {
     const label = el("th", { scope: "row", className: "label" },
       el("button", { type: "button", className: "open", onclick: () => openRun(row, state.view) }, name(row.name)),
-      row.tags.map((tag) => el("span", { className: "tag" }, tag)));
+      el("div", {}, row.tags.map((tag) => el("span", { className: "tag" }, tag))));
     return el("tr", { dataset: { row: row.place } }, label, shown().map(({ column, i }) => {
       const best = row.tied.includes(column.key);
       return el("td", { className: best ? "number best" : "number", dataset: { key: column.key } },

@@ -35,7 +35,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
+        shared = {"tracked", "comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
         if shared:
             item.add_marker(pytest.mark.xdist_group(shared.pop()))
 

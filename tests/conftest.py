@@ -37,7 +37,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"browser", "comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
+        names = set(getattr(item, "fixturenames", ()))
+        shared = {"browser", "comparison", "postgres", "tracked", "wheel", "workplace"} & names
         if shared:
             item.add_marker(pytest.mark.xdist_group(min(shared)))  # the same in every process
 

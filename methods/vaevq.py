@@ -23,7 +23,8 @@ from vqbench.methods.codebook import (
     vq_losses,
 )
 from vqbench.methods.dcr import squared_w2_to_standard_normal
-from vqbench.quantizer import Choices, GradientRoutes, PaperRow, Quantized, Quantizer, Range, full_precision
+from vqbench.methods.vaevq_paper import PAPER_ROWS, PUBLISHED
+from vqbench.quantizer import Choices, GradientRoutes, PaperRow, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # the clamp of every latent-diffusion VAE, and of the authors' code
@@ -32,10 +33,6 @@ DEFAULT_KL_WEIGHT = 1e-6  # per image, as latent diffusion has it; the paper nam
 _OPEN = {"paper_unspecified": True}  # a choice that the paper leaves open
 _VLQ, _RCS, _DCR = {"part_of": "vlq"}, {"part_of": "rcs"}, {"part_of": "dcr"}  # without the component, no effect
 _SIGMA = {"part_of": ("vlq", "rcs")}
-
-
-def _row(name: str, *components: str, imagenet: float, brats: float) -> PaperRow:
-    return PaperRow(name, frozenset(components), {"rfid": {"ImageNet 256 px": imagenet, "BraTS24": brats}})
 
 
 def rcs_per_token(z_q: Tensor, mean: Tensor, sigma: Tensor | float) -> Tensor:
@@ -169,16 +166,11 @@ class VAEVQ(Quantizer):
         "init": Choices(("uniform", "normal", "unit_normal"), group="codebook"),
     }
 
-    # Table 3: K = 16384, d = 64; which tokens per image and which FID is not said.
-    paper_rows: ClassVar[tuple[PaperRow, ...]] = (
-        _row("Baseline", imagenet=8.02, brats=10.47),
-        _row("M1", "vlq", imagenet=2.84, brats=5.12),
-        _row("M2", "vlq", "rcs", imagenet=1.92, brats=2.98),
-        _row("M3", "vlq", "dcr", imagenet=2.18, brats=3.26),
-        _row("Full", "vlq", "rcs", "dcr", imagenet=1.14, brats=2.50),
-    )
+    paper_rows: ClassVar[tuple[PaperRow, ...]] = PAPER_ROWS
 
     paper_presets: ClassVar[tuple[str, ...]] = ("paper",)
+
+    published: ClassVar[tuple[Published, ...]] = PUBLISHED
 
     config: Config
 

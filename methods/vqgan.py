@@ -20,8 +20,14 @@ from vqbench.methods.codebook import (
     straight_through,
     vq_losses,
 )
-from vqbench.quantizer import Choices, GradientRoutes, Quantized, Quantizer, Range, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
+
+
+def _released(value: float, measured_on: str) -> Published:
+    """An rFID of the authors' README; its models have beta on the codebook term, as the preset `legacy`."""
+    where = f"{measured_on}, torch-fidelity; released model, trained as vqgan@legacy"
+    return Published("rfid", value, where, "README of taming-transformers", ("", "legacy"))
 
 
 @METHODS.register("vqgan")
@@ -52,6 +58,11 @@ class VQGAN(Quantizer):
 
     # The released models were trained with beta on the other term than the paper says (taming-transformers, PR 58).
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"legacy": {"beta_on": "codebook"}}
+
+    published: ClassVar[tuple[Published, ...]] = (
+        _released(7.94, "ImageNet 256 px validation images, f 16, K 1024"),
+        _released(4.98, "ImageNet 256 px validation images, f 16, K 16384"),
+    )
 
     search_space: ClassVar[Mapping[str, Range | Choices]] = {
         "beta": Range(0.1, 2.0, log=True, group="losses"),  # within which VQ-VAE (arXiv:1711.00937) saw no difference

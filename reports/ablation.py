@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from vqbench.reports.grid import Grid, markdown_list
+from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pairs import difference
+from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
-
-if TYPE_CHECKING:
-    from vqbench.ablation import Row
 
 LEVEL = 0.05
 """A difference is called better or worse where its p, adjusted over the rows, is below this."""
@@ -20,6 +20,34 @@ _COMPARED = tuple(
 )
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
+
+
+class Row(Protocol):
+    """A row as a command asked for it (`vqbench.ablation.Row`), or as stored cells make it (`families.StoredRow`)."""
+
+    @property
+    def name(self) -> str:
+        """full, all off, without dcr, only vlq."""
+
+    @property
+    def label(self) -> str:
+        """What its cells are called."""
+
+    @property
+    def components(self) -> dict[str, bool]:
+        """Component → whether it is on."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is what the others are compared to."""
+
+    @property
+    def paper_row(self) -> str | None:
+        """What the paper calls it."""
+
+    @property
+    def published(self) -> Mapping[str, Mapping[str, float]]:
+        """Metric → what it was measured on → value."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +82,19 @@ class AnalysedRow:
         return f"{self.row.name} {_NOT_PAPER}" if self.marked else self.row.name
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: titles, which columns are numbers, rows."""
-
-    titles: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool) -> tuple[AnalysedRow, ...]:
     """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one."""
-    of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.variant.label) for row in rows}
+    of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.label) for row in rows}
     summaries = {row.name: next(iter(summarise(of_row[row.name]))) for row in rows if of_row[row.name]}
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
+    reader = Reader()
     findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
     for column in _COMPARED:
-        found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key) for row in others}
+        found = {
+            row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key, reader)
+            for row in others
+        }
         there = {name: value for name, value in found.items() if value is not None}
         for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
             findings[name][column.key] = Finding(value, p, _verdict(column.key, value, p))
@@ -106,7 +129,7 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
     return {
         "row": row.name,
         "paper_row": row.paper_row,
-        "method": row.variant.label,
+        "method": row.label,
         "components": row.components,
         "seeds": analysed.summary.seeds,
         "scores": {key: value.mean for key, value in analysed.summary.estimates.items() if key in DEFINITIONS},
@@ -129,24 +152,30 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
     }
 
 
-def score_table(rows: Sequence[AnalysedRow], between: str = " ± ") -> Grid:
+def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool = False) -> Grid:
     """One line per row: components, mean scores, parameters, and the published values where there are any.
 
-    `between` stands between a mean and its half width.
+    `between` stands between a mean and its half width. `apart`: a column for each component, where a font cannot align
+    them in one.
     """
     if not rows:
         return Grid((), (), ())
     columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in _NOT_SHOWN]
     switches, published = tuple(rows[0].row.components), list(_published(rows))
-    titles = ("row", " ".join(switches), *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
+    heads = switches if apart else (" ".join(switches),)
+    titles = ("row", *heads, *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
     lines = []
     for analysed in rows:
-        marks = " ".join(("✓" if analysed.row.components[name] else "✗").center(len(name)) for name in switches)
+        marks = ["✓" if analysed.row.components[name] else "✗" for name in switches]
+        if not apart:
+            marks = [" ".join(mark.center(len(name)) for mark, name in zip(marks, switches, strict=True))]
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
         printed = (_printed(_values(analysed.row, rows, title)) for title in published)
-        lines.append((analysed.title + _state(analysed), marks, *scores, *printed, str(analysed.summary.seeds)))
-    numeric = (False, False, *(True for _ in range(len(columns) + len(published) + 1)))
-    return Grid(titles, numeric, tuple(lines))
+        lines.append((analysed.title + _state(analysed), *marks, *scores, *printed, str(analysed.summary.seeds)))
+    first = 1 + len(heads)
+    numeric = (*(False,) * first, *(True,) * (len(titles) - first))
+    grey = frozenset(range(first + len(columns), len(titles) - 1))
+    return Grid(titles, numeric, tuple(lines), grey=grey)
 
 
 def _state(analysed: AnalysedRow) -> str:
@@ -203,30 +232,34 @@ def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
 
 
 def notes(rows: Sequence[AnalysedRow]) -> list[str]:
-    """What must be said below the tables."""
-    said = [f"scores: {interval_note([row.summary for row in rows])}; Δ = row − full, p adjusted after Holm over rows"]
-    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
-        said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
+    """What must be said below the two tables together."""
+    (scored, *of_scores), (delta, *of_deltas) = score_notes(rows), delta_notes(rows)
+    return [f"{scored}; {delta}", *of_deltas, *of_scores, *(text for row in rows for text in row.summary.collapses)]
+
+
+def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
+    """What the table of scores needs to be read."""
+    said = [f"scores: {interval_note([row.summary for row in rows])}"]
     if any(row.marked for row in rows):
         said.append(f"{_NOT_PAPER} not a row of the paper")
     for title, where in _published(rows).items():
         said.append(
             f"paper {title}: as printed, on {' / '.join(where)}; another protocol, to look at and not to compare"
         )
-    return [*said, *(text for row in rows for text in row.summary.collapses)]
+    return said
+
+
+def delta_notes(rows: Sequence[AnalysedRow]) -> list[str]:
+    """What the table of differences needs to be read."""
+    said = ["Δ = row − full, p adjusted after Holm over rows"]
+    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
+        said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
+    return said
 
 
 def markdown(rows: Sequence[AnalysedRow], protocol: str) -> str:
     """Both tables as GitHub Markdown, and what must be said of them."""
-    tables = [_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
+    tables = [as_markdown(grid) for grid in (score_table(rows), delta_table(rows)) if grid.rows]
     failures = [f"failed: {text}" for row in rows for text in row.summary.failures]
-    said = "\n".join(f"- {text}" for text in (f"protocol {protocol}", *notes(rows), *failures))
+    said = markdown_list((f"protocol {protocol}", *notes(rows), *failures))
     return "\n\n".join([*tables, said]) + "\n"
-
-
-def _markdown(grid: Grid) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in grid.numeric) + " |"
-    return "\n".join([line(grid.titles), rule, *map(line, grid.rows)])

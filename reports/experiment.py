@@ -14,7 +14,7 @@ from typing import Any
 from vqbench.errors import UsageError
 from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
-from vqbench.results import DONE, FAILED, CellFolder, cell_folders, cell_row
+from vqbench.results import DONE, FAILED, FETCHED, CellFolder, cell_folders, cell_row, read_json
 
 _NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
 """Fields of a recipe that leave the trained weights as they are."""
@@ -133,7 +133,7 @@ class Experiment:
     unfinished: tuple[str, ...]
     """Names of cells that have no result yet."""
     unreadable: tuple[str, ...]
-    """Names of cells whose spec or result is cut off or is not ours, each with what is wrong."""
+    """Names of cells whose spec or result is cut off or not ours, each with what is wrong; and what MLflow lacked."""
 
     @property
     def groups(self) -> list[Group]:
@@ -156,7 +156,8 @@ class Experiment:
                 "so each has a table of its own and nothing is compared across"
             )
         if self.unfinished:
-            said.append(f"{len(self.unfinished)} cells have no result yet: {_some(self.unfinished)}")
+            count = "1 cell has" if len(self.unfinished) == 1 else f"{len(self.unfinished)} cells have"
+            said.append(f"{count} no result yet: {_some(self.unfinished)}")
         said += [f"left out, {text}" for text in self.unreadable]
         return said
 
@@ -185,6 +186,7 @@ def load_experiment(runs: Path, name: str) -> Experiment:
         if unreadable:
             what += f"; cannot be read: {_some(unreadable)}"
         raise UsageError(what, "`vqbench run` with the options that began it goes on where it was")
+    unreadable += (read_json(folder / FETCHED) or {}).get("missing", [])
     return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable))
 
 

@@ -4,84 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from vqbench.reports.statistics import Difference, paired_codes, paired_frechet, paired_images, paired_seeds
+from vqbench.reports.code_statistics import CODE_SCORES, CodeScore, resample_codes
+from vqbench.reports.feature_statistics import resample_frechet, resample_kernel
+from vqbench.reports.reader import Reader
+from vqbench.reports.statistics import Difference, Resampled, paired_images, paired_resamples, paired_seeds
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.results import CellFolder
 
-FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per row
-_OF_CODES: dict[str, Literal["usage", "perplexity"]] = {"usage": "usage", "perplexity": "perplexity"}
-Rows = Sequence[dict[str, Any]]
-"""Cells of one method as `vqbench run --json` prints them."""
+FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell
+_OF_CODES: dict[str, CodeScore] = {name: name for name in CODE_SCORES}
+_OF_FEATURES = ("rfid", "kid")
+Row = dict[str, Any]
+"""A cell as `vqbench run --json` prints it."""
 
 
-def difference(base: Rows, other: Rows, metric: str) -> Difference | None:
+def difference(
+    base: Sequence[Row], other: Sequence[Row], metric: str, reader: Reader | None = None
+) -> Difference | None:
     """`other` − `base` in one metric over the seeds that both have; None where there is none, or no score.
 
     Metrics with a value per image: over seeds and images. Scores of a whole set: over seeds; with one seed, what the
-    cells keep of each image (features, codes) is resampled, which leaves the noise of training out.
+    cells keep of each image (features, codes) is resampled, which leaves the noise of training out. A `reader` that
+    is given again does not read the same files again.
     """
-    pairs = _paired(base, other, metric)
+    pairs, reader = paired_rows(base, other, metric), reader or Reader()
     if not pairs:
         return None
-    folders = [(CellFolder(Path(a["path"])), CellFolder(Path(b["path"]))) for a, b in pairs]
-    if DEFINITIONS[metric].per_image and (values := [_per_image(a, b, metric) for a, b in folders]):
-        lengths = {len(pair[0]) if pair else 0 for pair in values}
-        if len(lengths) == 1 and min(lengths) > 1:
-            columns = zip(*(pair for pair in values if pair is not None), strict=True)
-            return paired_images(*(np.stack(list(column)) for column in columns))
-    scores = [(a["scores"][metric], b["scores"][metric]) for a, b in pairs]
-    plain = paired_seeds(*(np.array(column) for column in zip(*scores, strict=True)))
-    return (_over_images(*folders[0], metric) or plain) if len(pairs) == 1 else plain
+    if DEFINITIONS[metric].per_image and (values := _images_of(pairs, metric, reader)) is not None:
+        return paired_images(*values)
+    if len(pairs) == 1 and (resampled := [_resampled(row, metric, reader) for row in pairs[0]]):
+        first, second = resampled
+        if first is not None and second is not None and first.images == second.images:
+            return paired_resamples(first, second)
+    return paired_seeds(*(np.array(column) for column in zip(*paired_scores(pairs, metric), strict=True)))
 
 
-def _paired(base: Rows, other: Rows, metric: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[tuple[Row, Row]]:
+    """The cells that have a partner of the same seed, and both a score, by seed."""
     by_seed = {row["seed"]: row for row in base if metric in row["scores"]}
-    return [(by_seed[row["seed"]], row) for row in other if metric in row["scores"] and row["seed"] in by_seed]
+    partners = {row["seed"]: row for row in other if metric in row["scores"]}
+    return [(by_seed[seed], partners[seed]) for seed in sorted(by_seed.keys() & partners.keys())]
 
 
-def _per_image(a: CellFolder, b: CellFolder, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The values of the images, in the same order; None for a cell that did not keep them."""
-    try:
-        tables = [pd.read_parquet(cell.path / "per_image.parquet", columns=["id", metric]) for cell in (a, b)]
-    except (OSError, ValueError):
+def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> list[tuple[float, float]]:
+    """(score of base, score of other) of each seed."""
+    return [(a["scores"][metric], b["scores"][metric]) for a, b in pairs]
+
+
+def _images_of(
+    pairs: Sequence[tuple[Row, Row]], metric: str, reader: Reader
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(S, N) values of base and of other; None where a cell did not keep them, or of other images than the rest."""
+    tables = [[reader.table(Path(row["path"])) for row in pair] for pair in pairs]
+    known = [table for pair in tables for table in pair if table is not None and metric in table.columns]
+    if len(known) < 2 * len(pairs) or len({table.images for table in known}) > 1:
         return None
-    first, second = (table.set_index("id")[metric] for table in tables)
-    if not first.index.equals(second.index):
+    values = np.stack([table.columns[metric] for table in known])
+    if values.shape[1] < 2 or not np.isfinite(values).all():
         return None
-    return first.to_numpy(float), second.to_numpy(float)
+    return values[0::2], values[1::2]
 
 
-def _over_images(a: CellFolder, b: CellFolder, metric: str) -> Difference | None:
-    if metric == "rfid":
-        files = (a.reference_features, a.path / "features.npz", b.path / "features.npz")
-        reference, base, other = (_array(path, "features") for path in files)
-        if reference is None or base is None or other is None or not len(reference) == len(base) == len(other) > 1:
-            return None
-        distances = (_score(a, metric), _score(b, metric))
-        return paired_frechet(reference, base, other, distances=distances, replicates=FRECHET_REPLICATES)
+def _resampled(row: Row, metric: str, reader: Reader) -> Resampled | None:
+    """The score of a cell and how it varies over its images; None where it kept nothing of them that can be read."""
+    path = Path(row["path"])
+    if metric in _OF_FEATURES:
+        return reader.once((path, "resampled", metric), lambda: _of_features(row, metric, reader))
     if metric in _OF_CODES:
-        base, other = (_array(cell.path / "codes.npz", "indices") for cell in (a, b))
-        sizes = [_array(cell.path / "codes.npz", "histogram") for cell in (a, b)]
-        if base is None or other is None or sizes[0] is None or sizes[1] is None or not len(base) == len(other) > 1:
-            return None
-        return paired_codes(base, other, (sizes[0].shape[1], sizes[1].shape[1]), _OF_CODES[metric])
+        return reader.once((path, "resampled", metric), lambda: _of_codes(row, _OF_CODES[metric], reader))
     return None
 
 
-def _score(cell: CellFolder, metric: str) -> float:
-    return float((cell.result or {})["scores"][metric])
-
-
-def _array(path: Path, name: str) -> NDArray[Any] | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found: NDArray[Any] = arrays[name]
-            return found
-    except (OSError, ValueError, KeyError):  # not kept, or by a version that did not keep it
+def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
+    folder = CellFolder(Path(row["path"]))
+    reference = reader.array(folder.reference_features, "features")
+    features = reader.array(folder.path / "features.npz", "features")
+    if reference is None or features is None or len(reference) != len(features) or len(features) < 3:
         return None
+    if metric == "kid":
+        return resample_kernel(reference, features, row["scores"][metric])
+    return resample_frechet(reference, features, row["scores"][metric], FRECHET_REPLICATES)
+
+
+def _of_codes(row: Row, score: CodeScore, reader: Reader) -> Resampled | None:
+    path = Path(row["path"]) / "codes.npz"
+    indices, histogram = reader.array(path, "indices"), reader.array(path, "histogram")
+    if indices is None or histogram is None or len(indices) < 2:
+        return None
+    return resample_codes(indices, histogram.shape[1], score)

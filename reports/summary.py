@@ -9,6 +9,7 @@ from typing import Any
 
 from vqbench.feature_protocol import FEATURE_METRICS
 from vqbench.metrics.definitions import METRICS
+from vqbench.reports.grid import Grid, markdown, markdown_text
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ COLUMNS = (
 )
 
 
+MORE_COLUMNS = (
+    Column("kid", "KID ↓", 4),
+    Column("dead_codes", "dead codes ↓", 1),
+    Column("tokens", "tokens", 0, interval=False),
+    Column("bpp", "bpp", 3, interval=False),
+    Column("bpp_entropy", "bpp (entropy)", 3),
+    Column("entropy_bits_per_token", "bits/token (entropy)", 2),
+    Column("params_encoder", "encoder M", 3, interval=False, scale=1e-6),
+    Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6),
+    Column("params_projections", "projections M", 3, interval=False, scale=1e-6),
+    Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6),
+)
+"""What a report shows only where it is asked to; together with COLUMNS every score has one."""
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and Student's t interval of one value per seed. Raises ValueError for no value."""
     if not values:
@@ -135,17 +151,20 @@ def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
 def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
     """The comparison as a GitHub Markdown table, with the protocol's name and every failure below it."""
     columns = shown_columns(summaries)
-    lines = [
-        "| " + " | ".join(["method", *(c.title for c in columns), "n"]) + " |",
-        "| --- |" + " ---: |" * (len(columns) + 1),
+    rows = [
+        (
+            summary.method + (" (collapsed)" if summary.collapses else ""),
+            *(column.text(summary.estimates.get(column.key)) for column in columns),
+            str(summary.seeds),
+        )
+        for summary in summaries
     ]
-    for summary in summaries:
-        cells = [column.text(summary.estimates.get(column.key)) for column in columns]
-        name = summary.method.replace("|", "\\|") + (" (collapsed)" if summary.collapses else "")
-        lines.append("| " + " | ".join([name, *cells, str(summary.seeds)]) + " |")
-    failures = [f"failed: {text}" for summary in summaries for text in summary.failures]
-    failures += [text for summary in summaries for text in summary.collapses]
-    return "\n".join([*lines, "", f"protocol {protocol}; {interval_note(summaries)}", *failures]) + "\n"
+    titles = ("method", *(column.title for column in columns), "n")
+    table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
+    said = [f"protocol {protocol}; {interval_note(summaries)}"]
+    said += [f"failed: {text}" for summary in summaries for text in summary.failures]
+    said += [text for summary in summaries for text in summary.collapses]
+    return "\n".join([table, "", *map(markdown_text, said)]) + "\n"
 
 
 def interval_note(summaries: Sequence[MethodSummary]) -> str:

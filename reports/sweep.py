@@ -11,7 +11,8 @@ from typing import Any
 
 from vqbench.atomic import write_text_atomically
 from vqbench.metrics.definitions import Definition
-from vqbench.reports.sweep_figures import draw_importances, draw_pareto
+from vqbench.reports.figures.sweep import draw_importances, draw_pareto
+from vqbench.reports.grid import Grid, markdown, markdown_list
 
 Row = dict[str, Any]
 """A trial, as `vqbench sweep --json` prints it."""
@@ -48,21 +49,6 @@ class StudySummary:
         return f"{of} ({', '.join(parts)})" if parts else of
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as text."""
-
-    titles: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """As GitHub Markdown."""
-        rule = ["---:" if numeric else "---" for numeric in self.numeric]
-        lines = [self.titles, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def dominates(one: Sequence[float], other: Sequence[float], lower: Sequence[bool]) -> bool:
     """Whether `one` is nowhere worse than `other`, and somewhere better; `lower` says where less is better."""
     pairs = [(a, b) if less else (-a, -b) for a, b, less in zip(one, other, lower, strict=True)]
@@ -84,6 +70,8 @@ class SweepReport:
     how: str
     reason: str
     """What ended it before its trials did."""
+    page: Path | None = None
+    """The experiment's page, where it was asked for."""
 
     @property
     def folder(self) -> Path:
@@ -123,7 +111,7 @@ class SweepReport:
         """The studies that have trials and no finished one."""
         return [s.title for s in self.studies if sum(s.counts.values()) and not (s.counts["done"] + s.counts["cached"])]
 
-    def table(self) -> Table:
+    def table(self) -> Grid:
         """One line per method, level and objective: the best value and what it was found with."""
         levels, several = any(s.level is not None for s in self.studies), len(self.objectives) > 1
         titles = [*(["bits/image"] if levels else []), "method", *(["best in"] if several else []),
@@ -137,9 +125,9 @@ class SweepReport:
             lines.append((*line, study.trials, " ".join(row["settings"]) if row is not None else "–"))
         numeric = [*([True] if levels else []), False, *([False] if several else []),
                    *(True for _ in self.objectives), False, False]  # fmt: skip
-        return Table(tuple(titles), tuple(numeric), tuple(lines))
+        return Grid(tuple(titles), tuple(numeric), tuple(lines))
 
-    def front(self) -> Table:
+    def front(self) -> Grid:
         """The Pareto front as a table."""
         titles = ("method", "trial", *(self._title(name) for name in self.objectives), "settings")
         lines = tuple(
@@ -147,7 +135,7 @@ class SweepReport:
              " ".join(row["settings"]))
             for row in self.pareto()
         )  # fmt: skip
-        return Table(titles, (False, True, *(True for _ in self.objectives), False), lines)
+        return Grid(titles, (False, True, *(True for _ in self.objectives), False), lines)
 
     def _title(self, name: str) -> str:
         definition = self.definitions[name]
@@ -181,10 +169,10 @@ class SweepReport:
 
     def markdown(self) -> str:
         """The tables, what must be said, and the commands."""
-        parts = [f"# {self.name}", self.table().markdown()]
+        parts = [f"# {self.name}", markdown(self.table())]
         if len(self.objectives) > 1:
-            parts += ["## Pareto front", self.front().markdown()]
-        parts.append("\n".join(f"- {note}" for note in self.notes()))
+            parts += ["## Pareto front", markdown(self.front())]
+        parts.append(markdown_list(self.notes()))
         parts += [f"{title}, with more seeds:\n\n    {command}" for title, command in self.commands()]
         return "\n\n".join(parts) + "\n"
 

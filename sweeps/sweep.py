@@ -14,7 +14,7 @@ from vqbench.choice import choose_method, read_settings
 from vqbench.plan import Cell, Plan, resolve
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import SweepReport
-from vqbench.runner import prepare_plan
+from vqbench.runner import prepare_plan, write_page
 from vqbench.sweeps.curves import images_seen, watched
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
@@ -184,6 +184,9 @@ def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Track
     finally:
         report = make_report(plan, studies, reason)
         files = report.write()
+        if plan.request.run.page and any(report.rows):
+            report = dataclasses.replace(report, page=write_page(plan.base.folder, view, trained=True))
+            files += [report.page] if report.page is not None else []
         if tracker is not None:
             found = dataclasses.replace(plan.base, cells=tuple(cells.values()))
             complete = not any(study.remaining > 0 for study in studies)

@@ -34,13 +34,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         del os.environ[name]
     os.environ["VQBENCH_HOME"] = str(tmp_path_factory.mktemp("home"))
     os.environ["COLUMNS"] = "100"
+    os.environ["VQBENCH_PAGE"] = "0"  # seconds of pictures for each command; the tests of the page ask for it
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
+        shared = {"browser", "comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
         if shared:
             item.add_marker(pytest.mark.xdist_group(min(shared)))  # the same in every process
 

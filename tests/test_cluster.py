@@ -529,8 +529,10 @@ def test_without_a_shared_disk_results_travel_through_mlflow(vqbench: Command, i
         (row,) = answer.objects
         cell = Path(row["path"])
         assert starts(cell) == 1  # of the second attempt, whose log came home
-        assert {path.name for path in cell.iterdir()} >= {"result.json", "per_image.parquet", "recon.png", "codes.npz"}
+        kept = {"result.json", "per_image.parquet", "recon.png", "codes.npz", "reconstructions.npz"}
+        assert {path.name for path in cell.iterdir()} >= kept
         assert list(runs.glob("x/reference-*.npz"))
+        assert list(runs.glob("x/images-*.npz"))
         points = [json.loads(line)["images"] for line in (cell / "metrics.jsonl").read_text().splitlines()]
         assert points == sorted(set(points))
         assert not list((tmp_path / "artifacts").glob("**/transfer/*/*.pt"))  # what has arrived is not kept

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.evaluation import evaluate, shown_positions, to_8_bits, to_input
+from vqbench.evaluation import evaluate, to_8_bits, to_input
+from vqbench.kept import kept_positions, shown_positions
 from vqbench.metrics import features
 from vqbench.metrics.definitions import METRICS, default_metrics
 from vqbench.metrics.features import reference_path
@@ -100,10 +101,21 @@ def test_the_reconstruction_is_clamped_and_rounded_once():
     grey = (pixels / 127.5 - 1).mean(axis=3).reshape(11, 2, 8, 2, 8).mean(axis=(2, 4))
     value = np.clip((np.floor((grey + 1) / 2 * 16).clip(0, 15) + 0.5) / 16 * 2 - 1 + 0.3, -1, 1)
     expected = np.round((value + 1) * 127.5).repeat(8, 1).repeat(8, 2)[..., None].repeat(3, 3)
-    assert result.reconstructions.shape == (8, 16, 16, 3)
-    assert (result.reconstructions == expected[shown_positions(11)]).all()
+    assert result.reconstructions.shape == (11, 16, 16, 3)
+    assert (result.reconstructions == expected).all()
     mse = ((pixels - expected) ** 2).mean(axis=(1, 2, 3))
     assert result.per_image.psnr.tolist() == pytest.approx((10 * np.log10(255**2 / mse)).tolist(), rel=1e-9)
+
+
+def test_reconstructions_are_kept_up_to_16_mib_and_those_shown_are_among_them():
+    assert kept_positions(192, 32) == list(range(192))
+    assert (len(kept_positions(70_000, 32)), len(kept_positions(70_000, 256))) == (5456, 80)
+    for n, resolution in ((1, 32), (9, 2048), (86, 256), (93, 256), (70_000, 32), (50_000, 256), (10, 4096)):
+        kept = kept_positions(n, resolution)
+        assert set(shown_positions(n)) <= set(kept) <= set(range(n))
+        assert kept == sorted(set(kept))
+        assert len(kept) <= max(8, 2**24 // (3 * resolution**2))
+        assert max(np.diff([*kept, n])) - min(np.diff([*kept, n])) <= 1
 
 
 def test_every_8_bit_value_comes_back_and_out_of_range_is_clamped():

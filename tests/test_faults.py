@@ -261,6 +261,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
         "training.json",
         "per_image.parquet",
         "codes.npz",
+        "reconstructions.npz",
         "recon.png",
         "result.json",
     ):

@@ -19,8 +19,8 @@ import pytest
 from conftest import DEADLINE, FAULTY, Command, settings, start, until
 from postgres import free_port
 
-from vqbench.mirror import quiet_environment
 from vqbench.results import write_json
+from vqbench.server import quiet_environment
 from vqbench.tracking import sync
 
 CURVES = ("checkpoint_images=16", "log_images=8")

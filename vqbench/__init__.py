@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ablate", "load", "run", "sweep"]
+__all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:
     from vqbench.ablation import ablate
+    from vqbench.reporting import report
+    from vqbench.reports.compare import compare
     from vqbench.runner import run
     from vqbench.sweeps.sweep import sweep
     from vqbench.tokenizer import load
 
 
 def __getattr__(name: str) -> Any:
-    """`vqbench.run`, `ablate`, `sweep` and `load` are imported when they are first used (torch takes seconds)."""
+    """What `vqbench` offers to Python is imported when it is first used: torch takes seconds."""
     if name == "run":
         from vqbench.runner import run
 
@@ -28,6 +30,14 @@ def __getattr__(name: str) -> Any:
         from vqbench.sweeps.sweep import sweep
 
         return sweep
+    if name == "compare":
+        from vqbench.reports.compare import compare
+
+        return compare
+    if name == "report":
+        from vqbench.reporting import report
+
+        return report
     if name == "load":
         from vqbench.tokenizer import load
 

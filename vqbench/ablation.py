@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Unpack
 
 from vqbench.choice import Variant, choose_method, read_settings, split_reference
 from vqbench.errors import UsageError, unknown
+from vqbench.paper import paper_rows
 from vqbench.plan import RunRequest, resolve
 from vqbench.registry import METHODS
+from vqbench.switches import row_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from vqbench.tracking import Tracker
     from vqbench.view import View
 
-FULL = "full"
 Switches = frozenset[str]
 """The components that are on."""
 
@@ -65,6 +66,11 @@ class Row:
     """What the paper calls this row."""
     published: Mapping[str, Mapping[str, float]]
     """Metric → what it was measured on → value."""
+
+    @property
+    def label(self) -> str:
+        """What its cells are called."""
+        return self.variant.label
 
     @property
     def is_full(self) -> bool:
@@ -110,20 +116,8 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
 
 
 def _paper_rows(reference: str) -> tuple[PaperRow, ...]:
-    """The rows of the paper that this form of the method has. Raises UsageError for rows that make no sense."""
-    from vqbench.config import components
-    from vqbench.reports.summary import DEFINITIONS
-
     name, preset = split_reference(reference)
-    cls = METHODS.get(name)
-    for row in cls.paper_rows:
-        for component in row.components - set(components(cls.Config)):
-            raise unknown(
-                f"component in row {row.name} of {name}", component, components(cls.Config), "mend paper_rows"
-            )
-        for metric in row.published.keys() - DEFINITIONS.keys():
-            raise unknown(f"metric in row {row.name} of {name}", metric, DEFINITIONS, "mend paper_rows")
-    return tuple(cls.paper_rows) if preset is None or preset in cls.paper_presets else ()
+    return paper_rows(METHODS.get(name), name, preset)
 
 
 def _refuse_nothing_to_switch(reference: str, declared: tuple[str, ...], on: tuple[str, ...]) -> None:
@@ -203,7 +197,7 @@ def _row(
     reference: str, components: Mapping[str, bool], on: Switches, switches: Switches, declared: Iterable[PaperRow]
 ) -> Row:
     off = on - switches
-    name = _row_name([c for c in components if c in switches], [c for c in components if c in off])
+    name = row_name([c for c in components if c in switches], [c for c in components if c in off])
     paper = next((row for row in declared if row.components == switches), None)
     return Row(
         name=name,
@@ -212,14 +206,6 @@ def _row(
         paper_row=paper.name if paper else None,
         published=paper.published if paper else {},
     )
-
-
-def _row_name(kept: list[str], dropped: list[str]) -> str:
-    if not dropped:
-        return FULL
-    if not kept:
-        return "all off"
-    return f"without {', '.join(dropped)}" if len(dropped) <= len(kept) else f"only {', '.join(kept)}"
 
 
 def as_run(request: AblateRequest, rows: Iterable[Row]) -> RunRequest:

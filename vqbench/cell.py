@@ -315,11 +315,7 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
 
 def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
     """Write what an evaluation of `validation` found beside its scores: tables, codes, features, pictures."""
-    import numpy as np
     import pandas as pd
-    from PIL import Image
-
-    from vqbench.evaluation import shown_positions
 
     target = folder.path / "per_image.parquet"
     table = evaluation.per_image
@@ -333,8 +329,23 @@ def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Prep
         write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
         if not folder.reference_features.is_file():  # the same for all cells of the protocol
             write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
-    inputs = validation.pixels[shown_positions(len(validation))]
-    rows = [np.concatenate(list(images), axis=1) for images in (inputs, evaluation.reconstructions)]
+    _write_pictures(folder, evaluation, validation)
+
+
+def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
+    """The kept reconstructions and, once per protocol, the images that they are of; eight of both as a grid."""
+    import numpy as np
+    from PIL import Image
+
+    from vqbench.kept import kept_positions, shown_positions
+
+    kept = kept_positions(len(validation), validation.pixels.shape[1])
+    originals = validation.pixels[kept]
+    write_arrays_atomically(folder.path / "reconstructions.npz", positions=kept, pixels=evaluation.reconstructions)
+    if not folder.validation_images.is_file():
+        write_arrays_atomically(folder.validation_images, positions=kept, pixels=originals)
+    shown = [kept.index(position) for position in shown_positions(len(validation))]
+    rows = [np.concatenate(list(images[shown]), axis=1) for images in (originals, evaluation.reconstructions)]
     with replacing(folder.path / "recon.png") as partial:  # above the input, below its reconstruction
         Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")
 

@@ -19,6 +19,7 @@ from vqbench.atomic import write_text_atomically
 from vqbench.config import as_dict, build, components, part_of, split_setting
 from vqbench.errors import UsageError, unknown
 from vqbench.home import home
+from vqbench.paper import paper_facts
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 
@@ -45,6 +46,10 @@ class MethodChoice:
     components: dict[str, bool]
     unspecified: dict[str, Any]
     """Fields that the method's paper leaves open, and what they are set to."""
+    part_of: dict[str, list[str]]
+    """Fields that have no effect without a component, and which: they are at their defaults where it is off."""
+    paper: dict[str, Any]
+    """What the method's paper says of this configuration (`vqbench.paper.paper_facts`)."""
     remark: str
     """What must be said of this configuration; empty where there is nothing."""
     plugin: dict[str, str] | None
@@ -131,10 +136,19 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     source, file = _source_of(name, cls), _plugin_file(name, cls)
     digest = hashlib.sha256(source).hexdigest() if source is not None else None
     plugin = {"path": str(file), "sha256": str(digest)} if file is not None else None
-    kept = source if file is not None else None
-    remark = cls.remark(config)
     return MethodChoice(
-        variant.label, name, preset, as_dict(config), switches, unspecified, remark, plugin, kept, digest
+        label=variant.label,
+        name=name,
+        preset=preset,
+        config=as_dict(config),
+        components=switches,
+        unspecified=unspecified,
+        part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
+        paper=paper_facts(cls, name, preset, switches),
+        remark=cls.remark(config),
+        plugin=plugin,
+        plugin_source=source if file is not None else None,
+        code=digest,
     )
 
 

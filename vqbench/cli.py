@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
     DataRoot,
@@ -34,6 +35,7 @@ from vqbench.options import (
     takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
+from vqbench.report_command import report
 from vqbench.sweep_options import (
     MaxImages,
     Objective,
@@ -391,10 +393,14 @@ def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeigh
         raise typer.Exit(code)
 
 
+app.command()(compare)
+app.command()(report)
+
+
 @app.command()
 def sync(runs: Runs = Path("runs")) -> None:
     """Send to MLflow what it missed while it was away."""
-    from vqbench.mirror import tracking_uri
+    from vqbench.server import tracking_uri
     from vqbench.tracking import sync as send
 
     if not runs.is_dir():
@@ -415,13 +421,17 @@ def sync(runs: Runs = Path("runs")) -> None:
 
 @app.command()
 def ui(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The experiment to open; by default the newest.")
+    ] = None,
     runs: Runs = Path("runs"),
-    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1; 0 takes a free one.")] = 5000,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, from a terminal.")] = True,
 ) -> None:
-    """Open MLflow's own page on the results."""
-    from vqbench.tracking import serve
+    """Open MLflow's own page on the results: runs as a table, curves of all methods; Ctrl-C ends it."""
+    from vqbench.ui import serve
 
-    serve(runs, port)
+    serve(runs, port, name, browser)
 
 
 def _report(what: str, hint: str) -> None:

@@ -14,9 +14,9 @@ from vqbench.dask_engine import DaskEngine, room
 from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.gpus import visible_gpus
-from vqbench.mirror import tracking_uri
 from vqbench.plan import RunRequest
 from vqbench.results import read_json
+from vqbench.server import tracking_uri
 from vqbench.worker import OwnGroup, Surroundings, look_around
 
 if TYPE_CHECKING:

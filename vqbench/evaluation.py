@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.home import home as default_home
+from vqbench.kept import kept_positions
 from vqbench.metrics.codes import CodeHistogram, code_scores
 from vqbench.metrics.definitions import METRICS, needed_weights, too_small
 from vqbench.metrics.features import FeatureExtractor, reference_features, to_planes
@@ -30,9 +31,6 @@ Pixels = NDArray[np.uint8]
 """(N, R, R, 3) uint8 images."""
 PairMetric = Callable[[Tensor, Tensor], Tensor]
 """8-bit references and reconstructions (B, 3, R, R) → values (B,)."""
-
-SHOWN = 8
-"""Reconstructions that are kept for the grid."""
 
 
 class Codec(Protocol):
@@ -60,7 +58,7 @@ class Evaluation:
     indices: NDArray[np.unsignedinteger]
     """(N, tokens of an image, G) code of every token, in the smallest type that holds K."""
     reconstructions: Pixels
-    """Of the images at `shown_positions`."""
+    """Of the images at `kept_positions`."""
     features: NDArray[np.float32] | None
     """(N, 2048) Inception features of the reconstructions, or None without rfid and kid."""
     reference_features: NDArray[np.float32] | None
@@ -166,11 +164,6 @@ def _pair_metrics(
     return {name: functions[name] for name in metrics if METRICS[name].per_image}
 
 
-def shown_positions(n: int) -> list[int]:
-    """Positions of the images that people are shown: at most 8, spread evenly over a split of n."""
-    return [i * n // min(n, SHOWN) for i in range(min(n, SHOWN))]
-
-
 class _Pass:
     """What accumulates over the batches of one evaluation."""
 
@@ -183,7 +176,7 @@ class _Pass:
         self.codes: list[int] = []
         self.indices: list[NDArray[np.unsignedinteger]] = []
         self.features: list[NDArray[np.float32]] = []
-        self.shown: dict[int, Pixels] = {}
+        self.kept: dict[int, Pixels] = {}
 
     def add(self, references: Tensor, indices: Tensor, reconstructions: Tensor) -> None:
         """8-bit references and reconstructions (B, 3, R, R) of one batch, and the indices between them."""
@@ -197,7 +190,7 @@ class _Pass:
             self.features.append(self.extract(reconstructions))
         first = len(self.codes) - len(reconstructions)
         for i in self.wanted & set(range(first, len(self.codes))):
-            self.shown[i] = reconstructions[i - first].permute(1, 2, 0).cpu().numpy()
+            self.kept[i] = reconstructions[i - first].permute(1, 2, 0).cpu().numpy()
 
     def _codes_by_position(self, indices: Tensor) -> Tensor:
         return indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
@@ -237,8 +230,8 @@ def evaluate(
     _check(pixels, ids, metrics, batch_size)
     device, home = device or torch.device("cpu"), home or default_home()
     extract = _extractor(metrics, inception_weights, device, home)
-    shown = shown_positions(len(pixels))
-    seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract, set(shown))
+    kept = kept_positions(len(pixels), pixels.shape[1])
+    seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract, set(kept))
     step = _counter(progress, len(pixels) * (1 if extract is None else 2))
     encoding, decoding, reference = _Stopwatch(device), _Stopwatch(device), None
     if isinstance(tokenizer, nn.Module):
@@ -259,7 +252,7 @@ def evaluate(
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
         histogram=seen.histogram.counts,
         indices=np.concatenate(seen.indices),
-        reconstructions=np.stack([seen.shown[i] for i in shown]),
+        reconstructions=np.stack([seen.kept[i] for i in kept]),
         features=np.concatenate(seen.features) if seen.features else None,
         reference_features=reference,
         encode_images_per_s=encoding.images_per_s,

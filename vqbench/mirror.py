@@ -1,101 +1,147 @@
-"""The only module that talks to MLflow: it makes a tracking server mirror the runs directory.
+"""Makes a tracking server mirror the runs directory.
 
-Each command and each cell remembers in a file of its own, `….mlflow.json` and `mlflow.json`, which run it is and
-what that run has been sent. Mirroring is idempotent, so it can go on where it was interrupted, at any time.
+This module, `transfer`, `fetch` and `ui` alone talk to MLflow, through the client of `server`. Each command and each
+cell remembers in a file of its own, `….mlflow.json` and `mlflow.json`, which run it is and what that run has been sent.
+Mirroring is idempotent, so it can go on where it was interrupted, at any time.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vqbench.board import (
+    NOTE,
+    PAGE,
+    CommandRun,
+    cell_name,
+    cell_tags,
+    command_tags,
+    description,
+    experiment_tags,
+    newest_first,
+    result_tags,
+    run_metrics,
+    setup_of,
+)
+from vqbench.registry import file_digest
 from vqbench.results import DONE, CellFolder, read_json, write_json
+from vqbench.server import all_runs, connect, is_remote, tracking_uri
 
-ARTIFACTS = ("spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "log.txt")
-"""Files of a cell that MLflow gets a copy of, beside its weights."""
+RESULT_FILES = (
+    "spec.json",
+    "result.json",
+    "failure.json",
+    "metrics.jsonl",
+    "per_image.parquet",
+    "codes.npz",
+    "features.npz",
+    "reconstructions.npz",
+    "recon.png",
+    "log.txt",
+)
+"""Files of a finished cell that a report is made of; MLflow gets a copy of each, and `fetch` brings them back."""
+FAILURE_FILES = ("spec.json", "result.json", "metrics.jsonl", "log.txt")
+"""The same of a cell that failed."""
+ARTIFACTS = (*RESULT_FILES, "codes.png")
+"""All that MLflow gets a copy of, beside the weights."""
+FILES_TAG, LEFT_OUT_TAG, SHARED_TAG = "vqbench.files", "vqbench.left_out", "vqbench.shared."
+"""Tags of a cell's run: sha256 of each file, sent after the files; files that were too large. Of the experiment: the
+run that has a file which cells share."""
+SHARED_FOLDER = "shared"
+_ATTACHED = (".md", ".jsonl", ".csv", ".png", ".html", ".tex", ".svg", ".pdf")
+_FORMAT = "2"  # of what is sent; what was sent in an older one is sent again
 
 
-def tracking_uri(runs: Path) -> str:
-    """`$MLFLOW_TRACKING_URI`, or a sqlite file in the runs directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
-
-
-def quiet_environment() -> dict[str, str]:
-    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win."""
-    defaults = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results go there, and --json must be JSON
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+def most_bytes() -> int:
+    """The largest file that is sent: `$VQBENCH_MLFLOW_MAX_MB`, by default 1 GiB. 50,000 images' features are 0.4."""
+    text = os.environ.get("VQBENCH_MLFLOW_MAX_MB", "")
+    return (int(text) if text.isdigit() else 1024) * 2**20
 
 
 class Mirror:
     """A tracking server, seen from one runs directory."""
 
     def __init__(self, runs: Path) -> None:
-        os.environ.update(quiet_environment())
         self.runs = runs.absolute()
         self.uri = tracking_uri(self.runs)
         if self.uri.startswith("sqlite:///"):
             self.runs.mkdir(parents=True, exist_ok=True)
-        warnings.filterwarnings("ignore", module=r"mlflow|sqlalchemy|alembic")
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
-
-        for name in ("mlflow", "alembic"):  # mlflow's own import sets these to INFO
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self.client: Any = MlflowClient(tracking_uri=self.uri)
+        self.client: Any = connect(self.uri)
 
     def experiment(self, name: str) -> str:
         """Id of the MLflow experiment `name`, created with its artifacts beside the database if it is local."""
         known = self.client.get_experiment_by_name(name)
-        if known is not None:
-            return str(known.experiment_id)
-        local = not self.uri.startswith(("http://", "https://"))  # a database has no place of its own for files
-        location = (self.runs / name / "mlflow-artifacts").as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
+        if known is None:
+            location = None if is_remote(self.uri) else (self.runs / name / "mlflow-artifacts").as_uri()
+            known = self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
+        experiment_id = str(known.experiment_id)
+        for key, value in experiment_tags().items():
+            if key not in known.tags:  # what somebody changed in MLflow stays
+                self.client.set_experiment_tag(experiment_id, key, value)
+        return experiment_id
 
-    def _run(self, experiment_id: str, tag: str, value: str, name: str, tags: dict[str, str]) -> str:
-        """The run that carries `tag` = `value`, found or made."""
+    def _run(self, experiment_id: str, tag: str, value: str, name: str, tags: dict[str, str], started: Any) -> str:
+        """The run that carries `tag` = `value`, found or made; `started` in seconds, if that is known."""
         found = self.client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
         if found:
-            return str(found[0].info.run_id)
-        run = self.client.create_run(experiment_id, tags={tag: value, **tags}, run_name=name)
+            run_id = str(found[0].info.run_id)
+            self._tag(run_id, tags)
+            self.client.update_run(run_id, name=name)
+            return run_id
+        run = self.client.create_run(experiment_id, _milliseconds(started), tags={tag: value, **tags}, run_name=name)
         return str(run.info.run_id)
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
 
     def command(self, path: Path) -> str:
         """Mirror a command's record as a parent run; returns the run's id."""
         record, memory_path = read_json(path) or {}, path.with_suffix(".mlflow.json")
         memory = read_json(memory_path) or {}
-        experiment_id = self.experiment(record["experiment"])
-        if memory.get("uri") != self.uri:
-            tags = {
-                "vqbench.kind": "command",
-                "command": record.get("kind", "run"),
-                "dataset": record["dataset"],
-                "recipe": record["recipe"],
-            }
-            tags |= {"protocol": record["protocol"], "mlflow.note.content": record["note"]}
-            run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags)
+        if (memory.get("uri"), memory.get("format")) != (self.uri, _FORMAT):
+            experiment_id = self.experiment(record["experiment"])
+            tags, started = command_tags(record), record.get("started")
+            run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags, started)
             for key in ("methods", "dataset", "recipe", "seeds", "command"):
                 self.client.log_param(run_id, key, str(record[key])[:6000])
-            memory = {"uri": self.uri, "run_id": run_id, "sent": "RUNNING"}
-            write_json(memory_path, memory)
-        if record["state"] != memory["sent"]:
-            for artifact in sorted(path.parent.glob(f"{path.stem}.*")):
-                if artifact.suffix in (".md", ".jsonl", ".csv", ".png"):
-                    self.client.log_artifact(memory["run_id"], str(artifact))
-            self.client.set_terminated(memory["run_id"], record["state"])
-            write_json(memory_path, {**memory, "sent": record["state"]})
+            memory = {"uri": self.uri, "format": _FORMAT, "run_id": run_id, "experiment_id": experiment_id, "sent": ""}
+        attached = [file for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.suffix in _ATTACHED]
+        stamp = " ".join([record["state"], *(f"{file.name}={file.stat().st_mtime_ns}" for file in attached)])
+        if memory["sent"] != stamp:
+            self._send_command(memory["run_id"], record, attached)
+            self._describe(memory["experiment_id"])
+            write_json(memory_path, {**memory, "sent": stamp})
         return str(memory["run_id"])
+
+    def _send_command(self, run_id: str, record: Mapping[str, Any], attached: Iterable[Path]) -> None:
+        tags = {"state": record["state"].lower()}
+        for file in attached:
+            self.client.log_artifact(run_id, str(file))
+            tags |= {PAGE: file.name} if file.suffix == ".html" else {}
+        self._tag(run_id, tags)
+        self._end(run_id, record["state"], record.get("ended"))
+
+    def _end(self, run_id: str, status: str, ended: Any) -> None:
+        """Set the status of a run; `ended` in seconds, if that is known."""
+        if status == "RUNNING":
+            self.client.update_run(run_id, status=status)
+        else:
+            self.client.set_terminated(run_id, status, _milliseconds(ended))
+
+    def _describe(self, experiment_id: str) -> None:
+        """Bring the description of an experiment up to date, from the commands that MLflow knows."""
+        found = all_runs(self.client, experiment_id, "tags.`vqbench.kind` = 'command'")
+        commands = [CommandRun(r.info.run_id, r.info.run_name, r.info.status, r.data.tags) for r in found]
+        old = self.client.get_experiment(experiment_id).tags.get(NOTE, "")
+        new = description(old, experiment_id, newest_first(commands))
+        if new != old:
+            self.client.set_experiment_tag(experiment_id, NOTE, new)
 
     def cell(self, folder: CellFolder) -> bool:
         """Bring the run of one cell up to date with its folder; False for a cell of no tracked command."""
@@ -105,10 +151,13 @@ class Mirror:
             return False
         parent, path = self.command(command), folder.path / "mlflow.json"
         memory = read_json(path) or {}
-        if (memory.get("uri"), memory.get("attempt")) != (self.uri, record["attempt"]):
-            run_id = self._cell_run(folder, record, spec, parent)
-            memory = {"uri": self.uri, "attempt": record["attempt"], "run_id": run_id, "points": 0, "sent": ""}
-            memory["command"] = record["command"]
+        if [memory.get(k) for k in ("uri", "format", "attempt")] != [self.uri, _FORMAT, record["attempt"]]:
+            points = memory.get("points", 0) if memory.get("attempt") == record["attempt"] else 0
+            points = points if memory.get("uri") == self.uri else 0
+            experiment_id = self.experiment(folder.path.parents[1].name)
+            run_id = self._cell_run(experiment_id, folder, record, spec, parent)
+            memory = {"uri": self.uri, "format": _FORMAT, "attempt": record["attempt"], "run_id": run_id}
+            memory |= {"experiment_id": experiment_id, "points": points, "sent": "", "command": record["command"]}
             write_json(path, memory)
         if memory["command"] != record["command"]:  # it goes on as a child of the command that goes on with it
             self.client.set_tag(memory["run_id"], "mlflow.parentRunId", parent)
@@ -116,34 +165,23 @@ class Mirror:
         memory["points"] = self._send_curves(folder, memory)
         write_json(path, memory)
         result, given_up = folder.result, "KILLED" if record.get("given_up") else ""
-        stamp = (
-            f"{result['state']} {folder.path.joinpath('result.json').stat().st_mtime_ns}"
-            if result
-            else given_up or "RUNNING"
-        )
+        stamp = _stamp(folder, result) if result else given_up or "RUNNING"
         if memory["sent"] != stamp:
-            self._send_state(folder, memory["run_id"], result, given_up)
+            self._send_state(folder, memory, parent, given_up)
             write_json(path, {**memory, "sent": stamp})
         return True
 
-    def _cell_run(self, folder: CellFolder, memory: dict[str, Any], spec: dict[str, Any], parent: str) -> str:
-        experiment_id = self.experiment(folder.path.parents[1].name)
-        tags = {
-            "mlflow.parentRunId": parent,
-            "method": memory["label"],
-            "dataset": spec["dataset"]["slug"],
-            "recipe": spec["recipe"]["name"],
-            "protocol": spec["protocol"]["hash"],
-            "protocol_name": spec["protocol"]["name"],
-            "seed": str(spec["seed"]),
-            **{f"component.{name}": "on" if on else "off" for name, on in spec["components"].items()},
-            **memory.get("tags", {}),
-        }
-        name = f"{memory['label']} s{spec['seed']}"
-        run_id = self._run(experiment_id, "vqbench.cell", f"{folder.name}/{memory['attempt']}", name, tags)
+    def _cell_run(
+        self, experiment_id: str, folder: CellFolder, record: dict[str, Any], spec: dict[str, Any], parent: str
+    ) -> str:
+        label, setup = record["label"], setup_of(folder, spec)
+        tags = cell_tags(label, spec, setup, self._group(experiment_id, label, setup))
+        tags |= {"mlflow.parentRunId": parent, **record.get("tags", {})}
+        value, name = f"{folder.name}/{record['attempt']}", cell_name(label, spec["seed"])
+        run_id = self._run(experiment_id, "vqbench.cell", value, name, tags, record.get("started"))
         params = {f"recipe.{k}": v for k, v in spec["recipe"].items()}
         params |= {f"{spec['method']}.{k}": v for k, v in spec["config"].items()}
-        params |= {"method": memory["label"], "seed": spec["seed"], "dataset": spec["dataset"]["reference"]}
+        params |= {"method": label, "seed": spec["seed"], "dataset": spec["dataset"]["reference"]}
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         self.client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
@@ -151,7 +189,16 @@ class Mirror:
         images = Dataset(protocol["name"], protocol["validation_digest"][:16], "local", source)
         context = InputTag("mlflow.data.context", "validation")
         self.client.log_inputs(run_id, datasets=[DatasetInput(images, [context])])
+        self.client.log_artifact(run_id, str(folder.path / "spec.json"))
         return run_id
+
+    def _group(self, experiment_id: str, label: str, setup: str) -> str:
+        """What MLflow averages over seeds under one name: the label, and the setup where another one has that name."""
+        mark = "'" if "'" not in label else '"'
+        if mark in label:
+            return f"{label} {setup}"
+        search = f"tags.group = {mark}{label}{mark} and tags.`vqbench.setup` != '{setup}'"
+        return f"{label} {setup}" if self.client.search_runs([experiment_id], search, max_results=1) else label
 
     def _send_curves(self, folder: CellFolder, memory: dict[str, Any]) -> int:
         """Send the points of metrics.jsonl that the run lacks; returns how many it has."""
@@ -168,51 +215,72 @@ class Mirror:
             self.client.log_batch(memory["run_id"], metrics=metrics[start : start + 1000])
         return max(len(points), memory["points"])
 
-    def _send_state(self, folder: CellFolder, run_id: str, result: dict[str, Any] | None, given_up: str) -> None:
+    def _send_state(self, folder: CellFolder, memory: Mapping[str, Any], parent: str, given_up: str) -> None:
+        run_id, result = memory["run_id"], folder.result
         if result is None:
-            self.client.update_run(run_id, status=given_up or "RUNNING")
+            self._tag(run_id, {"state": "killed" if given_up else "running"})
+            self._end(run_id, given_up or "RUNNING", None)
             return
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
-        numbers = {**result["scores"], **{f"params_{k}": v for k, v in result.get("params", {}).items()}}
-        for key in (
-            "train_images_per_s",
-            "encode_images_per_s",
-            "decode_images_per_s",
-            "train_seconds",
-            "peak_memory_bytes",
-        ):
-            numbers |= {key: result[key]} if key in result else {}
         # not the time of sending: what is sent twice, because an answer was lost, is there once
-        step = int(result.get("images_seen", 0))
-        written = (folder.path / "result.json").stat().st_mtime_ns // 1_000_000
-        error = (result.get("error") or {}).get("message", "")
-        flag = result.get("collapse") or {}
-        numbers |= {"collapse_images": flag["images"]} if flag else {}
-        self.client.log_batch(
-            run_id,
-            metrics=[Metric(key, float(value), written, step) for key, value in numbers.items()],
-            tags=[
-                RunTag("state", result["state"]),
-                RunTag("error", error[:5000]),
-                RunTag("path", str(folder.path)),
-                RunTag("collapse", flag.get("kind", "no")),
-                RunTag("collapse_reason", flag.get("reason", "")),
-            ],
-        )
-        self._send_artifacts(folder, run_id, done=result["state"] == DONE)
-        self.client.set_terminated(run_id, "FINISHED" if result["state"] == DONE else "FAILED")
+        step, written = int(result.get("images_seen", 0)), (folder.path / "result.json").stat().st_mtime
+        numbers, done = run_metrics(result), result["state"] == DONE
+        metrics = [Metric(key, float(value), int(1000 * written), step) for key, value in numbers.items()]
+        self.client.log_batch(run_id, metrics=metrics)
+        self._send_shared(folder, memory, parent)
+        self._tag(run_id, {**result_tags(str(folder.path), result), **self._send_artifacts(folder, run_id, done)})
+        self._end(run_id, "FINISHED" if done else "FAILED", written)
 
-    def _send_artifacts(self, folder: CellFolder, run_id: str, done: bool) -> None:
+    def _send_artifacts(self, folder: CellFolder, run_id: str, done: bool) -> dict[str, str]:
+        """Send the files of a cell; returns the tags that say which and, for what is too large, which not."""
         from vqbench.reports.figures import draw_code_histogram
 
-        if done:
-            draw_code_histogram(folder.path / "codes.npz", folder.path / "codes.png")
-        for name in ARTIFACTS:
-            if (folder.path / name).is_file() and (done or name in ("spec.json", "result.json", "log.txt")):
-                self.client.log_artifact(run_id, str(folder.path / name))
-        if done:
+        codes = folder.path / "codes.npz"
+        if done and codes.is_file():
+            draw_code_histogram(codes, codes.with_suffix(".png"))
+        if done and folder.weights.is_file():
             self.client.log_artifact(run_id, str(folder.weights), "weights")
+        sent, left_out = {}, {}
+        for name in ARTIFACTS if done else FAILURE_FILES:
+            path = folder.path / name
+            if not path.is_file():
+                continue
+            if (size := path.stat().st_size) > most_bytes():
+                left_out[name] = size
+            else:
+                self.client.log_artifact(run_id, str(path))
+                sent[name] = file_digest(path)
+        return {FILES_TAG: json.dumps(sent), LEFT_OUT_TAG: json.dumps(left_out)}
+
+    def _send_shared(self, folder: CellFolder, memory: Mapping[str, Any], parent: str) -> None:
+        """Send what cells share to the run of the first command that has it, once."""
+        known_path = folder.path.parents[1] / "shared.mlflow.json"
+        known = read_json(known_path) or {}
+        known = known if known.get("uri") == self.uri else {"uri": self.uri}
+        for path in (folder.reference_features, folder.validation_images):
+            name = path.name
+            if not path.is_file() or known.get(name) == path.stat().st_mtime_ns or path.stat().st_size > most_bytes():
+                continue
+            self.client.log_artifact(parent, str(path), SHARED_FOLDER)
+            value = json.dumps({"run_id": parent, "sha256": file_digest(path)})
+            self.client.set_experiment_tag(memory["experiment_id"], SHARED_TAG + name, value)
+            known[name] = path.stat().st_mtime_ns
+            write_json(known_path, known)
+
+
+def _milliseconds(seconds: Any) -> int | None:
+    return int(1000 * seconds) if seconds else None
+
+
+def _stamp(folder: CellFolder, result: Mapping[str, Any]) -> str:
+    """Tells what has been sent of a finished cell from what is there now."""
+    times = [
+        (folder.path / name).stat().st_mtime_ns
+        for name in ("result.json", "failure.json")
+        if (folder.path / name).is_file()
+    ]
+    return " ".join(map(str, (result["state"], *times)))
 
 
 def _whole_points(path: Path) -> list[dict[str, Any]]:

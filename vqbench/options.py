@@ -181,6 +181,10 @@ Probe = Annotated[
     bool,
     typer.Option("--probe", help="With --dry-run: train 20 steps of each method and say what the cells will cost."),
 ]
+Page = Annotated[
+    bool,
+    typer.Option("--page/--no-page", envvar="VQBENCH_PAGE", help="Write the experiment's page of tables and figures."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on stdout.")]
 
 
@@ -212,6 +216,7 @@ class RunOptions:
     stop_on_collapse: StopOnCollapse = False
     dry_run: DryRun = False
     probe: Probe = False
+    page: Page = True
     as_json: AsJson = False
     config: Config = None
 
@@ -245,6 +250,7 @@ class RunOptions:
             scheduler=self.scheduler,
             resources=self.resources,
             cell_timeout=duration("--cell-timeout", self.cell_timeout) if self.cell_timeout else None,
+            page=self.page,
         )
 
 

@@ -58,6 +58,8 @@ class RunRequest:
     """What a cell takes of a worker of that cluster, NAME=AMOUNT; empty: its GPUs, if workers offer any; or none."""
     cell_timeout: float | None = None
     """Seconds after which a cell is ended."""
+    page: bool = False
+    """Whether the experiment's page is written at the end."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ def _spec(
         "config": choice.config,
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
+        "part_of": choice.part_of,
+        "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,
         "recipe": recipe.as_dict(),

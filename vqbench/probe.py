@@ -30,6 +30,7 @@ from vqbench.cell import (
     write_result,
 )
 from vqbench.cost import Measured, steps_between
+from vqbench.kept import kept_positions
 from vqbench.mirror import ARTIFACTS
 from vqbench.probing import MEASURED
 from vqbench.provenance import device_name
@@ -211,7 +212,10 @@ def _bytes_of_an_image(
     for part in (fewer, evaluation):
         write_artifacts(folder, part, sample)
         sizes.append(_bytes_of(folder.path / name for name in ("per_image.parquet", "codes.npz", "features.npz")))
-    return (sizes[1] - sizes[0]) / (len(sample) - half)
+    growing = (sizes[1] - sizes[0]) / (len(sample) - half)
+    resolution = validation.pixels.shape[1]
+    kept, in_sample = (len(kept_positions(len(images), resolution)) for images in (validation, sample))
+    return growing + _bytes_of([folder.path / "reconstructions.npz"]) / in_sample * kept / len(validation)
 
 
 def _bytes_of(paths: Any) -> int:

@@ -19,11 +19,11 @@ from vqbench.atomic import write_bytes_atomically
 from vqbench.config import build
 from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, images_done
 from vqbench.launch import POLL_SECONDS, end, spawn
-from vqbench.mirror import tracking_uri
 from vqbench.plan import Cell, Plan, RunRequest
 from vqbench.reasons import death_of
 from vqbench.recipe import Recipe
 from vqbench.results import CellFolder, read_json, write_json
+from vqbench.server import tracking_uri
 from vqbench.view import View
 
 MEASURED = "measured.json"

@@ -83,6 +83,22 @@ class PaperRow:
     """Metric → what it was measured on → value, as printed. Another protocol than ours: shown, never compared."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """A score that a paper or its code states for a method. Another protocol than ours: shown, never compared."""
+
+    metric: str
+    """A name among vqbench's metrics."""
+    value: float
+    """As printed, in the unit of the metric: a share where the paper has per cent."""
+    measured_on: str
+    """Data, resolution, tokens and codes, and what FID was taken against; what the source leaves open, said so."""
+    source: str
+    """The table or figure, and whose."""
+    presets: tuple[str, ...] = ("",)
+    """The forms of the method that it is of; "" is the method without a preset."""
+
+
 def full_precision(method: _Method) -> _Method:
     """Run a quantizer's method in float32 whatever the autocast around it.
 
@@ -121,6 +137,9 @@ class Quantizer(nn.Module):
 
     paper_presets: ClassVar[tuple[str, ...]] = ()
     """Presets that are the paper's form too, beside the method without one: these are the rows that it means."""
+
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Scores of the whole method in its paper, for `vqbench report --published`."""
 
     search_space: ClassVar[Mapping[str, Range | Choices]] = {}
     """Config field → what `vqbench sweep` may draw for it, where a space says `declared: GROUP`."""

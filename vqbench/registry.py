@@ -61,7 +61,8 @@ class _Place:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file, as hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

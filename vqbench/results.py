@@ -14,6 +14,8 @@ from vqbench.atomic import write_text_atomically
 from vqbench.lease import exclusive
 
 DONE, FAILED = "done", "failed"
+FETCHED = "fetched.json"
+"""In the folder of an experiment that was brought back from MLflow: where it is from, and what could not be brought."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,6 +83,11 @@ class CellFolder:
     def reference_features(self) -> Path:
         """Inception features of the validation images, shared by the cells of an experiment under one protocol."""
         return self.path.parents[1] / f"reference-{self.spec['protocol']['hash']}.npz"
+
+    @property
+    def validation_images(self) -> Path:
+        """The validation images whose reconstructions cells keep, shared like `reference_features`."""
+        return self.path.parents[1] / f"images-{self.spec['protocol']['hash']}.npz"
 
     @property
     def log(self) -> Path:

@@ -30,6 +30,8 @@ class Outcome:
     plan: Plan
     rows: list[dict[str, Any]]
     """One per cell, in the plan's order, as `--json` prints them."""
+    page: Path | None = None
+    """The experiment's page, where it was asked for."""
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -107,10 +109,27 @@ def execute(
         if engine is not None:
             engine.close()
         ordered = [rows[cell.folder.name] for cell in plan.cells if cell.folder.name in rows]
-        outcome = Outcome(plan, ordered)
+        whole = len(ordered) == len(plan.cells)
+        page = write_page(plan.folder, view, trained=bool(todo)) if request.page and whole else None
+        outcome = Outcome(plan, ordered, page)
         if tracker is not None:
-            tracker.finish_command(plan, ordered, lambda: attach(outcome))
+            tracker.finish_command(plan, ordered, lambda: attach(outcome), files=[page] if page is not None else [])
     return outcome
+
+
+def write_page(experiment: Path, view: View, trained: bool) -> Path | None:
+    """The experiment's page, brought up to date by a command that trained; None, and the view is told, where it is not.
+
+    A command that finds everything trained should answer at once, so it writes none.
+    """
+    from vqbench.reports.refresh import command_for, is_current, page_of, refresh_page
+
+    if is_current(experiment):
+        return page_of(experiment)
+    if not trained:
+        view.note(f"`{command_for(experiment)}` writes a page of tables and figures")
+        return None
+    return refresh_page(experiment, view.note)
 
 
 def _run_all(todo: Iterable[Cell], execution: Execution, rows: dict[str, dict[str, Any]]) -> None:
@@ -146,6 +165,7 @@ class RunKeywords(TypedDict, total=False):
     scheduler: str
     resources: str
     cell_timeout: float | None
+    page: bool
 
 
 _PATHS = ("features", "data_root", "runs", "inception_weights", "lpips_weights")

@@ -15,6 +15,8 @@ from rich.text import Text
 from vqbench.registry import METHODS, Outline
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vqbench.ablation import Ablation
     from vqbench.cost import MethodCost, PlanCost
     from vqbench.plan import Cell, Plan
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 15.0  # between two lines of progress where stderr is not a terminal
 
 
-def _console(stderr: bool = False) -> Console:
+def make_console(stderr: bool = False) -> Console:
+    """Of the terminal's width, or 100 columns where it has none."""
     file = sys.stderr if stderr else sys.stdout
     width = None if file.isatty() else 100  # a file or a pipe has no width of its own
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
@@ -42,7 +45,7 @@ class TerminalView:
     """Progress of a run on stderr: a bar with images/s and time left, or a line now and then in a log."""
 
     def __init__(self) -> None:
-        self.console = _console(stderr=True)
+        self.console = make_console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -125,7 +128,7 @@ def print_comparison(outcome: Outcome) -> None:
     """The table of a run on stdout, its failures, and where everything else is."""
     from vqbench.reports.summary import interval_note, shown_columns, summarise
 
-    console, summaries = _console(), summarise(outcome.rows)
+    console, summaries = make_console(), summarise(outcome.rows)
     columns = shown_columns(summaries)
     several = any(summary.seeds > 1 for summary in summaries)
     table = _table("method")
@@ -143,7 +146,7 @@ def print_comparison(outcome: Outcome) -> None:
 
 def _print_foot(outcome: Outcome, notes: list[str]) -> None:
     """Below a table: the protocol, what must be said, where the results are, and every failure."""
-    console, protocol = _console(), outcome.plan.protocol
+    console, protocol = make_console(), outcome.plan.protocol
     console.print(Text(f"\nprotocol {protocol.name} {protocol.hash}, N = {protocol.n_images}; {notes[0]}"))
     for note in notes[1:]:
         console.print(Text(note))
@@ -153,6 +156,13 @@ def _print_foot(outcome: Outcome, notes: list[str]) -> None:
         console.print(Text(f"  hint: {row['error']['hint']}\n  log:  {row['path']}/log.txt"), soft_wrap=True)
     if outcome.failed:
         console.print("the same command runs the failed cells again")
+    _print_page(outcome.page)
+
+
+def _print_page(page: Path | None) -> None:
+    """Where the page is, as the last line: it is what most people want next."""
+    if page is not None:
+        make_console().print(Text(f"page    {page}"), soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:
@@ -168,14 +178,14 @@ def print_ablation(ablation: Ablation) -> None:
             table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
         for row in grid.rows:
             table.add_row(*row)
-        _console().print(table)
-        _console().print()
+        make_console().print(table)
+        make_console().print()
     _print_foot(ablation.outcome, notes(ablation.rows))
 
 
 def print_sweep(report: SweepReport) -> None:
     """The best of each method, the Pareto front, what must be said, and the commands that run the best again."""
-    console = _console()
+    console = make_console()
     for grid in (report.table(), *([report.front()] if len(report.objectives) > 1 else [])):
         table = _table()
         for title, numeric in zip(grid.titles, grid.numeric, strict=True):
@@ -189,11 +199,14 @@ def print_sweep(report: SweepReport) -> None:
     console.print(Text(f"results {report.folder}"), soft_wrap=True)
     for title, command in report.commands():
         console.print(Text(f"\n{title}, with more seeds:\n  {command}"), soft_wrap=True)
+    if report.page is not None:
+        console.print()
+    _print_page(report.page)
 
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
     """The studies of a sweep, and what each draws."""
-    console, table = _console(), _table("study", "trials", "told", "parameter", "drawn from")
+    console, table = make_console(), _table("study", "trials", "told", "parameter", "drawn from")
     for study in studies:
         lines = list(study["parameters"].items()) or [("–", "–")]
         for i, (name, domain) in enumerate(lines):
@@ -210,7 +223,7 @@ def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells of a plan and what is known of each."""
-    console, table = _console(), _table("cell", "method", "seed", "state")
+    console, table = make_console(), _table("cell", "method", "seed", "state")
     for cell in plan.cells:
         table.add_row(cell.folder.name, cell.label, str(cell.seed), cell.state)
     console.print(table)
@@ -238,7 +251,7 @@ def print_costs(costs: PlanCost) -> None:
         size = _bytes(costs.reference_bytes)
         table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
     table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
-    console = _console()
+    console = make_console()
     console.print()
     console.print(table)
     if costs.device_name is not None:
@@ -282,7 +295,7 @@ def print_outlines(kind: str, outlines: list[Outline], with_components: bool) ->
         summary = Text(f"broken: {outline.problem}", style="red") if outline.problem else Text(outline.summary)
         more = (outline.paper, ", ".join(outline.components) or "–", outline.origin)
         table.add_row(Text(outline.name), summary, *map(Text, more if with_components else more[-1:]))
-    _console().print(table)
+    make_console().print(table)
 
 
 def print_recipes(recipes: list[Recipe]) -> None:
@@ -291,7 +304,7 @@ def print_recipes(recipes: list[Recipe]) -> None:
     for r in recipes:
         numbers = (r.resolution, r.downsampling, f"{r.images:,}", r.batch_size, r.codebook_size, r.codebook_dim)
         table.add_row(r.name, *map(str, numbers), r.perceptual, r.gan)
-    _console().print(table)
+    make_console().print(table)
 
 
 def _print_fields(cls: type, values: dict[str, Any]) -> None:
@@ -302,7 +315,7 @@ def _print_fields(cls: type, values: dict[str, Any]) -> None:
         default = values.get(field.name, field.default)
         meaning = field.meaning + (" (The paper leaves it open.)" if field.unspecified else "")
         table.add_row(*(Text(str(x)) for x in (field.name, field.type, default, meaning)))
-    _console().print(table)
+    make_console().print(table)
 
 
 def print_recipe(name: str) -> None:
@@ -315,8 +328,11 @@ def print_recipe(name: str) -> None:
 def print_method(name: str) -> None:
     """A method's paper, fields, components and presets."""
     from vqbench.config import components
+    from vqbench.paper import published_numbers
+    from vqbench.reports.summary import DEFINITIONS
 
-    console, cls, outline = _console(), METHODS.get(name), METHODS.outline(name)
+    console, cls, outline = make_console(), METHODS.get(name), METHODS.outline(name)
+    published_numbers(cls, name, None)  # refuses what makes no sense, before anything is printed
     console.print(Text(outline.summary or name))
     console.print(Text(f"from {outline.origin}\n"))
     _print_fields(cls.Config, {})
@@ -326,6 +342,10 @@ def print_method(name: str) -> None:
     if cls.paper_rows:
         rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
         console.print(Text(f"rows of the paper: {rows}"))
+    for number in cls.published:
+        forms = ", ".join(f"{name}@{preset}" if preset else name for preset in number.presets)
+        value = f"{DEFINITIONS[number.metric].title} {number.value:g}"
+        console.print(Text(f"published for {forms}: {value} on {number.measured_on} ({number.source})"))
     for field, domain in cls.search_space.items():
         from vqbench.sweeps.spaces import make_parameter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import write_bytes_atomically, write_text_atomically
-from vqbench.errors import UsageError, VQBenchError
+from vqbench.board import shortened
+from vqbench.errors import VQBenchError
 from vqbench.launch import Store
-from vqbench.mirror import Mirror, quiet_environment, tracking_uri
+from vqbench.mirror import Mirror
 from vqbench.results import CellFolder, cell_folders, read_json, write_json
+from vqbench.server import tracking_uri
 
 if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan
@@ -109,7 +110,7 @@ class Tracker:
         folder = plan.folder / "commands"
         number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
-        named = ", ".join(methods) if kind == "run" else f"{kind} {plan.cells[0].spec['method']}"
+        named = f"{kind} {shortened(methods) if kind == 'run' else plan.cells[0].spec['method']}"
         record = {
             "id": uuid.uuid4().hex,
             "kind": kind,
@@ -123,6 +124,7 @@ class Tracker:
             "seeds": ",".join(str(s) for s in dict.fromkeys(cell.seed for cell in plan.cells)),
             "protocol": plan.protocol.hash,
             "note": plan.protocol.describe(),
+            "started": round(time.time(), 3),
             "state": "RUNNING",
         }
         self._record = folder / f"{number:04d}.json"
@@ -139,11 +141,12 @@ class Tracker:
         """Note which command this cell belongs to, and announce it; trained `anew`, it gets a run of its own."""
         assert self._record is not None
         path = cell.folder.path / "tracking.json"
-        attempt = (read_json(path) or {}).get("attempt")
-        if anew or attempt is None:
-            attempt = uuid.uuid4().hex[:8]
+        known = read_json(path) or {}
+        if anew or "attempt" not in known:
+            known = {"attempt": uuid.uuid4().hex[:8], "started": round(time.time(), 3)}
+        kept = {key: known[key] for key in ("attempt", "started") if key in known}
         tags = {"tags": self._tags[cell.folder.name]} if cell.folder.name in self._tags else {}
-        write_json(path, {"attempt": attempt, "command": self._record.stem, "label": cell.label, **tags})
+        write_json(path, {**kept, "command": self._record.stem, "label": cell.label, **tags})
         self._jobs.put(lambda mirror: mirror.cell(cell.folder))
 
     def store_of(self, cell: Cell) -> Store:
@@ -206,7 +209,8 @@ class Tracker:
                 write_bytes_atomically(record.with_name(f"{record.stem}.{file.name}"), file.read_bytes())
             cells = {"cells": [cell.folder.name for cell in plan.cells]}
             state = "FINISHED" if complete else "FAILED"
-            write_json(record, {**(read_json(record) or {}), **cells, "state": state})
+            ended = {"ended": round(time.time(), 3)}
+            write_json(record, {**(read_json(record) or {}), **cells, **ended, "state": state})
         except Exception as error:  # neither a full disk nor a table that cannot be drawn may cost what was trained
             self.trouble = _first_line(error)
         self._jobs.put(lambda mirror: mirror.command(record))
@@ -234,16 +238,3 @@ class Tracker:
             except Exception as error:
                 self.trouble = _first_line(error)
                 self._not_before = time.monotonic() + RETRY_SECONDS
-
-
-def serve(runs: Path, port: int) -> None:
-    """Become MLflow's own server on this store, on 127.0.0.1. Raises UsageError where there is nothing to show."""
-    uri = tracking_uri(runs)
-    if uri.startswith(("http://", "https://")):
-        raise UsageError(f"the results are tracked at {uri}", "open that address in a browser")
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise UsageError(f"no results are tracked in {runs} yet", "`vqbench run` makes some, or give --runs DIR")
-    _say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execve(sys.executable, command, {**os.environ, **quiet_environment()})

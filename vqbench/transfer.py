@@ -20,17 +20,19 @@ from typing import Any, TypeVar
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.launch import Store
-from vqbench.mirror import quiet_environment
+from vqbench.registry import file_digest
 from vqbench.results import CellFolder
+from vqbench.server import artifacts_of, connect
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # that a store may be away before a finished cell is given up
 _ROOT, _RESULT, _SLOTS = "transfer", "result", ("0", "1")
 _CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json")
 _SMALL = ("metrics.jsonl", "log.txt")
-_FOUND = ("spec.json", "failure.json", "per_image.parquet", "recon.png", "codes.npz", "features.npz", "result.json")
-_REFERENCE = "reference.npz"
-"""The reference features, which lie beside the cells and are shared by them."""
+_ARRAYS = ("codes.npz", "features.npz", "reconstructions.npz")
+_FOUND = ("spec.json", "failure.json", "per_image.parquet", "recon.png", *_ARRAYS, "result.json")
+_SHARED = ("reference.npz", "images.npz")
+"""Reference features and validation images, which lie beside the cells and are shared by them."""
 
 
 def scratch(job_folder: Path) -> Path:
@@ -44,19 +46,14 @@ class Courier:
     """Carries one cell's files between a folder and the store. Raises what the store raises when it does not answer."""
 
     def __init__(self, store: Store, folder: CellFolder) -> None:
-        os.environ.update(quiet_environment())
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-        from mlflow.tracking import MlflowClient
-
-        client: Any = MlflowClient(tracking_uri=store.tracking_uri)
-        uri = client.get_run(store.run_id).info.artifact_uri
-        self._repository: Any = get_artifact_repository(uri, tracking_uri=store.tracking_uri)
+        self._repository: Any = artifacts_of(connect(store.tracking_uri), store.tracking_uri, store.run_id)
         self._folder = folder
         self._sent = 0.0  # modification time of the checkpoint that was sent last
         self._serial = 0
 
     def _path(self, name: str) -> Path:
-        return self._folder.reference_features if name == _REFERENCE else self._folder.path / name
+        shared = (self._folder.reference_features, self._folder.validation_images)
+        return dict(zip(_SHARED, shared, strict=True)).get(name, self._folder.path / name)
 
     def _send(self, slot: str, names: Iterable[str]) -> None:
         target, entries = f"{_ROOT}/{slot}", {}
@@ -67,7 +64,7 @@ class Courier:
                     shutil.copyfile(self._path(name), copy)  # the cell may put a new one in its place meanwhile
                 except FileNotFoundError:
                     continue
-                entries[name] = {"file": copy.name, "sha256": _sha256(copy)}
+                entries[name] = {"file": copy.name, "sha256": file_digest(copy)}
                 self._repository.log_artifact(str(copy), target)
             manifest = Path(draft) / "manifest.json"
             manifest.write_text(json.dumps({"serial": self._serial, "files": entries}))
@@ -88,7 +85,7 @@ class Courier:
 
     def send_result(self) -> None:
         """Send all that a cell which has ended leaves; its checkpoint too, if it can go on."""
-        self._send(_RESULT, (*_CHECKPOINTS, *_SMALL, _REFERENCE, *_FOUND))
+        self._send(_RESULT, (*_CHECKPOINTS, *_SMALL, *_SHARED, *_FOUND))
 
     def _manifest(self, slot: str, into: Path) -> dict[str, Any] | None:
         try:
@@ -107,11 +104,11 @@ class Courier:
             contents = {}
             for name, entry in manifest["files"].items():
                 path = self._repository.download_artifacts(f"{_ROOT}/{slot}/{entry['file']}", draft)
-                if _sha256(Path(path)) != entry["sha256"]:
+                if file_digest(Path(path)) != entry["sha256"]:
                     return False
                 contents[name] = Path(path)
             for name, path in contents.items():
-                if name != _REFERENCE or not self._path(name).is_file():
+                if name not in _SHARED or not self._path(name).is_file():
                     write_bytes_atomically(self._path(name), path.read_bytes())
             self._serial = max(self._serial, int(manifest["serial"]))
         return True
@@ -131,11 +128,6 @@ class Courier:
         """Parcels that have arrived need not be kept. A store that cannot delete keeps them."""
         with contextlib.suppress(Exception):
             self._repository.delete_artifacts(_ROOT)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:

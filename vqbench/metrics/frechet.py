@@ -53,13 +53,14 @@ def frechet_distance(x: Features, y: Features) -> float:
     return max(float(distance), 0.0)  # rounding leaves -1e-12 for two equal sets
 
 
-def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KID's kernel (x·y/d + 1)³ of every row of x (m, d) with every row of y (n, d): (m, n)."""
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
 def _mmd2(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     m, n = len(x), len(y)
-    kxx, kyy, kxy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    kxx, kyy, kxy = kernel(x, x), kernel(y, y), kernel(x, y)
     within_x = (kxx.sum() - np.trace(kxx)) / (m * (m - 1))
     within_y = (kyy.sum() - np.trace(kyy)) / (n * (n - 1))
     return float(within_x + within_y - 2 * kxy.mean())

@@ -1,0 +1,78 @@
+"""Quality against what it cost: training images, and hours of a device."""
+
+from __future__ import annotations
+
+from vqbench.reports.experiment import Group
+from vqbench.reports.figures.captions import CUT, first_of, means
+from vqbench.reports.figures.families import BUDGET, curves, device_hours, device_names, scored
+from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.style import (
+    MOST,
+    Picture,
+    logarithmic,
+    marks,
+    plain,
+    short_labels,
+    shortened_note,
+)
+from vqbench.reports.report import ReportSection
+from vqbench.reports.summary import DEFINITIONS, Estimate
+
+_QUALITIES = ("rfid", "psnr", "quantization_error")
+
+
+def quality_by_budget(section: ReportSection) -> Picture | None:
+    """A row of panels per metric, against training images (where there are several budgets) and device-hours."""
+    qualities = [name for name in _QUALITIES if scored(section.rows, name)]
+    groups = [g for g in scored(section.rows, *qualities) if g.finished]
+    if not qualities or not groups:
+        return None
+    every = curves(groups, lambda g: g.images, lambda _: BUDGET)
+    drawn = every[:MOST]
+    shown = [group for curve in drawn for group in curve.groups]
+    places: dict[str, Place] = {}
+    budgets = sorted({group.images for group in shown})
+    if len(budgets) > 1:
+        places["training images"] = lambda g: Estimate(g.images, None, 1)
+    hours = {group.label: found for group in shown if (found := device_hours(group)) is not None}
+    if len(hours) == len(shown):
+        places[_hours_label(shown)] = lambda g: hours[g.label]
+    if not places:
+        return None
+    style, cut = marks(curve.label for curve in drawn), False
+    figure, panels = panels_for(qualities, places, drawn)
+    for panel in panels:
+        place = places[panel.place]
+        logarithmic(panel.axes.xaxis, [place(group).mean for group in shown])
+        cut |= draw_points(panel.axes, drawn, style, place, panel.metric)
+    legend_of(figure, drawn, style)
+    titles = " and ".join(DEFINITIONS[name].title for name in qualities)
+    caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
+    caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""
+    caption += _devices(shown) + f" {means(section.section, shown)}{CUT if cut else ''}"
+    if len(budgets) > 1 and share_places([group.images for group in shown]):
+        caption += " Points at one budget are set side by side."
+    caption += first_of(len(drawn), len(every), "curves") + shortened_note(style)
+    return Picture("budget", "Quality by budget", caption, figure)
+
+
+def _kinds(groups: list[Group]) -> str:
+    kinds = set(device_names(groups).values())
+    return f"{kinds.pop()}-hours" if len(kinds) == 1 else "device-hours"
+
+
+def _hours_label(groups: list[Group]) -> str:
+    """GPU-hours or CPU-hours, and of which device."""
+    names = device_names(groups)
+    (name,) = names if len(names) == 1 else (f"{len(names)} kinds of device",)
+    return f"{_kinds(groups)} ({plain(short_labels([name], 28)[name])})"
+
+
+def _in_words(label: str) -> str:
+    return label.partition(" (")[0]
+
+
+def _devices(groups: list[Group]) -> str:
+    names = device_names(groups)
+    said = f" {_kinds(groups)}: training time times devices, on {', '.join(names)}."
+    return said if len(names) == 1 else f"{said} Hours on different devices do not compare."

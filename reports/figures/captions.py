@@ -1,0 +1,43 @@
+"""The sentences that captions share: what was measured on, how many seeds, what an interval is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vqbench.reports.experiment import Group, Section
+
+CUT = " Intervals that are longer than the panel are cut at its edge."
+
+
+def measured_on(section: Section) -> str:
+    """Protocol and number of validation items."""
+    unit = "validation images" if "resolution" in section.protocol else "validation items"
+    return f"Protocol {section.title}, N = {section.protocol['n_images']:,} {unit}"
+
+
+def seeds_of(groups: Sequence[Group]) -> str:
+    """ "2 seeds", or "1 to 3 seeds"."""
+    counts = sorted({group.summary.seeds for group in groups})
+    if counts[0] == counts[-1]:
+        return f"{counts[0]} seed{'s' if counts[0] > 1 else ''}"
+    return f"{counts[0]} to {counts[-1]} seeds"
+
+
+def means(section: Section, groups: Sequence[Group]) -> str:
+    """What points and bars are."""
+    counts = {group.summary.seeds for group in groups}
+    if counts == {1}:
+        return f"{measured_on(section)}; one seed each, so no interval over seeds.{_collapsed(groups)}"
+    single = "; a group with one seed has no interval" if 1 in counts else ""
+    seeds = f"mean over {seeds_of(groups)}, bars: 95 % Student t interval over seeds{single}"
+    return f"{measured_on(section)}; {seeds}.{_collapsed(groups)}"
+
+
+def _collapsed(groups: Sequence[Group]) -> str:
+    names = [group.label for group in groups if group.summary.collapses]
+    return f" Collapsed: {', '.join(names)}." if names else ""
+
+
+def first_of(drawn: int, there: int, what: str = "rows") -> str:
+    """Says that not all are drawn."""
+    return f" The first {drawn} of {there} {what}." if drawn < there else ""

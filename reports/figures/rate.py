@@ -1,0 +1,83 @@
+"""Rate-distortion: quality against bits, one curve per method."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from vqbench.reports.bd_rate import bd_rate
+from vqbench.reports.figures.captions import CUT, first_of, means
+from vqbench.reports.figures.families import Curve, curves, of_rate, score, scored
+from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.style import (
+    MOST,
+    Picture,
+    marks,
+    shortened_note,
+)
+from vqbench.reports.report import ReportSection
+from vqbench.reports.summary import DEFINITIONS
+
+_RATES = (("bpp", "bpp_entropy"), ("bits_per_token", "entropy_bits_per_token"))
+"""(as indices are stored, after an ideal entropy coder), of images and of features."""
+_QUALITIES = ("rfid", "psnr", "quantization_error")
+
+
+def rate_distortion(section: ReportSection) -> Picture | None:
+    """A row of panels per metric: against stored bits, and against entropy-coded bits with hollow markers."""
+    chosen = next(((r, c) for r, c in _RATES if scored(section.rows, r)), None)
+    qualities = [name for name in _QUALITIES if chosen and scored(section.rows, chosen[0], name)]
+    if chosen is None or not qualities:
+        return None
+    rate, coded = chosen
+    groups = scored(section.rows, rate, *qualities)
+    every = curves(groups, lambda g: score(g, rate).mean, of_rate(lambda g: score(g, rate).mean))
+    drawn = every[:MOST]
+    shown = [group for curve in drawn for group in curve.groups]
+    columns = [name for name in chosen if len(scored(shown, name)) == len(shown)]
+    style, cut = marks(curve.label for curve in drawn), False
+    places = {_rate_label(name, coded): functools.partial(score, metric=name) for name in columns}
+    figure, panels = panels_for(qualities, places, drawn)
+    for panel in panels:
+        hollow = panel.place == _rate_label(coded, coded)
+        cut |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
+    legend_of(figure, drawn, style)
+    said = f"{_titles(qualities)} against {DEFINITIONS[rate].title}"
+    said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
+    caption = f"{said}. {means(section.section, shown)}{CUT if cut else ''}"
+    if share_places([score(group, rate).mean for group in shown]):
+        caption += " Points at one rate are set side by side."
+    caption += delta_rates(drawn, rate) + first_of(len(drawn), len(every), "curves") + shortened_note(style)
+    return Picture("rate-distortion", "Rate-distortion", caption, figure)
+
+
+def _rate_label(name: str, coded: str) -> str:
+    unit = DEFINITIONS[name].unit
+    what = "bits per pixel" if name.startswith("bpp") else "bits per token"
+    return f"{what}{', entropy-coded' if name == coded else ''} ({unit})"
+
+
+def _titles(metrics: Sequence[str]) -> str:
+    return " and ".join(DEFINITIONS[name].title for name in metrics)
+
+
+def delta_rates(drawn: Sequence[Curve], rate: str) -> str:
+    """BD-rate in PSNR of every curve with 4 points against the first that has them; empty where there are none."""
+    long = [curve for curve in drawn if len(scored(curve.groups, rate, "psnr")) >= 4]
+    if len(long) < 2:
+        return ""
+    points = {
+        curve.label: ([score(g, rate).mean for g in curve.groups], [score(g, "psnr").mean for g in curve.groups])
+        for curve in long
+    }
+    anchor, *others = points
+    found = {label: bd_rate(*points[anchor], *points[label]) for label in others}
+    known = [f"{label} {value:+.1f} %" for label, value in found.items() if value is not None]
+    unknown = [label for label, value in found.items() if value is None]
+    said = f" BD-rate (PSNR, more is more bits) against {anchor}: {', '.join(known)}." if known else ""
+    if unknown:
+        said += (
+            f" No BD-rate of {', '.join(unknown)} against {anchor}: PSNR does not rise with the rate, or the ranges of "
+            "PSNR do not overlap."
+        )
+    return said

@@ -1,0 +1,92 @@
+"""What happened during training: usage, perplexity and PSNR over images, mean over seeds with a band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vqbench.reports.experiment import Group
+from vqbench.reports.figures.captions import first_of, seeds_of
+from vqbench.reports.figures.style import (
+    MOST,
+    Mark,
+    Picture,
+    legend_below,
+    legend_handle,
+    logarithmic,
+    marks,
+    new_figure,
+    shortened_note,
+)
+from vqbench.reports.report import ReportSection
+from vqbench.reports.stored import read_curves
+
+_MOST_POINTS = 120
+"""Of one line: the eye sees no more, and an SVG stays small."""
+_PANELS = {
+    "usage": ("usage since the last point", "share of codes"),
+    "perplexity": ("perplexity since the last point", "codes"),
+    "psnr": ("PSNR of a training batch", "dB"),
+    "usage_100k": ("usage, last 100,000 tokens", "share of codes"),
+    "perplexity_100k": ("perplexity, last 100,000 tokens", "codes"),
+    "quantization_error": ("quantization error of a batch", "share of variance"),
+}
+"""What is logged → title and unit."""
+
+
+def training_curves(section: ReportSection) -> Picture | None:
+    """A panel per quantity that was logged, over training images."""
+    finished = [group for group in section.rows if group.finished]
+    groups = finished[:MOST]
+    points = {group.label: _points(group) for group in groups}
+    groups = [group for group in groups if any(key in p for p in points[group.label] for key in _PANELS)]
+    if not groups:
+        return None
+    keys = [key for key in _PANELS if any(key in p for own in points.values() for p in own)]
+    style = marks(group.label for group in groups)
+    columns = len(keys) if len(keys) < 4 else 2 if len(keys) == 4 else 3
+    figure = new_figure(0.6 + 1.9 * -(-len(keys) // columns) + 0.085 * len(groups))
+    panels = figure.subplots(-(-len(keys) // columns), columns, squeeze=False).ravel()
+    for axes, key in zip(panels, keys, strict=False):
+        for group in groups:
+            _draw(axes, points[group.label], key, style[group.label])
+        title, unit = _PANELS[key]
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="training images", ylabel=unit)
+        axes.locator_params(axis="x", nbins=4)
+        if key.startswith("perplexity"):
+            logarithmic(axes.yaxis, [p[key] for own in points.values() for p in own if key in p])
+    for axes in panels[len(keys) :]:
+        axes.remove()
+    legend_below(figure, {mark.short: legend_handle(mark) for mark in style.values()})
+    caption = (
+        f"Codes and PSNR over training: mean over {seeds_of(groups)}, bands from the lowest to the highest seed. "
+        "Measured on training batches as the cells logged them, not under the protocol."
+    )
+    caption += first_of(len(groups), len(finished)) + shortened_note(style)
+    return Picture("training", "Training curves", caption, figure)
+
+
+def _points(group: Group) -> list[dict[str, Any]]:
+    found = (read_curves(cell.folder.path / "metrics.jsonl") for cell in group.cells if not cell.failed)
+    return [{**point, "seed": seed} for seed, own in enumerate(found) for point in own]
+
+
+def _draw(axes: Any, points: Sequence[dict[str, Any]], key: str, mark: Mark) -> None:
+    by_images: dict[int, list[float]] = {}
+    for point in points:
+        value = point.get(key)
+        if isinstance(value, int | float) and np.isfinite(value):
+            by_images.setdefault(int(point["images"]), []).append(value)
+    at = sorted(by_images)
+    at = [at[i] for i in sorted({round(i) for i in np.linspace(0, len(at) - 1, min(len(at), _MOST_POINTS))})]
+    if not at:
+        return
+    values = [by_images[x] for x in at]
+    every = max(1, len(at) // 6)
+    axes.plot(at, [np.mean(v) for v in values], color=mark.color, linestyle=mark.dashes, marker=mark.marker,
+              markevery=every, label=mark.short)  # fmt: skip
+    if any(len(v) > 1 for v in values):
+        axes.fill_between(at, [min(v) for v in values], [max(v) for v in values], color=mark.color, alpha=0.18, lw=0)

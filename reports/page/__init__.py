@@ -1,0 +1,102 @@
+"""The report as one HTML file that needs nothing else: no network, no server, no library."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from vqbench.atomic import write_text_atomically
+from vqbench.reports.page.content import page_data
+from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
+from vqbench.reports.report import Report, ReportSection
+
+if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
+    from vqbench.reports.figures.reconstructions import Sheet
+
+_OF_IMAGES = ("reconstructions", "most-different")
+_SCRIPTS = ("elements.js", "table.js", "sheet.js", "compare.js", "cells.js", "page.js")
+"""In the order in which they are read; together they are one script."""
+
+
+def write_page(report: Report, drawn: Sequence[Drawn], target: Path) -> Path:
+    """Write the report as a self-contained page to `target`, with the figures that were drawn; returns `target`."""
+    from vqbench.reports.figures.reconstructions import reconstruction_sheets
+
+    sheets = {str(s.section.protocol["hash"]): reconstruction_sheets(s) for s in report.sections}
+    write_text_atomically(target, page_html(report, drawn, sheets))
+    return target
+
+
+def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> str:
+    """The page as text; `sheets` are the reconstructions to show, by protocol hash."""
+    experiment = report.experiment
+    runs = shown_path(experiment.folder.parent)
+    script = "(() => {\n'use strict';\n" + "\n".join(map(_resource, _SCRIPTS)) + "\n})();"
+    style = _resource("page.css")
+    return Template(_resource("template.html")).substitute(
+        policy=_policy(script, style),
+        title=text(f"{experiment.name} – vqbench"),
+        style=style,
+        navigation=navigation_html(report),
+        experiment=text(experiment.name),
+        facts=facts_html(report),
+        notes=notes_html(report.notes),
+        sections="\n".join(
+            section_html(_resource("section.html"), i, section, _shown(section, drawn, sheets), report.published)
+            for i, section in enumerate(report.sections)
+        ),
+        figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
+        version=text(metadata.version("vqbench")),
+        command=text(f"vqbench report {experiment.name} --runs {runs}"),
+        data=script_json(page_data(report, sheets, runs)),
+        script=script,
+    )
+
+
+def _shown(section: ReportSection, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> list[Drawn]:
+    """The figures of one protocol; where its images can be looked at one by one, a picture of them adds nothing."""
+    key = str(section.section.protocol["hash"])
+    return [
+        figure
+        for figure in drawn
+        if figure.section == key and not (sheets.get(key) and figure.name.startswith(_OF_IMAGES))
+    ]
+
+
+def script_json(value: object) -> str:
+    """JSON that may stand inside a <script>: no text in it can end the element or begin a comment.
+
+    Raises ValueError for NaN and infinities, which are not JSON.
+    """
+    plain = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        plain = plain.replace(character, f"\\u{ord(character):04x}")
+    return plain
+
+
+def shown_path(path: Path) -> str:
+    """A folder as one would type it here; the name of the user's home is not printed, since pages are passed on."""
+    for start, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(start):
+            return prefix + str(path.relative_to(start))
+    return str(path)
+
+
+def _policy(script: str, style: str) -> str:
+    """A browser runs this script and this style and loads nothing, even if some text were to get through as markup."""
+    hashes = [base64.b64encode(hashlib.sha256(part.encode("utf-8")).digest()).decode() for part in (script, style)]
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,100 @@
+"""What the page's script reads: tables, details and images of every protocol, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqbench.reports.experiment import Group
+from vqbench.reports.page.details import Pool, cell_details, settings
+from vqbench.reports.page.pictures import sheet_data
+from vqbench.reports.report import Report, ReportSection
+from vqbench.reports.summary import DEFINITIONS, Column, Estimate, MethodSummary, summarise
+from vqbench.reports.tables import is_marked
+from vqbench.reports.verdict import GLOSSES
+
+if TYPE_CHECKING:
+    from vqbench.reports.figures.reconstructions import Sheet
+
+
+def page_data(report: Report, sheets: Mapping[str, Sequence[Sheet]], runs: str) -> dict[str, Any]:
+    """Everything but words and figures; `sheets` by protocol hash, `runs` as one would type the runs directory."""
+    pool = Pool()
+    sections = [_section(report, section, sheets, pool) for section in report.sections]
+    return {"experiment": report.experiment.name, "runs": runs, "sections": sections, "pool": pool.values}
+
+
+def _section(
+    report: Report, section: ReportSection, sheets: Mapping[str, Sequence[Sheet]], pool: Pool
+) -> dict[str, Any]:
+    stored = section.section
+    known = sheets.get(str(stored.protocol["hash"]), ())
+    runs = report.experiment.folder.parent
+    return {
+        "hash": stored.protocol["hash"],
+        "columns": [_column(column, stored.protocol) for column in section.columns],
+        "groups": [_group(section, group) for group in section.rows],
+        "cells": [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, runs)],
+        "sheets": sheet_data(known, [group.label for group in section.rows]),
+    }
+
+
+def _column(column: Column, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    definition = DEFINITIONS.get(column.key)
+    return {
+        "key": column.key,
+        "title": column.title,
+        "better": definition.better if definition else None,
+        "gloss": GLOSSES.get(column.key, ""),
+        "definition": (protocol.get("definitions") or {}).get(column.key, ""),
+        "strip": column.interval,
+    }
+
+
+def _group(section: ReportSection, group: Group) -> dict[str, Any]:
+    summary = group.summary
+    return {
+        "label": group.label,
+        "seeds": summary.seeds,
+        "cells": len(group.cells),
+        "failed": len(summary.failures),
+        "collapsed": len(summary.collapses),
+        "components": group.components,
+        "settings": settings(group),
+        "open": group.spec.get("paper_unspecified") or {},
+        "tied": [column.key for column in section.columns if is_marked(section, group, column.key)],
+        **_values(section.columns, summary),
+    }
+
+
+def _cells(section: ReportSection, place: int, group: Group, pool: Pool, runs: Path) -> list[dict[str, Any]]:
+    found = []
+    for cell, row in zip(group.cells, group.rows, strict=True):
+        known = _values(section.columns, summarise([row])[0])
+        scores = {name: _short(value) for name, value in row["scores"].items()}
+        own = {"group": place, "seed": cell.seed, "state": "failed" if cell.failed else "done", "scores": scores}
+        found.append({**own, "v": known["v"], "t": known["t"], **cell_details(cell, row, pool, runs)})
+    return found
+
+
+def _values(columns: Sequence[Column], summary: MethodSummary) -> dict[str, list[Any]]:
+    """By column: `v` numbers to sort by, `t` means as the other tables print them, `h` half widths or null."""
+    estimates = [summary.estimates.get(column.key) for column in columns]
+    texts = [_texts(column, found) for column, found in zip(columns, estimates, strict=True)]
+    return {
+        "v": [None if found is None else _short(found.mean) for found in estimates],
+        "t": [mean for mean, _ in texts],
+        "h": [half for _, half in texts],
+    }
+
+
+def _texts(column: Column, found: Estimate | None) -> tuple[str, str | None]:
+    mean, _, half = column.text(found, between="\0").partition("\0")
+    return mean, half or None
+
+
+def _short(value: float) -> float | None:
+    """Seven digits are enough to sort and to draw; JSON has no NaN."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -1,0 +1,103 @@
+"""What is known of each cell, for the page: settings, where it ran, what went wrong, where MLflow has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from vqbench.reports.experiment import Group, StoredCell
+from vqbench.results import read_json
+
+MOST_LOG = 6000
+"""Characters of a log's tail."""
+_TIMES = (
+    ("seconds", "whole cell", "s"),
+    ("train_seconds", "training", "s"),
+    ("train_images_per_s", "training", "images/s"),
+    ("encode_images_per_s", "encoding", "images/s"),
+    ("decode_images_per_s", "decoding", "images/s"),
+)
+
+
+class Pool:
+    """Values that many cells share, each stored once: a thousand cells name one recipe and one list of versions."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Where `value` stands in `values`."""
+        key = json.dumps(value, sort_keys=True)
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(value)
+        return self._places[key]
+
+
+def settings(group: Group) -> dict[str, Any]:
+    """All that decides the trained weights of a group but the seed, flat, and what its paper leaves open."""
+    first = group.cells[0]
+    return {
+        "method": group.method,
+        **({"preset": first.spec["preset"]} if first.spec.get("preset") else {}),
+        **first.training,
+    }
+
+
+def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, runs: Path) -> dict[str, Any]:
+    """One cell beside its scores; `row` is what `vqbench run --json` prints of it, paths are relative to `runs`."""
+    result, error = cell.result, row["error"] or {}
+    return {
+        "name": cell.folder.name,
+        "path": str(Path(runs.name) / cell.folder.path.relative_to(runs)),
+        "hash": str(cell.spec.get("hash", ""))[:16],
+        "recipe": pool.place(dict(cell.spec["recipe"])),
+        "versions": pool.place(result.get("versions") or {}),
+        "where": pool.place(_where(result)),
+        "finished": result.get("finished"),
+        "times": _times(result),
+        "memory": result.get("peak_memory_bytes"),
+        "collapse": result.get("collapse"),
+        "error": {key: str(error.get(key) or "")[-MOST_LOG:] for key in _ERROR} if error else None,
+        "mlflow": mlflow_place(cell.folder.path / "mlflow.json"),
+    }
+
+
+_ERROR = ("type", "message", "hint", "stage", "log_tail")
+
+
+def _where(result: Mapping[str, Any]) -> dict[str, Any]:
+    known = {
+        "device": result.get("device_name"),
+        "kind": result.get("device"),
+        "devices": result.get("devices"),
+        "git commit": result.get("git"),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _times(result: Mapping[str, Any]) -> list[list[Any]]:
+    return [[title, result[key], unit] for key, title, unit in _TIMES if isinstance(result.get(key), int | float)]
+
+
+def mlflow_place(memory: Path) -> dict[str, str] | None:
+    """Run id of a cell in MLflow, and the address of its page where a server has one; None where it was never sent.
+
+    A user name or password in the address is left out: pages are passed on.
+    """
+    known = read_json(memory) or {}
+    run, uri = known.get("run_id"), str(known.get("uri") or "")
+    if not isinstance(run, str) or not run:
+        return None
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return {"run": run}
+    if parts.scheme not in ("http", "https") or not parts.hostname or not run.isalnum():
+        return {"run": run}
+    host = parts.netloc.rpartition("@")[2]
+    return {"run": run, "link": urlunsplit((parts.scheme, host, parts.path.rstrip("/") + "/", "", f"/runs/{run}"))}

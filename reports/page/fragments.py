@@ -1,0 +1,193 @@
+"""The parts of the page that need no script: the verdict in words, figures, the protocol. All user text is escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from vqbench.reports.grid import Grid
+from vqbench.reports.page.pictures import figure_uri
+from vqbench.reports.report import Report, ReportSection
+from vqbench.reports.summary import DEFINITIONS
+from vqbench.reports.tables import Table, tables
+from vqbench.reports.verdict import GLOSSES, Finding, verdict
+
+if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
+
+
+def text(value: object) -> str:
+    """As it stands, for between tags and inside quoted attributes."""
+    return html.escape(str(value), quote=True)
+
+
+def _label(value: str) -> str:
+    return f'<b dir="auto">{text(value)}</b>'
+
+
+def section_html(
+    template: str, index: int, section: ReportSection, drawn: Sequence[Drawn], published: bool = False
+) -> str:
+    """One protocol of the report; its main table, images and cells are filled in by the script.
+
+    `published`: whether the numbers of the methods' papers are shown, in a table of their own.
+    """
+    stored, found, key = section.section, verdict(section), f"p{index}"
+    found_tables = tables(section, published)
+    return Template(template).substitute(
+        id=key,
+        hash=text(stored.protocol["hash"]),
+        name=text(stored.protocol["name"]),
+        headline=text(found.headline),
+        measured=text(found.measured),
+        problems=_list("problems", "What went wrong", found.problems),
+        findings=_findings(found.findings),
+        limits=_list("limits", "What these numbers cannot say", found.limits),
+        intro=_intro(section),
+        notes=_items("fine", found_tables[0].notes),
+        more=_more_tables(key, found_tables[1:]),
+        figures=figures_html(f"{key}-figures", "Figures", drawn),
+        protocol=_protocol(stored.protocol),
+    )
+
+
+def navigation_html(report: Report) -> str:
+    """Links to the parts of the first protocol, or to each protocol where there are several."""
+    if len(report.sections) > 1:
+        places = [(f"#p{i}-title", section.section.title) for i, section in enumerate(report.sections)]
+    else:
+        parts = ("verdict", "table", "figures", "images", "cells", "protocol")
+        titles = ("Verdict", "Results", "Figures", "Images", "Runs", "Protocol")
+        places = [(f"#p0-{part}", title) for part, title in zip(parts, titles, strict=True)]
+    return "".join(f'<a href="{text(place)}">{text(title)}</a>' for place, title in places)
+
+
+def facts_html(report: Report) -> str:
+    """How much there is, and how recent."""
+    groups = report.experiment.groups
+    cells = [cell for group in groups for cell in group.cells]
+    days = sorted(str(cell.result["finished"])[:10] for cell in cells if cell.result.get("finished"))
+    facts = [_count(len(groups), "method"), _count(len(cells), "run")]
+    facts += [f"protocol {section.section.title}" for section in report.sections[:3]]
+    if days:
+        facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
+    return "".join(f"<span>{text(fact)}</span>" for fact in facts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def notes_html(notes: Iterable[str]) -> str:
+    """What must be said before anything is read off."""
+    return "".join(f'<p class="note">{text(note)}.</p>' for note in notes)
+
+
+def _list(kind: str, title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f'<aside class="{kind}" aria-label="{title}"><h4>{title}</h4>{_items("", items)}</aside>'
+
+
+def _items(kind: str, items: Sequence[str]) -> str:
+    listed = "".join(f'<li dir="auto">{text(item)}</li>' for item in items)
+    return f'<ul class="{kind}">{listed}</ul>' if items else ""
+
+
+def _more_tables(key: str, found: Sequence[Table]) -> str:
+    """Ablations and published numbers, as the other formats have them; problems stand among the words already."""
+    parts = [
+        f'<section id="{key}-{table.key}" aria-labelledby="{key}-{table.key}-title">'
+        f'<h3 id="{key}-{table.key}-title" dir="auto">{text(table.title)}</h3>'
+        f'<div class="scroll framed" tabindex="0" role="region" aria-label="{text(table.title)}">'
+        f"{grid_html(table.grid)}</div>{_items('fine', table.notes)}</section>"
+        for table in found
+        if table.key != "problems"
+    ]
+    return "".join(parts)
+
+
+_MARKS = {"✓": "on", "✗": "off", "better": "good", "worse": "bad"}
+
+
+def grid_html(grid: Grid) -> str:
+    """A table of text as HTML: bold for what stands out, grey for what stands back; the first column names the row."""
+
+    def entry(value: str, row: int, column: int) -> str:
+        kinds = ["number"] * grid.numeric[column] + ["grey"] * (column in grid.grey)
+        kinds += [_MARKS[value]] if column and value in _MARKS else []
+        inner = f"<b>{text(value)}</b>" if (row, column) in grid.bold else text(value)
+        tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        return f'<{tag}{scope}{kind} dir="auto">{inner}</{tag}>'
+
+    heads = "".join(
+        f'<th scope="col" class="plain{" number" * numeric}" dir="auto">{text(title)}</th>'
+        for title, numeric in zip(grid.titles, grid.numeric, strict=True)
+    )
+    rows = (f"<tr>{''.join(entry(value, i, k) for k, value in enumerate(row))}</tr>" for i, row in enumerate(grid.rows))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    return f'<dl class="findings">{"".join(map(_finding, findings))}</dl>'
+
+
+def _finding(finding: Finding) -> str:
+    arrow = "↑ higher is better" if finding.better == "higher" else "↓ lower is better"
+    gloss = GLOSSES.get(finding.metric, "")
+    return (
+        f'<div data-metric="{text(finding.metric)}"><dt>{text(finding.title)} <span>{arrow}</span></dt>'
+        f'<dd><p>{finding.sentence(_label)}</p><p class="gloss">{text(gloss[:1].upper() + gloss[1:])}.</p></dd></div>'
+    )
+
+
+def _intro(section: ReportSection) -> str:
+    seeds = {group.summary.seeds for group in section.rows if group.summary.seeds}
+    said = "± is half of the 95 % Student t interval over seeds; the dots are the seeds. "
+    if seeds <= {1}:
+        said = "One seed each: n = 1, no interval. "
+    return said + '<span class="best-mark">Marked</span> is the best mean, and all that is not separated from it.'
+
+
+def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
+    """Figures with captions, each inside the file; nothing where none was drawn."""
+    shown = [(figure, uri) for figure in drawn if (uri := figure_uri(figure.files)) is not None]
+    if not shown:
+        return ""
+    inner = "".join(
+        f'<figure><button type="button" data-enlarge aria-label="Enlarge: {text(figure.title)}">'
+        f'<img src="{uri}" alt="{text(figure.caption or figure.title)}"></button>'
+        f"<figcaption><b>{text(figure.title)}</b> {text(figure.caption)}</figcaption></figure>"
+        for figure, uri in shown
+    )
+    return (
+        f'<section id="{key}" aria-labelledby="{key}-title"><h3 id="{key}-title">{text(title)}</h3>'
+        f'<div class="figures">{inner}</div></section>'
+    )
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    """Every field of the protocol as it is hashed."""
+    plain = {name: value for name, value in protocol.items() if not isinstance(value, Mapping)}
+    tables = {name: value for name, value in protocol.items() if isinstance(value, Mapping)}
+    parts = [f'<details class="protocol-text"><summary>{text(_title(protocol))}</summary>', _terms(plain)]
+    for name, value in tables.items():
+        known = {DEFINITIONS[key].title if key in DEFINITIONS else key: said for key, said in value.items()}
+        parts.append(f"<h4>{text(name)}</h4>{_terms(known)}")
+    return "".join([*parts, "</details>"])
+
+
+def _title(protocol: Mapping[str, Any]) -> str:
+    return f"All fields of {protocol['name']}, whose hash is {protocol['hash']}"
+
+
+def _terms(values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<div><dt>{text(name)}</dt><dd dir="auto">{text(value)}</dd></div>' for name, value in values.items()
+    )
+    return f'<dl class="terms">{rows}</dl>'

@@ -1,0 +1,155 @@
+"""A report as data for programs: one line per group as CSV, everything as JSON; numbers, not their text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vqbench.reports.ablation import objects
+from vqbench.reports.comparison import MetricComparison, Pair
+from vqbench.reports.experiment import Group
+from vqbench.reports.summary import Estimate
+
+if TYPE_CHECKING:
+    from vqbench.reports.report import Report, ReportSection
+
+SCHEMA = 1
+_OF_RESULT = ("seed", "cell", "state", "scores", "params", "train_images_per_s", "collapse")
+
+
+def csv_text(report: Report) -> str:
+    """One line per group; every score with its mean, interval and whether it is tied with the best."""
+    lines = [_line(section, group) for section in report.sections for group in section.rows]
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, columns, restval=None, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _line(section: ReportSection, group: Group) -> dict[str, Any]:
+    protocol, summary = section.section.protocol, group.summary
+    line = {
+        "label": group.label,
+        "method": group.method,
+        "preset": group.spec.get("preset") or "",
+        "protocol": protocol["name"],
+        "protocol_hash": protocol["hash"],
+        "training_images": group.images,
+        "n": summary.seeds,
+        "failed": len(summary.failures),
+        "collapsed": len(summary.collapses),
+        "failures": "; ".join(summary.failures),
+        "collapses": "; ".join(summary.collapses),
+    }
+    for name in section.section.metrics:
+        found = summary.estimates.get(name)
+        line |= {f"{name}_{end}": value for end, value in _ends(found).items()}
+        if name in section.comparisons:
+            line[f"{name}_tied"] = "" if found is None else str(_tied(section, group, name)).lower()
+    speed = summary.estimates.get("train_images_per_s")
+    line["train_images_per_s"] = None if speed is None else speed.mean
+    fixed = {key: found.mean for key, found in summary.estimates.items() if key.startswith("params_")}
+    return _finite(line | {key: int(value) for key, value in fixed.items()})
+
+
+def _ends(found: Estimate | None) -> dict[str, float | None]:
+    if found is None:
+        return {"mean": None, "low": None, "high": None}
+    half = found.half_width
+    ends = (None, None) if half is None else (found.mean - half, found.mean + half)
+    return {"mean": found.mean, "low": ends[0], "high": ends[1]}
+
+
+def _tied(section: ReportSection, group: Group, metric: str) -> bool:
+    return group.label in section.comparisons[metric].tied
+
+
+def json_text(report: Report) -> str:
+    """Everything that the report knows, as one JSON object."""
+    found = {
+        "schema": SCHEMA,
+        "experiment": report.experiment.name,
+        "notes": list(report.notes),
+        "sections": [_section(section) for section in report.sections],
+    }
+    return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _section(section: ReportSection) -> dict[str, Any]:
+    return {
+        "protocol": dict(section.section.protocol),
+        "columns": [column.key for column in section.columns],
+        "groups": [_group(section, group) for group in section.rows],
+        "comparisons": {metric: _comparison(found) for metric, found in section.comparisons.items()},
+        "ablations": [{"full": found.label, "rows": objects(found.rows)} for found in section.ablations],
+    }
+
+
+def _group(section: ReportSection, group: Group) -> dict[str, Any]:
+    spec, summary = group.spec, group.summary
+    return {
+        "label": group.label,
+        "method": group.method,
+        "preset": spec.get("preset"),
+        "config": dict(spec["config"]),
+        "components": group.components,
+        "paper_unspecified": spec.get("paper_unspecified") or {},
+        "recipe": dict(spec["recipe"]),
+        "dataset": {key: value for key, value in spec["dataset"].items() if key in ("reference", "slug")},
+        "devices": spec.get("devices", 1),
+        "n": summary.seeds,
+        "estimates": {key: {**_ends(found), "n": found.n} for key, found in summary.estimates.items()},
+        "tied": [metric for metric, found in section.comparisons.items() if group.label in found.tied],
+        "failures": list(summary.failures),
+        "collapses": list(summary.collapses),
+        "paper": spec.get("paper"),
+        "cells": [_cell(row) for row in group.rows],
+    }
+
+
+def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
+    error = row["error"]
+    kept = {key: error.get(key) for key in ("type", "message", "hint", "stage")} if error else None
+    return {**{key: row[key] for key in _OF_RESULT}, "error": kept}
+
+
+def _comparison(found: MetricComparison) -> dict[str, Any]:
+    return {
+        "best": found.best,
+        "tied": sorted(found.tied),
+        "untested": dict(found.untested),
+        "adjusted_over": found.over,
+        "pairs": [_pair(pair) for pair in found.pairs],
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    found = pair.difference
+    return {
+        "base": pair.base,
+        "other": pair.other,
+        "delta": found.delta,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "p_adjusted": pair.p,
+        "verdict": pair.verdict,
+        "seeds": found.seeds,
+        "images": found.images,
+        "over": found.over,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinities, which are not JSON: a result that was edited by hand may hold some."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,176 @@
+"""The tables of a report as text, and what must be said of them: the same for Markdown and for LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vqbench.reports.ablation import LEVEL, delta_notes, delta_table, score_notes, score_table
+from vqbench.reports.experiment import Group
+from vqbench.reports.families import Ablation
+from vqbench.reports.grid import Grid
+from vqbench.reports.summary import DEFINITIONS, Column, interval_note
+
+if TYPE_CHECKING:
+    from vqbench.reports.report import ReportSection
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading and the notes that belong below it."""
+
+    key: str
+    """Short and without spaces, unique within a section."""
+    title: str
+    grid: Grid
+    notes: Sequence[str]
+
+
+def tables(section: ReportSection, published: bool) -> list[Table]:
+    """What a report prints of one protocol: scores, failed and collapsed cells, ablations, published numbers."""
+    stated = Stated(section.rows, section.columns if published else ())
+    found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), _legend(section))]
+    if (problems := problem_cells(section.rows)).rows:
+        found.append(Table("problems", "Failed and collapsed cells", problems, ()))
+    for i, ablation in enumerate(section.ablations, start=1):
+        found += _ablation(ablation, f"ablation{i}" if len(section.ablations) > 1 else "ablation", published)
+    if stated.numbers:
+        note = "as printed there, under other protocols: to look at and not to compare"
+        found.append(Table("published", "Published numbers", stated.grid(), (note,)))
+    return found
+
+
+def _ablation(ablation: Ablation, key: str, published: bool) -> list[Table]:
+    rows, label = ablation.rows if published else ablation.without_published(), ablation.label
+    deltas = Table(f"{key}-deltas", f"{label}: each row less the full method", delta_table(rows), delta_notes(rows))
+    return [
+        Table(key, f"{label}: components switched off", score_table(rows, apart=True), score_notes(rows)),
+        deltas,
+    ]
+
+
+def scores(section: ReportSection, stated: Stated) -> Grid:
+    """One line per group; what is best, or not separated from the best, is bold; published numbers are grey."""
+    columns, printed = section.columns, stated.metrics
+    titles = ("method", *(c.title for c in columns), *(f"{DEFINITIONS[m].title} published" for m in printed), "n")
+    rows, bold = [], set()
+    for i, group in enumerate(section.rows):
+        estimates = group.summary.estimates
+        cells = [column.text(estimates.get(column.key)) for column in columns]
+        bold |= {(i, k) for k, column in enumerate(columns, start=1) if is_marked(section, group, column.key)}
+        rows.append(
+            (labelled(group), *cells, *(stated.text(group, metric) for metric in printed), str(group.summary.seeds))
+        )
+    numeric = (False, *(True for _ in titles[1:]))
+    grey = frozenset(range(1 + len(columns), len(titles) - 1))
+    return Grid(titles, numeric, tuple(rows), frozenset(bold), grey)
+
+
+def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
+    """Whether a group is the best in a metric, or tied with it; a group that is alone is neither."""
+    found = section.comparisons.get(metric)
+    scored = sum(metric in other.summary.estimates for other in section.rows)
+    return found is not None and scored > 1 and group.label in found.tied
+
+
+def labelled(group: Group) -> str:
+    """The group's label, and how many of its cells failed or collapsed."""
+    total, summary = len(group.cells), group.summary
+    states = ((len(summary.failures), "failed"), (len(summary.collapses), "collapsed"))
+    said = [word if n == total else f"{n} of {total} {word}" for n, word in states if n]
+    return f"{group.label} ({', '.join(said)})" if said else group.label
+
+
+def problem_cells(groups: Iterable[Group]) -> Grid:
+    """A line for each cell that failed or collapsed, with the reason."""
+    lines = []
+    for group in groups:
+        for row in group.rows:
+            error, collapse = row["error"], row["collapse"]
+            if row["state"] == "failed":
+                error = error or {}
+                stage = f" in {error['stage']}" if error.get("stage") else ""
+                lines.append((group.label, str(row["seed"]), f"failed{stage}", str(error.get("message") or "failed")))
+            elif collapse:
+                what = f"{collapse.get('kind') or 'collapsed'} after {collapse.get('images', 0):,} images"
+                lines.append((group.label, str(row["seed"]), what, str(collapse.get("reason") or "")))
+    return Grid(("method", "seed", "what", "reason"), (False, True, False, False), tuple(lines))
+
+
+class Stated:
+    """Published numbers of the groups of a section, in the columns that it shows; each protocol has a letter."""
+
+    def __init__(self, groups: Sequence[Group], columns: Sequence[Column]) -> None:
+        shown = {column.key for column in columns}
+        self.numbers = [
+            (group.label, number)
+            for group in groups
+            for number in (group.spec.get("paper") or {}).get("published") or ()
+            if number["metric"] in shown
+        ]
+        there = {number["metric"] for _, number in self.numbers}
+        self.metrics = [column.key for column in columns if column.key in there]
+        protocols = dict.fromkeys((number["measured_on"], number["source"]) for _, number in self.numbers)
+        self._letters = {protocol: _letter(i) for i, protocol in enumerate(protocols)}
+
+    def text(self, group: Group, metric: str) -> str:
+        """ "1.14 [a], 2.50 [b]": the values with the letters of their protocols, or a dash."""
+        own = [n for label, n in self.numbers if label == group.label and n["metric"] == metric]
+        return (
+            ", ".join(f"{as_printed(n['value'])} [{self._letters[n['measured_on'], n['source']]}]" for n in own) or "–"
+        )
+
+    def grid(self) -> Grid:
+        """A line for each protocol: what was measured on what, and who says so."""
+        lines = []
+        for (measured_on, source), letter in self._letters.items():
+            own = [(who, n) for who, n in self.numbers if (n["measured_on"], n["source"]) == (measured_on, source)]
+            values = dict.fromkeys(f"{DEFINITIONS[n['metric']].title} {as_printed(n['value'])}" for _, n in own)
+            who = ", ".join(dict.fromkeys(label for label, _ in own))
+            lines.append((f"[{letter}]", who, ", ".join(values), measured_on, source))
+        titles = ("", "method", "published", "measured on", "source")
+        return Grid(titles, (False,) * 5, tuple(lines), grey=frozenset({2}))
+
+
+def as_printed(value: float) -> str:
+    """A published number with at least two decimals, as papers print it."""
+    text = f"{value:.10g}"
+    return text if len(text.partition(".")[2]) >= 2 else f"{value:.2f}"
+
+
+def _letter(i: int) -> str:
+    """a … z, aa, ab, …"""
+    return (_letter(i // 26 - 1) if i >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[i % 26]
+
+
+def _legend(section: ReportSection) -> tuple[str, ...]:
+    """What the marks of the main table mean."""
+    protocol = section.section.protocol
+    unit = "validation images" if "resolution" in protocol else "validation items"
+    size = f" at {protocol['resolution']} px" if "resolution" in protocol else ""
+    said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
+    shown = [section.comparisons[c.key] for c in section.columns if c.key in section.comparisons]
+    scored = [group for group in section.rows if group.finished]
+    if len(scored) > 1 and shown:
+        over = " and ".join(dict.fromkeys(found.over for found in shown))
+        said.append(f"bold: best, or not separated from the best (p ≥ {LEVEL} after Holm over {over} of the metric)")
+        if any(pair.difference.over == "images" for found in shown for pair in found.pairs):
+            said.append(
+                "groups with one seed in common: tested over the validation images alone, without the noise of training"
+            )
+        said += [note for found in shown for note in found.notes][:_MOST_NOTES]
+    elif scored:
+        said.append("one group has scores: there is nothing to compare, so nothing is bold")
+    if any(column.key == "train_images_per_s" for column in section.columns) and scored:
+        said.append(f"images/s: in training, on {_devices(scored)}; it depends on what else the machine did")
+    return tuple(said)
+
+
+_MOST_NOTES = 12  # sentences on groups that no test reaches; report.json has them all
+
+
+def _devices(groups: Iterable[Group]) -> str:
+    names = {str(cell.result.get("device_name") or cell.result.get("device") or "an unnamed device")
+             for group in groups for cell in group.cells if not cell.failed}  # fmt: skip
+    return ", ".join(sorted(names))

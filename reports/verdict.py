@@ -1,0 +1,244 @@
+"""What a comparison says, in sentences for people who did not run it: who is best in what, and what nobody can know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vqbench.reports.report import ReportSection
+from vqbench.reports.summary import DEFINITIONS, Column, Estimate
+
+MOST_NAMES = 4
+"""So many methods are named in a sentence; the others are counted."""
+MOST_FAILURES = 6
+FEW_IMAGES_FOR_FID = 2048
+"""Below it the covariance of the 2,048 features has not even full rank."""
+Name = Callable[[str], str]
+"""How a sentence writes the label of a method."""
+Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
+
+GLOSSES = {
+    "rfid": "how far the reconstructions, as a set, are from the originals in what an image classifier sees",
+    "kid": "the same distance as rFID, estimated without bias from few images",
+    "psnr": "how close each pixel comes to the original, in decibels",
+    "ssim": "how much of the local structure is kept; 1 is an identical image",
+    "lpips_alex": "how different the images look to a neural network; 0 is identical",
+    "lpips_vgg": "how different the images look to a neural network; 0 is identical",
+    "lpips_squeeze": "how different the images look to a neural network; 0 is identical",
+    "quantization_error": "what is lost between a feature vector and its code; 0 is nothing",
+    "usage": "the share of the codebook that is ever used; 1 is every code",
+    "perplexity": "how many codes are in use, counted as if all were used equally often",
+    "dead_codes": "how many codes are never used",
+    "bits_per_token": "what one token costs to store, without entropy coding",
+    "bpp": "what one pixel costs to store, without entropy coding",
+    "bpp_entropy": "what one pixel costs to store with an ideal entropy coder",
+    "tokens": "how many tokens usage and perplexity are counted over",
+    "params_total": "trainable parameters of encoder, quantizer and decoder, in millions",
+    "train_images_per_s": "training speed on the machine that ran it; compare within one machine only",
+}
+"""Each score in words that need no paper; the exact definition is the protocol's."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one metric says of the methods of a section."""
+
+    metric: str
+    title: str
+    better: str
+    """"higher" or "lower"."""
+    kind: Kind
+    best: str
+    value: str
+    """The best mean with its interval, as the table prints it."""
+    tied: tuple[str, ...]
+    """Tested against the best, and not separated from it."""
+    worse: tuple[str, ...]
+    untested: tuple[str, ...]
+    """Without a test against the best: too few seeds, or none in common."""
+    over_images: bool
+    """Whether the tests run over the images of one seed, and so leave out the noise of training."""
+
+    def sentence(self, name: Name = str) -> str:
+        """The finding in words; `name` writes each label."""
+        best, chance = name(self.best), "the choice of images" if self.over_images else "chance"
+        if self.kind == "only":
+            return f"Only {best} has this score: {self.value}."
+        if self.kind == "equal":
+            return f"All methods have the same value: {self.value}."
+        if self.kind == "alone":
+            rest = f"{name(self.worse[0])} is" if len(self.worse) == 1 else "every other method is"
+            return f"{best} is best ({self.value}); {rest} worse by more than {chance} explains."
+        start = f"{best} has the best mean ({self.value})"
+        if self.kind == "untested":
+            return f"{start}; no test tells whether that is more than chance."
+        if self.kind == "all tied":
+            rest = f"{name(self.tied[0])} is" if len(self.tied) == 1 else "none of the others is"
+            return f"{start}, but {rest} {'not ' if len(self.tied) == 1 else ''}separated from it."
+        parts = [(self.tied, "not separated from it"), (self.worse, "worse"), (self.untested, "not tested against it")]
+        said = [f"{listed(labels, name)} {_are(labels)} {what}" for labels, what in parts if labels]
+        return f"{start}; {'; '.join(said)}."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that is said of one protocol."""
+
+    headline: str
+    measured: str
+    """What was trained and on what it was measured."""
+    findings: tuple[Finding, ...]
+    problems: tuple[str, ...]
+    """Cells that failed or collapsed, each named."""
+    limits: tuple[str, ...]
+    """What the numbers cannot say."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Everything as plain sentences, in the order in which one should read it."""
+        found = (f"{finding.title}: {finding.sentence()}" for finding in self.findings)
+        return (self.headline, self.measured, *found, *self.problems, *self.limits)
+
+
+def verdict(section: ReportSection) -> Verdict:
+    """The words for one protocol of a report, from the comparisons that its table shows."""
+    findings = tuple(found for column in section.columns if (found := _finding(section, column)) is not None)
+    return Verdict(_headline(findings), _measured(section), findings, _problems(section), _limits(section, findings))
+
+
+def listed(labels: Sequence[str], name: Name = str, most: int = MOST_NAMES) -> str:
+    """Labels as a phrase: "a", "a and b", "a, b and 7 more"."""
+    shown = [name(label) for label in labels[:most]]
+    if len(labels) > most:
+        shown.append(f"{len(labels) - most} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _are(labels: Sequence[str]) -> str:
+    return "is" if len(labels) == 1 else "are"
+
+
+def _finding(section: ReportSection, column: Column) -> Finding | None:
+    comparison = section.comparisons.get(column.key)
+    if comparison is None:
+        return None
+    estimates = {g.label: found for g in section.rows if (found := g.summary.estimates.get(column.key)) is not None}
+    others = [label for label in estimates if label != comparison.best]
+    tied = tuple(label for label in others if label in comparison.tied)
+    untested = tuple(label for label in others if label in comparison.untested)
+    worse = tuple(label for label in others if label not in tied and label not in untested)
+    definition = DEFINITIONS[column.key]
+    return Finding(
+        column.key,
+        definition.title,
+        str(definition.better),
+        _kind(estimates.values(), tied, worse, untested),
+        comparison.best,
+        column.text(estimates[comparison.best]) + (f" {definition.unit}" if definition.unit == "dB" else ""),
+        tied,
+        worse,
+        untested,
+        any(pair.difference.over == "images" for pair in comparison.pairs),
+    )
+
+
+def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]) -> Kind:
+    means = [found.mean for found in estimates]
+    if len(means) == 1:
+        return "only"
+    if max(means) == min(means):
+        return "equal"
+    if not tied and not untested:
+        return "alone"
+    if not tied and not worse:
+        return "untested"
+    return "all tied" if not worse and not untested else "some tied"
+
+
+def _headline(findings: Sequence[Finding]) -> str:
+    compared = [f for f in findings if f.kind not in ("only", "equal")]
+    if not compared:
+        return "There is nothing to compare: " + (
+            "the methods do not differ in any score." if findings else "no method has a score with a better direction."
+        )
+    decided = [f for f in compared if f.kind != "untested"]
+    if not decided:
+        return "Nothing can be told apart yet: each method needs more seeds before a difference means anything."
+    if all(f.kind == "all tied" for f in decided):
+        return "No method is separated from another in any score: these differences may be chance."
+    winners = dict.fromkeys(f.best for f in decided)
+    if len(winners) == 1 and all(f.kind == "alone" for f in decided):
+        return f"{next(iter(winners))} is best in every score."
+    never_worse = [label for label in _labels(decided) if not any(label in f.worse for f in decided)]
+    if never_worse:
+        has = "is" if len(never_worse) == 1 else "are"
+        return f"{listed(never_worse)} {has} best, or not separated from the best, in every score that was tested."
+    where = {label: [f.title for f in decided if f.best == label] for label in winners}
+    said = [f"{label} has the best {listed(titles)}" for label, titles in list(where.items())[:MOST_NAMES]]
+    return f"No method is best in everything: {'; '.join(said)}."
+
+
+def _labels(findings: Iterable[Finding]) -> list[str]:
+    return list(dict.fromkeys(label for f in findings for label in (f.best, *f.tied, *f.untested, *f.worse)))
+
+
+def _measured(section: ReportSection) -> str:
+    groups, protocol = section.rows, section.section.protocol
+    seeds = sorted({g.summary.seeds for g in groups if g.summary.seeds})
+    budgets = sorted({g.images for g in groups})
+    methods = f"{len(groups)} methods" if len(groups) > 1 else "One method"
+    trained = f"with {_range(seeds)} {'seed' if seeds == [1] else 'seeds'} each" if seeds else "without a finished seed"
+    images = protocol.get("n_images")
+    on = f"{images:,} validation images" if isinstance(images, int) else "the validation images"
+    return f"{methods}, {trained}, trained on {_range(budgets)} images and measured on {on} ({section.section.title})."
+
+
+def _range(values: Sequence[int]) -> str:
+    if not values:
+        return "no"
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _problems(section: ReportSection) -> tuple[str, ...]:
+    failures = [text for group in section.rows for text in group.summary.failures]
+    collapses = [text for group in section.rows for text in group.summary.collapses]
+    said = [f"Failed: {text}" for text in failures[:MOST_FAILURES]]
+    said += [f"{len(failures) - MOST_FAILURES} more cells failed."] if len(failures) > MOST_FAILURES else []
+    said += [f"{text}; its scores stay in the table" for text in collapses[:MOST_FAILURES]]
+    more = len(collapses) - MOST_FAILURES
+    return (*said, *([f"{more} more cells collapsed."] if more > 0 else []))
+
+
+def _limits(section: ReportSection, findings: Sequence[Finding]) -> tuple[str, ...]:
+    seeds = sorted({g.summary.seeds for g in section.rows if g.summary.seeds})
+    budgets = sorted({g.images for g in section.rows})
+    said = []
+    if seeds == [1]:
+        said.append(
+            "Each method was trained once. Tests run over the images alone and leave out the noise of training: "
+            "another seed may turn the order round."
+        )
+    elif seeds and seeds[0] == 1:
+        said.append("Some methods were trained once: pairs are compared over the seeds that both have.")
+    if 2 in seeds:
+        said.append(
+            "Two seeds say little: an interval over two values is 12.7 standard errors wide on each side. "
+            "Three seeds are the least that is worth reading."
+        )
+    if any(f.tied for f in findings):
+        said.append(
+            "“Not separated” is not “equal”: the difference is no larger than seeds and images alone may make it "
+            "(p ≥ 0.05 after Holm's adjustment over the pairs)."
+        )
+    images = section.section.protocol.get("n_images")
+    if any(f.metric == "rfid" for f in findings) and isinstance(images, int) and images < FEW_IMAGES_FOR_FID:
+        said.append(
+            f"rFID of {images:,} images is biased upwards: it ranks methods within this table and compares with no "
+            "rFID from elsewhere."
+        )
+    if len(budgets) == 1:
+        said.append(f"Everything was trained on {budgets[0]:,} images; another budget may give another order.")
+    elif budgets:
+        said.append(f"Budgets differ, from {_range(budgets)} training images: compare like with like.")
+    return tuple(said)

@@ -1,0 +1,442 @@
+"""What people find in MLflow, read back over REST from a real server; and an experiment brought back from it alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FAULTY, REPOSITORY, Answer, Command, settings, until
+from made_runs import Made, make_runs
+from test_servers import MLflowServer
+
+from vqbench.atomic import write_arrays_atomically
+from vqbench.board import CommandRun, description
+from vqbench.errors import UsageError
+from vqbench.fetch import fetch_experiment
+from vqbench.reports.experiment import load_experiment
+from vqbench.results import cell_folders, read_json, write_json
+from vqbench.tracking import sync
+
+HOSTILE = "it's <script>|`x`_*"
+METHODS = (
+    Made("vaevq", "vaevq", shift=3, components={"vlq": True, "rcs": True, "dcr": True}),
+    Made("vaevq without dcr", "vaevq", shift=1, components={"vlq": True, "rcs": True, "dcr": False},
+         collapsed={1: "usage fell below 10 %"}),
+    Made("fsq", "fsq", failed={1: "cuda <out> of | memory"}),
+    Made(HOSTILE),
+)  # fmt: skip
+
+
+class Rest:
+    """MLflow's REST API, by urllib alone."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, **query: str) -> dict[str, Any]:
+        data = json.dumps(body).encode() if body is not None else None
+        url = f"{self.address}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+        return found
+
+    def experiment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("experiments/get-by-name", experiment_name=name)["experiment"]
+        return found | {"tags": {tag["key"]: tag["value"] for tag in found["tags"]}}
+
+    def runs(self, experiment: str, search: str = "", order: str = "attributes.run_name ASC") -> list[dict[str, Any]]:
+        body = {"experiment_ids": [self.experiment(experiment)["experiment_id"]], "filter": search}
+        found = self.ask("runs/search", body | {"order_by": [order], "max_results": 1000})
+        return [
+            {**run["info"], **{part: {x["key"]: x["value"] for x in run["data"].get(part, [])} for part in run["data"]}}
+            for run in found.get("runs", [])
+        ]
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        points = self.ask("metrics/get-history", run_id=run_id, metric_key=metric)["metrics"]
+        return sorted((int(point["step"]), point["value"]) for point in points)
+
+    def artifacts(self, run_id: str, path: str = "") -> set[str]:
+        found = self.ask("artifacts/list", run_id=run_id, **({"path": path} if path else {}))
+        return {each["path"] for each in found.get("files", [])}
+
+    def download(self, run_id: str, path: str) -> bytes:
+        url = f"{self.address}/get-artifact?{urllib.parse.urlencode({'run_uuid': run_id, 'path': path})}"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content: bytes = answer.read()
+        return content
+
+
+def make_tracked(runs: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> Path:
+    """A made experiment as a command leaves it: with its record, its report, curves, codes and what cells share."""
+    folder = make_runs(runs, name, METHODS, seeds)
+    (folder / "commands").mkdir()
+    cells = cell_folders(folder)
+    protocol = cells[0].spec["protocol"]
+    record = {
+        "id": f"id-of-{name}", "kind": "run", "name": "0001 run vaevq, fsq", "cells": [cell.name for cell in cells],
+        "experiment": name, "command": "vqbench run", "methods": "vaevq,fsq", "dataset": "photos", "recipe": "tiny",
+        "seeds": "0,1", "protocol": protocol["hash"],
+        "note": f"protocol {protocol['name']} ({protocol['hash']})\n  48 validation images", "started": 1_760_000_000.5,
+        "state": "FINISHED",
+    }  # fmt: skip
+    write_json(folder / "commands" / "0001.json", record)
+    (folder / "commands" / "0001.index.html").write_text("<!doctype html><title>page</title>")
+    for i, cell in enumerate(cells):
+        tracked = {"attempt": f"a{i}", "command": "0001", "label": cell.spec["label"], "started": 1_760_000_000.0 + i}
+        write_json(cell.path / "tracking.json", tracked)
+        (cell.path / "log.txt").write_text("all that it printed\n")
+        points = [{"images": 64 * j, "time": 1.0, "usage": 0.1 * j, "psnr": 10.0 + j} for j in (1, 2, 3)]
+        (cell.path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        if (cell.result or {})["state"] == "failed":
+            continue
+        if i == 0:  # MLflow gets a picture of them, which takes a while to draw
+            write_arrays_atomically(cell.path / "codes.npz", histogram=np.ones((1, 8)), indices=np.zeros((2, 2, 1)))
+        write_arrays_atomically(cell.path / "features.npz", features=np.full((4, 3), i))
+    write_arrays_atomically(folder / f"reference-{protocol['hash']}.npz", features=np.ones((4, 3)))
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A server, a real experiment `real`, which was mirrored while it ran, and a made one, `made`, which was synced."""
+
+    root: Path
+    server: MLflowServer
+    rest: Rest
+    run: Answer
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: Path) -> Iterator[Place]:
+    root = tmp_path_factory.mktemp("mlflow")
+    server = MLflowServer(root, f"sqlite:///{root / 'server.db'}")
+    try:
+        server.start()
+        run = vqbench(
+            "run", "--plugin", FAULTY, "--methods", "vaevq,faulty@tensors", "--dataset", f"folder:{images}",
+            "--images", "64", "--metrics", "psnr,usage", "--runs", root / "runs", "--name", "real", "--json",
+            *settings("log_images=16"), MLFLOW_TRACKING_URI=server.address,
+        )  # fmt: skip
+        make_tracked(root / "runs", "made")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", server.address)
+            assert sync(root / "runs").problems == []
+        yield Place(root, server, Rest(server.address), run)
+    finally:
+        server.kill()
+
+
+def test_a_command_is_a_row_with_its_cells_below_it_and_names_sort(tracked: Place) -> None:
+    assert tracked.run.code == 1, tracked.run.err
+    assert "did not take everything" not in tracked.run.err
+    parent, *cells = tracked.rest.runs("real")
+    assert parent["run_name"] == "0001 run vaevq, faulty@tensors"
+    assert parent["tags"]["vqbench.kind"] == "command"
+    assert parent["status"] == "FAILED"
+    assert [cell["run_name"] for cell in cells] == ["faulty@tensors s00", "vaevq s00"]
+    assert {cell["tags"]["mlflow.parentRunId"] for cell in cells} == {parent["run_id"]}
+    assert [cell["status"] for cell in cells] == ["FAILED", "FINISHED"]
+    assert all(0 < int(run["end_time"]) - int(run["start_time"]) < 600_000 for run in (parent, *cells))
+
+
+def test_tags_params_metrics_and_curves(tracked: Place) -> None:
+    failed, done = (run for run in tracked.rest.runs("real", "tags.`vqbench.kind` = 'cell'"))
+    (row,) = (row for row in tracked.run.objects if row["state"] == "done")
+    wanted = {
+        "method": "vaevq", "group": "vaevq", "seed": "0", "recipe": "tiny", "state": "done", "collapsed": "no",
+        "component.dcr": "on", "component.vlq": "on", "component.rcs": "on", "protocol": row["protocol"],
+        "dataset": row["dataset"],
+    }  # fmt: skip
+    assert wanted.items() <= done["tags"].items()
+    assert done["tags"]["protocol_name"].startswith("folder-images")
+    assert failed["tags"]["state"] == "failed"
+    assert "memory" in failed["tags"]["error"]
+    assert done["params"]["recipe.images"] == "64"
+    assert done["params"]["vaevq.dcr"] == "True"
+    for name, value in row["scores"].items():
+        assert tracked.rest.history(done["run_id"], name) == [(64, pytest.approx(value))]
+    assert done["metrics"]["params_total"] == row["params"]["total"]
+    lines = [json.loads(line) for line in (Path(row["path"]) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [16, 32, 48, 64]
+    for name in ("usage", "psnr"):
+        expected = [(line["images"], pytest.approx(line[name])) for line in lines]
+        assert tracked.rest.history(done["run_id"], f"train/{name}") == expected
+
+
+def test_tables_picture_and_page_are_attached_to_the_command(tracked: Place) -> None:
+    (parent,) = tracked.rest.runs("real", "tags.`vqbench.kind` = 'command'")
+    names = {name.partition(".")[2] for name in tracked.rest.artifacts(parent["run_id"])}
+    assert {"md", "jsonl", "png"} <= names
+    table = tracked.rest.download(parent["run_id"], "0001.jsonl").decode()
+    assert [json.loads(line)["method"] for line in table.splitlines()] == ["vaevq", "faulty@tensors"]
+    (made,) = tracked.rest.runs("made", "tags.`vqbench.kind` = 'command'")
+    assert tracked.rest.artifacts(made["run_id"]) == {"0001.index.html", "shared"}
+    assert b"<title>page" in tracked.rest.download(made["run_id"], "0001.index.html")
+
+
+def test_the_description_has_the_protocol_the_commands_and_a_link_to_the_page(tracked: Place) -> None:
+    experiment = tracked.rest.experiment("made")
+    note = experiment["tags"]["mlflow.note.content"]
+    protocol = next(iter(cell_folders(tracked.runs / "made"))).spec["protocol"]
+    assert f"**protocol {protocol['name']} ({protocol['hash']})**" in note
+    assert "- 48 validation images" in note
+    assert "- [0001 run vaevq, fsq](" in note
+    link = re.search(r"\[report of 0001 [^]]*\]\(#/experiments/(\w+)/runs/(\w+)/artifacts/([^)?]+)\?[^)]+\)", note)
+    assert link is not None, note
+    assert link[1] == experiment["experiment_id"]
+    assert b"<title>page" in tracked.rest.download(link[2], link[3])
+
+
+def test_the_prepared_views_name_what_is_there(tracked: Place) -> None:
+    tags = tracked.rest.experiment("made")["tags"]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    views = {}
+    for key, value in tags.items():
+        if key.startswith("mlflow.sharedViewState."):
+            envelope = json.loads(value)
+            assert isinstance(envelope["createdAt"], int)
+            views[key.rpartition(".")[2]] = json.loads(envelope["state"])
+    assert set(views) == {"vqbench-1-methods", "vqbench-1-commands", "vqbench-1-curves", "vqbench-1-cells"}
+    columns = views["vqbench-1-methods"]["columnOrder"]
+    assert columns[:3] == ["metrics.`rfid`", "metrics.`psnr`", "metrics.`ssim`"]
+    cells = tracked.rest.runs("made", views["vqbench-1-methods"]["searchFilter"])
+    assert len(cells) == 8
+    there = {f"{kind}.`{name}`" for cell in cells for kind in ("metrics", "tags") for name in cell.get(kind, {})}
+    elsewhere = {f"metrics.`{name}`" for name in ("lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error")}
+    assert set(columns) - there == elsewhere
+    charts = {card["metricKey"]: card["type"] for card in views["vqbench-1-curves"]["compareRunCharts"]}
+    assert (charts["train/usage"], charts["train/psnr"], charts["rfid"]) == ("LINE", "LINE", "BAR")
+    sections = {section["uuid"] for section in views["vqbench-1-curves"]["compareRunSections"]}
+    assert {card["metricSectionId"] for card in views["vqbench-1-curves"]["compareRunCharts"]} <= sections
+    # MLflow shows children below their parent in this order alone
+    assert views["vqbench-1-commands"]["orderByKey"] == "attributes.start_time"
+
+
+def test_mlflow_averages_over_seeds_alone(tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = tracked.rest.runs("made", "tags.`vqbench.kind` = 'cell'")
+    groups = {(cell["tags"]["group"], cell["tags"]["vqbench.setup"]) for cell in cells}
+    assert {group for group, _ in groups} >= {"vaevq", "vaevq without dcr", "fsq"}
+    assert len(groups) == 4
+    # the same method with another budget is another group
+    folder = make_tracked(tmp_path, "budgets", (0,))
+    cell = next(cell for cell in cell_folders(folder) if cell.spec["label"] == "vaevq")
+    longer = shutil.copytree(cell.path, cell.path.with_name(f"{cell.name}-longer"))
+    spec = cell.spec
+    spec["recipe"]["images"] *= 2
+    write_json(longer / "spec.json", spec)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
+    assert sync(tmp_path).problems == []
+    both = tracked.rest.runs("budgets", "tags.method = 'vaevq'")
+    names = sorted(cell["tags"]["group"] for cell in both)
+    assert names == ["vaevq", f"vaevq {both[1]['tags']['vqbench.setup']}"] or names == [
+        "vaevq", f"vaevq {both[0]['tags']['vqbench.setup']}"
+    ]  # fmt: skip
+
+
+FILTERS = [
+    line
+    for block in re.findall(r"```text\n(.*?)```", (REPOSITORY / "docs" / "mlflow.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("search", FILTERS)
+def test_the_filters_of_the_docs_find_cells(tracked: Place, search: str) -> None:
+    found = tracked.rest.runs("made", search)
+    assert 0 < len(found) < 9
+
+
+def test_an_experiment_comes_back_from_mlflow_alone(tracked: Place, tmp_path: Path) -> None:
+    for name in ("real", "made"):
+        fetch_experiment(tracked.server.address, name, tmp_path)
+        here, back = load_experiment(tracked.runs, name), load_experiment(tmp_path, name)
+        assert back.notes == here.notes
+        assert facts(back) == facts(here)
+        for cell in cell_folders(tracked.runs / name):
+            for file in ("spec.json", "result.json", "metrics.jsonl", "log.txt", "per_image.parquet", "codes.npz",
+                         "features.npz", "reconstructions.npz", "recon.png"):  # fmt: skip
+                assert content(tmp_path / name / "cells" / cell.name / file) == content(cell.path / file), file
+            assert (read_json(tmp_path / name / "cells" / cell.name / "mlflow.json") or {})["run_id"]
+        for shared in (tracked.runs / name).glob("*.npz"):
+            assert content(tmp_path / name / shared.name) == content(shared)
+    assert list((tmp_path / "made").glob("reference-*.npz"))
+
+
+def content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def facts(experiment: Any) -> list[Any]:
+    """All that tables are made of."""
+    sections = []
+    for section in experiment.sections:
+        rows = [{k: v for k, v in row.items() if k != "path"} for group in section.groups for row in group.rows]
+        sections.append([section.title, [group.label for group in section.groups], rows])
+    return sections
+
+
+def test_what_is_new_or_gone_comes_with_the_next_fetch(
+    tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
+    folder = make_tracked(tmp_path / "runs", "changing", (0,))
+    vaevq, fsq, *_ = sorted(cell_folders(folder), key=lambda cell: cell.spec["label"] != "vaevq")
+    assert sync(tmp_path / "runs").problems == []
+    fetch_experiment(tracked.server.address, "changing", tmp_path / "back")
+    back = tmp_path / "back" / "changing" / "cells"
+    untouched = (back / fsq.name / "result.json").stat().st_ino
+
+    # trained again: another attempt, which has not ended yet
+    first = vaevq.result
+    (vaevq.path / "result.json").unlink()
+    write_json(vaevq.path / "tracking.json", {"attempt": "again", "command": "0001", "label": "vaevq"})
+    assert sync(tmp_path / "runs").problems == []
+    fetch_experiment(tracked.server.address, "changing", tmp_path / "back")
+    assert load_experiment(tmp_path / "back", "changing").unfinished == (vaevq.name,)
+    assert not (back / vaevq.name / "features.npz").exists()
+
+    # and now it has, without a file that was there before
+    write_json(vaevq.path / "result.json", {**(first or {}), "seconds": 7.0})
+    (vaevq.path / "per_image.parquet").unlink()
+    assert sync(tmp_path / "runs").problems == []
+    fetch_experiment(tracked.server.address, "changing", tmp_path / "back")
+    assert (read_json(back / vaevq.name / "result.json") or {})["seconds"] == 7.0
+    assert (back / vaevq.name / "features.npz").is_file()
+    assert not (back / vaevq.name / "per_image.parquet").exists()
+    assert (back / fsq.name / "result.json").stat().st_ino == untouched
+
+
+def test_files_that_are_too_large_are_named(tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
+    monkeypatch.setenv("VQBENCH_MLFLOW_MAX_MB", "1")
+    folder = make_tracked(tmp_path / "runs", "large", (0,))
+    cell = next(cell for cell in cell_folders(folder) if (cell.result or {})["state"] == "done")
+    noise = np.random.default_rng(0).integers(0, 256, 2**20 + 1, dtype=np.uint8)
+    write_arrays_atomically(cell.path / "features.npz", features=noise)
+    assert sync(tmp_path / "runs").problems == []
+    fetch_experiment(tracked.server.address, "large", tmp_path / "back")
+    assert not (tmp_path / "back" / "large" / "cells" / cell.name / "features.npz").exists()
+    (note,) = load_experiment(tmp_path / "back", "large").notes
+    assert f"{cell.name}: features.npz" in note
+    assert "too large for MLflow" in note
+
+
+def test_what_a_server_says_is_not_trusted_with_paths(tracked: Place, tmp_path: Path) -> None:
+    created = tracked.rest.ask("experiments/create", {"name": "odd"})["experiment_id"]
+    for cell in ("../../escaped/x", "../x", "/tmp/x/y", "..\\x/y"):
+        tags = [{"key": "vqbench.cell", "value": cell}, {"key": "vqbench.files", "value": '{"../../evil": ""}'}]
+        tracked.rest.ask("runs/create", {"experiment_id": created, "tags": tags})
+    with pytest.raises(UsageError, match="holds no cells of vqbench"):
+        fetch_experiment(tracked.server.address, "odd", tmp_path / "back")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_what_cannot_be_fetched_is_said(tracked: Place, tmp_path: Path) -> None:
+    address = tracked.server.address
+    with pytest.raises(UsageError, match=r"no experiment 'maid'.*did you mean made"):
+        fetch_experiment(address, "maid", tmp_path)
+    with pytest.raises(UsageError, match="holds no cells of vqbench"):
+        fetch_experiment(address, "Default", tmp_path)
+    with pytest.raises(UsageError, match="results of its own"):
+        fetch_experiment(address, "made", tracked.runs)
+    with pytest.raises(UsageError, match="no answer from MLflow at http://"):
+        fetch_experiment("http://127.0.0.1:9", "made", tmp_path)
+    with pytest.raises(UsageError, match="there is no file"):
+        fetch_experiment(f"sqlite:///{tmp_path}/none.db", "made", tmp_path)
+    with pytest.raises(UsageError, match="no address of MLflow"):
+        fetch_experiment("mlruns", "made", tmp_path)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_ui_prints_where_a_server_shows_the_experiments(tracked: Place, vqbench: Command) -> None:
+    env = {"MLFLOW_TRACKING_URI": tracked.server.address}
+    answer = vqbench("ui", "made", "--runs", tracked.runs, **env)
+    assert answer.code == 0, answer.err
+    experiment = tracked.rest.experiment("made")
+    assert f"{tracked.server.address}/#/experiments/{experiment['experiment_id']}/runs?" in answer.out
+    for key in re.findall(r"viewStateShareKey=([\w-]+)", answer.out):
+        assert f"mlflow.sharedViewState.{key}" in experiment["tags"]
+    assert answer.out.count("viewStateShareKey") == 4
+    answer = vqbench("ui", "maid", "--runs", tracked.runs, **env)
+    assert answer.code == 2
+    assert "unknown experiment 'maid'; did you mean made" in answer.err
+    answer = vqbench("ui", "--runs", tracked.runs, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert answer.code == 2
+    assert "no tracking server at http://127.0.0.1:9" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_ui_serves_a_local_store_until_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_tracked(tmp_path, "local", (0,))
+    assert sync(tmp_path).problems == []
+    command = [sys.executable, "-m", "vqbench.cli", "ui", "--runs", str(tmp_path), "--port", "0"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "local\n"  # not before it answers
+        address = process.stdout.readline().split()[1]
+        port = re.search(r":(\d+)/", address)
+        assert port is not None
+        note = Rest(address.partition("/#")[0]).experiment("local")["tags"]["mlflow.note.content"]
+        assert "48 validation images" in note
+        taken = subprocess.run([*command[:-1], port[1]], capture_output=True, text=True, check=False)
+        assert taken.returncode == 2
+        assert f"port {port[1]} is taken" in taken.stderr
+        assert processes(tmp_path / "mlflow.db")
+    finally:
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    until(lambda: not processes(tmp_path / "mlflow.db"), "the end of its processes")
+
+
+def processes(store: Path) -> list[int]:
+    """Processes that know of a store: MLflow's server, and its workers by their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            known = folder.joinpath("cmdline").read_bytes() + folder.joinpath("environ").read_bytes()
+        except OSError:
+            continue
+        if str(store).encode() in known:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_description_keeps_what_somebody_wrote_above_it_and_says_that_protocols_differ() -> None:
+    def command(number: int, protocol: str) -> CommandRun:
+        tags = {"vqbench.protocol": f"protocol {protocol} (abc)\n  7 images", "methods": "vaevq", "seeds": "0"}
+        return CommandRun(f"run{number}", f"{number:04d} run {HOSTILE}", "FINISHED", tags)
+
+    first = description("", "5", [command(1, "photos-32-v1")])
+    edited = "# Mine\n\nmy words\n\n" + first
+    second = description(edited, "5", [command(2, "faces-64-v1"), command(1, "photos-32-v1")])
+    assert second.startswith("# Mine\n\nmy words\n\n")
+    assert second.count("my words") == second.count("**protocol photos-32-v1") == 1
+    assert "2 protocols" in second
+    assert "2 protocols" not in first
+    assert "<script>" not in second
+    assert description(second, "5", [command(2, "faces-64-v1"), command(1, "photos-32-v1")]) == second
+    assert len(description("", "5", [command(n, f"p{n}" * 200) for n in range(100)])) <= 20_000

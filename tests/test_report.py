@@ -1,0 +1,555 @@
+"""`vqbench report`: the tables of a stored experiment, in every format, from whole and from broken results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Command
+from hypothesis import example, given
+from hypothesis import strategies as st
+from made_runs import Made, make_runs
+from markdown_it import MarkdownIt
+from scipy import stats
+
+import vqbench
+from vqbench.atomic import write_arrays_atomically
+from vqbench.choice import Variant
+from vqbench.errors import UsageError
+from vqbench.plan import RunRequest, make_plan
+from vqbench.reports.experiment import Section, load_experiment
+from vqbench.reports.families import families
+from vqbench.reports.grid import Grid, markdown
+from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
+from vqbench.reports.report import Report, build_report, write_report
+from vqbench.results import read_json, write_json
+
+HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
+HOSTILE += "w" * (200 - len(HOSTILE))
+ON = {"vlq": True, "rcs": True, "dcr": True}
+METHODS = (
+    Made("vaevq", "vaevq", 30, components=ON),
+    Made("vaevq without dcr", "vaevq", 29.5, components=ON | {"dcr": False}),
+    Made("vaevq all off", "vaevq", -5, components=dict.fromkeys(ON, False)),
+    Made("vqgan", failed={1: "CUDA out of memory: tried 3_000 MiB & more"}),
+    Made("fsq", "fsq", failed={0: "boom", 1: "boom", 2: "bang"}),
+    Made("sqvae", "sqvae", -30, collapsed={2: "usage fell to 0.01"}),
+    Made(HOSTILE, "odd", 3),
+)
+PAPER = {
+    "published": [
+        {"metric": "rfid", "value": 1.5, "measured_on": "ImageNet, f not said", "source": "table 1"},
+        {"metric": "psnr", "value": 22.05, "measured_on": "ImageNet, f not said", "source": "table 1"},
+        {"metric": "rfid", "value": 2.25, "measured_on": "BraTS24", "source": "table 1"},
+    ],
+    "rows": True,
+    "row": {"name": "Whole", "published": {"rfid": {"ImageNet": 1.14}}},
+}
+
+
+def edit_specs(experiment: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite the spec of every cell."""
+    for path in experiment.glob("cells/*/spec.json"):
+        spec = read_json(path)
+        assert spec is not None
+        change(spec)
+        write_json(path, spec)
+
+
+def cell_of(experiment: Path, label: str, seed: int = 0) -> Path:
+    """The folder of a cell."""
+    (found,) = (
+        path.parent
+        for path in experiment.glob("cells/*/spec.json")
+        if (spec := json.loads(path.read_text()))["label"] == label and spec["seed"] == seed
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven rows under three seeds: an ablation, failures, a collapse, and a label that means harm."""
+    folder = make_runs(tmp_path_factory.mktemp("report") / "runs", "made", METHODS)
+
+    def add_paper(spec: dict[str, Any]) -> None:
+        if spec["label"] == "vaevq":
+            spec["paper"] = PAPER
+        elif spec["method"] == "vaevq":
+            spec["paper"] = PAPER | {"published": [], "row": None}
+
+    edit_specs(folder, add_paper)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(experiment: Path) -> Report:
+    return build_report(load_experiment(experiment.parent, "made"), published=True)
+
+
+@pytest.fixture(scope="module")
+def files(report: Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The text of each table file, by suffix."""
+    written = write_report(report, tmp_path_factory.mktemp("out"), ("md", "csv", "tex", "json"))
+    return {path.suffix[1:]: path.read_text(encoding="utf-8") for path in written}
+
+
+def read_markdown(text: str) -> list[list[list[tuple[str, str]]]]:
+    """Tables of a Markdown text as an independent reader sees them: rows of (text, "strong", "em" or "")."""
+    tables: list[list[list[tuple[str, str]]]] = []
+    for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type == "inline" and token.level >= 4:
+            kinds = {child.type for child in token.children or ()}
+            assert kinds <= {"text", "text_special", "strong_open", "strong_close", "em_open", "em_close"}, kinds
+            mark = "strong" if "strong_open" in kinds else "em" if "em_open" in kinds else ""
+            tables[-1][-1].append(("".join(child.content for child in token.children or ()), mark))
+    return tables
+
+
+# --- what the tables say
+
+
+def test_markdown_marks_all_that_are_tied_with_the_best(files: dict[str, str], report: Report) -> None:
+    (section,), (titles, *rows) = report.sections, read_markdown(files["md"])[0]
+    names = [text for text, _ in titles]
+    psnr = section.comparisons["psnr"]
+    assert len(psnr.tied) > 1
+    assert len(psnr.tied) < 6
+    bold = {row[0][0] for row in rows if row[names.index("PSNR ↑")][1] == "strong"}
+    assert {label.partition(" (")[0] for label in bold} == {label.strip() for label in psnr.tied}
+    assert "bold: best, or not separated from the best (p ≥ 0.05 after Holm" in files["md"]
+    assert names.index("tokens") == names.index("perplexity ↑") + 1
+
+
+def test_failed_and_collapsed_cells_are_rows_with_their_reason(files: dict[str, str]) -> None:
+    scores, problems, *_ = read_markdown(files["md"])
+    first = {row[0][0]: [text for text, _ in row] for row in scores}
+    assert set(first["fsq (failed)"][1:-5]) == {"–"}
+    assert first["fsq (failed)"][-1] == "0"
+    assert first["vqgan (1 of 3 failed)"][-1] == "2"
+    assert "sqvae (1 of 3 collapsed)" in first
+    said = [[text for text, _ in row] for row in problems[1:]]
+    assert ["vqgan", "1", "failed in train", "CUDA out of memory: tried 3_000 MiB & more"] in said
+    assert ["sqvae", "2", "collapsed after 2,048 images", "usage fell to 0.01"] in said
+    assert len(said) == 5
+    for name in ("tex", "json", "csv"):
+        assert "bang" in files[name]
+
+
+def test_csv_has_a_line_per_group_with_numbers_that_can_be_checked(files: dict[str, str], experiment: Path) -> None:
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(files["csv"]))}
+    assert len(lines) == len(METHODS)
+    results = [json.loads((cell_of(experiment, "vaevq", s) / "result.json").read_text()) for s in (0, 1, 2)]
+    rfid = [result["scores"]["rfid"] for result in results]
+    low, high = stats.t.interval(0.95, 2, loc=sum(rfid) / 3, scale=stats.sem(rfid))
+    row = lines["vaevq"]
+    assert float(row["rfid_mean"]) == pytest.approx(sum(rfid) / 3)
+    assert float(row["rfid_low"]) == pytest.approx(low)
+    assert float(row["rfid_high"]) == pytest.approx(high)
+    assert row["psnr_tied"] == "true"
+    assert lines["sqvae"]["psnr_tied"] == "false"
+    assert (row["n"], row["failed"], lines["fsq"]["n"], lines["fsq"]["failed"]) == ("3", "0", "0", "3")
+    assert lines["fsq"]["rfid_mean"] == lines["fsq"]["rfid_tied"] == ""
+    assert lines["sqvae"]["collapses"].endswith("usage fell to 0.01")
+    assert row["params_total"] == "661651"
+
+
+def test_json_has_everything(files: dict[str, str], experiment: Path, report: Report) -> None:
+    (section,) = json.loads(files["json"])["sections"]
+    groups = {group["label"]: group for group in section["groups"]}
+    cells = {cell["seed"]: cell for cell in groups["vqgan"]["cells"]}
+    stored = json.loads((cell_of(experiment, "vqgan", 2) / "result.json").read_text())
+    assert cells[2]["scores"] == stored["scores"]
+    assert cells[1]["error"]["message"].startswith("CUDA out of memory")
+    assert groups["vaevq without dcr"]["components"] == ON | {"dcr": False}
+    compared = report.sections[0].comparisons["psnr"]
+    pair = section["comparisons"]["psnr"]["pairs"][0]
+    first = compared.pairs[0]
+    assert (pair["base"], pair["delta"], pair["p_adjusted"]) == (first.base, first.difference.delta, first.p)
+    assert section["comparisons"]["psnr"]["tied"] == sorted(compared.tied)
+    rows = {row["row"]: row for row in section["ablations"][0]["rows"]}
+    assert set(rows) == {"full", "without dcr", "all off"}
+    assert str(experiment.parent) not in files["json"]
+
+
+def test_components_are_compared_with_the_full_method(files: dict[str, str], report: Report) -> None:
+    tables = read_markdown(files["md"])
+    scores = next(t for t in tables if t[0][0][0] == "row" and ("vlq", "") in t[0])
+    assert [[text for text, _ in row[:4]] for row in scores[1:]] == [
+        ["full", "✓", "✓", "✓"], ["without dcr †", "✓", "✓", "✗"], ["all off †", "✗", "✗", "✗"]
+    ]  # fmt: skip
+    assert ("paper rFID", "") in scores[0]
+    assert ("1.14", "em") in scores[1]
+    deltas = next(t for t in tables if ("Δ to full", "") in t[0])
+    (section,) = report.sections
+    full, off = (next(g for g in section.rows if g.label == name) for name in ("vaevq", "vaevq all off"))
+    expected = off.summary.estimates["psnr"].mean - full.summary.estimates["psnr"].mean
+    lines = [[text for text, _ in row] for row in deltas]
+    start = next(i for i, line in enumerate(lines) if line[0].startswith("all off"))
+    psnr = next(line for line in lines[start:] if line[1] == "PSNR ↑")
+    assert psnr[2] == f"{expected:+.2f}"
+    assert psnr[6] == "worse"
+
+
+def test_rows_of_an_ablation_differ_in_nothing_but_what_the_components_make_idle(tmp_path: Path) -> None:
+    def config(**more: float) -> dict[str, Any]:
+        return {"codebook_size": 64, "dcr_weight": 0.1, "beta": 0.25, **more}
+
+    methods = (
+        Made("vaevq", "vaevq", components=ON, config=config(dcr_weight=0.5)),
+        Made("vaevq without dcr", "vaevq", components=ON | {"dcr": False}, config=config()),
+        Made("other", "vaevq", components=ON | {"rcs": False}, config=config(dcr_weight=0.5, beta=1.0)),
+        Made("vqgan", "vqgan", config=config()),
+    )
+    folder = make_runs(tmp_path, "made", methods, seeds=(0,))
+
+    def labels() -> list[list[str]]:
+        (section,) = load_experiment(tmp_path, "made").sections
+        return [[group.label for group in family] for family in families(section.groups)]
+
+    assert labels() == []  # cells of old do not say which fields were idle
+    edit_specs(folder, lambda spec: spec.update(part_of={"dcr_weight": ["dcr"]}))
+    assert labels() == [["vaevq", "vaevq without dcr"]]
+
+
+def test_published_numbers_are_grey_and_name_their_protocol(files: dict[str, str], report: Report) -> None:
+    scores = read_markdown(files["md"])[0]
+    titles = [text for text, _ in scores[0]]
+    row = next(row for row in scores if row[0][0] == "vaevq")
+    assert row[titles.index("rFID published")] == ("1.50 [a], 2.25 [b]", "em")
+    assert row[titles.index("PSNR published")] == ("22.05 [a]", "em")
+    listed = next(table for table in read_markdown(files["md"]) if ("measured on", "") in table[0])
+    assert [text for text, _ in listed[1]] == [
+        "[a]", "vaevq", "rFID 1.50, PSNR 22.05", "ImageNet, f not said", "table 1"
+    ]  # fmt: skip
+    assert r"\textcolor{gray}{1.50 [a], 2.25 [b]}" in files["tex"]
+    plain = build_report(report.experiment)
+    assert not plain.published
+    assert "published" not in write_markdown(plain)
+    assert "1.14" not in write_markdown(plain)
+
+
+def write_markdown(report: Report) -> str:
+    from vqbench.reports.documents import markdown_document
+
+    return markdown_document(report)
+
+
+def test_columns_and_order_can_be_chosen(experiment: Path) -> None:
+    stored = load_experiment(experiment.parent, "made")
+    (section,) = build_report(stored, ("usage", "params_total"), "rfid").sections
+    assert [column.key for column in section.columns] == ["usage", "params_total"]
+    means = [g.summary.estimates["rfid"].mean for g in section.rows if g.finished]
+    assert means == sorted(means)
+    assert section.rows[-1].label == "fsq"
+    (by_usage,) = build_report(stored, sort="usage").sections
+    usage = [g.summary.estimates["usage"].mean for g in by_usage.rows if g.finished]
+    assert usage == sorted(usage, reverse=True)
+    (by_name,) = build_report(stored, sort="method").sections
+    assert [g.label for g in by_name.rows if g.finished] == sorted(
+        (g.label for g in by_name.rows if g.finished), key=str.lower
+    )
+    for wrong, said in (({"columns": ("rfdi",)}, "mean rfid"), ({"sort": "kid"}, "no cell of 'made' has kid")):
+        with pytest.raises(UsageError, match=said):
+            build_report(stored, **wrong)  # type: ignore[arg-type]
+
+
+def test_two_protocols_are_two_tables_and_a_reason(tmp_path: Path) -> None:
+    make_runs(tmp_path, "two", [Made("vqgan"), Made("fsq", "fsq")], (0, 1), n_images=48)
+    make_runs(tmp_path, "two", [Made("vqgan")], (0,), n_images=24)
+    text = write_markdown(build_report(load_experiment(tmp_path, "two")))
+    assert len(read_markdown(text)) == 2
+    assert "2 protocols" in text
+    assert "nothing is compared across" in text
+    assert "one group has scores: there is nothing to compare" in text
+    assert "N = 24" in text
+    assert "n = 1, no interval" in text
+
+
+# --- a name that means harm
+
+
+def test_a_hostile_name_survives_in_every_table(files: dict[str, str]) -> None:
+    shown = HOSTILE.replace("\t", " ")
+    assert len(HOSTILE) == 200
+    assert shown in {row[0][0] for row in read_markdown(files["md"])[0]}
+    assert HOSTILE in {line["label"] for line in csv.DictReader(io.StringIO(files["csv"]))}
+    assert '\n"=<script>' in files["csv"]  # quoted: a text, whatever reads it
+    assert HOSTILE in {group["label"] for group in json.loads(files["json"])["sections"][0]["groups"]}
+    assert "<script>" not in files["tex"]
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(lambda text: text.strip()))
+@example("\\|")
+@example("a_b _c_ **d** <b> &amp; ~~e~~ `f` [g](h) ![i](j) <!-- k --> $l$")
+def test_markdown_shows_any_text_as_it_is(text: str) -> None:
+    clean = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text).strip()
+    grid = Grid(("a", "b"), (False, True), ((text, "1"),), frozenset({(0, 0)}))
+    if not clean:
+        return
+    ((_, _), (first, _)) = read_markdown(markdown(grid))[0]
+    assert first[0].strip() == clean
+
+
+@given(st.text(max_size=40))
+def test_latex_escapes_all_that_means_something_to_it(text: str) -> None:
+    plain = re.sub(r"\\vqunicode\{[0-9A-F]+\}\{(.|\n)\}", "", latex_text(text))
+    plain = re.sub(r"\\char36|\\[a-zA-Z]+|\\[&%#_{}^~'\"`=.(),]|\^[123\\]", "", plain)
+    assert not set(plain) & set("&%#_$^\\")
+    assert plain.count("{") == plain.count("}")
+
+
+def pdf_text(document: Path) -> str:
+    """Compile with pdfLaTeX and give back the words. Skips where there is none."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex (Debian: texlive-latex-base, texlive-latex-recommended)")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name]
+    for _ in range(2):  # the second reads what the first wrote for the list of tables
+        done = subprocess.run(
+            command, cwd=document.parent, capture_output=True, text=True, errors="replace", check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert "Overfull" not in done.stdout
+    if shutil.which("pdftotext") is None:
+        return ""
+    return subprocess.run(["pdftotext", document.with_suffix(".pdf"), "-"], capture_output=True, text=True).stdout
+
+
+def minimal_document(folder: Path) -> Path:
+    """A document that inputs report.tex, with the packages that it asks for."""
+    main = folder / "main.tex"
+    packages = r"\usepackage{booktabs,graphicx,xcolor,amssymb}"
+    main.write_text(
+        rf"\documentclass{{article}}{packages}\begin{{document}}\listoftables\input{{report}}\end{{document}}"
+    )
+    return main
+
+
+def test_latex_compiles_as_it_stands(files: dict[str, str], tmp_path: Path) -> None:
+    assert r"\usepackage{booktabs,graphicx,xcolor,amssymb}" in files["tex"]
+    assert files["tex"].count(r"\textbf{") > 5
+    (tmp_path / "report.tex").write_text(files["tex"])
+    text = pdf_text(minimal_document(tmp_path))
+    for word in (
+        "<script>alert(1)</script>",
+        "100%",
+        "CUDA out of memory: tried 3",  # the underscore is a rule
+        "vaevq without dcr",
+    ):
+        assert not text or word in text
+
+
+def test_latex_compiles_whatever_the_characters_and_however_many_rows(tmp_path: Path) -> None:
+    signs = [
+        chr(c) for c in (*range(0x20, 0x180), *range(0x391, 0x3CA), *range(0x2010, 0x2040), *range(0x2190, 0x2200))
+    ]
+    signs += list("✓✗界ёא🙂½€™\u0301\u202e\ufffd")
+    rows = tuple(("".join(signs[i : i + 8]), "-1.5") for i in range(0, len(signs), 8))
+    grid = Grid(("label " * 20, "x"), (False, True), rows, frozenset({(0, 0), (3, 1)}), frozenset({1}))
+    text = PREAMBLE + latex_table(grid, "all of 界 & _", "a b_c", ("a note: 50 % ±",))
+    (tmp_path / "report.tex").write_text(text)
+    assert text.count(r"\begin{table}") == math.ceil(text.count(r"\tabularnewline") / 43)
+    pdf_text(minimal_document(tmp_path))
+
+
+# --- the command
+
+
+def test_all_five_formats_of_four_methods_and_two_seeds(vqbench: Command, tmp_path: Path) -> None:
+    methods = [Made(name, name, shift=i) for i, name in enumerate(("vaevq", "vqgan", "fsq", "sqvae"))]
+    make_runs(tmp_path / "runs", "only", methods, seeds=(0, 1))
+    answer = vqbench("report", "--runs", tmp_path / "runs")  # the name may be left out: there is one
+    assert (answer.code, answer.err) == (0, "")
+    written = [Path(line) for line in answer.out.splitlines()]
+    names = [path.name for path in written]
+    assert names[:4] == ["report.md", "report.csv", "report.tex", "report.json"]
+    assert names[-1] == "index.html"
+    assert all(path.exists() and path.is_relative_to(tmp_path / "runs/only/report") for path in written)
+
+
+def test_only_failures_are_written_and_told(vqbench: Command, tmp_path: Path) -> None:
+    make_runs(tmp_path, "bad", [Made("vqgan", failed={0: "boom", 1: "bang"})], seeds=(0, 1))
+    answer = vqbench(
+        "report", "bad", "--runs", tmp_path, "--format", "md,csv,tex", "--format", "json", "--out", tmp_path
+    )
+    assert answer.code == 1
+    assert "no cell has scores" in answer.err
+    assert "Traceback" not in answer.err
+    text = (tmp_path / "report.md").read_text()
+    assert "vqgan (failed)" in text
+    assert "bang" in text
+    assert json.loads((tmp_path / "report.json").read_text())["sections"][0]["groups"][0]["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("mdae",), "no experiment 'mdae'"),
+        (("empty",), "no cell of 'empty' has a result"),
+        ((), "holds 2 experiments"),
+        (("made", "--format", "pdf"), "unknown format 'pdf'"),
+        (("made", "--columns", "rfid,pnsr"), "unknown column 'pnsr'; did you mean psnr"),
+        (("made", "--experiment", "made"), "--experiment names an experiment of an MLflow server"),
+        (("--from-mlflow", "http://127.0.0.1:9"), "which experiment"),
+    ],
+)
+def test_what_cannot_be_reported_on(
+    arguments: tuple[str, ...], said: str, vqbench: Command, experiment: Path, tmp_path: Path
+) -> None:
+    (experiment.parent / "empty" / "cells").mkdir(parents=True, exist_ok=True)
+    answer = vqbench("report", *arguments, "--runs", experiment.parent, "--out", tmp_path / "out")
+    assert answer.code == 2, answer
+    assert said in answer.err
+    assert answer.err.count("\n") == 2, answer.err
+    assert "hint: " in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_written_files_are_named_and_stop_nothing(vqbench: Command, tmp_path: Path) -> None:
+    methods = [Made("vqgan"), Made("fsq", "fsq"), Made("vaevq", "vaevq")]
+    folder = make_runs(tmp_path, "cut", methods, seeds=(0, 1, 2))
+    cut = {
+        "spec.json": cell_of(folder, "vqgan", 0),
+        "result.json": cell_of(folder, "vqgan", 1),
+        "per_image.parquet": cell_of(folder, "fsq", 0),
+        "codes.npz": cell_of(folder, "fsq", 1),
+    }
+    (cut["codes.npz"] / "codes.npz").write_bytes(b"PK\x03\x04" + bytes(60))
+    for name, cell in cut.items():
+        content = (cell / name).read_bytes()
+        (cell / name).write_bytes(content[: len(content) // 2])
+    answer = vqbench("report", "cut", "--runs", tmp_path, "--format", "md,csv,tex,json")
+    assert answer.code == 0, answer.err
+    assert "Traceback" not in answer.err
+    for name, cell in cut.items():
+        assert f"{cell.name}: {name} is not whole" in answer.err
+        assert f"{name} is not whole" in (folder / "report" / "report.md").read_text().replace("\\", "")
+    assert "| vqgan |" in (folder / "report" / "report.md").read_text()
+
+
+def test_python_users_have_the_same(experiment: Path, tmp_path: Path) -> None:
+    (written,) = vqbench.report("made", runs=experiment.parent, formats="md", out=tmp_path, columns=["psnr"])
+    assert written == tmp_path / "report.md"
+    assert "rFID" not in read_markdown(written.read_text())[0][0][1][0]
+
+
+# --- the same tables wherever the results lie
+
+
+def tables_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_tables_depend_on_results_alone_and_come_back_from_mlflow(
+    vqbench: Command, experiment: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "elsewhere"
+    folder = Path(shutil.copytree(experiment, runs / "made"))
+    shutil.rmtree(folder / "report", ignore_errors=True)
+    formats = ("--format", "md,csv,tex,json", "--published")
+    here = vqbench("report", "made", "--runs", experiment.parent, *formats, "--out", tmp_path / "here")
+    track(folder)
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
+    there = vqbench("report", "made", "--runs", runs, *formats, "--out", tmp_path / "there")
+    assert here.code == there.code == 0
+    assert tables_of(tmp_path / "here") == tables_of(tmp_path / "there")
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=store).code == 0
+    shutil.rmtree(folder / "cells")  # the artifacts of a local store are beside them
+    fetched = vqbench("report", "--from-mlflow", store, "--experiment", "made", *formats, cwd=tmp_path)
+    assert fetched.code == 0, fetched.err
+    assert tables_of(tmp_path / "made-report") == tables_of(tmp_path / "here")
+    shutil.rmtree(folder)
+    gone = vqbench("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)
+    assert gone.code == 2
+    assert "the files of 'made' are not where MLflow" in gone.err
+
+
+def track(experiment: Path) -> None:
+    """Give a made experiment the record of the command that would have trained it, so that `sync` sends it."""
+    (experiment / "commands").mkdir()
+    cells = sorted(path.parent for path in experiment.glob("cells/*/spec.json"))
+    protocol = json.loads((cells[0] / "spec.json").read_text())["protocol"]
+    record = {
+        "id": "made", "kind": "run", "name": "0001 run", "cells": [cell.name for cell in cells], "command": "vqbench",
+        "experiment": experiment.name, "methods": "vqgan", "dataset": "photos", "recipe": "tiny", "seeds": "0,1,2",
+        "protocol": protocol["hash"], "note": "protocol of the test\n  48 images", "started": 1_760_000_000.5,
+        "state": "FINISHED",
+    }  # fmt: skip
+    write_json(experiment / "commands" / "0001.json", record)
+    for i, cell in enumerate(cells):
+        label = json.loads((cell / "spec.json").read_text())["label"]
+        tracked = {"attempt": f"a{i}", "command": "0001", "label": label, "started": 1_760_000_000.0 + i}
+        write_json(cell / "tracking.json", tracked)
+        write_arrays_atomically(cell / "codes.npz", histogram=np.ones((1, 8)), indices=np.zeros((2, 2, 1)))
+
+
+# --- what methods declare
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, dict[str, Any]]:
+    """Specs of a plan, by label, made twice: the second time the choices are remembered."""
+    off = Variant("vaevq@paper", frozenset({"dcr"}), "without dcr")
+    asked = ("vaevq", "vaevq@paper", "vaevq@released", off, "vqgan", "vqgan@legacy", "fsq", "sqvae")
+    request = RunRequest(methods=asked, dataset="photos", validation_images=4)
+    first, again = (make_plan(request, ("psnr",)) for _ in range(2))
+    assert [cell.spec for cell in first.cells] == [cell.spec for cell in again.cells]
+    return {cell.label: cell.spec for cell in first.cells}
+
+
+def test_a_spec_holds_what_the_paper_says(specs: dict[str, dict[str, Any]]) -> None:
+    papers = {label: spec["paper"] for label, spec in specs.items()}
+    stated = {(n["metric"], n["value"]) for n in papers["vaevq"]["published"]}
+    assert {("rfid", 1.14), ("rfid", 2.5), ("psnr", 22.05), ("ssim", 0.68), ("usage", 0.999)} <= stated
+    assert papers["vaevq@paper"]["published"] == papers["vaevq"]["published"]
+    assert papers["vaevq@released"] == {"published": [], "rows": False, "row": None}
+    assert papers["vaevq"]["row"] == {"name": "Full", "published": {"rfid": {"ImageNet 256 px": 1.14, "BraTS24": 2.5}}}
+    assert papers["without dcr"]["row"]["name"] == "M2"
+    assert papers["without dcr"]["published"] == []  # it is not the method of the paper any more
+    assert [n["value"] for n in papers["vqgan@legacy"]["published"]] == [7.94, 4.98]
+    assert papers["sqvae"]["published"] == []
+    assert all({"metric", "value", "measured_on", "source"} == set(n) for p in papers.values() for n in p["published"])
+    assert specs["vaevq"]["part_of"]["dcr_weight"] == ["dcr"]
+
+
+def test_show_lists_published_numbers(vqbench: Command) -> None:
+    answer = vqbench("show", "vaevq")
+    said = " ".join(answer.out.split())
+    assert "published for vaevq, vaevq@paper: rFID 1.14 on ImageNet 256 px, K 16384" in said
+    assert "(table 1 of the paper)" in said
+
+
+def test_a_published_number_of_no_metric_is_the_authors_mistake(vqbench: Command, tmp_path: Path) -> None:
+    plugin = tmp_path / "odd_vq.py"
+    plugin.write_text(
+        "from vqbench.methods.vqgan import VQGAN\n"
+        "from vqbench.quantizer import Published\n"
+        "from vqbench.registry import METHODS\n"
+        '@METHODS.register("odd")\n'
+        "class Odd(VQGAN):\n"
+        '    published = (Published("fid", 1.0, "ImageNet", "table 1"),)\n'
+    )
+    answer = vqbench("show", "odd", "--plugin", plugin)
+    assert answer.code == 2
+    assert "unknown metric in the published numbers of odd 'fid'; did you mean rfid or kid?" in answer.err
+
+
+def test_sections_are_what_the_experiment_says(report: Report) -> None:
+    assert isinstance(report.sections[0].section, Section)
+    assert report.notes == ()

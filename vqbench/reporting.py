@@ -1,0 +1,123 @@
+"""`vqbench report` as a plain function: the tables, figures and page of a stored experiment."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from vqbench.reports.experiment import Experiment
+    from vqbench.reports.report import Report
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What `vqbench report` was asked for; its fields are the command's options."""
+
+    name: str = ""
+    """Empty: the only experiment that there is."""
+    runs: Path = Path("runs")
+    formats: tuple[str, ...] = ()
+    """Empty: all."""
+    out: Path | None = None
+    """None: `runs/NAME/report`, or `NAME-report` for what comes from MLflow."""
+    columns: tuple[str, ...] = ()
+    """Empty: those that have a value."""
+    sort: str = ""
+    published: bool = False
+    from_mlflow: str = ""
+    """Address of an MLflow server, instead of `runs`."""
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """What a request came to."""
+
+    report: Report
+    files: tuple[Path, ...]
+    """The page last, where there is one."""
+
+
+def execute_report(request: ReportRequest) -> WrittenReport:
+    """Read, compare and write. Raises UsageError for what cannot be reported on, before anything is written."""
+    from vqbench.reports.report import FORMATS
+
+    for name in request.formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, f"--format takes {','.join(FORMATS)}")
+    if not request.from_mlflow:
+        from vqbench.reports.compare import open_experiment
+
+        experiment = open_experiment(request.runs, request.name, option="vqbench report ")
+        return _write(request, experiment, request.out or experiment.folder / "report")
+    if not request.name:
+        raise UsageError("which experiment of the MLflow server?", "--experiment NAME")
+    with tempfile.TemporaryDirectory(prefix="vqbench-report-") as folder:
+        from vqbench.fetch import fetch_experiment
+        from vqbench.reports.experiment import load_experiment
+
+        fetch_experiment(request.from_mlflow, request.name, Path(folder))
+        _refuse_nothing(Path(folder) / request.name, request)
+        experiment = load_experiment(Path(folder), request.name)
+        return _write(request, experiment, request.out or Path(f"{request.name}-report"))
+
+
+def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
+    """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
+    from vqbench.results import FETCHED, read_json
+
+    if any(fetched.glob("cells/*/spec.json")):
+        return
+    missing = (read_json(fetched / FETCHED) or {}).get("missing") or ["no cell has a file"]
+    raise UsageError(
+        f"the files of '{request.name}' are not where MLflow at {request.from_mlflow} has put them: {missing[0]}",
+        "its artifact store must be reachable from here",
+    )
+
+
+def _write(request: ReportRequest, experiment: Experiment, out: Path) -> WrittenReport:
+    from vqbench.reports.report import FORMATS, build_report, write_report
+
+    report = build_report(experiment, request.columns, request.sort, request.published)
+    files = write_report(report, out, request.formats or FORMATS)
+    report.notes  # noqa: B018  what is fetched is gone when they are read
+    return WrittenReport(report, tuple(files))
+
+
+def report(
+    name: str = "",
+    *,
+    runs: Path | str = "runs",
+    formats: str | Iterable[str] = (),
+    out: Path | str | None = None,
+    columns: str | Iterable[str] = (),
+    sort: str = "",
+    published: bool = False,
+    from_mlflow: str = "",
+) -> list[Path]:
+    """Write the report of a stored experiment, as `vqbench report` does; returns the files, the page last.
+
+    formats: of md, csv, tex, json, html; none is all. Raises UsageError where there is nothing to report on.
+    """
+    request = ReportRequest(
+        name=name,
+        runs=Path(runs),
+        formats=_names(formats),
+        out=Path(out) if out is not None else None,
+        columns=_names(columns),
+        sort=sort,
+        published=published,
+        from_mlflow=from_mlflow,
+    )
+    return list(execute_report(request).files)
+
+
+def _names(asked: str | Iterable[str]) -> tuple[str, ...]:
+    """A list, or text with commas, as on the command line."""
+    parts = asked.split(",") if isinstance(asked, str) else asked
+    return tuple(part.strip() for part in parts if part.strip())

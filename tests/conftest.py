@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["COLUMNS"] = "100"
     os.environ["VQBENCH_PAGE"] = "0"  # seconds of pictures for each command; the tests of the page ask for it
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's back, whose commands would not hear it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

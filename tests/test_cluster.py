@@ -210,18 +210,19 @@ def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_cell_that_hangs_is_ended_and_the_others_go_on(vqbench: Command, images: Path, tmp_path: Path) -> None:
-    hang = ("--set", "faulty.fault=hang", "--set", "faulty.at=88")
-    ask = one_run(images, tmp_path, "--methods", "faulty,fsq", "--images", "160", *hang)
+def test_a_cell_that_hangs_is_ended_and_the_others_go_on(vqbench: Command, tmp_path: Path) -> None:
+    """In the features track: a cell that does not hang needs a twentieth of its time on a quiet machine."""
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+    ask = ["run", "--plugin", FAULTY, "--methods", "faulty,fsq", "--recipe", "atomic", "--features", file, "--images"]
+    ask += [160, "--runs", tmp_path / "runs", "--json", *settings("faulty.fault=hang", "faulty.at=88")]
     answer = vqbench(*ask, "--cell-timeout", "60s", timeout=DEADLINE)
     hung, other = answer.objects
     assert answer.code == 1
     assert hung["state"] == "failed"
     assert hung["error"]["message"] == "it ran past --cell-timeout 60 s, in train"
+    assert "--cell-timeout" in hung["error"]["hint"]
     assert other["state"] == "done"
-    assert (Path(hung["path"]) / "checkpoints" / "last.pt").is_file()
-    wrong = vqbench(*ask, "--cell-timeout", "soon")
-    assert (wrong.code, "--cell-timeout soon is not a time" in wrong.err) == (2, True)
 
 
 def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, tmp_path: Path) -> None:

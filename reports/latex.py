@@ -66,10 +66,11 @@ def _character(c: str) -> str:
         return _TEXTS[c]
     if (symbol := _MATHS.get(c)) or (symbol := _GREEK.get(c) and f"\\{_GREEK[c]}"):
         return rf"\({symbol}\)"
-    base, *marks = unicodedata.normalize("NFD", c)
-    if len(marks) == 1 and marks[0] in _ACCENTS and base.isascii() and base.isalpha():
-        dotless = {"i": r"\i", "j": r"\j"}.get(base, base) if _ACCENTS[marks[0]] not in "c" else base
-        return rf"\{_ACCENTS[marks[0]]}{{{dotless}}}"
+    parts = unicodedata.normalize("NFD", c)
+    base, marks = parts[0], parts[1:]
+    if marks in _ACCENTS and base.isascii() and base.isalpha():
+        dotless = {"i": r"\i", "j": r"\j"}.get(base, base) if _ACCENTS[marks] != "c" else base
+        return rf"\{_ACCENTS[marks]}{{{dotless}}}"
     return rf"\vqunicode{{{ord(c):04X}}}{{{c}}}"
 
 
@@ -83,7 +84,7 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
     opening = [
         r"\begin{table}[tbp]",
         r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
+        _caption(caption),
         rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}",
     ]
     going_on = [r"\clearpage", r"\begin{table}[p]", r"\centering", r"\textit{continued}\par\smallskip"]
@@ -94,6 +95,13 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
             lines += [*([r"\par\medskip"] if i else []), *_tabular(grid, rows, columns)]
         lines += [*(_notes(notes) if rows is pages[-1] else ()), r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def _caption(text: str) -> str:
+    """A caption, and its form for a list of tables, which comes before the definition of vqunicode."""
+    shown = latex_text(text)
+    listed = re.sub(r"\\vqunicode\{(\w+)\}\{.\}", r"U+\1", shown)
+    return rf"\caption{{{shown}}}" if listed == shown else rf"\caption[{{{listed}}}]{{{shown}}}"
 
 
 def _panels(grid: Grid) -> list[list[int]]:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import Command, settings
+from conftest import DEADLINE, FAULTY, Command, settings, start, until
 
 from vqbench.cell import run_cell
 from vqbench.errors import VQBenchError
@@ -25,21 +23,6 @@ from vqbench.reasons import death_of, reason_of
 from vqbench.results import CellFolder, write_json
 from vqbench.runner import make_request, prepare_plan
 from vqbench.view import Silent
-
-FAULTY = Path(__file__).with_name("faulty.py")
-DEADLINE = 600.0
-"""Seconds until a condition is given up for; a busy machine needs some of them."""
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `condition` returns as soon as that is true; fails when it never is, or when `process` has ended before."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process is None or process.poll() is None, "the process ended before it happened"
-        time.sleep(0.02)
-    raise AssertionError(f"not so after {DEADLINE:.0f} s")
 
 
 class Run:
@@ -62,11 +45,6 @@ class Run:
         )  # fmt: skip
         return prepare_plan(request, Silent()).cells[0]
 
-    def start(self, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vqbench.cli", *map(str, self.command)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
-
     def through(self, folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
         """Weights and curves of the same cell where nothing happens to it; in this process, it is the same code."""
         cell = CellFolder(folder)
@@ -87,8 +65,8 @@ def parts(folder: CellFolder) -> list[Path]:
 def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
-    first = run.start(FAULTY_GATE=f"40:{gate}")
-    status = wait_for(lambda: folder.status if folder.status.get("images") == 40 else None, first)
+    first = start(run.command, FAULTY_GATE=f"40:{gate}")
+    status = until(lambda: folder.status if folder.status.get("images") == 40 else None, "the gate", first)
     os.kill(status["pid"], signal.SIGKILL)
     out, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == 1, err
@@ -101,7 +79,7 @@ def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: 
     assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 32
     before = curves(folder, drop="")
 
-    second = run.start()
+    second = start(run.command)
     out, err = second.communicate(timeout=DEADLINE)
     assert second.returncode == 0, err
     resumed = json.loads(out)
@@ -140,6 +118,42 @@ def test_crashes_and_no_memory_are_rows_that_a_person_understands(vqbench: Comma
         assert f"in _{fault}" in logs[fault]  # the line of Python that led there
         assert str(Path(row["path"]) / "log.txt") in row["error"]["hint"]
     assert "Traceback" not in answer.err
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A group of processes that together have 64 MiB; the test is skipped where we may not make one."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    group = (root / "memory" if old else root) / f"vqbench-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("limiting the memory of a process needs root, and control groups that can be written")
+    try:
+        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if old else ("memory.max",):
+            if (group / name).is_file():
+                (group / name).write_text(str(2**26))
+        if not old and not (group / "memory.max").is_file():
+            pytest.skip("the control groups of this machine do not limit memory")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_cell_that_the_kernel_kills_for_its_memory(vqbench: Command, tmp_path: Path, cgroup: Path) -> None:
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+    answer = vqbench(
+        "run", "--plugin", FAULTY, "--methods", "faulty@memory", "--recipe", "atomic", "--features", file,
+        "--runs", tmp_path / "runs", "--images", "64", "--json", *settings(), FAULTY_CGROUP=str(cgroup),
+    )  # fmt: skip
+    assert answer.code == 1, answer.err
+    (row,) = answer.objects
+    assert row["error"]["message"] == (
+        "the process was killed by SIGKILL during train; out of memory is the usual reason"
+    )
+    assert "in _memory" not in (Path(row["path"]) / "log.txt").read_text()  # it had no time for a word
 
 
 @pytest.mark.parametrize(
@@ -242,6 +256,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
     replace = os.replace
     weights = None
     for full in (
+        "last.pt",
         "tokenizer.safetensors",
         "training.json",
         "per_image.parquet",
@@ -252,7 +267,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
     ):
 
         def refuse(source: Any, target: Any, full: str = full) -> None:
-            if Path(target).name == full:
+            if Path(target).name == full and (full != "last.pt" or Path(target).exists()):  # the second checkpoint
                 raise OSError(28, "No space left on device", str(target))
             replace(source, target)
 
@@ -261,7 +276,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
         assert parts(folder) == []
         assert not (folder.path / full).exists()
         assert folder.result is None
-        assert folder.checkpoint.is_file()
+        assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == (16 if full == "last.pt" else 64)
         if folder.weights.is_file():
             weights = weights or folder.weights.read_bytes()
             assert folder.weights.read_bytes() == weights

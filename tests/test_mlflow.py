@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Answer, Command, settings
+from conftest import FAULTY, REPOSITORY, Answer, Command, settings, until
 from made_runs import Made, make_runs
-from test_faults import FAULTY, wait_for
 from test_servers import MLflowServer
 
 from vqbench.atomic import write_arrays_atomically
@@ -105,7 +104,8 @@ def make_tracked(runs: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> Path
         (cell.path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
         if (cell.result or {})["state"] == "failed":
             continue
-        write_arrays_atomically(cell.path / "codes.npz", histogram=np.ones((1, 8)), indices=np.zeros((2, 2, 1)))
+        if i == 0:  # MLflow gets a picture of them, which takes a while to draw
+            write_arrays_atomically(cell.path / "codes.npz", histogram=np.ones((1, 8)), indices=np.zeros((2, 2, 1)))
         write_arrays_atomically(cell.path / "features.npz", features=np.full((4, 3), i))
     write_arrays_atomically(folder / f"reference-{protocol['hash']}.npz", features=np.ones((4, 3)))
     return folder
@@ -200,7 +200,7 @@ def test_the_description_has_the_protocol_the_commands_and_a_link_to_the_page(tr
     assert f"**protocol {protocol['name']} ({protocol['hash']})**" in note
     assert "- 48 validation images" in note
     assert "- [0001 run vaevq, fsq](" in note
-    link = re.search(r"\[report of 0001 [^]]*\]\(#/experiments/(\w+)/runs/(\w+)/artifacts/([^)]+)\)", note)
+    link = re.search(r"\[report of 0001 [^]]*\]\(#/experiments/(\w+)/runs/(\w+)/artifacts/([^)?]+)\?[^)]+\)", note)
     assert link is not None, note
     assert link[1] == experiment["experiment_id"]
     assert b"<title>page" in tracked.rest.download(link[2], link[3])
@@ -316,12 +316,12 @@ def test_what_is_new_or_gone_comes_with_the_next_fetch(
 
     # and now it has, without a file that was there before
     write_json(vaevq.path / "result.json", {**(first or {}), "seconds": 7.0})
-    (vaevq.path / "codes.npz").unlink()
+    (vaevq.path / "per_image.parquet").unlink()
     assert sync(tmp_path / "runs").problems == []
     fetch_experiment(tracked.server.address, "changing", tmp_path / "back")
     assert (read_json(back / vaevq.name / "result.json") or {})["seconds"] == 7.0
     assert (back / vaevq.name / "features.npz").is_file()
-    assert not (back / vaevq.name / "codes.npz").exists()
+    assert not (back / vaevq.name / "per_image.parquet").exists()
     assert (back / fsq.name / "result.json").stat().st_ino == untouched
 
 
@@ -352,13 +352,13 @@ def test_what_a_server_says_is_not_trusted_with_paths(tracked: Place, tmp_path: 
 
 def test_what_cannot_be_fetched_is_said(tracked: Place, tmp_path: Path) -> None:
     address = tracked.server.address
-    with pytest.raises(UsageError, match="no experiment 'maid'.*did you mean made"):
+    with pytest.raises(UsageError, match=r"no experiment 'maid'.*did you mean made"):
         fetch_experiment(address, "maid", tmp_path)
     with pytest.raises(UsageError, match="holds no cells of vqbench"):
         fetch_experiment(address, "Default", tmp_path)
     with pytest.raises(UsageError, match="results of its own"):
         fetch_experiment(address, "made", tracked.runs)
-    with pytest.raises(UsageError, match="no answer from MLflow at http://127.0.0.1:9"):
+    with pytest.raises(UsageError, match="no answer from MLflow at http://"):
         fetch_experiment("http://127.0.0.1:9", "made", tmp_path)
     with pytest.raises(UsageError, match="there is no file"):
         fetch_experiment(f"sqlite:///{tmp_path}/none.db", "made", tmp_path)
@@ -409,7 +409,7 @@ def test_ui_serves_a_local_store_until_it_is_interrupted(tmp_path: Path, monkeyp
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    wait_for(lambda: not processes(tmp_path / "mlflow.db"))
+    until(lambda: not processes(tmp_path / "mlflow.db"), "the end of its processes")
 
 
 def processes(store: Path) -> list[int]:

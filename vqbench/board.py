@@ -35,6 +35,7 @@ _COLUMNS = (
     *(f"metrics.`{name}`" for name in (*_SCORES, "params_total")),
     *(f"tags.`{name}`" for name in ("method", "seed", "collapsed", "state", "protocol_name")),
 )
+_TRAINING = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 _CURVES = {"usage": "usage", "psnr": "PSNR of a batch, dB", "perplexity": "perplexity", "loss/pixel": "pixel loss"}
 """Curves that can be compared across methods, which the sum of all losses cannot."""
 _NOTE_BYTES = 15_000  # an experiment's tag may have 20,000 characters, and the rest is the reader's own text
@@ -153,7 +154,7 @@ def description(old: str, experiment_id: str, commands: Sequence[CommandRun]) ->
     links = []
     paged = next((c for c in commands if c.tags.get(PAGE)), None)
     if paged is not None:
-        link = f"{here}/runs/{paged.run_id}/artifacts/{quote(paged.tags[PAGE])}"
+        link = f"{here}/runs/{paged.run_id}/artifacts/{quote(paged.tags[PAGE])}{_TRAINING}"
         links.append(f"[report of {_plain(paged.name)}]({link})")
     links += [f"[{view}]({address_of(here, view)})" for view in VIEWS]
     parts.append(" · ".join(links))  # MLflow folds the description, and shows its first line
@@ -169,14 +170,14 @@ def description(old: str, experiment_id: str, commands: Sequence[CommandRun]) ->
 def _command_line(here: str, command: CommandRun) -> str:
     tags = command.tags
     what = ", ".join(f"{tags[key]}" for key in ("dataset", "recipe") if tags.get(key))
-    line = f"- [{_plain(command.name[:200])}]({here}/runs/{command.run_id}): {_plain(what)}"
+    line = f"- [{_plain(command.name[:200])}]({here}/runs/{command.run_id}{_TRAINING}): {_plain(what)}"
     return f"{line}, seeds {_plain(tags.get('seeds', ''))}, {command.status.lower()}"
 
 
 def address_of(here: str, view: str) -> str:
     """Address of one of VIEWS; `here` is the address of the experiment."""
     key, mode = VIEWS[view]
-    return f"{here}/runs?workflowType=machine_learning&viewStateShareKey={key}&compareRunsMode={mode}"
+    return f"{here}/runs{_TRAINING}&viewStateShareKey={key}&compareRunsMode={mode}"
 
 
 def experiment_tags() -> dict[str, str]:
@@ -214,6 +215,7 @@ def _state(search: str = "", order: str = "attributes.start_time") -> dict[str, 
         "orderByAsc": False,
         "selectedColumns": list(_COLUMNS),
         "columnOrder": list(_COLUMNS),
+        "columnWidths": {column: 130 if "lpips" in column else 85 for column in _COLUMNS if "metrics" in column},
         "runsHiddenMode": "SHOW_ALL",
     }
 

@@ -236,8 +236,9 @@ class Mirror:
         """Send the files of a cell; returns the tags that say which and, for what is too large, which not."""
         from vqbench.reports.figures import draw_code_histogram
 
-        if done and (folder.path / "codes.npz").is_file():
-            draw_code_histogram(folder.path / "codes.npz", folder.path / "codes.png")
+        codes = folder.path / "codes.npz"
+        if done and codes.is_file():
+            draw_code_histogram(codes, codes.with_suffix(".png"))
         if done and folder.weights.is_file():
             self.client.log_artifact(run_id, str(folder.weights), "weights")
         sent, left_out = {}, {}

@@ -17,7 +17,7 @@ from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
 
-_LABEL = 26  # letters of a label beside the panels
+_LABEL = 32  # letters of a label beside the panels
 _WORTH = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
           "perplexity")  # fmt: skip
 _RANKING = ("rfid", "psnr", "lpips_alex", "lpips_vgg", "lpips_squeeze", "ssim", "quantization_error")
@@ -71,7 +71,7 @@ def ablations(section: ReportSection) -> list[Picture]:
     """One figure for each full method whose components were switched off with all else equal."""
     found = families(section.rows)
     drawn = [(full, others[:MOST]) for full, others in found]
-    pictures = []
+    pictures: list[Picture] = []
     for (full, shown), (_, others) in zip(drawn, found, strict=True):
         panels = {
             metric: [Entry(g.label, d, _excludes_zero(d)) for g, d in zip(shown, deltas, strict=True)]

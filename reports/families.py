@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vqbench.reports.ablation import AnalysedRow, analyse
+from vqbench.reports.ablation import AnalysedRow, Row, analyse
 from vqbench.reports.experiment import Group
 from vqbench.switches import row_name
 
@@ -29,13 +29,14 @@ def families(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     Full is a group with scores that has more components on than others that equal it in the rest; a group belongs to
     the first that fits, so that no difference is counted twice.
     """
-    finished = [group for group in groups if group.finished]
-    ordered = sorted(finished, key=lambda group: (-len(_on(group)), group.label))
+    on = {group.label: _on(group) for group in groups if group.finished}
+    ordered = sorted((g for g in groups if g.finished), key=lambda group: (-len(on[group.label]), group.label))
     found, taken = [], set[str]()
     for full in ordered:
         if full.label in taken:
             continue
-        others = [g for g in ordered if g.label not in taken and _on(g) < _on(full) and _same_but_for_switches(full, g)]
+        fewer = [g for g in ordered if on[g.label] < on[full.label] and g.method == full.method]
+        others = [g for g in fewer if g.label not in taken and _same_but_for_switches(full, g)]
         if others:
             found.append((full, *others))
             taken |= {full.label, *(group.label for group in others)}
@@ -47,8 +48,11 @@ def _on(group: Group) -> frozenset[str]:
 
 
 def _same_but_for_switches(full: Group, other: Group) -> bool:
-    """Whether all settings agree that have an effect in both; the idle ones are at their defaults where it is off."""
-    if full.method != other.method or full.spec.get("preset") != other.spec.get("preset"):
+    """Whether two groups of a method agree in all settings that have an effect in both.
+
+    A setting that a switch makes idle is at its default where it is off.
+    """
+    if full.spec.get("preset") != other.spec.get("preset"):
         return False
     off = set(full.components) - _on(other)
     idle = {field for field, parts in (full.spec.get("part_of") or {}).items() if off.intersection(parts)}
@@ -81,7 +85,11 @@ class Ablation:
 
     def without_published(self) -> tuple[AnalysedRow, ...]:
         """The rows without the values that the paper prints for them."""
-        return tuple(replace(row, row=replace(row.row, published={})) for row in self.rows)
+        return tuple(replace(row, row=_without_published(row.row)) for row in self.rows)
+
+
+def _without_published(row: Row) -> StoredRow:
+    return StoredRow(row.name, row.label, row.components, row.is_full, row.paper_row, {})
 
 
 def ablations(groups: Sequence[Group]) -> tuple[Ablation, ...]:

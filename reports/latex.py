@@ -66,10 +66,11 @@ def _character(c: str) -> str:
         return _TEXTS[c]
     if (symbol := _MATHS.get(c)) or (symbol := _GREEK.get(c) and f"\\{_GREEK[c]}"):
         return rf"\({symbol}\)"
-    base, *marks = unicodedata.normalize("NFD", c)
-    if len(marks) == 1 and marks[0] in _ACCENTS and base.isascii() and base.isalpha():
-        dotless = {"i": r"\i", "j": r"\j"}.get(base, base) if _ACCENTS[marks[0]] not in "c" else base
-        return rf"\{_ACCENTS[marks[0]]}{{{dotless}}}"
+    parts = unicodedata.normalize("NFD", c)
+    base, marks = parts[0], parts[1:]
+    if marks in _ACCENTS and base.isascii() and base.isalpha():
+        dotless = {"i": r"\i", "j": r"\j"}.get(base, base) if _ACCENTS[marks] != "c" else base
+        return rf"\{_ACCENTS[marks]}{{{dotless}}}"
     return rf"\vqunicode{{{ord(c):04X}}}{{{c}}}"
 
 

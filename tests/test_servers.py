@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, settings
+from conftest import DEADLINE, FAULTY, Command, settings, start, until
 from postgres import free_port
-from test_faults import DEADLINE, FAULTY, wait_for
 
 from vqbench.results import write_json
 from vqbench.server import quiet_environment
@@ -45,7 +44,7 @@ class MLflowServer:
                 command, cwd=self.folder, env=env, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        wait_for(self._answers, self.process)
+        until(self._answers, "its answer", self.process)
 
     def _answers(self) -> bool:
         try:
@@ -75,12 +74,6 @@ def server(tmp_path: Path) -> Iterator[Callable[[str], MLflowServer]]:
     yield start
     for one in made:
         one.kill()
-
-
-def start(arguments: list[Any], **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
 
 
 def features(folder: Path) -> list[Any]:
@@ -136,7 +129,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
         return len(client.get_metric_history(found[0].info.run_id, "train/loss")) if found else 0
 
     # half of a curve is written, and the cell waits
-    wait_for(lambda: points_there() > 0, command)
+    until(lambda: points_there() > 0, "a point of the curve", command)
     there.kill()
     gate.touch()
     out, err = command.communicate(timeout=DEADLINE)
@@ -186,8 +179,8 @@ def test_an_mlflow_server_that_hangs_does_not_hold_up_training(tmp_path: Path) -
     )  # fmt: skip
     try:
         # both are trained and written while the first question to the server is still unanswered
-        wait_for(lambda: len(list(tmp_path.glob("runs/x/cells/*/result.json"))) == 2, command)
-        wait_for(lambda: hung.taken, command)
+        until(lambda: len(list(tmp_path.glob("runs/x/cells/*/result.json"))) == 2, "two results", command)
+        until(lambda: hung.taken, "a connection", command)
     finally:
         hung.end()
     out, err = command.communicate(timeout=DEADLINE)

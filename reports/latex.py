@@ -83,7 +83,7 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
     opening = [
         r"\begin{table}[tbp]",
         r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
+        _caption(caption),
         rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}",
     ]
     going_on = [r"\clearpage", r"\begin{table}[p]", r"\centering", r"\textit{continued}\par\smallskip"]
@@ -94,6 +94,13 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
             lines += [*([r"\par\medskip"] if i else []), *_tabular(grid, rows, columns)]
         lines += [*(_notes(notes) if rows is pages[-1] else ()), r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def _caption(text: str) -> str:
+    """A caption, and its form for a list of tables, which comes before the definition of vqunicode."""
+    shown = latex_text(text)
+    listed = re.sub(r"\\vqunicode\{(\w+)\}\{.\}", r"U+\1", shown)
+    return rf"\caption{{{shown}}}" if listed == shown else rf"\caption[{{{listed}}}]{{{shown}}}"
 
 
 def _panels(grid: Grid) -> list[list[int]]:

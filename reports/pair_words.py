@@ -44,7 +44,7 @@ def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> O
     needed = seeds_needed(of_seeds, found.image_error)
     if needed < math.inf:
         more = max(int(needed) - found.seeds, 1)
-        return Outlook(more, str(more), f"{more} more seed{'s' if more > 1 else ''}")
+        return Outlook(more, str(more), f"the spread asks for {more} more {'seed' if more == 1 else 'seeds'}")
     if found.delta and images_are_too_few(found.delta, found.image_error):
         return Outlook(
             None, "images", "no number of seeds: the images differ too much, and only more validation images would help"

@@ -19,9 +19,9 @@ def power_of_seeds(delta: float, deviation: float, seeds: ArrayLike, image_error
     """Probability that a true difference `delta` is separated at two-sided 5 % with so many seeds.
 
     deviation: sd of the differences of one seed, > 0. t of S seeds is noncentral with S − 1 degrees of freedom and
-    noncentrality delta √S / deviation (Johnson and Welch, 1940, doi:10.1093/biomet/31.3-4.362); both tails count.
-    Exact where the differences are normal. `image_error` is a standard error that stays whatever the seeds: it adds to
-    the variance, and Welch's degrees of freedom stand for those of the sum.
+    noncentrality delta √S / deviation (Johnson and Welch, 1940, doi:10.1093/biomet/31.3-4.362); to be separated the
+    wrong way round does not count. Exact where the differences are normal. `image_error` is a standard error that
+    stays whatever the seeds: it adds to the variance, and Welch's degrees of freedom stand for those of the sum.
     """
     from scipy.special import nctdtr, stdtrit
 
@@ -29,7 +29,7 @@ def power_of_seeds(delta: float, deviation: float, seeds: ArrayLike, image_error
     of_seeds, of_images = deviation**2 / count, image_error**2
     freedom = (count - 1) * (1 + of_images / of_seeds) ** 2
     critical, shift = stdtrit(freedom, 1 - LEVEL / 2), abs(delta) / np.sqrt(of_seeds + of_images)
-    return np.asarray(1 - nctdtr(freedom, shift, critical) + nctdtr(freedom, shift, -critical))
+    return np.asarray(1 - nctdtr(freedom, np.minimum(shift, 30), critical))  # beyond it scipy may give nan
 
 
 def seeds_needed(differences: Sequence[float], image_error: float = 0.0) -> float:

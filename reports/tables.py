@@ -156,7 +156,9 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
         over = " and ".join(dict.fromkeys(found.over for found in shown))
         said.append(f"bold: best, or not separated from the best (p ≥ {LEVEL} after Holm over {over} of the metric)")
         if any(pair.difference.over == "images" for found in shown for pair in found.pairs):
-            said.append("groups with one seed in common: tested over the validation images alone, without the noise of training")
+            said.append(
+                "groups with one seed in common: tested over the validation images alone, without the noise of training"
+            )
         said += [note for found in shown for note in found.notes][:_MOST_NOTES]
     elif scored:
         said.append("one group has scores: there is nothing to compare, so nothing is bold")

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
@@ -15,46 +14,14 @@ from vqbench.plan import Cell, Plan, RunRequest, make_plan
 from vqbench.results import DONE, FAILED
 from vqbench.sweeps.curves import Watched, images_seen, new_points
 from vqbench.sweeps.spaces import settings_of
+from vqbench.sweeps.trials import Limits, LiveTrial
 from vqbench.view import View
 
 if TYPE_CHECKING:
-    import optuna
-
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.tracking import Tracker
 
 PRUNE_SECONDS = 0.5  # between two looks at the curves
-
-
-@dataclass
-class LiveTrial:
-    """A trial that was asked and not yet told."""
-
-    study: OpenStudy
-    trial: optuna.Trial
-    drawn: dict[str, Any]
-    cells: tuple[Cell, ...] = ()
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of the cells that have ended, by name."""
-    reported: int = 0
-    """Images of the last point that the pruner has seen."""
-    steps: set[int] = field(default_factory=set)
-    """Of the points that it has seen, each in whole `log_images`."""
-
-    @property
-    def title(self) -> str:
-        """For a person."""
-        level = self.study.plan.level
-        return f"{self.study.plan.method}{f' at {level:g} bits' if level is not None else ''} trial {self.trial.number}"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What ends a sweep before its trials do."""
-
-    deadline: float | None = None
-    """On time.monotonic's clock."""
-    max_images: int | None = None
 
 
 class Driver:

@@ -201,7 +201,8 @@ def _run_trials(
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
     from vqbench.sweeps.curves import watched
-    from vqbench.sweeps.driver import Driver, Limits
+    from vqbench.sweeps.driver import Driver
+    from vqbench.sweeps.trials import Limits
 
     request, base = plan.request, plan.base
     deadline = time.monotonic() + request.timeout if request.timeout is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -35,9 +37,10 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"tracked", "comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
+        shared = {"browser", "tracked", "comparison", "workplace", "wheel", "postgres"}
+        shared &= set(getattr(item, "fixturenames", ()))
         if shared:
-            item.add_marker(pytest.mark.xdist_group(shared.pop()))
+            item.add_marker(pytest.mark.xdist_group(min(shared)))  # the same in every process
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,17 @@ def vqbench() -> Command:
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+def typed(*words: object) -> Answer:
+    """The command line in this process, which has imported what it needs."""
+    from vqbench.cli import _exit_code, app
+
+    out, err = io.StringIO(), io.StringIO()
+    arguments = [str(word) for word in words]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
+    return Answer(code, out.getvalue(), err.getvalue())
 
 
 def settings(*more: str) -> list[str]:

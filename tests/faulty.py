@@ -38,7 +38,7 @@ class Faulty(FSQ):
         """After how many images."""
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        fault: {"fault": fault} for fault in ("segfault", "tensors")
+        fault: {"fault": fault} for fault in ("segfault", "tensors", "memory")
     }
 
     def advance(self, state: TrainingState) -> None:
@@ -77,6 +77,13 @@ def _fill(path: Path, spare: int) -> None:
 
 def _segfault() -> None:
     ctypes.string_at(0)
+
+
+def _memory() -> None:
+    Path(os.environ["FAULTY_CGROUP"], "cgroup.procs").write_text(str(os.getpid()))
+    held = []
+    while True:
+        held.append(os.urandom(2**20))
 
 
 def _tensors() -> None:

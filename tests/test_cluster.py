@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import Answer, Command, settings
+from conftest import Answer, Command, settings, typed
 from test_servers import MLflowServer
 
 from vqbench.dask_engine import DaskEngine
@@ -245,10 +246,13 @@ def test_what_a_cluster_cannot_give_is_said_at_once(
 
 def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, slow: Path, tmp_path: Path) -> None:
     ask = one_run(images, slow, tmp_path, "--methods", "slow", "--images", "80000", "--set", "slow.pause=0.05")
-    driver = Background(*ask, "--workers", "2", "--seeds", "0,1")
+    driver = Background(*ask, "--workers", "2", "--seeds", "0,1", OMP_NUM_THREADS="")
     until(lambda: len(list(tmp_path.glob("x/cells/*/checkpoints/last.pt"))) == 2, "two checkpoints")
     pids = running(tmp_path)
     assert len(pids) == 2
+    for pid in pids.values():
+        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        assert f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // 2)}" in variables
     driver.process.send_signal(signal.SIGINT)
     answer = driver.answer()
     assert answer.code == 130, answer.err
@@ -296,43 +300,114 @@ def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, slow: P
     assert [starts(cell) for cell in cells(tmp_path)] == [1, 1, 1, 1]
 
 
-def _kill_at_random(images: Path, slow: Path, runs: Path, kills: int, draw: random.Random) -> None:
-    ask = [
-        "run", "--plugin", slow, "--recipe", "atomic", "--dataset", f"folder:{images}", "--methods", "fsq,vqgan,slow",
-        "--seeds", "0,1", "--images", "2000", "--runs", runs, "--name", "x", "--json",
-    ]  # fmt: skip
-    finished: dict[Path, bytes] = {}
-    for _ in range(kills):
-        driver = Background(*ask)
-        try:
-            driver.process.wait(timeout=draw.uniform(0.5, 12))
-        except subprocess.TimeoutExpired:
-            driver.process.kill()
+class Mortal:
+    """A command that is killed again and again, and what must hold of what it leaves."""
+
+    def __init__(self, images: Path, runs: Path, *more: object) -> None:
+        self.runs = runs
+        self.ask = [
+            "run", "--recipe", "atomic", "--dataset", f"folder:{images}", "--seeds", "0,1", "--images", "2000",
+            "--runs", runs, "--name", "x", "--json", *more,
+        ]  # fmt: skip
+        self.finished: dict[Path, bytes] = {}
+
+    def attempt(self, moment: Callable[[Background], bool]) -> bool:
+        """Run the command and kill it at a `moment`; false where it came to its end before."""
+        driver = Background(*self.ask)
+        is_killed = moment(driver) and driver.process.poll() is None
+        driver.process.kill()
         driver.answer()
-        until(lambda: not running(runs), "the end of the killed driver's cell")
-        for path, content in finished.items():
+        until(lambda: not running(self.runs), "the end of the killed driver's cells")
+        self.look()
+        return is_killed
+
+    def look(self) -> None:
+        """Every result that was there is there still, byte for byte."""
+        for path, content in self.finished.items():
             assert path.read_bytes() == content
-        finished = {path: path.read_bytes() for path in runs.glob("x/cells/*/result.json")}
-    answer = Background(*ask).answer()
-    assert answer.code == 0, answer.err
-    assert all(row["scores"] for row in answer.objects)
-    assert len(answer.objects) == 6
-    for path, content in finished.items():
-        assert path.read_bytes() == content
-    assert {Path(row["path"]) / "result.json" for row in answer.objects if row["state"] == "cached"} == set(finished)
-    assert not list(runs.rglob("*.part"))
-    assert not list(runs.rglob("lease.json"))
+        self.finished = {path: path.read_bytes() for path in self.runs.glob("x/cells/*/result.json")}
+
+    def end(self) -> dict[str, dict[str, float]]:
+        """Let the command come to its end; the scores of its cells."""
+        before = set(self.finished)
+        answer = Background(*self.ask).answer()
+        assert answer.code == 0, answer.err
+        self.look()
+        assert {Path(row["path"]) / "result.json" for row in answer.objects if row["state"] == "cached"} == before
+        assert {row["state"] for row in answer.objects} <= {"cached", "done"}
+        assert not list(self.runs.rglob("*.part"))
+        assert not list(self.runs.rglob("lease.json"))
+        return {row["cell"]: row["scores"] for row in answer.objects}
 
 
-def test_a_driver_killed_at_random_times_loses_no_result(images: Path, slow: Path, tmp_path: Path) -> None:
-    _kill_at_random(images, slow, tmp_path, 3, random.Random(0))
+def test_a_driver_that_is_killed_loses_no_result(images: Path, tmp_path: Path) -> None:
+    killed = Mortal(images, tmp_path, "--methods", "fsq")
+
+    def finds(*files: str) -> Callable[[Background], bool]:
+        def moment(driver: Background) -> bool:
+            return bool(until(lambda: all(map(list, map(tmp_path.glob, files))), "a cell that got so far"))
+
+        return moment
+
+    assert killed.attempt(finds("x/cells/*-s0-*/status.json"))
+    assert killed.attempt(finds("x/cells/*-s0-*/result.json", "x/cells/*-s1-*/status.json"))
+    assert len(killed.finished) == 1
+    assert len(killed.end()) == 2
 
 
 @pytest.mark.slow
-def test_a_driver_killed_at_twenty_random_times_loses_no_result(images: Path, slow: Path, tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(2**32)
+@pytest.mark.parametrize("where", ["here", "on local workers", "on a cluster"])
+def test_a_driver_killed_at_twenty_random_times_loses_no_result(
+    where: str, images: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Over the whole time that the command takes, of which an undisturbed run tells how long it is."""
+    how: list[object] = ["--workers", "2"] if where == "on local workers" else []
+    how += ["--scheduler", request.getfixturevalue("cluster").file] if where == "on a cluster" else []
+    seed, started = random.SystemRandom().randrange(2**32), time.monotonic()
     print(f"seed {seed}")
-    _kill_at_random(images, slow, tmp_path, 20, random.Random(seed))
+    draw = random.Random(seed)
+    expected = Mortal(images, tmp_path / "through", "--methods", "fsq,vqgan", *how).end()
+    takes = time.monotonic() - started
+
+    def at_random(driver: Background) -> bool:
+        try:
+            driver.process.wait(timeout=draw.uniform(0.0, takes))
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    kills = 0
+    while kills < 20:
+        killed = Mortal(images, tmp_path / f"after {kills}", "--methods", "fsq,vqgan", *how)
+        while kills < 20 and killed.attempt(at_random):
+            kills += 1
+        assert killed.end() == expected
+
+
+def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [8, 16]}")
+    address = json.loads(cluster.file.read_text())["address"]
+
+    def ask(*words: object, scheduler: object) -> list[dict[str, Any]]:
+        answer = typed(
+            *words, "--recipe", "atomic", "--features", tmp_path / "x.npy", "--runs", tmp_path / "runs", "--name", "x",
+            "--images", "64", "--set", "codebook_dim=4", "--set", "log_images=16", "--json", "--scheduler", scheduler,
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+        return answer.objects
+
+    (alone,) = ask("run", "--methods", "fsq", "--set", "codebook_size=16", scheduler=address)
+    assert alone["state"] == "done"
+    rows = ask("ablate", "vaevq", "--drop", "dcr", "--set", "codebook_size=16", scheduler=cluster.file)
+    assert [row["state"] for row in rows] == ["done", "done"]
+    assert rows[1]["delta"]
+    trials = ask("sweep", "fsq", "--space", tmp_path / "sizes.yaml", "--sampler", "grid", scheduler=address)
+    assert {row["drawn"]["codebook_size"]: row["state"] for row in trials} == {8: "done", 16: "cached"}
+    logs = [(cell / "log.txt").read_text() for cell in cells(tmp_path / "runs")]
+    assert [log.count("vqbench.cell") for log in logs] == [1, 1, 1, 1]  # one process for each cell
+    served = (tmp_path / "worker.log").read_text()
+    assert "look_around" in served
 
 
 def _leave_lease(folder: Path, machine: str, age: float) -> None:

@@ -142,6 +142,42 @@ def test_crashes_and_no_memory_are_rows_that_a_person_understands(vqbench: Comma
     assert "Traceback" not in answer.err
 
 
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A group of processes that together have 64 MiB; the test is skipped where we may not make one."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    group = (root / "memory" if old else root) / f"vqbench-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("limiting the memory of a process needs root, and control groups that can be written")
+    try:
+        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if old else ("memory.max",):
+            if (group / name).is_file():
+                (group / name).write_text(str(2**26))
+        if not old and not (group / "memory.max").is_file():
+            pytest.skip("the control groups of this machine do not limit memory")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_cell_that_the_kernel_kills_for_its_memory(vqbench: Command, tmp_path: Path, cgroup: Path) -> None:
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+    answer = vqbench(
+        "run", "--plugin", FAULTY, "--methods", "faulty@memory", "--recipe", "atomic", "--features", file,
+        "--runs", tmp_path / "runs", "--images", "64", "--json", *settings(), FAULTY_CGROUP=str(cgroup),
+    )  # fmt: skip
+    assert answer.code == 1, answer.err
+    (row,) = answer.objects
+    assert row["error"]["message"] == (
+        "the process was killed by SIGKILL during train; out of memory is the usual reason"
+    )
+    assert "in _memory" not in (Path(row["path"]) / "log.txt").read_text()  # it had no time for a word
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
@@ -242,6 +278,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
     replace = os.replace
     weights = None
     for full in (
+        "last.pt",
         "tokenizer.safetensors",
         "training.json",
         "per_image.parquet",
@@ -252,7 +289,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
     ):
 
         def refuse(source: Any, target: Any, full: str = full) -> None:
-            if Path(target).name == full:
+            if Path(target).name == full and (full != "last.pt" or Path(target).exists()):  # the second checkpoint
                 raise OSError(28, "No space left on device", str(target))
             replace(source, target)
 
@@ -261,7 +298,7 @@ def test_whatever_part_of_a_result_cannot_be_written_the_rest_is_whole(images: P
         assert parts(folder) == []
         assert not (folder.path / full).exists()
         assert folder.result is None
-        assert folder.checkpoint.is_file()
+        assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == (16 if full == "last.pt" else 64)
         if folder.weights.is_file():
             weights = weights or folder.weights.read_bytes()
             assert folder.weights.read_bytes() == weights

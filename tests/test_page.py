@@ -412,6 +412,22 @@ def test_a_figure_is_enlarged_and_described(opened: Browser) -> None:
     assert not opened.run("return document.getElementById('viewer').open")
 
 
+def test_ablations_stand_as_in_the_other_formats(opened: Browser) -> None:
+    table = "#p0-ablation table"
+    assert opened.texts(f"{table} thead th")[:4] == ["row", "vlq", "rcs", "dcr"]
+    assert opened.texts(f"{table} tbody tr:nth-child(2) > *")[:4] == ["without dcr", "✓", "✓", "✗"]
+    assert len(opened.texts("#p0-ablation-deltas tbody tr")) == 5  # metrics with a better direction
+
+
+def test_a_report_of_failures_alone_is_a_page(tmp_path: Path, browser: Browser) -> None:
+    make_runs(tmp_path, "x", [Made("gone", failed={0: "no memory"})], seeds=(0,))
+    browser.complaints()
+    browser.open(write_page(build_report(load_experiment(tmp_path, "x")), [], tmp_path / "index.html"))
+    assert browser.texts(ROWS) == ["gone"]
+    assert "no memory" in browser.texts(".problems li")[0]
+    assert browser.complaints() == []
+
+
 def test_nothing_but_our_script_would_run(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "default-src 'none'" in text

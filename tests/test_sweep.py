@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
-from conftest import Answer, Command, settings, write_images
+from conftest import Answer, Command, settings, typed, write_images
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -428,6 +429,23 @@ def test_a_trial_is_the_mean_over_its_seeds_and_fails_with_one(place: Place, tmp
     assert found.rows[1]["error"] == {"message": "odd"}
 
 
+def test_importances_say_what_tells_good_trials_and_more_trials_may_be_added(place: Place, tmp_path: Path) -> None:
+    space = place.write("three.yaml", {"recipe": {"codebook_size": [8, 64, 512], "optimizer": ["adam", "adamw"]}})
+    few, _ = pretended(place, tmp_path, space, Pretence(2), trials=4, sampler="random")
+    assert not few.studies[0].importances["quantization_error"]
+    assert any("too few finished trials of vqgan" in note for note in few.notes())
+    more, _ = pretended(place, tmp_path, space, Pretence(2), trials=16, sampler="random")
+    assert [row["drawn"] for row in more.rows[:4]] == [row["drawn"] for row in few.rows]
+    assert len(more.rows) == 16
+    shares = more.studies[0].importances["quantization_error"]
+    assert shares["codebook_size"] > 2 * shares["optimizer"]  # the pretended score is the size
+    assert sum(shares.values()) == pytest.approx(1)
+    (picture,) = more.folder.glob("importances-*.png")
+    assert picture.name == "importances-vqgan.png"
+    assert picture.stat().st_size > 5000
+    assert not (more.folder / "pareto.png").exists()
+
+
 def pretended(place: Place, tmp: Path, space: str, pretence: Pretence, **more: Any) -> tuple[Any, Pretence]:
     import contextlib
 
@@ -565,20 +583,6 @@ def test_the_printed_command_reproduces_the_best(comparison: Answer, place: Plac
     assert elsewhere[0]["scores"]["quantization_error"] == table[table["method"] == "vqgan"]["quantization_error"].min()
 
 
-def typed(*words: object) -> Answer:
-    """The command line in this process, which has imported what it needs."""
-    import contextlib
-    import io
-
-    from vqbench.cli import _exit_code, app
-
-    out, err = io.StringIO(), io.StringIO()
-    arguments = [str(word) for word in words]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
 def test_the_same_sweep_again_trains_nothing(comparison: Answer, place: Place) -> None:
     before, commands = place.trained(), sorted((place.runs / "x" / "commands").glob("*.json"))
     space = str(place.root / "sizes.yaml")
@@ -656,6 +660,23 @@ def test_levels_of_bits_and_a_journal(comparison: Answer, place: Place) -> None:
     assert found["fsq", 384.0]["settings"][-1] == "codebook_size=64"
     assert journal.is_file()
     assert "sweep.log" in json.loads((place.runs / "x/sweeps/vqgan+fsq-levels-same-bits.json").read_text())["storage"]
+
+
+def test_trials_on_postgresql(comparison: Answer, place: Place, postgres: Callable[[], str]) -> None:
+    url = postgres()
+    bare = url.replace("postgresql+psycopg2", "postgresql")  # as people write it
+    ask = ["vqgan,fsq", *place.typed("--space", place.root / "sizes.yaml", "--sampler", "grid"), "--storage", bare]
+    answer = typed("sweep", *ask, "--trials", 2, "--sweep-name", "pg", "--json")
+    assert answer.code == 0, answer.err
+    resumed = typed("sweep", "--resume", "pg", "--runs", place.runs, "--trials", 4, "--json")
+    assert resumed.code == 0, resumed.err
+    assert [row["state"] for row in resumed.objects] == ["cached"] * 4
+    told = optuna.load_study(study_name="pg/fsq", storage=url).trials
+    assert [trial.params for trial in told] == [
+        {key: str(value) for key, value in row["drawn"].items()} for row in resumed.objects if row["method"] == "fsq"
+    ]
+    local = optuna.storages.RDBStorage(f"sqlite:///{place.runs / 'x/optuna.db'}")
+    assert not [study for study in local.get_all_studies() if study.study_name.startswith("pg/")]
 
 
 def test_a_trial_that_fails_is_a_row(place: Place) -> None:

@@ -65,7 +65,7 @@ class DaskEngine:
         by_host: Counter[str] = Counter()
         for worker in self._workers():
             by_host[worker["host"]] += room(worker, self._resources)
-        own = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
+        own = {THREADS: os.environ[THREADS]} if os.environ.get(THREADS) else {}
         job = replace(job, environment={**own, **job.environment})
         key = f"{job.name}-{uuid.uuid4().hex[:8]}"
         need = Need(self._resources, self._gpus, dict(by_host), self._topic)

@@ -62,8 +62,22 @@ def execute_report(request: ReportRequest) -> WrittenReport:
         from vqbench.reports.experiment import load_experiment
 
         fetch_experiment(request.from_mlflow, request.name, Path(folder))
+        _refuse_nothing(Path(folder) / request.name, request)
         experiment = load_experiment(Path(folder), request.name)
         return _write(request, experiment, request.out or Path(f"{request.name}-report"))
+
+
+def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
+    """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
+    from vqbench.results import FETCHED, read_json
+
+    if any(fetched.glob("cells/*/spec.json")):
+        return
+    missing = (read_json(fetched / FETCHED) or {}).get("missing") or ["no cell has a file"]
+    raise UsageError(
+        f"the files of '{request.name}' are not where MLflow at {request.from_mlflow} has put them: {missing[0]}",
+        "its artifact store must be reachable from here",
+    )
 
 
 def _write(request: ReportRequest, experiment: Experiment, out: Path) -> WrittenReport:

@@ -332,6 +332,7 @@ def print_method(name: str) -> None:
     from vqbench.reports.summary import DEFINITIONS
 
     console, cls, outline = make_console(), METHODS.get(name), METHODS.outline(name)
+    published_numbers(cls, name, None)  # refuses what makes no sense, before anything is printed
     console.print(Text(outline.summary or name))
     console.print(Text(f"from {outline.origin}\n"))
     _print_fields(cls.Config, {})
@@ -341,7 +342,6 @@ def print_method(name: str) -> None:
     if cls.paper_rows:
         rows = ", ".join(f"{row.name} ({' + '.join(sorted(row.components)) or 'all off'})" for row in cls.paper_rows)
         console.print(Text(f"rows of the paper: {rows}"))
-    published_numbers(cls, name, None)  # refuses what makes no sense
     for number in cls.published:
         forms = ", ".join(f"{name}@{preset}" if preset else name for preset in number.presets)
         value = f"{DEFINITIONS[number.metric].title} {number.value:g}"

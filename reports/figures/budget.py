@@ -5,7 +5,7 @@ from __future__ import annotations
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import CUT, first_of, means
 from vqbench.reports.figures.families import BUDGET, curves, device_hours, device_names, scored
-from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for
+from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -50,6 +50,8 @@ def quality_by_budget(section: ReportSection) -> Picture | None:
     caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
     caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""
     caption += _devices(shown) + f" {means(section.section, shown)}{CUT if cut else ''}"
+    if len(budgets) > 1 and share_places([group.images for group in shown]):
+        caption += " Points at one budget are set side by side."
     caption += first_of(len(drawn), len(every), "curves") + shortened_note(style)
     return Picture("budget", "Quality by budget", caption, figure)
 

@@ -17,7 +17,7 @@ from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
 
-_LABEL = 26  # letters of a label beside the panels
+_LABEL = 32  # letters of a label beside the panels
 _WORTH = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
           "perplexity")  # fmt: skip
 _RANKING = ("rfid", "psnr", "lpips_alex", "lpips_vgg", "lpips_squeeze", "ssim", "quantization_error")

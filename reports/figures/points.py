@@ -55,22 +55,21 @@ def draw_points(
 
     An artist's label is the short label of its curve. Intervals on both axes where both have them.
     """
-    beside = _beside([place(group).mean for curve in curves for group in curve.groups])
+    places = [place(group).mean for curve in curves for group in curve.groups]
     for number, curve in enumerate(curves):
         mark = marks[curve.label]
         at, values = [place(group) for group in curve.groups], [score(group, metric) for group in curve.groups]
-        shift = beside * (number - (len(curves) - 1) / 2)
+        move = _beside(places, number - (len(curves) - 1) / 2, logarithmic=axes.get_xscale() == "log")
         axes.errorbar(
-            [x.mean + shift for x in at],
+            [move(x.mean) for x in at],
             [y.mean for y in values],
             xerr=[x.half_width or 0 for x in at] if any(x.half_width for x in at) else None,
             yerr=[y.half_width or 0 for y in values] if any(y.half_width for y in values) else None,
             color=mark.color, marker=mark.marker, linestyle=mark.dashes if len(at) > 1 else "none", label=mark.short,
             markerfacecolor="white" if hollow else mark.color, elinewidth=0.9, capsize=2,
         )  # fmt: skip
-    if len({round(place(group).mean, 9) for curve in curves for group in curve.groups}) == 1:
-        only = place(curves[0].groups[0]).mean
-        axes.set(xticks=[only], xticklabels=[f"{only:.4g}"], xlim=(only * 0.8, only * 1.2))
+    if len({round(x, 9) for x in places}) == 1:
+        axes.set(xticks=[places[0]], xticklabels=[f"{places[0]:.4g}"], xlim=(places[0] * 0.8, places[0] * 1.2))
     every = [score(group, metric) for curve in curves for group in curve.groups]
     halves = [value.half_width or 0.0 for value in every]
     limits = within(
@@ -88,12 +87,20 @@ def legend_of(figure: Any, curves: Sequence[Curve], marks: Mapping[str, Mark]) -
     legend_below(figure, {m.short: legend_handle(m, len(c.groups) > 1) for c in curves for m in [marks[c.label]]})
 
 
-def _beside(places: Sequence[float]) -> float:
-    """How far neighbours stand apart: 0, unless several groups share a place."""
-    if len({round(x, 9) for x in places}) == len(places):
-        return 0.0
-    width = max(places) - min(places)
-    return _BESIDE * (width or 2 * abs(places[0]) or 1.0)
+def share_places(places: Sequence[float]) -> bool:
+    """Whether several groups have one place, so that they are drawn side by side."""
+    return len({round(x, 9) for x in places}) < len(places)
+
+
+def _beside(places: Sequence[float], number: float, logarithmic: bool) -> Callable[[float], float]:
+    """Moves the points of a curve to the left (number < 0) or right, where several groups share a place."""
+    low, high = min(places), max(places)
+    if not share_places(places):
+        return lambda x: x
+    if logarithmic:
+        return lambda x: x * (high / low) ** (_BESIDE * number)
+    width = high - low or 2 * abs(low) or 1.0
+    return lambda x: x + _BESIDE * number * width
 
 
 def within(

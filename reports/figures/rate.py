@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import CUT, first_of, means
 from vqbench.reports.figures.families import Curve, curves, of_rate, score, scored
-from vqbench.reports.figures.points import draw_points, legend_of, panels_for
+from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -45,7 +45,7 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     said = f"{_titles(qualities)} against {DEFINITIONS[rate].title}"
     said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
     caption = f"{said}. {means(section.section, shown)}{CUT if cut else ''}"
-    if len({round(score(g, rate).mean, 9) for g in shown}) < len(shown):
+    if share_places([score(group, rate).mean for group in shown]):
         caption += " Points at one rate are set side by side."
     caption += delta_rates(drawn, rate) + first_of(len(drawn), len(every), "curves") + shortened_note(style)
     return Picture("rate-distortion", "Rate-distortion", caption, figure)

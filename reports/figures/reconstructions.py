@@ -59,7 +59,7 @@ def reconstruction_sheets(section: ReportSection, most: int = 8) -> list[Sheet]:
     spread = [there[i * len(there) // min(most, len(there))] for i in range(min(most, len(there)))]
     of = "" if len(kept.seeds) > 1 else f", reconstructed by seed {kept.seeds[0]}"
     left_out = len([group for group in section.rows if group.finished]) - len(kept.groups)
-    without = f"; {left_out} groups are not shown" if left_out else ""
+    without = f"; {left_out} group{'s are' if left_out > 1 else ' is'} not shown" if left_out else ""
     sheets = [_sheet(kept, spread, names, f"images spread evenly over the validation split{of}{without}")]
     distances = _distances([group for group in groups if group.label in kept.groups])
     if distances is not None and max(there) < len(distances):

@@ -19,8 +19,14 @@ MOST = 12
 """Groups (or curves) in one figure: so many can be told apart."""
 WIDTH = 6.6  # inches: the text width of a page, so that 9 points are printed as 9 points
 DPI = 160
+LEGEND_LETTERS = 40
+"""Longer labels are shortened: two columns of a legend hold so much."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p")
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Microsoft YaHei",
+    "Malgun Gothic", "Noto Sans", "Arial Unicode MS", "Noto Emoji",
+)  # fmt: skip
 _RC = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -66,10 +72,18 @@ def drawing() -> Iterator[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    style = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **_RC}
+    style = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), **_RC, "font.family": _fonts()}
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         yield
+
+
+def _fonts() -> list[str]:
+    """The font that comes with matplotlib, then those of this machine that have the letters of other scripts."""
+    from matplotlib.font_manager import fontManager
+
+    there = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in there)]
 
 
 def new_figure(height: float, width: float = WIDTH) -> Any:
@@ -122,12 +136,14 @@ def _print(figure: Any, name: str, target: Path) -> None:
         FigureCanvasPdf(figure).print_pdf(target, metadata={"CreationDate": None})
 
 
-def marks(labels: Iterable[str], most: int = 34) -> dict[str, Mark]:
+def marks(labels: Iterable[str], most: int = LEGEND_LETTERS) -> dict[str, Mark]:
     """Label → how it is drawn, in the order of the labels; after the twelfth they begin again."""
     import seaborn as sns
 
     labels = list(dict.fromkeys(labels))
-    colors, short = sns.color_palette("colorblind"), short_labels(labels, most)
+    # yellow, the ninth, is lost on white paper
+    colors = [color for i, color in enumerate(sns.color_palette("colorblind")) if i != 8] + [(0.1, 0.1, 0.1)]
+    short = short_labels(labels, most)
     return {
         label: Mark(
             colors[i % len(colors)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)], plain(short[label])
@@ -161,7 +177,7 @@ def _shortened(text: str, most: int) -> str:
     return f"{text[: most - tail - 1]}…{text[len(text) - tail :]}"
 
 
-def shortened_note(labels: Iterable[str], most: int = 34) -> str:
+def shortened_note(labels: Iterable[str], most: int = LEGEND_LETTERS) -> str:
     """For a caption: the labels that a figure shows shortened, in full."""
     cut = [f"{short} = {label}" for label, short in short_labels(labels, most).items() if short != label]
     return f" Shortened: {'; '.join(cut)}." if cut else ""

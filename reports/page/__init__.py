@@ -47,9 +47,9 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
         navigation=navigation_html(report),
         experiment=text(experiment.name),
         facts=facts_html(report),
-        notes=notes_html(experiment.notes),
+        notes=notes_html(report.notes),
         sections="\n".join(
-            section_html(_resource("section.html"), i, section, _shown(section, drawn, sheets))
+            section_html(_resource("section.html"), i, section, _shown(section, drawn, sheets), report.published)
             for i, section in enumerate(report.sections)
         ),
         figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),

@@ -92,7 +92,8 @@ function failure(cell) {
 function terms(values, write = show) {
   const known = Object.entries(values || {}).filter(([, value]) => value !== undefined && value !== null);
   if (known.length === 0) return null;
-  return el("dl", { className: "terms" }, known.flatMap(([key, value]) => [el("dt", {}, key), el("dd", { dir: "auto" }, write(value))]));
+  return el("dl", { className: "terms" }, known.map(([key, value]) =>
+    el("div", {}, el("dt", {}, key), el("dd", { dir: "auto" }, write(value)))));
 }
 
 /** Settings with what differs from the line above marked, and what it was there. */
@@ -127,7 +128,7 @@ function files(cell) {
     const where = cell.mlflow.link
       ? el("a", { href: cell.mlflow.link, rel: "noreferrer" }, `run ${cell.mlflow.run}`)
       : el("span", {}, `run ${cell.mlflow.run}, opened by `, el("code", {}, `vqbench ui --runs ${DATA.runs}`));
-    list.append(el("dt", {}, "MLflow"), el("dd", {}, where));
+    list.append(el("div", {}, el("dt", {}, "MLflow"), el("dd", {}, where)));
   }
   return list;
 }

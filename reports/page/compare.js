@@ -27,7 +27,27 @@ function psnr(a, b) {
   return 10 * Math.log10(255 ** 2 / mse);
 }
 
-const ERROR_FULL = 64; // an error of 64 of 255, mean over R, G and B, is the far end of the scale, for every picture
+const SCALES = [8, 16, 32, 64, 128, 255];
+
+/** Mean absolute difference over R, G and B of each pixel. */
+function errorsOf(a, b) {
+  const found = new Float32Array(a.data.length / 4);
+  for (let i = 0; i < found.length; i++) {
+    for (let c = 4 * i; c < 4 * i + 3; c++) found[i] += Math.abs(a.data[c] - b.data[c]) / 3;
+  }
+  return found;
+}
+
+/** The far end of the error scale for one image: the least of SCALES that holds 98 % of all methods' pixels. */
+async function errorScale(original, uris) {
+  const first = await pixels(original);
+  const every = (await Promise.all(uris.map(pixels))).map((other) => errorsOf(first, other));
+  const all = new Float32Array(every.reduce((sum, one) => sum + one.length, 0));
+  every.reduce((at, one) => { all.set(one, at); return at + one.length; }, 0);
+  const high = all.sort()[Math.floor(0.98 * (all.length - 1))] || 0;
+  return SCALES.find((scale) => scale >= high) || 255;
+}
+
 const HEAT = [[13, 8, 35], [84, 19, 109], [165, 44, 96], [229, 92, 48], [251, 164, 10], [252, 255, 164]];
 
 function heat(share) {
@@ -35,16 +55,12 @@ function heat(share) {
   return HEAT[i].map((low, c) => Math.round(low + (HEAT[i + 1][c] - low) * (place - i)));
 }
 
-/** Mean absolute difference of each pixel, as a heat map on `canvas`. */
-function drawError(canvas, a, b) {
+/** Mean absolute difference of each pixel, as a heat map on `canvas`; `full` is the far end of the scale. */
+function drawError(canvas, a, b, full) {
   canvas.width = a.width;
   canvas.height = a.height;
   const out = new ImageData(a.width, a.height);
-  for (let i = 0; i < a.data.length; i += 4) {
-    let error = 0;
-    for (let c = i; c < i + 3; c++) error += Math.abs(a.data[c] - b.data[c]) / 3;
-    out.data.set([...heat(error / ERROR_FULL), 255], i);
-  }
+  errorsOf(a, b).forEach((error, i) => out.data.set([...heat(error / full), 255], 4 * i));
   canvas.getContext("2d").putImageData(out, 0, 0);
 }
 
@@ -55,20 +71,22 @@ function heatScale() {
     context.fillStyle = `rgb(${heat(x / 127).join(" ")})`;
     context.fillRect(x, 0, 1, 1);
   }
-  return el("span", { className: "heat-scale" }, "0", canvas, `${ERROR_FULL} or more of 255`);
+  const far = el("span");
+  return { node: el("span", { className: "heat-scale" }, "0", canvas, far),
+    say: (full) => { far.textContent = full < 255 ? `${full} or more of 255` : "255"; } };
 }
 
-/** The stage: one picture over another. `show(a, b)` takes {label, uri} each; modes are slider, flicker, error. */
+/** The stage: one picture over another. `show(a, b, scale)` takes {label, uri} each; modes are slider, flicker, error. */
 function makeStage() {
   const under = el("img", { alt: "", draggable: false }), over = el("img", { alt: "", draggable: false });
-  const error = el("canvas", { "aria-hidden": "true" });
+  const error = el("canvas", { "aria-hidden": "true" }), legend = heatScale();
   const line = el("span", { className: "line", "aria-hidden": "true" });
   const tagA = el("span", { className: "side left", dir: "auto" }), tagB = el("span", { className: "side right", dir: "auto" });
   const node = el("div", { className: "stage", role: "img" }, under, over, error, line, tagA, tagB);
   const range = el("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Where the slider stands", oninput: place });
   const flip = el("button", { type: "button", onclick: () => { stop(); shownB = !shownB; place(); } }, "Flip");
   const play = el("button", { type: "button", "aria-pressed": "false", onclick: () => timer ? stop() : start() }, "Play");
-  const controls = el("div", { className: "stage-controls" }, range, flip, play, heatScale());
+  const controls = el("div", { className: "stage-controls" }, range, flip, play, legend.node);
   const said = el("p", { className: "said", role: "status" });
   let mode = "slider", shownB = false, timer = null, pair = null;
 
@@ -93,7 +111,7 @@ function makeStage() {
     tagA.hidden = mode === "flicker" && shownB;
     tagB.hidden = mode === "flicker" && !shownB;
     const off = { slider: [false, true, true], flicker: [true, false, true], error: [true, true, false] }[mode];
-    [range.hidden, flip.hidden, controls.lastChild.hidden] = off;
+    [range.hidden, flip.hidden, legend.node.hidden] = off;
     play.hidden = flip.hidden;
   }
   node.addEventListener("pointerdown", (event) => { node.setPointerCapture(event.pointerId); drag(event); });
@@ -105,16 +123,17 @@ function makeStage() {
     place();
   }
 
-  async function show(a, b) {
+  async function show(a, b, scale) {
     pair = [a, b];
     over.src = a.uri;
     under.src = b.uri;
     tagA.textContent = a.label;
     tagB.textContent = b.label;
     node.setAttribute("aria-label", `${a.label} and ${b.label}`);
-    const [first, second] = await Promise.all([pixels(a.uri), pixels(b.uri)]);
+    const [first, second, full] = await Promise.all([pixels(a.uri), pixels(b.uri), scale]);
     if (pair[0] !== a || pair[1] !== b) return; // another was chosen meanwhile
-    drawError(error, first, second);
+    drawError(error, first, second, full);
+    legend.say(full);
     const found = psnr(first, second);
     said.textContent = Number.isFinite(found) ? `PSNR between the two on this image: ${found.toFixed(2)} dB.` : "The two are identical on this image.";
     place();

@@ -12,6 +12,7 @@ from vqbench.reports.page.details import Pool, cell_details, settings
 from vqbench.reports.page.pictures import sheet_data
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS, Column, Estimate, MethodSummary, summarise
+from vqbench.reports.tables import is_marked
 from vqbench.reports.verdict import GLOSSES
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def _column(column: Column, protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def _group(section: ReportSection, group: Group) -> dict[str, Any]:
     summary = group.summary
-    compared = section.comparisons
     return {
         "label": group.label,
         "seeds": summary.seeds,
@@ -64,7 +64,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "components": group.components,
         "settings": settings(group),
         "open": group.spec.get("paper_unspecified") or {},
-        "tied": [key for key, found in compared.items() if group.label in found.tied and len(section.rows) > 1],
+        "tied": [column.key for column in section.columns if is_marked(section, group, column.key)],
         **_values(section.columns, summary),
     }
 

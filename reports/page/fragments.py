@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from vqbench.reports.grid import Grid
 from vqbench.reports.page.pictures import figure_uri
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS
+from vqbench.reports.tables import Table, tables
 from vqbench.reports.verdict import GLOSSES, Finding, verdict
 
 if TYPE_CHECKING:
@@ -25,9 +27,15 @@ def _label(value: str) -> str:
     return f'<b dir="auto">{text(value)}</b>'
 
 
-def section_html(template: str, index: int, section: ReportSection, drawn: Sequence[Drawn]) -> str:
-    """One protocol of the report; its tables, images and cells are filled in by the script."""
+def section_html(
+    template: str, index: int, section: ReportSection, drawn: Sequence[Drawn], published: bool = False
+) -> str:
+    """One protocol of the report; its main table, images and cells are filled in by the script.
+
+    `published`: whether the numbers of the methods' papers are shown, in a table of their own.
+    """
     stored, found, key = section.section, verdict(section), f"p{index}"
+    found_tables = tables(section, published)
     return Template(template).substitute(
         id=key,
         hash=text(stored.protocol["hash"]),
@@ -38,7 +46,8 @@ def section_html(template: str, index: int, section: ReportSection, drawn: Seque
         findings=_findings(found.findings),
         limits=_list("limits", "What these numbers cannot say", found.limits),
         intro=_intro(section),
-        ablation="",
+        notes=_items("fine", found_tables[0].notes),
+        more=_more_tables(key, found_tables[1:]),
         figures=figures_html(f"{key}-figures", "Figures", drawn),
         protocol=_protocol(stored.protocol),
     )
@@ -79,8 +88,47 @@ def notes_html(notes: Iterable[str]) -> str:
 def _list(kind: str, title: str, items: Sequence[str]) -> str:
     if not items:
         return ""
+    return f'<aside class="{kind}" aria-label="{title}"><h4>{title}</h4>{_items("", items)}</aside>'
+
+
+def _items(kind: str, items: Sequence[str]) -> str:
     listed = "".join(f'<li dir="auto">{text(item)}</li>' for item in items)
-    return f'<aside class="{kind}" aria-label="{title}"><h4>{title}</h4><ul>{listed}</ul></aside>'
+    return f'<ul class="{kind}">{listed}</ul>' if items else ""
+
+
+def _more_tables(key: str, found: Sequence[Table]) -> str:
+    """Ablations and published numbers, as the other formats have them; problems stand among the words already."""
+    parts = [
+        f'<section id="{key}-{table.key}" aria-labelledby="{key}-{table.key}-title">'
+        f'<h3 id="{key}-{table.key}-title" dir="auto">{text(table.title)}</h3>'
+        f'<div class="scroll framed" tabindex="0" role="region" aria-label="{text(table.title)}">'
+        f"{grid_html(table.grid)}</div>{_items('fine', table.notes)}</section>"
+        for table in found
+        if table.key != "problems"
+    ]
+    return "".join(parts)
+
+
+_MARKS = {"✓": "on", "✗": "off", "better": "good", "worse": "bad"}
+
+
+def grid_html(grid: Grid) -> str:
+    """A table of text as HTML: bold for what stands out, grey for what stands back; the first column names the row."""
+
+    def entry(value: str, row: int, column: int) -> str:
+        kinds = ["number"] * grid.numeric[column] + ["grey"] * (column in grid.grey)
+        kinds += [_MARKS[value]] if column and value in _MARKS else []
+        inner = f"<b>{text(value)}</b>" if (row, column) in grid.bold else text(value)
+        tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        return f'<{tag}{scope}{kind} dir="auto">{inner}</{tag}>'
+
+    heads = "".join(
+        f'<th scope="col" class="plain{" number" * numeric}" dir="auto">{text(title)}</th>'
+        for title, numeric in zip(grid.titles, grid.numeric, strict=True)
+    )
+    rows = (f"<tr>{''.join(entry(value, i, k) for k, value in enumerate(row))}</tr>" for i, row in enumerate(grid.rows))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -113,7 +161,7 @@ def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
         return ""
     inner = "".join(
         f'<figure><button type="button" data-enlarge aria-label="Enlarge: {text(figure.title)}">'
-        f'<img src="{uri}" alt="{text(figure.caption or figure.title)}" loading="lazy"></button>'
+        f'<img src="{uri}" alt="{text(figure.caption or figure.title)}"></button>'
         f"<figcaption><b>{text(figure.title)}</b> {text(figure.caption)}</figcaption></figure>"
         for figure, uri in shown
     )
@@ -139,5 +187,7 @@ def _title(protocol: Mapping[str, Any]) -> str:
 
 
 def _terms(values: Mapping[str, Any]) -> str:
-    rows = "".join(f'<dt>{text(name)}</dt><dd dir="auto">{text(value)}</dd>' for name, value in values.items())
+    rows = "".join(
+        f'<div><dt>{text(name)}</dt><dd dir="auto">{text(value)}</dd></div>' for name, value in values.items()
+    )
     return f'<dl class="terms">{rows}</dl>'

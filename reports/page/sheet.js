@@ -57,21 +57,22 @@ function makeSheets(section, host) {
     host.dataset.image = id;
     [...thumbs.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.image)));
     right.box.value = state.b;
-    stage.show(all[state.a], all[state.b]);
+    const scale = errorScale(all[0].uri, all.slice(1).map((picture) => picture.uri));
+    stage.show(all[state.a], all[state.b], scale);
     multiples.forEach((one, i) => {
       one.image.src = all[i].uri;
       one.button.setAttribute("aria-pressed", String(i === state.b));
       const errors = state.errors && i > 0;
       one.image.hidden = errors;
       one.error.hidden = !errors;
-      if (i > 0) measure(one, all[0].uri, all[i].uri);
+      if (i > 0) measure(one, all[0].uri, all[i].uri, scale);
     });
   }
 
-  async function measure(one, original, uri) {
-    const [a, b] = await Promise.all([pixels(original), pixels(uri)]);
+  async function measure(one, original, uri, scale) {
+    const [a, b, full] = await Promise.all([pixels(original), pixels(uri), scale]);
     if (one.image.src !== uri) return; // turned meanwhile
-    if (!one.error.hidden) drawError(one.error, a, b);
+    if (!one.error.hidden) drawError(one.error, a, b, full);
     const found = psnr(a, b);
     one.told.textContent = Number.isFinite(found) ? `${found.toFixed(2)} dB` : "identical";
   }

@@ -1,0 +1,44 @@
+"""A trial under way, and what ends a sweep before its trials do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vqbench.plan import Cell
+
+if TYPE_CHECKING:
+    import optuna
+
+    from vqbench.sweeps.backend import OpenStudy
+
+
+@dataclass
+class LiveTrial:
+    """A trial that was asked and not yet told."""
+
+    study: OpenStudy
+    trial: optuna.Trial
+    drawn: dict[str, Any]
+    cells: tuple[Cell, ...] = ()
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the cells that have ended, by name."""
+    reported: int = 0
+    """Images of the last point that the pruner has seen."""
+    steps: set[int] = field(default_factory=set)
+    """Of the points that it has seen, each in whole `log_images`."""
+
+    @property
+    def title(self) -> str:
+        """For a person."""
+        level = self.study.plan.level
+        return f"{self.study.plan.method}{f' at {level:g} bits' if level is not None else ''} trial {self.trial.number}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a sweep before its trials do."""
+
+    deadline: float | None = None
+    """On time.monotonic's clock."""
+    max_images: int | None = None

@@ -133,7 +133,7 @@ class Experiment:
     unfinished: tuple[str, ...]
     """Names of cells that have no result yet."""
     unreadable: tuple[str, ...]
-    """Names of cells whose spec or result is cut off or is not ours, each with what is wrong; and what MLflow lacked."""
+    """Names of cells whose spec or result is cut off or not ours, each with what is wrong; and what MLflow lacked."""
 
     @property
     def groups(self) -> list[Group]:

@@ -63,19 +63,15 @@ class Reader:
         return self.once((path, name), lambda: read_array(path, name))
 
     def _read_table(self, path: Path) -> ImageTable | None:
-        from pyarrow import ArrowException, parquet, types
+        from pyarrow import ArrowException, parquet
 
         try:
-            table = parquet.ParquetFile(path).read(use_threads=False)
+            table = parquet.ParquetFile(path).read(use_threads=False).combine_chunks()
             ids = table.column("id").combine_chunks()
         except (OSError, ArrowException, KeyError):
             return None
-        numbers = [
-            name for name in table.column_names if name != "id" and types.is_floating(table.schema.field(name).type)
-        ]
-        return ImageTable(
-            self._number_of(ids), {name: table.column(name).to_numpy().astype(np.float64) for name in numbers}
-        )
+        columns = {name: _numbers(table.column(name)) for name in table.column_names}
+        return ImageTable(self._number_of(ids), {name: found for name, found in columns.items() if found is not None})
 
     def _number_of(self, ids: Any) -> int:
         for number, known in enumerate(self._ids):
@@ -83,6 +79,16 @@ class Reader:
                 return number
         self._ids.append(ids)
         return len(self._ids) - 1
+
+
+def _numbers(column: Any) -> NDArray[np.float64] | None:
+    """An Arrow column of floats, by its buffer, for its `to_numpy` imports pandas; None for others, and with gaps."""
+    kind = {"double": np.float64, "float": np.float32}.get(str(column.type))
+    if kind is None or column.null_count or column.num_chunks != 1:
+        return None
+    chunk = column.chunk(0)
+    values = np.frombuffer(chunk.buffers()[1], kind, len(chunk), chunk.offset * np.dtype(kind).itemsize)
+    return values.astype(np.float64)
 
 
 def _size(value: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from vqbench.space import Choices
 from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.spaces import Parameter, draw, grid
 from vqbench.sweeps.studies import StudyPlan
+from vqbench.sweeps.trials import UNDER_WAY
 
 POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
 Direction = Literal["minimize", "maximize"]
@@ -116,19 +117,21 @@ class OpenStudy:
         else:
             self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
-    def put_back(self, number: int, params: Mapping[str, Any]) -> None:
-        """End a trial that has not come to its end, and queue it to be asked again."""
+    def put_back(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
+        """End a trial that has not come to its end, and queue it to be asked again; `trained` images count as its."""
         every = self.study.get_trials(deepcopy=False)
         if not any(trial.user_attrs.get(_RETRY) == number for trial in every):
             whole = next((p for p in self._points if params.items() <= p.items()), params)
-            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number})
+            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number, "images": trained})
         self.study.tell(number, state=TrialState.FAIL)
 
-    def put_back_orphans(self) -> int:
-        """Put back what a driver that is gone left running; how many there were."""
+    def put_back_orphans(self, seen: Callable[[str], int]) -> int:
+        """Put back what a driver that is gone left running; how many there were. `seen`: cell → its training images."""
         orphans = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         for trial in orphans:
-            self.put_back(trial.number, trial.params)
+            under_way: Mapping[str, int] = trial.user_attrs.get(UNDER_WAY, {})
+            trained = sum(max(0, seen(cell) - before) for cell, before in under_way.items())
+            self.put_back(trial.number, trial.params, trained)
         return len(orphans)
 
     def importances(self, objective: int) -> dict[str, float]:

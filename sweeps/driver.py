@@ -149,6 +149,7 @@ class Driver:
             self.ended.pop(name, None)
             self._pruned.discard(name)
             self._before[name] = images_seen(cell.folder.path) if cell.folder.can_go_on else 0
+            live.begin(name, self._before[name])
             self.queue.append(cell)
             if self.tracker is not None:
                 drawn = {f"drawn.{key}": str(value) for key, value in live.drawn.items()}
@@ -167,6 +168,7 @@ class Driver:
         for i, live in enumerate(waiting):
             live.rows[name] = row if i == 0 else {**row, "state": "cached" if row["state"] == "done" else row["state"]}
             live.trial.set_user_attr("images", live.trial.user_attrs.get("images", 0) + (trained if i == 0 else 0))
+            live.end(name)
             self._conclude(live)
 
     def _conclude(self, live: LiveTrial) -> None:

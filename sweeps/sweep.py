@@ -15,6 +15,7 @@ from vqbench.plan import Cell, Plan, resolve
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import SweepReport
 from vqbench.runner import prepare_plan, write_page
+from vqbench.sweeps.curves import images_seen, watched
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
 from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
@@ -130,9 +131,10 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
     from vqbench.preflight import check_runs_directory
 
     check_runs_directory(plan.base.folder)
+    cells = plan.base.folder / "cells"
     with held(plan.file):
         studies = _open_studies(plan)
-        orphans = sum(study.put_back_orphans() for study in studies)
+        orphans = sum(study.put_back_orphans(lambda name: images_seen(cells / name)) for study in studies)
         if orphans:
             view.note(f"{orphans} trials that had not come to their end are tried again")
         return _drive(plan, studies, view, tracker)
@@ -200,7 +202,6 @@ def _run_trials(
     from vqbench.preflight import check_disk
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
-    from vqbench.sweeps.curves import watched
     from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.trials import Limits
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
 
 
+UNDER_WAY = "under_way"
+"""Attribute of a trial: cell → images that it had seen when the trial began it, until it ends."""
+
+
 @dataclass
 class LiveTrial:
     """A trial that was asked and not yet told."""
@@ -33,6 +37,19 @@ class LiveTrial:
         """For a person."""
         level = self.study.plan.level
         return f"{self.study.plan.method}{f' at {level:g} bits' if level is not None else ''} trial {self.trial.number}"
+
+    def begin(self, cell: str, images: int) -> None:
+        """Remember that a cell is under way, which had seen so many images: who finds the trial orphaned asks."""
+        self.trial.set_user_attr(UNDER_WAY, {**self._under_way, cell: images})
+
+    def end(self, cell: str) -> None:
+        """A cell is under way no more."""
+        self.trial.set_user_attr(UNDER_WAY, {name: n for name, n in self._under_way.items() if name != cell})
+
+    @property
+    def _under_way(self) -> dict[str, int]:
+        known: dict[str, int] = self.trial.user_attrs.get(UNDER_WAY, {})
+        return known
 
 
 @dataclass(frozen=True)

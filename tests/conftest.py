@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+FAULTY = Path(__file__).with_name("faulty.py")
+DEADLINE = 600.0
+"""Seconds until a condition is given up for; a busy machine needs some of them."""
 SMALL = ("channels=8", "latent_channels=8", "codebook_size=32", "codebook_dim=8", "batch_size=8", "warmup_images=0")
 """Recipe settings under which a cell trains in a second or two."""
 
@@ -32,12 +37,15 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["COLUMNS"] = "100"
     os.environ["VQBENCH_PAGE"] = "0"  # seconds of pictures for each command; the tests of the page ask for it
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's back, whose commands would not hear it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
     for item in items:
-        shared = {"browser", "comparison", "workplace", "wheel", "postgres"} & set(getattr(item, "fixturenames", ()))
+        names = set(getattr(item, "fixturenames", ()))
+        shared = {"browser", "comparison", "postgres", "tracked", "wheel", "workplace"} & names
         if shared:
             item.add_marker(pytest.mark.xdist_group(min(shared)))  # the same in every process
 
@@ -71,6 +79,24 @@ def vqbench() -> Command:
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+def start(arguments: Iterable[object], **env: str) -> subprocess.Popen[str]:
+    """The command line in a process that goes on while the test does."""
+    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
+
+
+def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None) -> Any:
+    """What `condition` returns as soon as that is true; fails when it never is, or when `process` has ended before."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process is None or process.poll() is None, f"the process ended before {what}"
+        time.sleep(0.02)
+    raise AssertionError(f"waited {DEADLINE:.0f} s in vain for {what}")
 
 
 def typed(*words: object) -> Answer:

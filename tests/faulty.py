@@ -1,4 +1,4 @@
-"""A plugin for the tests: FSQ which crashes, runs out of memory, fills the disk or waits, when it is told to.
+"""A plugin for the tests: FSQ which crashes, hangs, runs out of memory, fills the disk or waits, as it is told to.
 
 What a preset does is part of the cell. What the environment asks for is not, so that the same cell can be resumed
 without it: `FAULTY_GATE=IMAGES:FILE` waits there for a file to appear, `FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk
@@ -36,6 +36,8 @@ class Faulty(FSQ):
         """What goes wrong; empty for nothing."""
         at: int = 16
         """After how many images."""
+        pause: float = 0.0
+        """Seconds that each step takes longer."""
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         fault: {"fault": fault} for fault in ("segfault", "tensors", "memory")
@@ -43,6 +45,7 @@ class Faulty(FSQ):
 
     def advance(self, state: TrainingState) -> None:
         _environment(state.images_seen)
+        time.sleep(self.config.pause)
         if self.config.fault and state.images_seen >= self.config.at:
             globals()[f"_{self.config.fault}"]()
 
@@ -77,6 +80,10 @@ def _fill(path: Path, spare: int) -> None:
 
 def _segfault() -> None:
     ctypes.string_at(0)
+
+
+def _hang() -> None:
+    time.sleep(3600)
 
 
 def _memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ PROTOCOL = "0123456789ab"
 RECIPE = {"name": "tiny", "images": 4000, "resolution": 32, "learning_rate": 0.001}
 
 
-def spec_of(method: str, seed: int, *, protocol: str = PROTOCOL, n_images: int = 20, **more: Any) -> dict[str, Any]:
+def spec_of(method: str, seed: int, *, protocol: str = PROTOCOL, n_images: int = 30, **more: Any) -> dict[str, Any]:
     """The spec of a cell; `more` are its other fields: config, components, preset, label."""
     return {
         "method": method,
@@ -49,15 +50,15 @@ def write_cell(
     """Write a finished cell; scores of `images` are their means. `arrays`: file name → its arrays."""
     images = images or {}
     whole = {**scores, **{name: float(np.mean(values)) for name, values in images.items()}}
-    count = len(next(iter(images.values()))) if images else 20
-    spec = spec_of(method, seed, protocol=protocol, n_images=count, **more)
-    kind = json.dumps([spec["config"], spec["components"]], sort_keys=True)
-    folder = experiment / "cells" / f"{method}-photos-s{seed}-{protocol[:4]}{abs(hash(kind)) % 10_000:04d}"
+    spec = spec_of(method, seed, protocol=protocol, **more)
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    folder = experiment / "cells" / f"{method[:10].replace('/', '-')}-photos-s{seed}-{digest}"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps(spec))
     done = {"state": "done", "scores": whole, "collapse": None, "params": {"total": 1000}, **(result or {})}
     (folder / "result.json").write_text(json.dumps(done))
     if images:
+        count = len(next(iter(images.values())))
         table = pd.DataFrame({"id": [f"image/{i}" for i in range(count)], **images, "codes": 1})
         table.to_parquet(folder / "per_image.parquet", index=False)
     for name, content in (arrays or {}).items():

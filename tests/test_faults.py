@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import Command, settings
+from conftest import DEADLINE, FAULTY, Command, settings, start, until
 
 from vqbench.cell import run_cell
 from vqbench.errors import VQBenchError
@@ -25,21 +23,6 @@ from vqbench.reasons import death_of, reason_of
 from vqbench.results import CellFolder, write_json
 from vqbench.runner import make_request, prepare_plan
 from vqbench.view import Silent
-
-FAULTY = Path(__file__).with_name("faulty.py")
-DEADLINE = 600.0
-"""Seconds until a condition is given up for; a busy machine needs some of them."""
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `condition` returns as soon as that is true; fails when it never is, or when `process` has ended before."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process is None or process.poll() is None, "the process ended before it happened"
-        time.sleep(0.02)
-    raise AssertionError(f"not so after {DEADLINE:.0f} s")
 
 
 class Run:
@@ -62,11 +45,6 @@ class Run:
         )  # fmt: skip
         return prepare_plan(request, Silent()).cells[0]
 
-    def start(self, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vqbench.cli", *map(str, self.command)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
-
     def through(self, folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
         """Weights and curves of the same cell where nothing happens to it; in this process, it is the same code."""
         cell = CellFolder(folder)
@@ -87,8 +65,8 @@ def parts(folder: CellFolder) -> list[Path]:
 def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
-    first = run.start(FAULTY_GATE=f"40:{gate}")
-    status = wait_for(lambda: folder.status if folder.status.get("images") == 40 else None, first)
+    first = start(run.command, FAULTY_GATE=f"40:{gate}")
+    status = until(lambda: folder.status if folder.status.get("images") == 40 else None, "the gate", first)
     os.kill(status["pid"], signal.SIGKILL)
     out, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == 1, err
@@ -101,7 +79,7 @@ def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: 
     assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 32
     before = curves(folder, drop="")
 
-    second = run.start()
+    second = start(run.command)
     out, err = second.communicate(timeout=DEADLINE)
     assert second.returncode == 0, err
     resumed = json.loads(out)

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Answer, Command, settings
+from conftest import FAULTY, REPOSITORY, Answer, Command, settings, until
 from made_runs import Made, make_runs
-from test_faults import FAULTY, wait_for
 from test_servers import MLflowServer
 
 from vqbench.atomic import write_arrays_atomically
@@ -410,7 +409,7 @@ def test_ui_serves_a_local_store_until_it_is_interrupted(tmp_path: Path, monkeyp
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    wait_for(lambda: not processes(tmp_path / "mlflow.db"))
+    until(lambda: not processes(tmp_path / "mlflow.db"), "the end of its processes")
 
 
 def processes(store: Path) -> list[int]:

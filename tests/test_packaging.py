@@ -38,6 +38,7 @@ def test_the_wheel_holds_the_rooms_and_no_tests(wheel: Path) -> None:
     names = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
     assert {"vqbench/methods/vaevq.py", "vqbench/reports/summary.py", "vqbench/sweeps/__init__.py"} <= names
     assert {"vqbench/recipes/tiny.yaml", "vqbench/py.typed"} <= names
+    assert {f"vqbench/reports/page/{name}" for name in ("template.html", "page.css", "page.js")} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vqbench"}
     assert not [name for name in names if "test" in name]
 

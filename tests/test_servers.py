@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, settings
+from conftest import DEADLINE, FAULTY, Command, settings, start, until
 from postgres import free_port
-from test_faults import DEADLINE, FAULTY, wait_for
 
 from vqbench.results import write_json
 from vqbench.server import quiet_environment
 from vqbench.tracking import sync
-
-CURVES = ("checkpoint_images=16", "log_images=8")
 
 
 class MLflowServer:
@@ -45,7 +42,7 @@ class MLflowServer:
                 command, cwd=self.folder, env=env, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        wait_for(self._answers, self.process)
+        until(self._answers, "its answer", self.process)
 
     def _answers(self) -> bool:
         try:
@@ -75,12 +72,6 @@ def server(tmp_path: Path) -> Iterator[Callable[[str], MLflowServer]]:
     yield start
     for one in made:
         one.kill()
-
-
-def start(arguments: list[Any], **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
 
 
 def features(folder: Path) -> list[Any]:
@@ -118,15 +109,14 @@ def assert_it_holds(client: Any, experiment: str, rows: list[dict[str, Any]], ar
 
 
 def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
-    vqbench: Command, images: Path, tmp_path: Path, server: Callable[[str], MLflowServer]
+    vqbench: Command, tmp_path: Path, server: Callable[[str], MLflowServer]
 ) -> None:
     from mlflow.tracking import MlflowClient
 
     there = server(f"sqlite:///{tmp_path / 'server.db'}")
     runs, gate, client = tmp_path / "runs", tmp_path / "gate", MlflowClient(there.address)
     command = start(
-        ["run", "--plugin", FAULTY, "--methods", "faulty,fsq", "--dataset", f"folder:{images}", "--images", "64",
-         "--metrics", "psnr,usage", "--runs", runs, "--name", "away", "--json", *settings(*CURVES)],
+        [*features(tmp_path), "--plugin", FAULTY, "--methods", "faulty,fsq", "--runs", runs, "--name", "away"],
         MLFLOW_TRACKING_URI=there.address, FAULTY_GATE=f"40:{gate}",
     )  # fmt: skip
 
@@ -136,7 +126,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
         return len(client.get_metric_history(found[0].info.run_id, "train/loss")) if found else 0
 
     # half of a curve is written, and the cell waits
-    wait_for(lambda: points_there() > 0, command)
+    until(lambda: points_there() > 0, "a point of the curve", command)
     there.kill()
     gate.touch()
     out, err = command.communicate(timeout=DEADLINE)
@@ -151,7 +141,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
     answer = vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=there.address)
     assert answer.code == 0, answer.err
     assert "2 cells are up to date" in answer.out
-    expected = {"spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "log.txt", "weights"}
+    expected = {"spec.json", "result.json", "codes.png", "per_image.parquet", "log.txt", "weights"}
     assert_it_holds(client, "away", rows, expected)
 
 
@@ -186,8 +176,8 @@ def test_an_mlflow_server_that_hangs_does_not_hold_up_training(tmp_path: Path) -
     )  # fmt: skip
     try:
         # both are trained and written while the first question to the server is still unanswered
-        wait_for(lambda: len(list(tmp_path.glob("runs/x/cells/*/result.json"))) == 2, command)
-        wait_for(lambda: hung.taken, command)
+        until(lambda: len(list(tmp_path.glob("runs/x/cells/*/result.json"))) == 2, "two results", command)
+        until(lambda: hung.taken, "a connection", command)
     finally:
         hung.end()
     out, err = command.communicate(timeout=DEADLINE)

@@ -359,8 +359,8 @@ def test_a_study_that_was_cut_off_draws_as_one_that_was_not(sampler: str, tmp_pa
         cut.tell(trial, [lr(drawn)], "done", {})
     cut.ask()  # and its driver dies
     cut = opened(tmp_path, sampler, n, "cut")
-    assert cut.put_back_orphans() == 1
-    assert cut.put_back_orphans() == 0
+    assert cut.put_back_orphans(lambda cell: 0) == 1
+    assert cut.put_back_orphans(lambda cell: 0) == 0
     while cut.remaining:
         trial, drawn = cut.ask()
         cut.tell(trial, [lr(drawn)], "done", {})
@@ -369,6 +369,17 @@ def test_a_study_that_was_cut_off_draws_as_one_that_was_not(sampler: str, tmp_pa
         assert sorted(map(str, expected)) == sorted(map(str, grid(cut.plan.parameters, cut.plan.base)))
     else:
         assert len({str(drawn) for drawn in expected}) > 4
+
+
+def test_what_a_killed_driver_has_trained_counts(tmp_path: Path) -> None:
+    study = opened(tmp_path, "random", 2)
+    trial, drawn = study.ask()
+    trial.set_user_attr("under_way", {"a": 16, "b": 0, "c": 64})
+    study = opened(tmp_path, "random", 2)
+    study.put_back_orphans({"a": 48, "b": 8, "c": 64}.__getitem__)
+    trial, again = study.ask()
+    assert again == drawn
+    assert trial.user_attrs["images"] == 32 + 8
 
 
 class Pretence:
@@ -406,6 +417,21 @@ class Pretence:
         return {"cell": cell.folder.name, "state": state, "scores": scores, "error": error}
 
 
+class Looking(Pretence):
+    """Sees what the trials say of their cells while these are under way."""
+
+    storage = ""
+    looked = 0
+
+    def wait(self) -> list[tuple[Any, dict[str, Any]]]:
+        (study,) = optuna.storages.RDBStorage(self.storage).get_all_studies()
+        trials = optuna.load_study(study_name=study.study_name, storage=self.storage).trials
+        notes = [trial.user_attrs["under_way"] for trial in trials if trial.state.name == "RUNNING"]
+        assert {name: 0 for note in notes for name in note} == {cell.folder.name: 0 for cell in self.cells}
+        self.looked = len(notes)
+        return super().wait()
+
+
 @pytest.mark.parametrize("slots", [0, 2])
 def test_equal_trials_share_a_cell_and_workers_may_come_late(slots: int, place: Place, tmp_path: Path) -> None:
     space = place.write("two.yaml", {"recipe": {"codebook_size": [8, 64]}})
@@ -415,6 +441,16 @@ def test_equal_trials_share_a_cell_and_workers_may_come_late(slots: int, place: 
     assert [row["state"] for row in found.rows].count("cached") == 6
     assert {row["values"]["quantization_error"] for row in found.rows} == {8.0, 64.0}
     assert found.best(found.studies[0], "quantization_error")["drawn"] == {"codebook_size": 8}  # type: ignore[index]
+
+
+def test_a_trial_remembers_its_cells_while_they_are_under_way(place: Place, tmp_path: Path) -> None:
+    looking = Looking(2)
+    looking.storage = f"sqlite:///{tmp_path / 'runs/x/optuna.db'}"
+    space = place.write("two.yaml", {"recipe": {"codebook_size": [8, 64]}})
+    found, _ = pretended(place, tmp_path, space, looking, trials=2, sampler="grid")
+    assert looking.looked == 2
+    study = optuna.load_study(study_name=found.rows[0]["study"], storage=looking.storage)
+    assert [trial.user_attrs["under_way"] for trial in study.trials] == [{}, {}]
 
 
 def test_a_trial_is_the_mean_over_its_seeds_and_fails_with_one(place: Place, tmp_path: Path) -> None:

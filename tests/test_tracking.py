@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Command, settings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from test_servers import MLflowServer
 
 
 @pytest.fixture
-def address() -> str:
-    return f"http://127.0.0.1:{free_port()}"
-
-
-@pytest.fixture
-def server(address: str, tmp_path: Path) -> Iterator[object]:
-    """Starts a real `mlflow server` when called; ended by its process group afterwards."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        store = ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"]
-        store += ["--artifacts-destination", str(tmp_path / "artifacts")]
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.split(":")[-1]]
-        env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        log = (tmp_path / "server.log").open("wb")
-        started.append(subprocess.Popen([*command, *store], env=env, stdout=log, stderr=log, start_new_session=True))
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.25)
-        raise RuntimeError((tmp_path / "server.log").read_text())
-
-    yield start
-    for process in started:
-        os.killpg(process.pid, 15)
-        process.wait(timeout=20)
+def server(tmp_path: Path) -> Iterator[MLflowServer]:
+    """A real `mlflow server` that is started by the test; ended afterwards."""
+    there = MLflowServer(tmp_path, f"sqlite:///{tmp_path / 'server.db'}")
+    yield there
+    there.kill()
 
 
 def test_what_a_server_missed_is_sent_by_sync_and_only_once(
-    vqbench: Command, images: Path, tmp_path: Path, address: str, server: object
+    vqbench: Command, images: Path, tmp_path: Path, server: MLflowServer
 ) -> None:
-    runs = tmp_path / "runs"
+    runs, address = tmp_path / "runs", server.address
     run = vqbench(
         "run", "--methods", "fsq,vqgan", "--dataset", f"folder:{images}", "--images", "32", "--metrics", "psnr",
         "--name", "away", "--runs", runs, "--json", *settings(), MLFLOW_TRACKING_URI=address,
@@ -67,7 +33,7 @@ def test_what_a_server_missed_is_sent_by_sync_and_only_once(
     assert not (runs / "mlflow.db").exists()
     assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=address).code == 1
 
-    server()  # type: ignore[operator]
+    server.start()
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(address)

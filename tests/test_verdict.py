@@ -98,6 +98,19 @@ def test_two_seeds_say_how_little_they_are() -> None:
     assert not any("Two seeds" in text or "equal" in text for text in found.limits)
 
 
+def test_the_headline_names_no_winner_where_everything_is_tied() -> None:
+    one, two = section_of({"a": 3, "b": 1}, set()), section_of({"a": 1, "b": 3}, set())
+    tied = section_of({"a": 1, "b": 3}, {"a"})
+    columns = tuple(column for column in COLUMNS if column.key in ("psnr", "ssim", "usage"))
+    for group, *others in zip(one.rows, two.rows, tied.rows, strict=True):
+        for key, other in zip(("ssim", "usage"), others, strict=True):
+            group.summary.estimates[key] = other.summary.estimates["psnr"]
+    comparisons = dict(zip(("psnr", "ssim", "usage"), (s.comparisons["psnr"] for s in (one, two, tied)), strict=True))
+    section: Any = SimpleNamespace(section=one.section, columns=columns, rows=one.rows, comparisons=comparisons)
+    expected = "No method is best in everything: a has the best mean PSNR; b has the best mean SSIM."
+    assert verdict(section).headline == expected
+
+
 def test_failures_are_named_and_then_counted() -> None:
     found, _ = said({"a": 2, "b": 1}, set(), failures={"b": tuple(f"b s{i}: out of memory" for i in range(9))})
     assert found.problems[0] == "Failed: b s0: out of memory"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench import interrupts
 from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
@@ -440,24 +441,8 @@ def _report(what: str, hint: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C)."""
-    _hear_interrupts()
+    interrupts.hear()
     sys.exit(_exit_code(lambda: app(args=arguments, standalone_mode=False), arguments or sys.argv[1:]))
-
-
-def _hear_interrupts() -> None:
-    """The first Ctrl-C ends the command in good order, the second one at once; cells die with their driver."""
-    import signal
-
-    def at_once(*_: object) -> None:
-        os.write(2, b"error: interrupted twice\nhint: the same command goes on; `vqbench sync` tells MLflow the rest\n")
-        os._exit(130)
-
-    def in_order(*_: object) -> None:
-        signal.signal(signal.SIGINT, at_once)
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell had it ignored: a job in its back
-        signal.signal(signal.SIGINT, in_order)
 
 
 # click's classes, whether typer brings them itself or imports them

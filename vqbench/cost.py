@@ -42,7 +42,7 @@ class Measured:
     point_bytes: float
     """Of one line of metrics.jsonl."""
     copied_bytes: int
-    """Of the files that MLflow gets a copy of: weights, table, pictures."""
+    """Of the files that MLflow gets a copy of, but for what grows with the budget or the validation images."""
     reference_image_bytes: float
     """Of the reference features of each validation image, which all cells share."""
     device: str
@@ -240,6 +240,14 @@ def cell_cost(
 
 def kept_bytes(measured: Measured, recipe: Recipe, validation_images: int) -> int:
     """Of the folder of a finished cell."""
+    return measured.weights_bytes + measured.folder_bytes + _growing_bytes(measured, recipe, validation_images)
+
+
+def copied_bytes(measured: Measured, recipe: Recipe, validation_images: int) -> int:
+    """Of what MLflow gets a copy of from a finished cell."""
+    return measured.copied_bytes + _growing_bytes(measured, recipe, validation_images)
+
+
+def _growing_bytes(measured: Measured, recipe: Recipe, validation_images: int) -> int:
     points = recipe.steps * recipe.batch_size / max(recipe.log_images, recipe.batch_size)
-    growing = validation_images * measured.image_bytes + points * measured.point_bytes
-    return int(measured.weights_bytes + measured.folder_bytes + growing)
+    return int(validation_images * measured.image_bytes + points * measured.point_bytes)

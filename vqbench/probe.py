@@ -227,13 +227,13 @@ def _sizes(folder: CellFolder, short: Recipe, of_images: float = 0.0) -> dict[st
     curves = folder.path / "metrics.jsonl"
     weights, checkpoint, points = _bytes_of([folder.weights]), _bytes_of([folder.checkpoint]), _bytes_of([curves])
     everything = _bytes_of(folder.path.rglob("*"))
-    copied = weights + _bytes_of(folder.path / name for name in ARTIFACTS)
+    copied = weights + _bytes_of(folder.path / name for name in ARTIFACTS) - points - of_images
     return {
         "weights_bytes": weights,
         "checkpoint_bytes": checkpoint,
         "folder_bytes": max(0, int(everything - weights - checkpoint - points - of_images)),
         "point_bytes": points / max(1, len(curves.read_text().splitlines())),
-        "copied_bytes": copied,
+        "copied_bytes": max(weights, int(copied)),
     }
 
 

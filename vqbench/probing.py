@@ -17,7 +17,7 @@ from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.config import build
-from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, images_done
+from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, copied_bytes, images_done
 from vqbench.launch import POLL_SECONDS, end, spawn
 from vqbench.plan import Cell, Plan, RunRequest
 from vqbench.reasons import death_of
@@ -64,6 +64,8 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
         for cell, runs in zip(plan.cells, to_run, strict=True)
     ]
     reference_bytes = _charge_reference(costs, measured, plan)
+    if tracking_uri(request.runs).startswith("sqlite:"):  # and MLflow's copy
+        reference_bytes *= 2
     name = measured[0].device_name if measured else None
     return PlanCost(plan, tuple(costs), tuple(to_run), name, reference_bytes)
 
@@ -94,7 +96,8 @@ def _cost(cell: Cell, answer: Measured | ProbeError, request: RunRequest, scorin
     )
     if not tracking_uri(request.runs).startswith("sqlite:"):
         return cost
-    both = cost.disk_bytes + answer.copied_bytes  # MLflow's copies lie in the runs directory too
+    copies = copied_bytes(answer, recipe, cell.spec["protocol"]["n_images"])
+    both = cost.disk_bytes + copies  # MLflow's copies lie in the runs directory too
     return dataclasses.replace(cost, disk_bytes=both, peak_bytes=max(cost.peak_bytes, both))
 
 

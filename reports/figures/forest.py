@@ -71,7 +71,7 @@ def ablations(section: ReportSection) -> list[Picture]:
     """One figure for each full method whose components were switched off with all else equal."""
     found = families(section.rows)
     drawn = [(full, others[:MOST]) for full, others in found]
-    pictures = []
+    pictures: list[Picture] = []
     for (full, shown), (_, others) in zip(drawn, found, strict=True):
         panels = {
             metric: [Entry(g.label, d, _excludes_zero(d)) for g, d in zip(shown, deltas, strict=True)]

@@ -127,13 +127,10 @@ def _print(figure: Any, name: str, target: Path) -> None:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    figure.set_dpi(DPI)  # those of vector formats leave it at 72
-    if name == "png":
-        FigureCanvasAgg(figure).print_png(target)
-    elif name == "svg":
-        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
-    else:
-        FigureCanvasPdf(figure).print_pdf(target, metadata={"CreationDate": None})
+    canvas: Any = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG, "pdf": FigureCanvasPdf}[name](figure)
+    figure.set_dpi(DPI)  # printing a vector format leaves it at 72
+    undated: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    getattr(canvas, f"print_{name}")(target, metadata=undated[name])
 
 
 def marks(labels: Iterable[str], most: int = LEGEND_LETTERS) -> dict[str, Mark]:
@@ -146,7 +143,10 @@ def marks(labels: Iterable[str], most: int = LEGEND_LETTERS) -> dict[str, Mark]:
     short = short_labels(labels, most)
     return {
         label: Mark(
-            colors[i % len(colors)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)], plain(short[label])
+            colors[i % len(colors)],
+            _MARKERS[i % len(_MARKERS)],
+            _DASHES[(i + 2 * (i // len(colors))) % len(_DASHES)],
+            plain(short[label]),
         )
         for i, label in enumerate(labels)
     }

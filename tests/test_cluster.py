@@ -427,6 +427,27 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
         assert gpus == []
 
 
+GPUS_SEEN = """
+import os, pathlib, sys
+from vqbench import gpus
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+gpus.DEVICES = pathlib.Path(sys.argv[1])
+gpus.visible_gpus()
+print("torch" in sys.modules)
+"""
+
+
+def test_torch_is_asked_for_gpus_only_where_there_may_be_some(tmp_path: Path) -> None:
+    def asks_torch() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", GPUS_SEEN, tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert asks_torch() == "False\n"
+    (tmp_path / "nvidia0").touch()
+    assert asks_torch() == "True\n"
+
+
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,", "GPU=inf", "GPU=nan"])
 def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="NAME=AMOUNT"):

@@ -170,10 +170,14 @@ def _headline(findings: Sequence[Finding]) -> str:
     winners = dict.fromkeys(f.best for f in decided)
     if len(winners) == 1 and all(f.kind == "alone" for f in decided):
         return f"{next(iter(winners))} is best in every score."
-    never_worse = [label for label in _labels(decided) if not any(label in f.worse for f in decided)]
+    labels = _labels(decided)
+    never_worse = [label for label in labels if not any(label in f.worse for f in decided)]
+    if len(never_worse) > max(2, len(labels) // 2):
+        worse = [label for label in labels if label not in never_worse]
+        rest = f"; {listed(worse)} {_are(worse)} worse in at least one" if worse else ""
+        return f"{len(never_worse)} of {len(labels)} methods are not separated from the best in any score{rest}."
     if never_worse:
-        has = "is" if len(never_worse) == 1 else "are"
-        return f"{listed(never_worse)} {has} best, or not separated from the best, in every score that was tested."
+        return f"{listed(never_worse)} {_are(never_worse)} best, or not separated from the best, in every score."
     told = [f for f in decided if f.kind != "all tied"]  # elsewhere the best mean may be chance
     where = {label: [f.title for f in told if f.best == label] for label in dict.fromkeys(f.best for f in told)}
     said = [f"{label} has the best mean {listed(titles)}" for label, titles in list(where.items())[:MOST_NAMES]]

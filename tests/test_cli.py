@@ -266,3 +266,30 @@ def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: P
     assert {"cell", "method", "dataset", "recipe", "seed", "protocol", "state", "scores", "params",
             "train_images_per_s", "path", "collapse", "error"} == set(rows[0])  # fmt: skip
     assert len({row["protocol"] for row in rows}) == 1
+
+
+SWALLOWED = """
+import signal
+from vqbench import interrupts
+
+class Odd:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+interrupts.hear()
+Odd()
+print("went on", flush=True)
+try:
+    interrupts.check()
+except KeyboardInterrupt:
+    print("heard")
+interrupts.check()
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_an_interrupt_that_python_swallows_is_heard() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=False)
+    assert done.stdout == "went on\nheard\n"
+    assert "interrupted twice" in done.stderr
+    assert done.returncode == 130

@@ -159,21 +159,19 @@ def test_a_scheduler_that_goes_away_ends_the_command_and_its_cells(
     assert list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt"))
 
 
-def test_what_a_cluster_cannot_give_is_said_at_once(
-    vqbench: Command, cluster: Cluster, images: Path, tmp_path: Path
-) -> None:
+def test_what_a_cluster_cannot_give_is_said_at_once(cluster: Cluster, images: Path, tmp_path: Path) -> None:
     ask = one_run(images, tmp_path / "runs", "--methods", "fsq", "--images", "8")
-    none = vqbench(*ask, "--scheduler", cluster.file, "--resources", "GPU=1", timeout=DEADLINE)
+    none = typed(*ask, "--scheduler", cluster.file, "--resources", "GPU=1")
     assert none.code == 2
     assert "offers GPU=1; they offer: nothing" in none.err
     assert "dask worker ADDRESS --resources GPU=1" in none.err
-    gone = vqbench(*ask, "--scheduler", tmp_path / "no.json")
+    gone = typed(*ask, "--scheduler", tmp_path / "no.json")
     assert gone.code == 2
     assert "there is no scheduler file" in gone.err
     (tmp_path / "odd.json").write_text('{"id": 1}')
-    odd = vqbench(*ask, "--scheduler", tmp_path / "odd.json")
+    odd = typed(*ask, "--scheduler", tmp_path / "odd.json")
     assert (odd.code, "odd.json is not a scheduler's file" in odd.err) == (2, True), odd.err
-    silent = vqbench(*ask, "--scheduler", "tcp://127.0.0.1:1")
+    silent = typed(*ask, "--scheduler", "tcp://127.0.0.1:1")
     assert silent.code == 2
     assert "no dask scheduler answers at tcp://127.0.0.1:1" in silent.err
     assert not cells(tmp_path / "runs")
@@ -226,14 +224,24 @@ def test_a_cell_that_hangs_is_ended_and_the_others_go_on(vqbench: Command, tmp_p
 
 
 def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, tmp_path: Path) -> None:
-    ask = one_run(images, tmp_path, "--methods", "faulty,fsq", "--images", "96", "--seeds", "0,1")
-    drivers = [Background(*ask, "--workers", "2"), Background(*ask)]
-    answers = [driver.answer() for driver in drivers]
+    """The first one holds a cell when the second one comes, which waits for it and trains the other meanwhile."""
+    ask = [
+        "run", "--plugin", FAULTY, "--recipe", "atomic", "--dataset", f"folder:{images}", "--methods", "faulty,fsq",
+        "--images", "640", "--runs", tmp_path / "runs", "--name", "x", "--json", *settings(),
+    ]  # fmt: skip
+    gate = tmp_path / "gate"
+    first = Background(*ask, FAULTY_GATE=f"320:{gate}")
+    until(lambda: running(tmp_path / "runs"), "a cell that waits at the gate", first.process)
+    second = Background(*ask, "--workers", "2", FAULTY_GATE=f"320:{gate}")
+    until(lambda: list(tmp_path.glob("runs/x/cells/fsq-*/result.json")), "the other cell", second.process)
+    assert not list(tmp_path.glob("runs/x/cells/faulty-*/result.json"))
+    gate.touch()
+    answers = [first.answer(), second.answer()]
     assert [answer.code for answer in answers] == [0, 0], answers[0].err + answers[1].err
-    for first, second in zip(answers[0].objects, answers[1].objects, strict=True):
-        assert first["scores"] == second["scores"] != {}
-        assert {first["state"], second["state"]} <= {"done", "cached"}
-    assert [starts(cell) for cell in cells(tmp_path)] == [1, 1, 1, 1]
+    assert [[row["state"] for row in answer.objects] for answer in answers] == [["done", "cached"], ["cached", "done"]]
+    assert [row["scores"] for row in answers[0].objects] == [row["scores"] for row in answers[1].objects]
+    assert [starts(cell) for cell in cells(tmp_path / "runs")] == [1, 1]
+    assert "waits for another command" in answers[1].err
 
 
 class Mortal:
@@ -417,6 +425,27 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(most) <= 3
     with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
         assert gpus == []
+
+
+GPUS_SEEN = """
+import os, pathlib, sys
+from vqbench import gpus
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+gpus.DEVICES = pathlib.Path(sys.argv[1])
+gpus.visible_gpus()
+print("torch" in sys.modules)
+"""
+
+
+def test_torch_is_asked_for_gpus_only_where_there_may_be_some(tmp_path: Path) -> None:
+    def asks_torch() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", GPUS_SEEN, tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert asks_torch() == "False\n"
+    (tmp_path / "nvidia0").touch()
+    assert asks_torch() == "True\n"
 
 
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,", "GPU=inf", "GPU=nan"])

@@ -401,6 +401,18 @@ def test_a_phone_scrolls_the_table_and_not_the_page(browser: Browser, page: Path
     )
 
 
+def test_what_is_printed_has_all_rows_in_dark_ink(opened: Browser) -> None:
+    opened.click("#theme")
+    opened.run("window.dispatchEvent(new Event('beforeprint'))")
+    opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert len(opened.texts(ROWS)) == 5
+    colours = opened.run("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+    assert colours == ["rgb(27, 31, 36)", "rgb(255, 255, 255)"]
+    opened.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    opened.run("window.dispatchEvent(new Event('afterprint'))")
+    opened.click("#theme")
+
+
 def test_a_figure_is_enlarged_and_described(opened: Browser) -> None:
     assert opened.run("return document.querySelector('figure img').alt") == 'of 48 images & "2" seeds'
     opened.click("figure button")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench import interrupts
 from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.options import (
@@ -225,7 +226,8 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
 
 def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
     from vqbench.sweeps.sweep import describe_studies, plan_sweep, sweep_costs
-    from vqbench.terminal import TerminalView, print_costs, print_sweep_plan
+    from vqbench.terminal import TerminalView
+    from vqbench.terminal_plans import print_costs, print_sweep_plan
 
     with TerminalView() as view:
         plan = plan_sweep(request, view, dry=not with_costs)
@@ -265,7 +267,8 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
     from vqbench.execution import row_of
     from vqbench.probing import probe_costs
     from vqbench.runner import prepare_plan
-    from vqbench.terminal import TerminalView, print_costs, print_plan
+    from vqbench.terminal import TerminalView
+    from vqbench.terminal_plans import print_costs, print_plan
 
     with TerminalView() as view:
         plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
@@ -285,7 +288,7 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
 @app.command("methods")
 def list_methods(plugin: Plugins = None) -> None:
     """List the methods: name, paper, components, where they come from."""
-    from vqbench.terminal import print_outlines
+    from vqbench.terminal_lists import print_outlines
 
     _add_plugins(plugin)
     print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
@@ -294,7 +297,7 @@ def list_methods(plugin: Plugins = None) -> None:
 @app.command("datasets")
 def list_datasets() -> None:
     """List the datasets."""
-    from vqbench.terminal import print_outlines
+    from vqbench.terminal_lists import print_outlines
 
     print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
 
@@ -303,7 +306,7 @@ def list_datasets() -> None:
 def list_recipes() -> None:
     """List the recipes."""
     from vqbench.recipe import load_recipe, recipe_names
-    from vqbench.terminal import print_recipes
+    from vqbench.terminal_lists import print_recipes
 
     print_recipes([load_recipe(name) for name in recipe_names()])
 
@@ -314,7 +317,7 @@ def show(
 ) -> None:
     """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
     from vqbench.recipe import recipe_names
-    from vqbench.terminal import print_method, print_recipe
+    from vqbench.terminal_lists import print_method, print_recipe
 
     _add_plugins(plugin)
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
@@ -440,24 +443,8 @@ def _report(what: str, hint: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C)."""
-    _hear_interrupts()
+    interrupts.hear()
     sys.exit(_exit_code(lambda: app(args=arguments, standalone_mode=False), arguments or sys.argv[1:]))
-
-
-def _hear_interrupts() -> None:
-    """The first Ctrl-C ends the command in good order, the second one at once; cells die with their driver."""
-    import signal
-
-    def at_once(*_: object) -> None:
-        os.write(2, b"error: interrupted twice\nhint: the same command goes on; `vqbench sync` tells MLflow the rest\n")
-        os._exit(130)
-
-    def in_order(*_: object) -> None:
-        signal.signal(signal.SIGINT, at_once)
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell had it ignored: a job in its back
-        signal.signal(signal.SIGINT, in_order)
 
 
 # click's classes, whether typer brings them itself or imports them

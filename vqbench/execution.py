@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vqbench import interrupts
 from vqbench.engine import Engine, open_engine
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job
@@ -96,6 +97,7 @@ class Execution:
 
     def wait(self) -> list[tuple[Cell, dict[str, Any]]]:
         """Cells that have ended since the last call, each with its row; waits for one, but not for long."""
+        interrupts.check()
         ended = self._engine.ended()
         if not ended and not self._over and len(self._waiting) == len(self._cells):
             time.sleep(POLL_SECONDS)

@@ -112,7 +112,7 @@ function makeTable(section, host, openRun) {
   }
 
   const printing = (size) => () => { state.size = size; draw(); };
-  window.addEventListener("beforeprint", printing(Infinity));
+  window.addEventListener("beforeprint", printing(Number.MAX_SAFE_INTEGER));
   window.addEventListener("afterprint", printing(PAGE));
 
   host.replaceChildren(

@@ -48,7 +48,7 @@ def _print_part(out: Console, part: Versus) -> None:
     _say(out, f"protocol {part.section.title}, N = {part.section.protocol['n_images']}; {seeds}")
     out.print()
     table = _table(part)
-    if out.measure(table).maximum > out.width:
+    if out.measure(table, options=out.options.update(max_width=1000)).maximum > out.width:
         table.padding = (0, 1, 0, 0)
     out.print(table)
     out.print()

@@ -330,7 +330,7 @@ def test_a_driver_killed_at_twenty_random_times_loses_no_result(
 
 def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
-    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [8, 16]}")
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [16, 256]}")
     address = json.loads(cluster.file.read_text())["address"]
 
     def ask(*words: object, scheduler: object) -> list[dict[str, Any]]:
@@ -347,7 +347,7 @@ def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: P
     assert [len(row["scores"]) > 0 for row in rows] == [True, True]
     assert rows[1]["delta"]
     trials = ask("sweep", "fsq", "--space", tmp_path / "sizes.yaml", "--sampler", "grid", scheduler=address)
-    assert {row["drawn"]["codebook_size"]: row["state"] for row in trials} == {8: "done", 16: "cached"}
+    assert {row["drawn"]["codebook_size"]: row["state"] for row in trials} == {16: "cached", 256: "done"}
     logs = [(cell / "log.txt").read_text() for cell in cells(tmp_path / "runs")]
     assert [log.count("vqbench.cell") for log in logs] == [1, 1, 1, 1]  # one process for each cell
     served = (tmp_path / "worker.log").read_text()

@@ -119,11 +119,14 @@ class OpenStudy:
 
     def put_back(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
         """End a trial that has not come to its end, and queue it to be asked again; `trained` images count as its."""
+        self._queue(number, params, trained)
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def _queue(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
         every = self.study.get_trials(deepcopy=False)
         if not any(trial.user_attrs.get(_RETRY) == number for trial in every):
             whole = next((p for p in self._points if params.items() <= p.items()), params)
             self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number, "images": trained})
-        self.study.tell(number, state=TrialState.FAIL)
 
     def put_back_orphans(self, seen: Callable[[str], int]) -> int:
         """Put back what a driver that is gone left running; how many there were. `seen`: cell → its training images."""
@@ -133,6 +136,14 @@ class OpenStudy:
             trained = sum(max(0, seen(cell) - before) for cell, before in under_way.items())
             self.put_back(trial.number, trial.params, trained)
         return len(orphans)
+
+    def put_back_failed(self) -> int:
+        """Queue again what failed for a reason that may be gone: no disk, no memory, a machine that died; how many."""
+        failed = [t for t in self.trials() if t.user_attrs.get("state") == "failed"]
+        again = [t for t in failed if not is_for_good(t.user_attrs.get("error") or {})]
+        for trial in again:
+            self._queue(trial.number, trial.params)
+        return len(again)
 
     def importances(self, objective: int) -> dict[str, float]:
         """Parameter → its share in what tells good trials in one objective from the rest; {} where too few say it."""
@@ -146,6 +157,11 @@ class OpenStudy:
                 self.study, target=lambda trial: sign * trial.values[objective]
             )
         return {name: float(share) for name, share in found.items()}
+
+
+def is_for_good(error: Mapping[str, Any]) -> bool:
+    """Whether a trial that failed for this reason would fail again: it diverges, or no cell can be made of it."""
+    return error.get("type") in ("DivergedError", "CollapsedError") or error.get("stage") == "plan"
 
 
 MIN_TRIALS = 6

@@ -135,6 +135,9 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
     with held(plan.file):
         studies = _open_studies(plan)
         orphans = sum(study.put_back_orphans(lambda name: images_seen(cells / name)) for study in studies)
+        failed = sum(study.put_back_failed() for study in studies)
+        if failed:
+            view.note(f"{failed} trials that had failed are tried again")
         if orphans:
             view.note(f"{orphans} trials that had not come to their end are tried again")
         return _drive(plan, studies, view, tracker)

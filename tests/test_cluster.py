@@ -330,7 +330,7 @@ def test_a_driver_killed_at_twenty_random_times_loses_no_result(
 
 def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
-    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [8, 16]}")
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [16, 256]}")
     address = json.loads(cluster.file.read_text())["address"]
 
     def ask(*words: object, scheduler: object) -> list[dict[str, Any]]:
@@ -347,7 +347,7 @@ def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: P
     assert [len(row["scores"]) > 0 for row in rows] == [True, True]
     assert rows[1]["delta"]
     trials = ask("sweep", "fsq", "--space", tmp_path / "sizes.yaml", "--sampler", "grid", scheduler=address)
-    assert {row["drawn"]["codebook_size"]: row["state"] for row in trials} == {8: "done", 16: "cached"}
+    assert {row["drawn"]["codebook_size"]: row["state"] for row in trials} == {16: "cached", 256: "done"}
     logs = [(cell / "log.txt").read_text() for cell in cells(tmp_path / "runs")]
     assert [log.count("vqbench.cell") for log in logs] == [1, 1, 1, 1]  # one process for each cell
     served = (tmp_path / "worker.log").read_text()
@@ -425,6 +425,27 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(most) <= 3
     with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
         assert gpus == []
+
+
+GPUS_SEEN = """
+import os, pathlib, sys
+from vqbench import gpus
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+gpus.DEVICES = pathlib.Path(sys.argv[1])
+gpus.visible_gpus()
+print("torch" in sys.modules)
+"""
+
+
+def test_torch_is_asked_for_gpus_only_where_there_may_be_some(tmp_path: Path) -> None:
+    def asks_torch() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", GPUS_SEEN, tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert asks_torch() == "False\n"
+    (tmp_path / "nvidia0").touch()
+    assert asks_torch() == "True\n"
 
 
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,", "GPU=inf", "GPU=nan"])

@@ -27,6 +27,7 @@ from vqbench.board import CommandRun, description
 from vqbench.errors import UsageError
 from vqbench.fetch import fetch_experiment
 from vqbench.reports.experiment import load_experiment
+from vqbench.reports.report import FORMATS, build_report, write_report
 from vqbench.results import cell_folders, read_json, write_json
 from vqbench.tracking import sync
 
@@ -96,6 +97,7 @@ def make_tracked(runs: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> Path
     }  # fmt: skip
     write_json(folder / "commands" / "0001.json", record)
     (folder / "commands" / "0001.index.html").write_text("<!doctype html><title>page</title>")
+    draw = np.random.default_rng(0)
     for i, cell in enumerate(cells):
         tracked = {"attempt": f"a{i}", "command": "0001", "label": cell.spec["label"], "started": 1_760_000_000.0 + i}
         write_json(cell.path / "tracking.json", tracked)
@@ -104,10 +106,11 @@ def make_tracked(runs: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> Path
         (cell.path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
         if (cell.result or {})["state"] == "failed":
             continue
+        codes = np.arange(192).reshape(48, 4, 1) % 8
         if i == 0:  # MLflow gets a picture of them, which takes a while to draw
-            write_arrays_atomically(cell.path / "codes.npz", histogram=np.ones((1, 8)), indices=np.zeros((2, 2, 1)))
-        write_arrays_atomically(cell.path / "features.npz", features=np.full((4, 3), i))
-    write_arrays_atomically(folder / f"reference-{protocol['hash']}.npz", features=np.ones((4, 3)))
+            write_arrays_atomically(cell.path / "codes.npz", histogram=np.full((1, 8), 24), indices=codes)
+        write_arrays_atomically(cell.path / "features.npz", features=draw.normal(size=(48, 3)))
+    write_arrays_atomically(folder / f"reference-{protocol['hash']}.npz", features=draw.normal(size=(48, 3)))
     return folder
 
 
@@ -133,7 +136,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: 
         server.start()
         run = vqbench(
             "run", "--plugin", FAULTY, "--methods", "vaevq,faulty@tensors", "--dataset", f"folder:{images}",
-            "--images", "64", "--metrics", "psnr,usage", "--runs", root / "runs", "--name", "real", "--json",
+            "--images", "64", "--metrics", "psnr,usage", "--runs", root / "runs", "--name", "real", "--json", "--page",
             *settings("log_images=16"), MLFLOW_TRACKING_URI=server.address,
         )  # fmt: skip
         make_tracked(root / "runs", "made")
@@ -185,7 +188,7 @@ def test_tags_params_metrics_and_curves(tracked: Place) -> None:
 def test_tables_picture_and_page_are_attached_to_the_command(tracked: Place) -> None:
     (parent,) = tracked.rest.runs("real", "tags.`vqbench.kind` = 'command'")
     names = {name.partition(".")[2] for name in tracked.rest.artifacts(parent["run_id"])}
-    assert {"md", "jsonl", "png"} <= names
+    assert {"md", "jsonl", "png", "index.html"} <= names
     table = tracked.rest.download(parent["run_id"], "0001.jsonl").decode()
     assert [json.loads(line)["method"] for line in table.splitlines()] == ["vaevq", "faulty@tensors"]
     (made,) = tracked.rest.runs("made", "tags.`vqbench.kind` = 'command'")
@@ -276,9 +279,15 @@ def test_an_experiment_comes_back_from_mlflow_alone(tracked: Place, tmp_path: Pa
                          "features.npz", "reconstructions.npz", "recon.png"):  # fmt: skip
                 assert content(tmp_path / name / "cells" / cell.name / file) == content(cell.path / file), file
             assert (read_json(tmp_path / name / "cells" / cell.name / "mlflow.json") or {})["run_id"]
+        assert tables(back, tmp_path / "back") == tables(here, tmp_path / "here")
         for shared in (tracked.runs / name).glob("*.npz"):
             assert content(tmp_path / name / shared.name) == content(shared)
     assert list((tmp_path / "made").glob("reference-*.npz"))
+
+
+def tables(experiment: Any, out: Path) -> dict[str, bytes]:
+    """The tables of a report, by file."""
+    return {path.name: path.read_bytes() for path in write_report(build_report(experiment), out, FORMATS[:-1])}
 
 
 def content(path: Path) -> bytes | None:

@@ -24,7 +24,7 @@ from vqbench.plan import Plan, RunRequest, make_plan
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
 from vqbench.stopwatch import Report, evaluation_times, shortened, training_times
-from vqbench.terminal import print_costs
+from vqbench.terminal_plans import print_costs
 from vqbench.tokenizer import build_tokenizer
 
 IMAGES = 800

@@ -412,7 +412,7 @@ class Pretence:
 
     def row(self, cell: Any) -> dict[str, Any]:
         state = self.ends.get(cell.folder.name, "done")
-        error = {"message": "odd"} if state == "failed" else None
+        error = {"message": "odd", "type": "Killed"} if state == "failed" else None
         scores = {"quantization_error": float(cell.spec["recipe"]["codebook_size"])} if state == "done" else {}
         return {"cell": cell.folder.name, "state": state, "scores": scores, "error": error}
 
@@ -462,7 +462,11 @@ def test_a_trial_is_the_mean_over_its_seeds_and_fails_with_one(place: Place, tmp
     second.ends = {pretence.submitted[-1]: "failed"}
     found, _ = pretended(place, tmp_path / "second", space, second, trials=2, sampler="grid", seeds=(0, 1))
     assert [row["state"] for row in found.rows] == ["done", "failed"]
-    assert found.rows[1]["error"] == {"message": "odd"}
+    assert found.rows[1]["error"] == {"message": "odd", "type": "Killed"}
+    again, third = pretended(place, tmp_path / "second", space, Pretence(2), trials=2, sampler="grid", seeds=(0, 1))
+    assert third.submitted == pretence.submitted[2:]  # nothing is known of the cells that were pretended
+    assert [row["state"] for row in again.rows] == ["done", "done"]
+    assert [row["drawn"] for row in again.rows] == [row["drawn"] for row in found.rows]
 
 
 def test_importances_say_what_tells_good_trials_and_more_trials_may_be_added(place: Place, tmp_path: Path) -> None:

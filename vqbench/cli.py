@@ -226,7 +226,8 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
 
 def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
     from vqbench.sweeps.sweep import describe_studies, plan_sweep, sweep_costs
-    from vqbench.terminal import TerminalView, print_costs, print_sweep_plan
+    from vqbench.terminal import TerminalView
+    from vqbench.terminal_plans import print_costs, print_sweep_plan
 
     with TerminalView() as view:
         plan = plan_sweep(request, view, dry=not with_costs)
@@ -266,7 +267,8 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
     from vqbench.execution import row_of
     from vqbench.probing import probe_costs
     from vqbench.runner import prepare_plan
-    from vqbench.terminal import TerminalView, print_costs, print_plan
+    from vqbench.terminal import TerminalView
+    from vqbench.terminal_plans import print_costs, print_plan
 
     with TerminalView() as view:
         plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
@@ -286,7 +288,7 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
 @app.command("methods")
 def list_methods(plugin: Plugins = None) -> None:
     """List the methods: name, paper, components, where they come from."""
-    from vqbench.terminal import print_outlines
+    from vqbench.terminal_lists import print_outlines
 
     _add_plugins(plugin)
     print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
@@ -295,7 +297,7 @@ def list_methods(plugin: Plugins = None) -> None:
 @app.command("datasets")
 def list_datasets() -> None:
     """List the datasets."""
-    from vqbench.terminal import print_outlines
+    from vqbench.terminal_lists import print_outlines
 
     print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
 
@@ -304,7 +306,7 @@ def list_datasets() -> None:
 def list_recipes() -> None:
     """List the recipes."""
     from vqbench.recipe import load_recipe, recipe_names
-    from vqbench.terminal import print_recipes
+    from vqbench.terminal_lists import print_recipes
 
     print_recipes([load_recipe(name) for name in recipe_names()])
 
@@ -315,7 +317,7 @@ def show(
 ) -> None:
     """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
     from vqbench.recipe import recipe_names
-    from vqbench.terminal import print_method, print_recipe
+    from vqbench.terminal_lists import print_method, print_recipe
 
     _add_plugins(plugin)
     if name in recipe_names() or name.endswith((".yaml", ".yml")):

@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 POLL_SECONDS = 1.0
+DEVICES = Path("/dev")
+_DRIVERS = ("nvidia*", "nvhost*", "kfd", "dxg")  # of NVIDIA, its Jetson, AMD, and Windows around a Linux
 
 
 def visible_gpus() -> list[str]:
@@ -19,6 +22,8 @@ def visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1"]
+    if sys.platform == "linux" and not any(next(DEVICES.glob(name), None) for name in _DRIVERS):
+        return []  # without asking torch, whose import takes seconds, in which a worker of a cluster answers nobody
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import CUT, first_of, means
-from vqbench.reports.figures.families import BUDGET, curves, device_hours, device_names, scored
+from vqbench.reports.figures.curves import BUDGET, curves, device_hours, device_names, scored
 from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
     MOST,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vqbench.reports.experiment import Group
+from vqbench.reports.families import Ablation
 from vqbench.reports.figures.captions import CUT, first_of, measured_on
 from vqbench.reports.figures.points import within
 from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, plain, short_labels, shortened_note
-from vqbench.reports.pairs import difference
 from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
@@ -56,91 +55,55 @@ def comparison(section: ReportSection) -> Picture | None:
 
 def _to_best(section: ReportSection, groups: Sequence[Group], metric: str) -> list[Entry]:
     found = section.comparisons[metric]
-    best = next((group for group in section.rows if group.label == found.best), None)
-    if best is None:
-        return []
+    differences = {pair.other: pair.difference for pair in found.pairs if pair.base == found.best}
+    differences |= {pair.base: _reversed(pair.difference) for pair in found.pairs if pair.other == found.best}
     return [
         Entry(group.label, None, True, is_base=True)
-        if group is best
-        else Entry(group.label, _difference(section, best, group, metric), group.label not in found.tied)
+        if group.label == found.best
+        else Entry(group.label, differences.get(group.label), group.label not in found.tied)
         for group in groups
     ]
 
 
 def ablations(section: ReportSection) -> list[Picture]:
-    """One figure for each full method whose components were switched off with all else equal."""
-    found = families(section.rows)
-    drawn = [(full, others[:MOST]) for full, others in found]
-    pictures: list[Picture] = []
-    for (full, shown), (_, others) in zip(drawn, found, strict=True):
-        panels = {
-            metric: [Entry(g.label, d, _excludes_zero(d)) for g, d in zip(shown, deltas, strict=True)]
-            for metric in _WORTH
-            if any(deltas := [_difference(section, full, group, metric) for group in shown])
-        }
-        if panels:
-            pictures.append(_ablation(section, full, panels, first_of(len(shown), len(others)), len(pictures)))
-    return pictures
+    """One figure for each full method that has groups with components switched off, all else equal."""
+    found = [(ablation, _worth(ablation)) for ablation in section.ablations]
+    return [
+        _ablation(section, ablation, panels, number)
+        for number, (ablation, panels) in enumerate((a, panels) for a, panels in found if panels)
+    ]
 
 
-def _ablation(
-    section: ReportSection, full: Group, panels: dict[str, list[Entry]], left_out: str, number: int
-) -> Picture:
+def _worth(ablation: Ablation) -> dict[str, list[Entry]]:
+    """Metric → a row for each variant, less the full method; the metrics in which there are differences."""
+    rows = [row for row in ablation.rows if not row.row.is_full][:MOST]
+    return {
+        metric: [
+            Entry(row.title, found.difference, found.verdict in ("better", "worse"))
+            for row in rows
+            if (found := row.findings.get(metric)) is not None
+        ]
+        for metric in _WORTH
+        if any(metric in row.findings for row in rows)
+    }
+
+
+def _ablation(section: ReportSection, ablation: Ablation, panels: dict[str, list[Entry]], number: int) -> Picture:
     labels = list(dict.fromkeys(entry.label for entries in panels.values() for entry in entries))
-    names = {label: _switched(label, full.label) for label in labels}
-    figure, cut = _forest(panels, labels, names)
+    figure, cut = _forest(panels, labels)
     caption = (
-        f"What switching components off does to {full.label}: each row less the full method, paired over the same "
-        "seeds and images, with 95 % intervals; filled: the interval leaves out 0. "
-        f"{measured_on(section.section)}; {_over(panels.values())}.{CUT if cut else ''}{left_out}"
+        f"What switching components off does to {ablation.label}: each row less the full method, paired over the same "
+        "seeds and images, with 95 % intervals; filled: told apart (p adjusted after Holm over the rows below 0.05), "
+        f"hollow: not. {measured_on(section.section)}; {_over(panels.values())}.{CUT if cut else ''}"
+        f"{first_of(len(labels), sum(bool(row.findings) for row in ablation.rows))}{shortened_note(labels, _LABEL)}"
     )
     suffix = f"-{number + 1}" if number else ""
-    caption += shortened_note(names.values(), _LABEL)
-    return Picture(f"ablation{suffix}", f"Ablation of {full.label}", caption, figure)
-
-
-def _switched(label: str, full: str) -> str:
-    """The label of a row beside the name of the method that all rows share."""
-    return label.removeprefix(full).strip() or label
-
-
-def families(groups: Sequence[Group]) -> list[tuple[Group, list[Group]]]:
-    """(full method, the same with fewer components, all else equal), in the order of the groups.
-
-    Full is what has every component that any of them has; where no group has, there is no family.
-    """
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.finished:
-            training = group.cells[0].training
-            settings = {key: value for key, value in training.items() if key not in group.components}
-            found.setdefault(json.dumps([group.method, settings], sort_keys=True), []).append(group)
-    pairs = []
-    for own in found.values():
-        most = {name for group in own for name, on in group.components.items() if on}
-        full = next((g for g in own if {name for name, on in g.components.items() if on} == most), None)
-        if full is not None and len(own) > 1:
-            pairs.append((full, [group for group in own if group is not full]))
-    return pairs
-
-
-def _difference(section: ReportSection, base: Group, other: Group, metric: str) -> Difference | None:
-    """other − base: as it was compared already, or compared now."""
-    for pair in section.comparisons[metric].pairs if metric in section.comparisons else ():
-        if (pair.base, pair.other) == (base.label, other.label):
-            return pair.difference
-        if (pair.other, pair.base) == (base.label, other.label):
-            return _reversed(pair.difference)
-    return difference(base.finished, other.finished, metric)
+    return Picture(f"ablation{suffix}", f"Ablation of {ablation.label}", caption, figure)
 
 
 def _reversed(found: Difference) -> Difference:
     low, high = (None if end is None else -end for end in (found.high, found.low))
     return dataclasses.replace(found, delta=-found.delta, low=low, high=high)
-
-
-def _excludes_zero(found: Difference | None) -> bool:
-    return found is not None and found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 
 def _over(panels: Any) -> str:
@@ -153,23 +116,20 @@ def _over(panels: Any) -> str:
     return f"{many}, intervals over {', or over '.join(said)}" if said else f"{many}, no interval"
 
 
-def _forest(
-    panels: dict[str, list[Entry]], labels: Sequence[str], names: dict[str, str] | None = None
-) -> tuple[Any, bool]:
+def _forest(panels: dict[str, list[Entry]], labels: Sequence[str]) -> tuple[Any, bool]:
     """Panels in rows of three, all with the same lines; whether an interval was cut."""
-    names = names or {label: label for label in labels}
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = new_figure(lines * (0.75 + 0.24 * len(labels)))
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     style, cut = marks(labels), False
-    short = short_labels([names[label] for label in labels], _LABEL)
+    short = short_labels(labels, _LABEL)
     for axes, (metric, entries) in zip(grid.ravel(), panels.items(), strict=False):
         cut |= _panel(axes, metric, entries, lambda label: (labels.index(label), style[label].color))
     for axes in grid.ravel()[len(panels) :]:
         axes.remove()
     first = grid[0][0]
-    first.set_yticks(range(len(labels)), [plain(short[names[label]]) for label in labels])
+    first.set_yticks(range(len(labels)), [plain(short[label]) for label in labels])
     first.set_ylim(len(labels) - 0.5, -0.5)
     return figure, cut
 

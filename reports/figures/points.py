@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.reports.experiment import Group
-from vqbench.reports.figures.families import Curve, score
+from vqbench.reports.figures.curves import Curve, score
 from vqbench.reports.figures.style import Mark, legend_below, legend_handle, metric_label, new_figure
 from vqbench.reports.summary import Estimate
 
@@ -70,15 +70,16 @@ def draw_points(
         )  # fmt: skip
     if len({round(x, 9) for x in places}) == 1:
         axes.set(xticks=[places[0]], xticklabels=[f"{places[0]:.4g}"], xlim=(places[0] * 0.8, places[0] * 1.2))
-    every = [score(group, metric) for curve in curves for group in curve.groups]
-    halves = [value.half_width or 0.0 for value in every]
-    limits = within(
-        [value.mean for value in every],
-        [value.mean - half for value, half in zip(every, halves, strict=True)],
-        [value.mean + half for value, half in zip(every, halves, strict=True)],
-    )
+    across = axes.get_xscale() != "log" and _cut(axes.set_xlim, [place(g) for curve in curves for g in curve.groups])
+    return _cut(axes.set_ylim, [score(group, metric) for curve in curves for group in curve.groups]) or across
+
+
+def _cut(set_limits: Callable[[float, float], object], values: Sequence[Estimate]) -> bool:
+    """Limit an axis where the intervals would leave no room for the means; whether that was so."""
+    ends = [(v.mean - (v.half_width or 0.0), v.mean + (v.half_width or 0.0)) for v in values]
+    limits = within([v.mean for v in values], [low for low, _ in ends], [high for _, high in ends])
     if limits is not None:
-        axes.set_ylim(*limits)
+        set_limits(*limits)
     return limits is not None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import CUT, first_of, means
-from vqbench.reports.figures.families import Curve, curves, of_rate, score, scored
+from vqbench.reports.figures.curves import Curve, curves, of_rate, score, scored
 from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
     MOST,

@@ -1,0 +1,98 @@
+"""What a dry run shows on stdout: cells and their states, studies of a sweep, and what they will cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from vqbench.terminal import make_console, make_table
+
+if TYPE_CHECKING:
+    from vqbench.cost import MethodCost, PlanCost
+    from vqbench.plan import Plan
+    from vqbench.sweeps.sweep import SweepPlan
+
+
+def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
+    """The studies of a sweep, and what each draws."""
+    console, table = make_console(), make_table("study", "trials", "told", "parameter", "drawn from")
+    for study in studies:
+        lines = list(study["parameters"].items()) or [("–", "–")]
+        for i, (name, domain) in enumerate(lines):
+            first = (study["study"], str(study["trials"]), str(study["told"])) if i == 0 else ("", "", "")
+            table.add_row(*map(Text, (*first, name, domain)))
+    console.print(table)
+    total, seeds = sum(max(0, study["trials"] - study["told"]) for study in studies), len(plan.request.run.seeds)
+    images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else f"{seeds} cells"
+    console.print(f"\n{total} trials are left, of {each} each: {images:,} training images at most")
+    console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
+    console.print(Text(f"protocol {plan.base.protocol.name} {plan.base.protocol.hash}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells of a plan and what is known of each."""
+    console, table = make_console(), make_table("cell", "method", "seed", "state")
+    for cell in plan.cells:
+        table.add_row(cell.folder.name, cell.label, str(cell.seed), cell.state)
+    console.print(table)
+    counts = Counter(cell.state for cell in plan.cells)
+    console.print(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    recipe = plan.recipe
+    console.print(
+        Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}")
+    )
+    console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
+def print_costs(costs: PlanCost) -> None:
+    """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
+    unit = costs.unit
+    table = make_table("method")
+    for title in ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk"):
+        table.add_column(title, justify="right")
+    rows = costs.methods()
+    for row in rows:
+        table.add_row(*_cost_cells(row))
+    if costs.reference_seconds:
+        hours = costs.total().device_hours - sum(row.device_hours for row in rows)
+        size = _bytes(costs.reference_bytes)
+        table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
+    table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
+    console = make_console()
+    console.print()
+    console.print(table)
+    if costs.device_name is not None:
+        each = ", one cell after the other" if unit == "CPU-hours" else ""
+        console.print(Text(f"\nfrom 20 steps of each method on {costs.device_name}{each}"))
+    for row in rows:
+        if row.problem is not None:
+            console.print(Text(f"failed {row.label}: {row.problem}", style="red"))
+            console.print(Text(f"  hint: {row.hint}"), soft_wrap=True)
+
+
+def _cost_cells(row: MethodCost, measured: bool = True) -> list[str]:
+    name = row.label if row.problem is None or row.label == "total" else f"{row.label} (failed)"
+    if row.problem is not None and not row.seconds:
+        return [name, str(row.cells), *["–"] * 5]
+    least = "" if measured else "> "  # a method is missing from it
+    per_cell = f"{row.seconds / row.cells:.0f}" if row.cells and row.label != "total" else ""
+    rate = f"{row.images_per_s:.1f}" if row.images_per_s and row.label != "total" else ""
+    sizes = [least + _bytes(size) for size in (row.disk_bytes, row.peak_bytes)]
+    return [name, str(row.cells), per_cell, rate, least + _hours(row.device_hours), *sizes]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _bytes(size: float) -> str:
+    """Decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

@@ -31,7 +31,7 @@ def draw_sheet(sheet: Sheet, name: str, title: str, section: Section) -> Picture
     errors = [_error(originals, own[:count]) for own in sheet.by_group.values()]
     ceiling = max(1.0, float(np.percentile(np.stack(errors), 99.5)))
     maps = [_strip(_reduced(error), np.nan) for error in errors]
-    figure = new_figure(len(pixels) * (_TILE + _ABOVE) + 0.05, layout="none")
+    figure = new_figure(len(pixels) * (_TILE + _ABOVE) + 0.05, lay_out=False)
     left = _show(figure, 0, _stack(pixels, 255))
     blank = np.full_like(maps[0], np.nan)  # beside the originals stands the colour bar
     right = _show(figure, 1, _stack([blank, *maps], np.nan), cmap=_colors(), vmin=0, vmax=ceiling)

@@ -86,11 +86,14 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in there)]
 
 
-def new_figure(height: float, width: float = WIDTH, layout: str = "constrained") -> Any:
-    """An empty figure of `width` × `height` inches; not pyplot's, for it may be drawn in a thread."""
+def new_figure(height: float, width: float = WIDTH, lay_out: bool = True) -> Any:
+    """An empty figure of `width` × `height` inches; not pyplot's, for it may be drawn in a thread.
+
+    lay_out: whether panels find their own places, so that no label is cut off.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), layout="constrained" if lay_out else None)
 
 
 def check_formats(formats: Sequence[str]) -> None:

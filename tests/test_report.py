@@ -444,6 +444,55 @@ def test_half_written_files_are_named_and_stop_nothing(vqbench: Command, tmp_pat
     assert "| vqgan |" in (folder / "report" / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("result.json", {"scores": {"psnr": math.nan}}, "(psnr: no finite number)"),
+        ("result.json", {"scores": {"psnr": "high"}}, "(psnr: no finite number)"),
+        ("result.json", {"scores": {}}, "has no scores"),
+        ("result.json", {"scores": [1]}, "(scores is not an object)"),
+        ("result.json", {"state": "failed", "error": "boom"}, "(error is not an object)"),
+        ("result.json", {"collapse": {"reason": "usage fell"}}, "(collapse has no images or no reason)"),
+        ("spec.json", {"seed": "zero"}, "(seed is not a whole number)"),
+        ("spec.json", {"protocol": {"name": "v1"}}, "(protocol.hash is not text)"),
+        ("spec.json", {"paper": 3}, "(paper is not an object)"),
+    ],
+)
+def test_a_file_that_is_json_and_not_ours_is_left_out(
+    file: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = make_runs(tmp_path, "odd", [Made("vqgan"), Made("fsq", "fsq")], seeds=(0, 1))
+    path = cell_of(folder, "vqgan") / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    report = build_report(load_experiment(tmp_path, "odd"))
+    (note,) = report.notes
+    assert note.startswith(f"left out, {path.parent.name}: {file}"), note
+    assert note.endswith(said)
+    assert {row.label: row.summary.seeds for row in report.sections[0].rows} == {"fsq": 2, "vqgan": 1}
+
+
+def test_a_copy_of_a_cell_is_no_seed_and_a_result_of_nothing_is_named(tmp_path: Path) -> None:
+    folder = make_runs(tmp_path, "copied", [Made("vqgan"), Made("fsq", "fsq")], seeds=(0, 1))
+    vqgan, fsq = cell_of(folder, "vqgan"), cell_of(folder, "fsq")
+    shutil.copytree(vqgan, folder / "cells" / "a-backup")  # before the original, by name
+    (fsq / "spec.json").unlink()
+    found = load_experiment(tmp_path, "copied")
+    assert {group.label: group.summary.seeds for group in found.groups} == {"fsq": 1, "vqgan": 2}
+    assert found.notes == [
+        f"left out, a-backup: the same cell as {vqgan.name}",
+        f"left out, {fsq.name}: there is a result but no spec.json, which says of what",
+    ]
+
+
+def test_other_training_images_are_another_row(tmp_path: Path) -> None:
+    folder = make_runs(tmp_path, "two", [Made("vqgan")], seeds=(0, 1))
+    changed = cell_of(folder, "vqgan") / "spec.json"
+    spec = json.loads(changed.read_text())
+    changed.write_text(json.dumps({**spec, "dataset": {**spec["dataset"], "training_digest": "2" * 64}}))
+    labels = [group.label for group in load_experiment(tmp_path, "two").groups]
+    assert labels == ["vqgan training_digest=11111111", "vqgan training_digest=22222222"]
+
+
 def test_python_users_have_the_same(experiment: Path, tmp_path: Path) -> None:
     (written,) = vqbench.report("made", runs=experiment.parent, formats="md", out=tmp_path, columns=["psnr"])
     assert written == tmp_path / "report.md"

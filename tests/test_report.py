@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,14 @@ from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
 from vqbench.plan import RunRequest, make_plan
+from vqbench.reports.ablation import Finding, delta_table
+from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
 from vqbench.reports.families import families
 from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.report import Report, build_report, write_report
+from vqbench.reports.statistics import Difference
 from vqbench.results import read_json, write_json
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
@@ -482,6 +487,24 @@ def test_a_copy_of_a_cell_is_no_seed_and_a_result_of_nothing_is_named(tmp_path: 
         f"left out, a-backup: the same cell as {vqgan.name}",
         f"left out, {fsq.name}: there is a result but no spec.json, which says of what",
     ]
+
+
+def test_a_small_difference_that_is_certain_does_not_read_as_zero() -> None:
+    finding = Finding(Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images"), 2e-5, "worse")
+    row = SimpleNamespace(title="without dcr", findings={"psnr": finding})
+    (line,) = delta_table([row]).rows  # type: ignore[list-item]
+    assert line[2:4] == ("-0.0050", "-0.0072 to -0.0027")
+
+
+def test_published_that_finds_nothing_says_so(experiment: Path) -> None:
+    report = build_report(load_experiment(experiment.parent, experiment.name), ["usage"], published=True)
+    assert "- no published numbers" in markdown_document(report)
+    assert "no published numbers" not in markdown_document(replace(report, published=False))
+
+
+def test_a_name_does_not_turn_the_numbers_beside_it_round() -> None:
+    table = markdown(Grid(("method", "rFID"), (False, True), (("\u202eevil\u2067", "12.34"),)))
+    assert table.splitlines()[-1] == "| evil | 12.34 |"
 
 
 def test_other_training_images_are_another_row(tmp_path: Path) -> None:

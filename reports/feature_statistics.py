@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from vqbench.metrics import frechet
 from vqbench.reports.statistics import Array, Difference, Resampled, paired_resamples
@@ -123,11 +124,13 @@ def _frechet_draws(reference: Features, features: Features, replicates: int, rng
     grams = x @ x.T, y @ y.T, x @ y.T
     m = len(x)
     draws = np.empty(replicates)
-    for k in range(replicates):
-        weights = rng.multinomial(m, np.full(m, 1 / m))
-        drawn = np.flatnonzero(weights)  # 63 % of the rows, so a quarter of the SVD's cost
-        xx, yy, xy = (gram[np.ix_(drawn, drawn)] for gram in grams)
-        draws[k] = _weighted_frechet(xx, yy, xy, weights[drawn].astype(np.float64))
+    # Threads gain nothing at this size, and on a busy machine they wait for each other: 20 times as long was measured.
+    with threadpool_limits(1, user_api="blas"):
+        for k in range(replicates):
+            weights = rng.multinomial(m, np.full(m, 1 / m))
+            drawn = np.flatnonzero(weights)  # 63 % of the rows, so a quarter of the SVD's cost
+            xx, yy, xy = (gram[np.ix_(drawn, drawn)] for gram in grams)
+            draws[k] = _weighted_frechet(xx, yy, xy, weights[drawn].astype(np.float64))
     return draws
 
 

@@ -17,7 +17,7 @@ PREAMBLE = r"""% Needs in the preamble: \usepackage{booktabs,graphicx,xcolor,ams
 """
 LINES_PER_PAGE = 42
 """A longer table goes on in the next float: one cannot break over pages."""
-_ACROSS = 105  # characters in a line, at which a table is scaled to two thirds of an article's text
+_ACROSS = 105  # characters in a line; so many are scaled to two thirds of an article's letters
 _PER_LINE = 24  # characters of an entry that is broken, at least
 _WIDE = 44  # characters; a longer first entry is broken over lines
 _ASCII = {
@@ -91,6 +91,7 @@ def latex_table(grid: Grid, caption: str, label: str, notes: Sequence[str] = ())
     lines: list[str] = []
     for rows in pages:
         lines += going_on if rows.start else opening
+        lines += [r"\footnotesize"] if len(panels) > 1 else []
         for i, columns in enumerate(panels):
             lines += [*([r"\par\medskip"] if i else []), *_tabular(grid, rows, columns)]
         lines += [*(_notes(notes) if rows is pages[-1] else ()), r"\end{table}", ""]
@@ -107,14 +108,16 @@ def _caption(text: str) -> str:
 def _panels(grid: Grid) -> list[list[int]]:
     """Columns of each panel: all, or where there are too many numbers the first of the grid and as many as fit."""
     widths = [max(len(row[k]) for row in (grid.titles, *grid.rows)) + 2 for k in range(len(grid.titles))]
-    if not all(grid.numeric[1:]) or sum(widths[1:]) + min(widths[0], _WIDE) <= _ACROSS:
+    first, rest = min(widths[0], _WIDE), sum(widths[1:])
+    if not all(grid.numeric[1:]) or first + rest <= _ACROSS:
         return [list(range(len(widths)))]
-    panels = [[0]]
+    each = rest / math.ceil(rest / max(_ACROSS - first, 1))  # alike in width, and so in the size of their letters
+    panels, used = [[0]], 0.0
     for column in range(1, len(widths)):
-        used = min(widths[0], _WIDE) + sum(widths[k] for k in panels[-1][1:])
-        if len(panels[-1]) > 1 and used + widths[column] > _ACROSS:
+        if len(panels[-1]) > 1 and used + widths[column] / 2 > each * len(panels):
             panels.append([0])
         panels[-1].append(column)
+        used += widths[column]
     return panels
 
 

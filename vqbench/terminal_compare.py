@@ -47,7 +47,10 @@ def _print_part(out: Console, part: Versus) -> None:
     _say(out, f"B = {part.b.label}")
     _say(out, f"protocol {part.section.title}, N = {part.section.protocol['n_images']}; {seeds}")
     out.print()
-    out.print(_table(part))
+    table = _table(part)
+    if out.measure(table, options=out.options.update(max_width=1000)).maximum > out.width:
+        table.padding = (0, 1, 0, 0)
+    out.print(table)
     out.print()
     _say(out, part.overall, style="bold")
     out.print()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vqbench.reports.experiment import Group
-from vqbench.reports.figures.captions import CUT, first_of, means
+from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.curves import BUDGET, curves, device_hours, device_names, scored
 from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
@@ -36,36 +36,48 @@ def quality_by_budget(section: ReportSection) -> Picture | None:
         places["training images"] = lambda g: Estimate(g.images, None, 1)
     hours = {group.label: found for group in shown if (found := device_hours(group)) is not None}
     if len(hours) == len(shown):
-        places[_hours_label(shown)] = lambda g: hours[g.label]
+        unit, factor = _unit(max(found.mean for found in hours.values()))
+        places[_time_label(shown, unit)] = lambda g: _scaled(hours[g.label], factor)
     if not places:
         return None
-    style, cut = marks(curve.label for curve in drawn), False
+    style, said = marks(curve.label for curve in drawn), set[str]()
     figure, panels = panels_for(qualities, places, drawn)
     for panel in panels:
         place = places[panel.place]
         logarithmic(panel.axes.xaxis, [place(group).mean for group in shown])
-        cut |= draw_points(panel.axes, drawn, style, place, panel.metric)
+        said |= draw_points(panel.axes, drawn, style, place, panel.metric)
     legend_of(figure, drawn, style)
     titles = " and ".join(DEFINITIONS[name].title for name in qualities)
     caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
     caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""
-    caption += _devices(shown) + f" {means(section.section, shown)}{CUT if cut else ''}"
+    caption += _devices(shown) + f" {means(section.section, shown)}{''.join(sorted(said))}"
     if len(budgets) > 1 and share_places([group.images for group in shown]):
         caption += " Points at one budget are set side by side."
     caption += first_of(len(drawn), len(every), "curves") + shortened_note(style)
     return Picture("budget", "Quality by budget", caption, figure)
 
 
-def _kinds(groups: list[Group]) -> str:
-    kinds = set(device_names(groups).values())
-    return f"{kinds.pop()}-hours" if len(kinds) == 1 else "device-hours"
+def _unit(hours: float) -> tuple[str, float]:
+    """The unit in which so many hours are a number that people read, and how many of it an hour has."""
+    units = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
+    return next(((name, n) for name, n in units.items() if hours * n >= 0.5), ("seconds", 3600.0))
 
 
-def _hours_label(groups: list[Group]) -> str:
+def _scaled(found: Estimate, factor: float) -> Estimate:
+    half = None if found.half_width is None else found.half_width * factor
+    return Estimate(found.mean * factor, half, found.n)
+
+
+def _time_label(groups: list[Group], unit: str) -> str:
     """GPU-hours or CPU-hours, and of which device."""
     names = device_names(groups)
     (name,) = names if len(names) == 1 else (f"{len(names)} kinds of device",)
-    return f"{_kinds(groups)} ({plain(short_labels([name], 28)[name])})"
+    return f"{_kind(groups)}-{unit} ({plain(short_labels([name], 28)[name])})"
+
+
+def _kind(groups: list[Group]) -> str:
+    kinds = set(device_names(groups).values())
+    return kinds.pop() if len(kinds) == 1 else "device"
 
 
 def _in_words(label: str) -> str:
@@ -74,5 +86,5 @@ def _in_words(label: str) -> str:
 
 def _devices(groups: list[Group]) -> str:
     names = device_names(groups)
-    said = f" {_kinds(groups)}: training time times devices, on {', '.join(names)}."
-    return said if len(names) == 1 else f"{said} Hours on different devices do not compare."
+    said = f" {_kind(groups)} time: training time times devices, on {', '.join(names)}."
+    return said if len(names) == 1 else f"{said} Times on different devices do not compare."

@@ -8,6 +8,8 @@ from vqbench.reports.experiment import Group, Section
 
 CUT = " Intervals that are longer than the panel are cut at its edge."
 
+LEFT_OUT = " Intervals along the horizontal axis are left out: they are wider than the panel."
+
 
 def measured_on(section: Section) -> str:
     """Protocol and number of validation items."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.reports.experiment import Group
+from vqbench.reports.figures.captions import CUT, LEFT_OUT
 from vqbench.reports.figures.curves import Curve, score
 from vqbench.reports.figures.style import Mark, legend_below, legend_handle, metric_label, new_figure
 from vqbench.reports.summary import Estimate
@@ -42,6 +43,7 @@ def panels_for(metrics: Sequence[str], places: Mapping[str, Place], curves: Sequ
     wanted = [(metric, label) for metric in metrics for label in places]
     panels = [Panel(axes, metric, label) for axes, (metric, label) in zip(grid.ravel(), wanted, strict=True)]
     for panel in panels:
+        panel.axes.locator_params(axis="x", nbins=5)
         panel.axes.set(xlabel=panel.place, ylabel=metric_label(panel.metric))
         if rows > 1:
             panel.axes.label_outer()
@@ -50,37 +52,46 @@ def panels_for(metrics: Sequence[str], places: Mapping[str, Place], curves: Sequ
 
 def draw_points(
     axes: Any, curves: Sequence[Curve], marks: Mapping[str, Mark], place: Place, metric: str, hollow: bool = False
-) -> bool:
-    """Mean and interval of every group at its place, a line through each curve; whether intervals were cut.
+) -> set[str]:
+    """Mean and interval of every group at its place, a line through each curve; what a caption must say of intervals.
 
     An artist's label is the short label of its curve. Intervals on both axes where both have them.
     """
-    places = [place(group).mean for curve in curves for group in curve.groups]
+    groups = [group for curve in curves for group in curve.groups]
+    at, values = [place(group) for group in groups], [score(group, metric) for group in groups]
+    places, across, upwards = [x.mean for x in at], _limits(at), _limits(values)
     for number, curve in enumerate(curves):
-        mark = marks[curve.label]
-        at, values = [place(group) for group in curve.groups], [score(group, metric) for group in curve.groups]
         move = _beside(places, number - (len(curves) - 1) / 2, logarithmic=axes.get_xscale() == "log")
-        axes.errorbar(
-            [move(x.mean) for x in at],
-            [y.mean for y in values],
-            xerr=[x.half_width or 0 for x in at] if any(x.half_width for x in at) else None,
-            yerr=[y.half_width or 0 for y in values] if any(y.half_width for y in values) else None,
-            color=mark.color, marker=mark.marker, linestyle=mark.dashes if len(at) > 1 else "none", label=mark.short,
-            markerfacecolor="white" if hollow else mark.color, elinewidth=0.9, capsize=2,
-        )  # fmt: skip
+        own = [place(group) for group in curve.groups]
+        wide = [x.half_width or 0.0 for x in own] if across is None and any(x.half_width for x in own) else None
+        _draw_curve(axes, curve, marks[curve.label], [move(x.mean) for x in own], wide, metric, hollow)
     if len({round(x, 9) for x in places}) == 1:
         axes.set(xticks=[places[0]], xticklabels=[f"{places[0]:.4g}"], xlim=(places[0] * 0.8, places[0] * 1.2))
-    across = axes.get_xscale() != "log" and _cut(axes.set_xlim, [place(g) for curve in curves for g in curve.groups])
-    return _cut(axes.set_ylim, [score(group, metric) for curve in curves for group in curve.groups]) or across
+    if upwards is not None:
+        axes.set_ylim(*upwards)
+        for container in axes.containers:
+            for bars in container.lines[2]:
+                bars.set_alpha(0.5)
+    said = {LEFT_OUT: across, CUT: upwards}
+    return {sentence for sentence, limits in said.items() if limits is not None}
 
 
-def _cut(set_limits: Callable[[float, float], object], values: Sequence[Estimate]) -> bool:
-    """Limit an axis where the intervals would leave no room for the means; whether that was so."""
+def _draw_curve(
+    axes: Any, curve: Curve, mark: Mark, at: Sequence[float], wide: Sequence[float] | None, metric: str, hollow: bool
+) -> None:
+    values = [score(group, metric) for group in curve.groups]
+    axes.errorbar(
+        at, [y.mean for y in values], xerr=wide,
+        yerr=[y.half_width or 0.0 for y in values] if any(y.half_width for y in values) else None,
+        color=mark.color, marker=mark.marker, linestyle=mark.dashes if len(at) > 1 else "none", label=mark.short,
+        markerfacecolor="white" if hollow else mark.color, elinewidth=0.9, capsize=2,
+    )  # fmt: skip
+
+
+def _limits(values: Sequence[Estimate]) -> tuple[float, float] | None:
+    """Limits of an axis where the intervals would leave no room for the means."""
     ends = [(v.mean - (v.half_width or 0.0), v.mean + (v.half_width or 0.0)) for v in values]
-    limits = within([v.mean for v in values], [low for low, _ in ends], [high for _, high in ends])
-    if limits is not None:
-        set_limits(*limits)
-    return limits is not None
+    return within([v.mean for v in values], [low for low, _ in ends], [high for _, high in ends])
 
 
 def legend_of(figure: Any, curves: Sequence[Curve], marks: Mapping[str, Mark]) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from vqbench.reports.bd_rate import bd_rate
-from vqbench.reports.figures.captions import CUT, first_of, means
+from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.curves import Curve, curves, of_rate, score, scored
 from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
 from vqbench.reports.figures.style import (
@@ -35,16 +35,16 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     drawn = every[:MOST]
     shown = [group for curve in drawn for group in curve.groups]
     columns = [name for name in chosen if len(scored(shown, name)) == len(shown)]
-    style, cut = marks(curve.label for curve in drawn), False
+    style, intervals = marks(curve.label for curve in drawn), set[str]()
     places = {_rate_label(name, coded): functools.partial(score, metric=name) for name in columns}
     figure, panels = panels_for(qualities, places, drawn)
     for panel in panels:
         hollow = panel.place == _rate_label(coded, coded)
-        cut |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
+        intervals |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
     legend_of(figure, drawn, style)
     said = f"{_titles(qualities)} against {DEFINITIONS[rate].title}"
     said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
-    caption = f"{said}. {means(section.section, shown)}{CUT if cut else ''}"
+    caption = f"{said}. {means(section.section, shown)}{''.join(sorted(intervals))}"
     if share_places([score(group, rate).mean for group in shown]):
         caption += " Points at one rate are set side by side."
     caption += delta_rates(drawn, rate) + first_of(len(drawn), len(every), "curves") + shortened_note(style)

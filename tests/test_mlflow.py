@@ -26,9 +26,9 @@ from vqbench.atomic import write_arrays_atomically
 from vqbench.board import CommandRun, description
 from vqbench.errors import UsageError
 from vqbench.fetch import fetch_experiment
+from vqbench.reporting import report
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import FORMATS, build_report, write_report
-from vqbench.reporting import report
 from vqbench.results import cell_folders, read_json, write_json
 from vqbench.tracking import sync
 

@@ -274,7 +274,7 @@ class Mortal:
     def end(self) -> dict[str, dict[str, float]]:
         """Let the command come to its end; the scores of its cells."""
         before = set(self.finished)
-        answer = Background(*self.ask).answer()
+        answer = typed(*self.ask)
         assert answer.code == 0, answer.err
         self.look()
         assert {Path(row["path"]) / "result.json" for row in answer.objects if row["state"] == "cached"} == before
@@ -328,6 +328,7 @@ def test_a_driver_killed_at_twenty_random_times_loses_no_result(
         assert killed.end() == expected
 
 
+@pytest.mark.slow
 def test_every_command_runs_its_cells_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
     (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [16, 256]}")

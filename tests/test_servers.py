@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DEADLINE, FAULTY, Command, settings, start, until
+from conftest import DEADLINE, FAULTY, Command, settings, start, typed, until
 from postgres import free_port
 
 from vqbench.results import write_json
@@ -109,7 +109,7 @@ def assert_it_holds(client: Any, experiment: str, rows: list[dict[str, Any]], ar
 
 
 def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
-    vqbench: Command, tmp_path: Path, server: Callable[[str], MLflowServer]
+    tmp_path: Path, server: Callable[[str], MLflowServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -138,7 +138,8 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
     assert "Traceback" not in err
 
     there.start()
-    answer = vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=there.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there.address)
+    answer = typed("sync", "--runs", runs)
     assert answer.code == 0, answer.err
     assert "2 cells are up to date" in answer.out
     expected = {"spec.json", "result.json", "codes.png", "per_image.parquet", "log.txt", "weights"}
@@ -168,6 +169,7 @@ class Silence:
             connection.close()
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_hangs_does_not_hold_up_training(tmp_path: Path) -> None:
     hung = Silence()
     command = start(

@@ -751,6 +751,7 @@ def _request(options: dict[str, Any], **fields: Any) -> SweepRequest:
     return SweepRequest(run=make_request(["vqgan"], **options), spaces=(space,), **fields)
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
     space = place.write("rates.yaml", {"recipe": {"learning_rate": [0.001, 0.002]}})
     command = [
@@ -784,6 +785,7 @@ def test_one_driver_at_a_time(comparison: Answer, place: Place) -> None:
             package.sweep(resume="vqgan+fsq-sizes", runs=place.runs, track=False)
 
 
+@pytest.mark.slow
 def test_a_pruned_cell_keeps_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     """Of two learning rates the second learns nothing, and is given up; a run of it then ends what was begun."""
     from vqbench.runner import make_request, run

@@ -241,7 +241,7 @@ def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, tmp_pat
     assert [[row["state"] for row in answer.objects] for answer in answers] == [["done", "cached"], ["cached", "done"]]
     assert [row["scores"] for row in answers[0].objects] == [row["scores"] for row in answers[1].objects]
     assert [starts(cell) for cell in cells(tmp_path / "runs")] == [1, 1]
-    assert "waits for another command" in answers[1].err
+    assert "faulty s0 done by another command" in answers[1].err
 
 
 class Mortal:

@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/vqbench run --methods vaevq,vqgan --dataset photos
 
+# by files: what costs much is made once for a file (groups of pytest-xdist 3.8 do nothing under pytest 9.2)
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

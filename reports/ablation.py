@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
+from vqbench.reports.pair_words import decimals, p_text
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
@@ -222,13 +223,12 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
 
 
 def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
-    found, digits = finding.difference, column.digits
-    interval = (
-        "–" if found.low is None or found.high is None else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
-    )
-    p = "–" if finding.p is None else "< 0.001" if finding.p < 0.001 else f"{finding.p:.3f}"
+    found = finding.difference
+    digits = max(column.digits, decimals(found))  # a small difference that is certain must not read as 0.00
+    known = found.low is not None and found.high is not None
+    interval = f"{found.low:+,.{digits}f} to {found.high:+,.{digits}f}" if known else "–"
     over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds").replace(" and", ",")
-    return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p, finding.verdict)
+    return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p_text(finding.p), finding.verdict)
 
 
 def notes(rows: Sequence[AnalysedRow]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vqbench.errors import UsageError
 from vqbench.recipe import Recipe
+from vqbench.reports.intact import result_problem, results_of_nothing, spec_problem
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results import DONE, FAILED, FETCHED, CellFolder, cell_folders, cell_row, read_json
 
@@ -46,15 +47,22 @@ class StoredCell:
 
     @functools.cached_property
     def training(self) -> dict[str, Any]:
-        """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`."""
+        """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests."""
         recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
         code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
+        data = self.spec["dataset"].get("training_digest")
         return {
             **self.spec["config"],
             **{f"recipe.{k}": v for k, v in recipe.items()},
             "devices": self.spec.get("devices", 1),
             **({"code": code[:8]} if code else {}),
+            **({"training_digest": data[:8]} if data else {}),
         }
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The same for cells that differ in their seed alone, or in what they are measured with."""
+        return json.dumps([self.spec["method"], self.training], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,8 @@ def load_experiment(runs: Path, name: str) -> Experiment:
         if unreadable:
             what += f"; cannot be read: {_some(unreadable)}"
         raise UsageError(what, "`vqbench run` with the options that began it goes on where it was")
+    cells, copies = _without_copies(cells)
+    unreadable += copies + results_of_nothing(folder)
     unreadable += (read_json(folder / FETCHED) or {}).get("missing", [])
     return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable))
 
@@ -204,21 +214,31 @@ def _no_experiment(runs: Path, name: str) -> UsageError:
     return UsageError(f"no experiment '{name}' in {runs}; {question}", "--runs DIR says where results are")
 
 
-_NEEDED = ("method", "config", "components", "recipe", "dataset", "protocol", "seed")
-
-
 def _read(folder: CellFolder) -> tuple[StoredCell | None, str]:
     """The cell, or what is wrong with it; neither where it has no result."""
     spec, result = folder.spec, folder.result
-    missing = [key for key in _NEEDED if key not in spec]
-    if missing:
-        return None, f"spec.json is not whole (no {', '.join(missing)})"
+    if problem := spec_problem(spec):
+        return None, problem
     if result is None:
         there = (folder.path / "result.json").is_file()
         return None, "result.json is not whole; run its command again" if there else ""
-    if result.get("state") not in (DONE, FAILED):
-        return None, "result.json names no state"
+    if problem := result_problem(result):
+        return None, problem
     return StoredCell(folder, spec, result), ""
+
+
+def _without_copies(cells: Sequence[StoredCell]) -> tuple[list[StoredCell], list[str]]:
+    """Cells, and a sentence for each that is another one once more: it would count as a seed and is none.
+
+    Of such cells the one counts whose folder is named after its spec, as `vqbench run` names it.
+    """
+    kept: dict[tuple[str, str, int], StoredCell] = {}
+    copies = []
+    for cell in sorted(cells, key=lambda c: not c.folder.name.endswith(str(c.spec.get("hash"))[:8])):
+        first = kept.setdefault((str(cell.spec["protocol"]["hash"]), cell.identity, cell.seed), cell)
+        if first is not cell:
+            copies.append(f"{cell.folder.name}: the same cell as {first.folder.name}")
+    return sorted(kept.values(), key=lambda c: c.folder.name), sorted(copies)
 
 
 def sections_of(cells: Iterable[StoredCell]) -> tuple[Section, ...]:
@@ -233,8 +253,7 @@ def sections_of(cells: Iterable[StoredCell]) -> tuple[Section, ...]:
 def _groups(cells: Iterable[StoredCell]) -> tuple[Group, ...]:
     by_training: dict[str, list[StoredCell]] = {}
     for cell in cells:
-        key = json.dumps([cell.spec["method"], cell.training], sort_keys=True)
-        by_training.setdefault(key, []).append(cell)
+        by_training.setdefault(cell.identity, []).append(cell)
     alike: dict[str, list[list[StoredCell]]] = {}
     for found in by_training.values():
         found.sort(key=lambda c: (c.seed, c.folder.name))

@@ -26,8 +26,11 @@ class Grid:
 
 
 def one_line(text: str) -> str:
-    """Text without line ends and other control characters: a space stands for each."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
+    """Text without line ends and other control characters, for each of which a space stands.
+
+    Marks that turn the direction of all that follows are left out: they would turn round the numbers beside a name.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", re.sub(r"[\u202a-\u202e\u2066-\u2069]", "", text))
 
 
 def markdown_text(text: str) -> str:

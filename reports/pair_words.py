@@ -41,6 +41,8 @@ def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> O
         return Outlook(None, "–", "how many seeds more is not known, for no spread was seen")
     if verdict in ("better", "worse"):
         return Outlook(0, "none", "already separated")
+    if _nothing_differs(found):
+        return Outlook(None, "–", "no number of seeds is known to tell them apart")
     needed = seeds_needed(of_seeds, found.image_error)
     if needed < math.inf:
         more = max(int(needed) - found.seeds, 1)
@@ -52,6 +54,11 @@ def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> O
     return Outlook(
         None, f"> {MOST_SEEDS}", f"more than {MOST_SEEDS} more seeds: the difference is small against the noise"
     )
+
+
+def _nothing_differs(found: Difference) -> bool:
+    """Whether both are the same in every seed, and in every image where there are values of images."""
+    return found.delta == found.low == found.high == 0
 
 
 def decimals(found: Difference) -> int:
@@ -100,6 +107,8 @@ def sentence(metric: str, a: str, b: str, found: Difference, verdict: Verdict) -
         size = found if found.delta > 0 else _turned(found)
         amount = f"{size.delta:,.{decimals(size)}f}{unit}"
         return f"{a} is {verdict} than {b} in {definition.title} by {amount} {_evidence(size, '')}"
+    if _nothing_differs(found):
+        return f"{a} and {b} are the same in {definition.title}, wherever they meet ({over_text(found)})"
     amount = f"{found.delta:+,.{decimals(found)}f}{unit}" if found.delta else "0"
     if verdict == "not separated":
         return (

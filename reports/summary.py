@@ -106,7 +106,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
     params = {f"params_{part}": float(count) for part, count in row["params"].items()}
-    return {**row["scores"], **params, "train_images_per_s": row["train_images_per_s"] or 0.0}
+    speed = row["train_images_per_s"]
+    return {**row["scores"], **params, **({"train_images_per_s": speed} if speed else {})}
 
 
 def _failure(row: dict[str, Any]) -> str:

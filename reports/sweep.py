@@ -220,8 +220,7 @@ class SweepReport:
         finished = [row for row in self.rows if row["state"] in _FINISHED]
         if len(self.objectives) > 1 and finished:
             files.append(folder / "pareto.png")
-            titles = {name: self._title(name) for name in self.objectives}
-            draw_pareto(finished, self.pareto(), titles, files[-1])
+            draw_pareto(finished, self.pareto(), self.objectives, files[-1])
         return files
 
 

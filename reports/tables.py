@@ -30,7 +30,12 @@ class Table:
 def tables(section: ReportSection, published: bool) -> list[Table]:
     """What a report prints of one protocol: scores, failed and collapsed cells, ablations, published numbers."""
     stated = Stated(section.rows, section.columns if published else ())
-    found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), _legend(section))]
+    notes = _legend(section)
+    if published and not stated.numbers:
+        notes += (
+            "no published numbers: the papers print none in these columns, or an older vqbench did not store them",
+        )
+    found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), notes)]
     if (problems := problem_cells(section.rows)).rows:
         found.append(Table("problems", "Failed and collapsed cells", problems, ()))
     for i, ablation in enumerate(section.ablations, start=1):

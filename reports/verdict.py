@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vqbench.reports.comparison import Pair
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import DEFINITIONS, Column, Estimate
 
@@ -58,7 +59,7 @@ class Finding:
     untested: tuple[str, ...]
     """Without a test against the best: too few seeds, or none in common."""
     over_images: bool
-    """Whether the tests run over the images of one seed, and so leave out the noise of training."""
+    """Whether one that is worse is so over the images of one seed alone, which leaves out the noise of training."""
 
     def sentence(self, name: Name = str) -> str:
         """The finding in words; `name` writes each label."""
@@ -76,7 +77,8 @@ class Finding:
         if self.kind == "all tied":
             rest = f"{name(self.tied[0])} is" if len(self.tied) == 1 else "none of the others is"
             return f"{start}, but {rest} {'not ' if len(self.tied) == 1 else ''}separated from it."
-        parts = [(self.tied, "not separated from it"), (self.worse, "worse"), (self.untested, "not tested against it")]
+        worse = "worse over the images of one seed" if self.over_images else "worse"
+        parts = [(self.tied, "not separated from it"), (self.worse, worse), (self.untested, "not tested against it")]
         said = [f"{listed(labels, name)} {_are(labels)} {what}" for labels, what in parts if labels]
         return f"{start}; {'; '.join(said)}."
 
@@ -104,7 +106,16 @@ class Verdict:
 def verdict(section: ReportSection) -> Verdict:
     """The words for one protocol of a report, from the comparisons that its table shows."""
     findings = tuple(found for column in section.columns if (found := _finding(section, column)) is not None)
-    return Verdict(_headline(findings), _measured(section), findings, _problems(section), _limits(section, findings))
+    headline = _headline(findings).removesuffix(".") + f"{_of_one_training(section, findings)}."
+    return Verdict(headline, _measured(section), findings, _problems(section), _limits(section, findings))
+
+
+def _of_one_training(section: ReportSection, findings: Sequence[Finding]) -> str:
+    """What a headline must add where methods were told apart over the images of one seed."""
+    if not any(finding.over_images for finding in findings):
+        return ""
+    once = all(group.summary.seeds <= 1 for group in section.rows)
+    return ", as far as one training of each tells" if once else "; some of it rests on one training of a method"
 
 
 def listed(labels: Sequence[str], name: Name = str, most: int = MOST_NAMES) -> str:
@@ -139,8 +150,13 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
         tied,
         worse,
         untested,
-        any(pair.difference.over == "images" for pair in comparison.pairs),
+        any(p.difference.over == "images" and _others(p, comparison.best) & {*worse} for p in comparison.pairs),
     )
+
+
+def _others(pair: Pair, best: str) -> set[str]:
+    """What the best is set against in a pair; nothing in a pair that it is not in."""
+    return {pair.base, pair.other} - {best} if best in (pair.base, pair.other) else set()
 
 
 def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]) -> Kind:
@@ -171,9 +187,9 @@ def _headline(findings: Sequence[Finding]) -> str:
     if len(winners) == 1 and all(f.kind == "alone" for f in decided):
         return f"{next(iter(winners))} is best in every score."
     labels = _labels(decided)
-    never_worse = [label for label in labels if not any(label in f.worse for f in decided)]
+    worse = [label for label in labels if any(label in f.worse for f in decided)]
+    never_worse = [label for label in labels if not any(label in (*f.worse, *f.untested) for f in decided)]
     if len(never_worse) > max(2, len(labels) // 2):
-        worse = [label for label in labels if label not in never_worse]
         rest = f"; {listed(worse)} {_are(worse)} worse in at least one" if worse else ""
         return f"{len(never_worse)} of {len(labels)} methods are not separated from the best in any score{rest}."
     if never_worse:

@@ -41,15 +41,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at one costly thing stay in one process when pytest-xdist spreads the others."""
-    for item in items:
-        names = set(getattr(item, "fixturenames", ()))
-        shared = {"browser", "comparison", "postgres", "tracked", "wheel", "workplace"} & names
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(min(shared)))  # the same in every process
-
-
 @dataclass(frozen=True)
 class Answer:
     """What the command line answered."""

@@ -83,6 +83,19 @@ def test_json_is_what_python_gets(vqbench: Command, runs: Path) -> None:
     assert rfid["sentence"].startswith("far is worse than near in rFID by 14.2 (95 % ")
 
 
+def test_what_is_the_same_everywhere_is_said_to_be(tmp_path: Path) -> None:
+    for method in ("a", "b"):
+        for seed in (0, 1):
+            write_cell(tmp_path / "e", method, seed, {"rfid": 3.0 + seed}, images={"psnr": [10.0 + seed, 12.0, 14.5]})
+    found = package.compare("a", "b", runs=tmp_path)
+    assert list(found["sentence"]) == [
+        "a and b are the same in rFID, wherever they meet (2 seeds)",
+        "a and b are the same in PSNR, wherever they meet (2 seeds × 3 images)",
+    ]
+    assert set(found["verdict"]) == {"not separated"}
+    assert not any("noise" in text for text in found["more_seeds_text"])
+
+
 def test_one_seed_says_what_it_cannot_know(runs: Path) -> None:
     table = package.compare("near", "odd", runs=runs).set_index("metric")
     assert set(table["seeds"]) == {1}

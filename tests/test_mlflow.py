@@ -26,6 +26,7 @@ from vqbench.atomic import write_arrays_atomically
 from vqbench.board import CommandRun, description
 from vqbench.errors import UsageError
 from vqbench.fetch import fetch_experiment
+from vqbench.reporting import report
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import FORMATS, build_report, write_report
 from vqbench.results import cell_folders, read_json, write_json
@@ -357,6 +358,15 @@ def test_what_a_server_says_is_not_trusted_with_paths(tracked: Place, tmp_path: 
     with pytest.raises(UsageError, match="holds no cells of vqbench"):
         fetch_experiment(tracked.server.address, "odd", tmp_path / "back")
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_cells_that_were_sent_without_files_are_told_from_unfinished_ones(tracked: Place, tmp_path: Path) -> None:
+    created = tracked.rest.ask("experiments/create", {"name": "bare"})["experiment_id"]
+    tags = [{"key": "vqbench.cell", "value": "vqgan-s0/a0"}]
+    run = tracked.rest.ask("runs/create", {"experiment_id": created, "tags": tags})["run"]["info"]["run_id"]
+    tracked.rest.ask("runs/update", {"run_id": run, "status": "FINISHED"})
+    with pytest.raises(UsageError, match="vqgan-s0: its scores are in MLflow and its files are not; `vqbench sync`"):
+        report("bare", from_mlflow=tracked.server.address, out=tmp_path)
 
 
 def test_what_cannot_be_fetched_is_said(tracked: Place, tmp_path: Path) -> None:

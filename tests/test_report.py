@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,14 @@ from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
 from vqbench.plan import RunRequest, make_plan
+from vqbench.reports.ablation import Finding, delta_table
+from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
 from vqbench.reports.families import families
 from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.report import Report, build_report, write_report
+from vqbench.reports.statistics import Difference
 from vqbench.results import read_json, write_json
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
@@ -442,6 +447,73 @@ def test_half_written_files_are_named_and_stop_nothing(vqbench: Command, tmp_pat
         assert f"{cell.name}: {name} is not whole" in answer.err
         assert f"{name} is not whole" in (folder / "report" / "report.md").read_text().replace("\\", "")
     assert "| vqgan |" in (folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("result.json", {"scores": {"psnr": math.nan}}, "(psnr: no finite number)"),
+        ("result.json", {"scores": {"psnr": "high"}}, "(psnr: no finite number)"),
+        ("result.json", {"scores": {}}, "has no scores"),
+        ("result.json", {"scores": [1]}, "(scores is not an object)"),
+        ("result.json", {"state": "failed", "error": "boom"}, "(error is not an object)"),
+        ("result.json", {"collapse": {"reason": "usage fell"}}, "(collapse has no images or no reason)"),
+        ("spec.json", {"seed": "zero"}, "(seed is not a whole number)"),
+        ("spec.json", {"protocol": {"name": "v1"}}, "(protocol.hash is not text)"),
+        ("spec.json", {"paper": 3}, "(paper is not an object)"),
+    ],
+)
+def test_a_file_that_is_json_and_not_ours_is_left_out(
+    file: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = make_runs(tmp_path, "odd", [Made("vqgan"), Made("fsq", "fsq")], seeds=(0, 1))
+    path = cell_of(folder, "vqgan") / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    report = build_report(load_experiment(tmp_path, "odd"))
+    (note,) = report.notes
+    assert note.startswith(f"left out, {path.parent.name}: {file}"), note
+    assert note.endswith(said)
+    assert {row.label: row.summary.seeds for row in report.sections[0].rows} == {"fsq": 2, "vqgan": 1}
+
+
+def test_a_copy_of_a_cell_is_no_seed_and_a_result_of_nothing_is_named(tmp_path: Path) -> None:
+    folder = make_runs(tmp_path, "copied", [Made("vqgan"), Made("fsq", "fsq")], seeds=(0, 1))
+    vqgan, fsq = cell_of(folder, "vqgan"), cell_of(folder, "fsq")
+    shutil.copytree(vqgan, folder / "cells" / "a-backup")  # before the original, by name
+    (fsq / "spec.json").unlink()
+    found = load_experiment(tmp_path, "copied")
+    assert {group.label: group.summary.seeds for group in found.groups} == {"fsq": 1, "vqgan": 2}
+    assert found.notes == [
+        f"left out, a-backup: the same cell as {vqgan.name}",
+        f"left out, {fsq.name}: there is a result but no spec.json, which says of what",
+    ]
+
+
+def test_a_small_difference_that_is_certain_does_not_read_as_zero() -> None:
+    finding = Finding(Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images"), 2e-5, "worse")
+    row = SimpleNamespace(title="without dcr", findings={"psnr": finding})
+    (line,) = delta_table([row]).rows  # type: ignore[list-item]
+    assert line[2:4] == ("-0.0050", "-0.0072 to -0.0027")
+
+
+def test_published_that_finds_nothing_says_so(experiment: Path) -> None:
+    report = build_report(load_experiment(experiment.parent, experiment.name), ["usage"], published=True)
+    assert "- no published numbers" in markdown_document(report)
+    assert "no published numbers" not in markdown_document(replace(report, published=False))
+
+
+def test_a_name_does_not_turn_the_numbers_beside_it_round() -> None:
+    table = markdown(Grid(("method", "rFID"), (False, True), (("\u202eevil\u2067", "12.34"),)))
+    assert table.splitlines()[-1] == "| evil | 12.34 |"
+
+
+def test_other_training_images_are_another_row(tmp_path: Path) -> None:
+    folder = make_runs(tmp_path, "two", [Made("vqgan")], seeds=(0, 1))
+    changed = cell_of(folder, "vqgan") / "spec.json"
+    spec = json.loads(changed.read_text())
+    changed.write_text(json.dumps({**spec, "dataset": {**spec["dataset"], "training_digest": "2" * 64}}))
+    labels = [group.label for group in load_experiment(tmp_path, "two").groups]
+    assert labels == ["vqgan training_digest=11111111", "vqgan training_digest=22222222"]
 
 
 def test_python_users_have_the_same(experiment: Path, tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_one_seed_says_that_its_tests_are_over_images() -> None:
     found, told = said({"a": 2, "b": 1}, set(), seeds=1)
     assert told == "a is best (2.00 dB); b is worse by more than the choice of images explains."
     assert "leave out the noise of training" in found.limits[0]
+    assert found.headline == "a is best in every score, as far as one training of each tells."
+    found, told = said({"a": 3, "b": 2, "c": 1}, {"b"}, seeds=1)
+    assert told.endswith("; b is not separated from it; c is worse over the images of one seed.")
+    found, told = said({"a": 3, "b": 2, "c": 1}, {"b", "c"}, seeds=1)
+    assert "one training" not in found.headline
+
+
+def test_who_was_not_tested_is_neither_among_the_best_nor_worse() -> None:
+    found, _ = said({"a": 9, "b": 8, "c": 7, "d": 6, "e": 5, "f": 4}, {"b", "c", "d"}, {"e"})
+    assert found.headline == (
+        "4 of 6 methods are not separated from the best in any score; f is worse in at least one."
+    )
 
 
 def test_two_seeds_say_how_little_they_are() -> None:

@@ -128,7 +128,10 @@ def _fetch_cell(client: Any, uri: str, cell: _CellRun, experiment: Path) -> list
         (folder / name).unlink(missing_ok=True)
     artifacts = _asked(uri, lambda: artifacts_of(client, uri, info.run_id))
     wanted = files if files is not None else {"spec.json": ""}
-    problems = []
+    bare = files is None and info.status == "FINISHED"  # by a vqbench that sent scores alone, or one that was cut off
+    problems = (
+        [f"{cell.folder}: its scores are in MLflow and its files are not; `vqbench sync` sends them"] if bare else []
+    )
     for name in sorted({*wanted} & {*RESULT_FILES}, key=lambda name: name == "result.json"):
         if not _download(artifacts, name, wanted[name], folder / name):
             problems.append(f"{cell.folder}: {name} does not arrive as it was sent; `vqbench sync` sends it again")

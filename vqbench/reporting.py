@@ -71,12 +71,13 @@ def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
     """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
     from vqbench.results import FETCHED, read_json
 
-    if any(fetched.glob("cells/*/spec.json")):
+    missing = (read_json(fetched / FETCHED) or {}).get("missing")
+    if any(fetched.glob("cells/*/result.json")) or (not missing and any(fetched.glob("cells/*/spec.json"))):
         return
-    missing = (read_json(fetched / FETCHED) or {}).get("missing") or ["no cell has a file"]
+    missing = missing or ["no cell has a file"]
     raise UsageError(
         f"the files of '{request.name}' are not where MLflow at {request.from_mlflow} has put them: {missing[0]}",
-        "its artifact store must be reachable from here",
+        "its artifact store must be reachable from here; `vqbench sync --runs DIR`, where the results are, sends them",
     )
 
 

@@ -161,7 +161,7 @@ def cell_row(
         "protocol": spec["protocol"]["hash"],
         "state": state,
         "scores": result.get("scores", {}),
-        "params": result.get("params", {}),
+        "params": result.get("params") or {},
         "train_images_per_s": result.get("train_images_per_s"),
         "path": str(folder.path),
         "collapse": stored.get("collapse"),

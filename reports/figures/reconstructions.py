@@ -122,7 +122,7 @@ def _grid(cell: StoredCell, row: int) -> dict[int, Pixels]:
 
     try:
         picture = np.asarray(Image.open(cell.folder.path / "recon.png").convert("RGB"))
-    except OSError:
+    except (OSError, SyntaxError, ValueError):  # SyntaxError is Pillow's word for a broken PNG
         return {}
     positions = shown_positions(int(cell.spec["protocol"]["n_images"]))
     side = picture.shape[0] // 2

@@ -1,4 +1,4 @@
-"""Pictures of stored results: code histograms and reconstructions side by side."""
+"""The reconstructions of several cells in one picture, side by side."""
 
 from __future__ import annotations
 
@@ -8,30 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from vqbench.atomic import replacing
-
-
-def draw_code_histogram(histogram: Path, target: Path) -> None:
-    """How often each code was used over the whole split, most used first, on logarithmic axes, as a PNG."""
-    import matplotlib as mpl
-    import seaborn as sns
-    from matplotlib.figure import Figure
-
-    counts = np.load(histogram)["histogram"]
-    with mpl.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("notebook")}):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")  # not pyplot: this runs in a thread
-        axes = figure.subplots()
-        for group, row in enumerate(counts):
-            label = f"codebook {group}" if len(counts) > 1 else None
-            frequency = np.sort(row)[::-1]
-            axes.step(np.arange(1, len(row) + 1), np.where(frequency > 0, frequency, np.nan), where="mid", label=label)
-        axes.set(xscale="log", yscale="log", xlabel="code, by rank", ylabel="times used over the validation split")
-        used, size = int((counts > 0).sum()), counts.size
-        axes.set_title(f"{used:,} of {size:,} codes used by {int(counts[0].sum()):,} tokens")
-        axes.set_xlim(1, counts.shape[1])
-        if len(counts) > 1:
-            axes.legend()
-        with replacing(target) as partial:
-            figure.savefig(partial, format="png", dpi=120)
 
 
 def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -> None:

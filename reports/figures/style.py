@@ -86,11 +86,14 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in there)]
 
 
-def new_figure(height: float, width: float = WIDTH) -> Any:
-    """An empty figure of `width` × `height` inches; not pyplot's, for it may be drawn in a thread."""
+def new_figure(height: float, width: float = WIDTH, lay_out: bool = True) -> Any:
+    """An empty figure of `width` × `height` inches; not pyplot's, for it may be drawn in a thread.
+
+    lay_out: whether panels find their own places, so that no label is cut off.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained" if lay_out else None)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -109,8 +112,9 @@ def save(figure: Any, stem: Path, formats: Sequence[str]) -> tuple[Path, ...]:
 
     figure.set_dpi(DPI)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().execute(figure)  # laid out once, not for each format
-    figure.set_layout_engine("none")
+    if figure.get_layout_engine() is not None:
+        figure.get_layout_engine().execute(figure)  # laid out once, not for each format
+        figure.set_layout_engine("none")
     files = []
     for name in formats:
         target = stem.with_name(f"{stem.name}.{name}")
@@ -209,7 +213,7 @@ def metric_label(metric: str) -> str:
 
 def logarithmic(axis: Any, values: Sequence[float]) -> bool:
     """Make an axis logarithmic, with numbers as people write them, where positive values span a factor of 8."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if not values or min(values) <= 0 or max(values) < 8 * min(values):
         return False
@@ -217,5 +221,5 @@ def logarithmic(axis: Any, values: Sequence[float]) -> bool:
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
     return True

@@ -13,6 +13,7 @@ from vqbench.reports.figures.style import (
     legend_below,
     legend_handle,
     marks,
+    metric_label,
     new_figure,
     plain,
     save,
@@ -31,18 +32,18 @@ def draw_importances(importances: Mapping[str, Mapping[str, float]], title: str,
         ):
             names = sorted(shares, key=lambda name: shares[name])
             axes.barh([plain(text) for text in short_labels(names, 30).values()], [shares[name] for name in names])
-            axes.set(xlim=(0, 1), xlabel=f"share of what tells good trials in {objective} from the rest")
+            axes.set(xlim=(0, 1), xlabel=f"share of what tells good trials\nin {objective} from the rest")
         figure.suptitle(plain(short_labels([title], 80)[title]), fontsize=9)
         save(figure, target.with_suffix(""), ("png",))
 
 
 def draw_pareto(
-    rows: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], titles: Mapping[str, str], target: Path
+    rows: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], objectives: Sequence[str], target: Path
 ) -> None:
     """Every trial by two objectives at a time, a colour and marker per method, the front ringed, as a PNG."""
     from matplotlib.lines import Line2D
 
-    pairs = list(itertools.combinations(titles, 2))
+    pairs = list(itertools.combinations(objectives, 2))
     style = marks(row["method"] for row in rows)
     with drawing():
         figure = new_figure(3.6, WIDTH * max(1.0, len(pairs) / 2))
@@ -52,7 +53,7 @@ def draw_pareto(
                 axes.scatter([v[x] for v in own], [v[y] for v in own], color=mark.color, marker=mark.marker, alpha=0.8)
             best = [row["values"] for row in front]
             axes.scatter([v[x] for v in best], [v[y] for v in best], s=110, facecolors="none", edgecolors="black")
-            axes.set(xlabel=titles[x], ylabel=titles[y])
+            axes.set(xlabel=metric_label(x), ylabel=metric_label(y))
         ring = Line2D([], [], marker="o", markersize=10, markerfacecolor="none", color="black", linestyle="none")
         methods = {mark.short: legend_handle(mark, line=False) for mark in style.values()}
         legend_below(figure, {**methods, "Pareto front": ring})

@@ -37,6 +37,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["COLUMNS"] = "100"
     os.environ["VQBENCH_PAGE"] = "0"  # seconds of pictures for each command; the tests of the page ask for it
     os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
+    if "torch" in sys.modules:  # it has read the variable already; cells that it trains here are compared bit by bit
+        sys.modules["torch"].set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's back, whose commands would not hear it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -282,7 +282,7 @@ print("went on", flush=True)
 try:
     interrupts.check()
 except KeyboardInterrupt:
-    print("heard")
+    print("heard", flush=True)  # os._exit drops what a pipe has not been given yet
 interrupts.check()
 signal.raise_signal(signal.SIGINT)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -83,10 +84,11 @@ def _refuse_unknown_owners(space: Raw) -> None:
 
 
 def _groups(references: Sequence[str]) -> list[str]:
-    names = [
-        name for name in dict.fromkeys(split_reference(r)[0] for r in references) if not METHODS.outline(name).problem
-    ]
-    return sorted({d.group for name in names for d in METHODS.get(name).search_space.values() if d.group})
+    groups = set()
+    for name in dict.fromkeys(split_reference(reference)[0] for reference in references):
+        with contextlib.suppress(UsageError):  # a plugin that does not import is refused where it is asked for
+            groups |= {drawn.group for drawn in METHODS.get(name).search_space.values() if drawn.group}
+    return sorted(groups)
 
 
 def _study(reference: str, request: SweepRequest, space: Raw, recipe: Recipe) -> tuple[StudyPlan, list[str]]:

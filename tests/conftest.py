@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -41,6 +42,17 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         sys.modules["torch"].set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's back, whose commands would not hear it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_plugins() -> Iterator[None]:
+    """What a file of tests registers is gone after it: files share a process, in an order that nobody chooses."""
+    from vqbench.registry import DATASETS, METHODS
+
+    before = [{name: copy.copy(value) for name, value in vars(registry).items()} for registry in (METHODS, DATASETS)]
+    yield
+    for registry, state in zip((METHODS, DATASETS), before, strict=True):
+        vars(registry).update(state)
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,18 @@ def test_what_is_shipped_and_declared_fits_every_method(name: str, method: str, 
     assert {p.field for p in study.parameters} == set(METHODS.get(method).search_space)
 
 
+def test_a_broken_plugin_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    plugin = tmp_path / "torn.py"
+    plugin.write_text(
+        'import torchh\nfrom vqbench.registry import METHODS\n@METHODS.register("torn")\nclass Torn:\n    "Torn."\n'
+    )
+    METHODS.add_file(plugin)
+    (study,), _ = plan_studies(request(tmp_path, {"declared": "losses"}, "vqgan"))
+    assert study.parameters
+    with pytest.raises(UsageError, match=r"torn\.py does not import.*torchh"):
+        plan_studies(request(tmp_path, {"recipe": {"images": [8, 16]}}, "torn"))
+
+
 def test_levels_follow_the_size_and_what_a_method_does_not_follow_is_not_drawn(tmp_path: Path) -> None:
     (vqgan, fsq), notes = plan_studies(request(tmp_path, "latent", "vqgan,fsq"))
     assert {p.name for p in vqgan.parameters} == {"latent_channels", "codebook_dim"}

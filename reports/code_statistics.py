@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ _CODES_AT_ONCE = 1 << 22  # codes that are sorted at a time: about 200 MiB of te
 def resample_codes(codes: NDArray[Any], codebook_size: int, score: CodeScore) -> Resampled:
     """Codebook usage, perplexity or dead codes, and its jackknife: each image is left out in turn.
 
+    The jackknife of a count of codes is too wide and is narrowed, see `_narrowed`.
+
     codes are integers (N, T), or (N, T, G) for G codebooks of `codebook_size`. The score is the mean over
     codebooks of `vqbench.metrics.codes`: usage in (0, 1], perplexity in [1, codebook size], dead codes from 0.
 
@@ -27,17 +29,14 @@ def resample_codes(codes: NDArray[Any], codebook_size: int, score: CodeScore) ->
     if score not in CODE_SCORES:
         raise ValueError(f"expected one of the scores {', '.join(CODE_SCORES)}, not {score!r}")
     grid = _checked(codes, codebook_size)
-    one_codebook = _perplexity_without_each if score == "perplexity" else _used_without_each
+    one_codebook = _perplexity if score == "perplexity" else _used
     found = [one_codebook(grid[:, :, g], codebook_size) for g in range(grid.shape[2])]
-    whole, without = float(np.mean([all_ for all_, _ in found])), np.mean([each for _, each in found], axis=0)
+    whole, parts = float(np.mean([all_ for all_, _ in found])), np.mean([each for _, each in found], axis=0)
     if score == "usage":
-        whole, without = whole / codebook_size, without / codebook_size
+        whole, parts = whole / codebook_size, parts / codebook_size
     elif score == "dead_codes":
-        whole, without = codebook_size - whole, codebook_size - without
-    images = len(grid)
-    # A bootstrap of usage gave 0.7 to 2.3 times the true sd in simulations (a resample never shows a new code, and
-    # loses a third of the codes seen once); the jackknife 1.1 to 1.4 times, and for perplexity 1.0 to 1.3 times.
-    return Resampled(whole, (without - without.mean()) * math.sqrt((images - 1) / images), images)
+        whole, parts = codebook_size - whole, -parts
+    return Resampled(whole, parts, len(grid))
 
 
 def paired_codes(
@@ -48,7 +47,7 @@ def paired_codes(
     As `resample_codes`; row i of base and other is the same image, T, G and the size of the codebook may differ.
     codebook_sizes = (of base, of other), per codebook. Standard deviation by the delete-one-image jackknife of the
     difference, v = (N − 1)/N Σ (δ₍ᵢ₎ − mean δ₍.₎)², interval delta ± 1.96 √v. It is not too small on average (Efron
-    and Stein, 1981, doi:10.1214/aos/1176345462).
+    and Stein, 1981, doi:10.1214/aos/1176345462); what usage and dead codes are narrowed by says `_narrowed`.
     """
     of_base, of_other = (
         resample_codes(codes, size, score) for codes, size in zip((base, other), codebook_sizes, strict=True)
@@ -69,19 +68,47 @@ def _checked(codes: NDArray[Any], codebook_size: int) -> NDArray[Any]:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def _used_without_each(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
-    """Codes of (N, T) that are used at least once and, (N,), how many are left without each image."""
+def _used(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
+    """Codes of (N, T) that are used at least once and, (N,), the parts of its deviation."""
 
     def lost(of_code: NDArray[np.int64], of_image: NDArray[np.int64]) -> Array:
         return np.asarray(of_code == of_image, np.float64)  # a code that no other image has
 
     histogram = _histogram(codes, codebook_size)
     used = int(np.count_nonzero(histogram))
-    return used, used - _sum_by_image(codes, histogram, lost)
+    parts = _jackknife(used - _sum_by_image(codes, histogram, lost))
+    return used, parts * _narrowed(_images_of_each(codes, codebook_size))
 
 
-def _perplexity_without_each(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
-    """exp(entropy), entropy = log n − Σ h log h / n for a histogram h of n codes; an image changes few terms of it."""
+def _jackknife(without: Array) -> Array:
+    images = len(without)
+    return np.asarray((without - without.mean()) * math.sqrt((images - 1) / images))
+
+
+_UNSEEN = (511 / 512, 502 / 512, 466 / 512, 382 / 512, 256 / 512, 130 / 512, 46 / 512, 10 / 512, 1 / 512)
+"""P(Binomial(9, ½) ≥ r) for r = 1 to 9: Efron and Thisted's Euler weights."""
+_LEAST = 0.5  # of the jackknife's variance; where few codes are rare the series is mostly noise
+
+
+def _narrowed(images_of_each: NDArray[np.int64]) -> float:
+    """By how much the jackknife of a count of codes is too wide, as a factor in [√½, 1] for its deviation.
+
+    A code that is expected in x images is missed with probability e⁻ˣ, so that the count has variance Σ e⁻ˣ − e⁻²ˣ,
+    while the jackknife counts codes of one image, f₁ = Σ x e⁻ˣ on average. That variance is also what N more images
+    are expected to show of new codes, f₁ − f₂ + f₃ − …, with fᵣ the codes that r images have (Good and Toulmin, 1956),
+    here with the weights of Efron and Thisted (1976, doi:10.1093/biomet/63.3.435).
+    """
+    found = np.bincount(images_of_each, minlength=len(_UNSEEN) + 1)[1 : len(_UNSEEN) + 1]
+    if found[0] == 0:
+        return 1.0
+    variance = sum(
+        weight * (-1) ** r * int(count) for r, (weight, count) in enumerate(zip(_UNSEEN, found, strict=True))
+    )
+    return math.sqrt(min(max(variance / int(found[0]), _LEAST), 1.0))
+
+
+def _perplexity(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
+    """exp(entropy), entropy = log n − Σ h log h / n for a histogram h of n codes, and the parts of its deviation."""
     from scipy.special import xlogy  # 0 log 0 = 0
 
     def lost(of_code: NDArray[np.int64], of_image: NDArray[np.int64]) -> Array:
@@ -90,8 +117,8 @@ def _perplexity_without_each(codes: NDArray[Any], codebook_size: int) -> tuple[f
 
     histogram = _histogram(codes, codebook_size)
     total, n = float(xlogy(histogram, histogram).sum()), codes.size
-    left, n_left = total - _sum_by_image(codes, histogram, lost), n - codes.shape[1]
-    return math.exp(math.log(n) - total / n), np.exp(math.log(n_left) - left / n_left)
+    left, n_left = total - _sum_by_image(codes, histogram, lost), n - codes.shape[1]  # an image changes few terms
+    return math.exp(math.log(n) - total / n), _jackknife(np.exp(math.log(n_left) - left / n_left))
 
 
 def _histogram(codes: NDArray[Any], codebook_size: int) -> NDArray[np.int64]:
@@ -102,15 +129,28 @@ def _histogram(codes: NDArray[Any], codebook_size: int) -> NDArray[np.int64]:
     return histogram
 
 
+def _by_images(codes: NDArray[Any], codebook_size: int) -> Iterator[tuple[int, NDArray[np.int64], ...]]:
+    """Some images of (N, T) codes at a time: how many, then (image, code, count) of each one's distinct codes."""
+    step = max(_CODES_AT_ONCE // codes.shape[1], 1)
+    for start in range(0, len(codes), step):
+        block = codes[start : start + step].astype(np.int64)
+        keys, counts = np.unique(block + np.arange(len(block))[:, None] * codebook_size, return_counts=True)
+        image, code = np.divmod(keys, codebook_size)
+        yield len(block), image, code, counts
+
+
+def _images_of_each(codes: NDArray[Any], codebook_size: int) -> NDArray[np.int64]:
+    """How many images of (N, T) have each code, (codebook_size,)."""
+    counted = (np.bincount(code, minlength=codebook_size) for _, _, code, _ in _by_images(codes, codebook_size))
+    return np.asarray(sum(counted), np.int64)
+
+
 def _sum_by_image(
     codes: NDArray[Any], histogram: NDArray[np.int64], term: Callable[[NDArray[np.int64], NDArray[np.int64]], Array]
 ) -> Array:
     """For each image of (N, T) codes: Σ over its distinct codes of term(count in all images, count in this image)."""
-    K, step = len(histogram), max(_CODES_AT_ONCE // codes.shape[1], 1)
-    sums = []
-    for start in range(0, len(codes), step):
-        block = codes[start : start + step].astype(np.int64)
-        keys, counts = np.unique(block + np.arange(len(block))[:, None] * K, return_counts=True)
-        image, code = np.divmod(keys, K)
-        sums.append(np.bincount(image, weights=term(histogram[code], counts), minlength=len(block)))
+    sums = [
+        np.bincount(image, weights=term(histogram[code], counts), minlength=images)
+        for images, image, code, counts in _by_images(codes, len(histogram))
+    ]
     return np.concatenate(sums)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +38,7 @@ def unpack(tar: str, into: Path) -> Path:
     archive = SHARED / "data" / f"{tar}.tar"
     if not archive.is_file():
         pytest.skip(f"{archive} is not here (set VQBENCH_SHARED)")
-    with tarfile.open(archive) as opened:
-        opened.extractall(into, filter="data")
+    subprocess.run(["tar", "-xf", archive, "-C", into], check=True)  # tarfile's filter came with Python 3.11.4
     return into / tar
 
 

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -306,6 +307,14 @@ def of_metrics(codes, K, score):
     return code_scores(histogram, 1.0, len(codes), 1)[score]
 
 
+def narrowing(grid):
+    """Of one codebook (N, T): √ of the new codes in N more images over the codes of one image, as Efron and Thisted."""
+    images_of = Counter(code for image in grid.tolist() for code in set(image))
+    of = Counter(images_of.values())
+    new = sum((-1) ** (r + 1) * stats.binom.sf(r - 1, 9, 0.5) * of[r] for r in range(1, 10))
+    return math.sqrt(min(max(new / of[1], 0.5), 1.0)) if of[1] else 1.0
+
+
 @pytest.mark.parametrize("score", ["usage", "perplexity", "dead_codes"])
 def test_codes_against_the_metrics_with_each_image_left_out(score, monkeypatch):
     monkeypatch.setattr(code_statistics, "_CODES_AT_ONCE", 40)  # several blocks, the last one shorter
@@ -313,23 +322,38 @@ def test_codes_against_the_metrics_with_each_image_left_out(score, monkeypatch):
     base, other = rng.integers(0, 50, (23, 6, 2)), rng.integers(0, 30, (23, 9)) ** 2 // 30
     d = paired_codes(base, other, (64, 32), score)
     assert d.delta == pytest.approx(of_metrics(other, 32, score) - of_metrics(base, 64, score))
-    without = [np.delete(np.arange(23), i) for i in range(23)]
-    deltas = [of_metrics(other[i], 32, score) - of_metrics(base[i], 64, score) for i in without]
-    deviation = math.sqrt(22 / 23 * sum((x - np.mean(deltas)) ** 2 for x in deltas))
+
+    def parts(grid, K):
+        without = np.array([of_metrics(np.delete(grid, i, axis=0), K, score) for i in range(23)])
+        return (without - without.mean()) * (narrowing(grid) if score != "perplexity" else 1.0)
+
+    of_base = (parts(base[:, :, 0], 64) + parts(base[:, :, 1], 64)) / 2
+    assert any(0.71 < narrowing(base[:, :, group]) < 0.99 for group in (0, 1))  # neither of the bounds
+    deviation = math.sqrt(22 / 23 * np.square(parts(other, 32) - of_base).sum())
     assert (d.high - d.low) / 2 == pytest.approx(1.959964 * deviation)
     assert d.p == pytest.approx(max(math.erfc(abs(d.delta) / deviation / math.sqrt(2)), 1e-12))
     assert (d.seeds, d.images, d.over) == (1, 23, "images")
 
 
-@pytest.mark.parametrize(("score", "highest"), [("usage", 1.6), ("perplexity", 1.25)])
-def test_code_intervals_have_the_width_of_independent_sets(score, highest):
-    """Perplexity's is right; usage's is on the wide side, which the jackknife guarantees."""
-    rng = np.random.default_rng(4)
-    found = [paired_codes(*draw_codes(rng, 150), (256, 256), score) for _ in range(EXPERIMENTS)]
-    truth = np.std([d.delta for d in found])
-    assert 0.95 * truth < np.mean([d.high - d.low for d in found]) / (2 * 1.959964) < highest * truth
-    centre = np.mean([d.delta for d in found])
-    assert np.mean([d.low <= centre <= d.high for d in found]) > 0.92
+@pytest.mark.parametrize(
+    ("score", "setting"),
+    [
+        ("usage", {}),
+        ("dead_codes", {}),
+        ("perplexity", {}),
+        ("usage", {"K": 64, "T": 64, "flat": 0.1}),  # nearly all codes that can be seen are
+        ("usage", {"K": 1024, "T": 64, "flat": 0.1}),
+        ("dead_codes", {"K": 1024}),  # most images show a new one
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items()) or "plain",
+)
+def test_coverage_of_code_intervals(score, setting):
+    """The difference of two tokenizers over independent sets of images, around its own mean."""
+    rng, K = np.random.default_rng(4), setting.get("K", 256)
+    found = [paired_codes(*draw_codes(rng, 150, **setting), (K, K), score) for _ in range(EXPERIMENTS)]
+    truth, centre = np.std([d.delta for d in found]), np.mean([d.delta for d in found])
+    assert 0.95 * truth < np.mean([d.high - d.low for d in found]) / (2 * 1.959964) < 1.25 * truth
+    assert 0.92 <= np.mean([d.low <= centre <= d.high for d in found]) <= 0.98
 
 
 def test_codes_of_one_tokenizer_and_of_many_images():

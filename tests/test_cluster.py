@@ -55,11 +55,14 @@ class Cluster:
         self.file, self.folder = folder / "scheduler.json", folder
         self.processes = [self._start("scheduler", "--port", "0")]
         until(self.file.exists, "the scheduler's file")
-        self.workers = [
-            self._start("worker", "--nthreads", "1", "--no-nanny", "--name", str(i), around=around_workers)
-            for i in range(2)
-        ]
-        self.processes += self.workers
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(2):
+            self.start_worker(*around_workers)
+
+    def start_worker(self, *around: str) -> None:
+        name = str(len(self.workers))
+        self.workers.append(self._start("worker", "--nthreads", "1", "--no-nanny", "--name", name, around=around))
+        self.processes.append(self.workers[-1])
 
     def _start(self, kind: str, *more: str, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         command = [*around, sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
@@ -141,6 +144,23 @@ def test_a_killed_worker_costs_the_way_since_the_checkpoint(
         assert row["scores"] == other["scores"]
         weights = [Path(r["path"]) / "checkpoints" / "tokenizer.safetensors" for r in (row, other)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_cluster_without_workers_is_waited_for_aloud(cluster: Cluster, images: Path, tmp_path: Path) -> None:
+    more = ("--methods", "faulty", "--images", "640", "--set", "faulty.pause=0.1", "--scheduler", cluster.file)
+    driver = Background(*one_run(images, tmp_path / "runs", *more))
+    until(lambda: list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt")), "a checkpoint")
+    for worker in cluster.workers:
+        worker.kill()
+    assert driver.process.stderr is not None
+    said = next(line for line in driver.process.stderr if "no worker of the cluster" in line)
+    assert "1 cell will go on as soon as one joins it" in said
+    cluster.start_worker()
+    answer = driver.answer()
+    assert answer.code == 0, answer.err
+    assert "the cluster has a worker again" in answer.err
+    assert [row["state"] for row in answer.objects] == ["done"]
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def join_cluster(request: RunRequest, view: View) -> DaskEngine:
             view.note(f"not every worker sees {request.runs}: results travel through {tracking_uri(request.runs)}")
         workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
         resources = _resources(request, workers, found, view)
-        return DaskEngine(client, resources, int(resources.get("GPU", 0)), shares_disk=shares_disk)
+        return DaskEngine(client, resources, int(resources.get("GPU", 0)), shares_disk=shares_disk, say=view.note)
     except BaseException:
         client.close()
         raise

@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from vqbench.results import FAILED, CellFolder, write_json
 from vqbench.transfer import Courier, patiently
 from vqbench.worker import THREADS, Need, run_on_worker
 
+WATCH_SECONDS = 5.0
 _STORE_HINT = "look at the MLflow server; the same command then goes on"
 
 
@@ -37,7 +39,9 @@ class DaskEngine:
         gpus: int,
         cluster: LocalCluster | None = None,
         shares_disk: bool = True,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._say, self._deserted, self._looked = say, False, time.monotonic()
         self._client, self._resources, self._gpus, self._cluster = client, resources, gpus, cluster
         self.shares_disk = shares_disk
         self._topic = f"vqbench-{uuid.uuid4().hex[:8]}"
@@ -121,6 +125,7 @@ class DaskEngine:
         """Look once, after a moment. Raises VQBenchError when the scheduler is gone."""
         if not self._over:
             time.sleep(POLL_SECONDS)
+        self._watch_workers()
         for name, future in list(self._futures.items()):
             if future.status == "pending":
                 continue
@@ -131,6 +136,20 @@ class DaskEngine:
                 self._over.append((name, end))
         over, self._over = self._over, []
         return over
+
+    def _watch_workers(self) -> None:
+        """Say once when the last worker is gone: dask waits for another one in silence, for ever."""
+        if not self._futures or time.monotonic() - self._looked < WATCH_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if self._client.status != "running":  # the scheduler is gone too, which `_end_of` says
+            return
+        deserted = not self._workers()
+        if deserted != self._deserted:
+            count = f"{len(self._futures)} cell{'s' if len(self._futures) > 1 else ''}"
+            gone = f"no worker of the cluster is left; {count} will go on as soon as one joins it"
+            self._say(gone if deserted else "the cluster has a worker again")
+        self._deserted = deserted
 
     def _end_of(self, name: str, future: Any) -> Ended | None:
         """How a job ended; None if it did not, but its worker, and it has to be given to another one."""

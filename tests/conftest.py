@@ -29,6 +29,15 @@ SMALL = ("channels=8", "latent_channels=8", "codebook_size=32", "codebook_dim=8"
 """Recipe settings under which a cell trains in a second or two."""
 
 
+_LONG = ("test_docs", "test_run", "test_cluster", "test_mlflow", "test_faults", "test_sweep", "test_tracking")
+"""Files that take a minute or more, in the order in which they begin: whoever runs last should have a short one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: they are what two processes share out (`--dist loadfile`)."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Caches of the tests live apart from the user's, and no test reads the user's settings."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, write_images
+from conftest import REPOSITORY, typed, write_images
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md"))]
 INSTALLATION = ("make demo", "make test", "pip install")
@@ -58,26 +58,45 @@ LONG = (
     "vqbench run --methods vqgan,fsq --dataset folder:my_photos --recipe small",
     "vqbench sweep vqgan,fsq --dataset photos --space codebook --trials 6 --workers 2",
     "vqbench run --methods vqgan,fsq --dataset photos --workers 2",
+    "vqbench sweep vqgan,fsq --recipe atomic --dataset photos --images 256 --metrics quantization_error,usage "
+    "--space optimiser --trials 4 --objective quantization_error,usage",
+    "vqbench sweep --resume vqgan+fsq-optimiser --trials 6",
+    "vqbench run --methods vqgan,fsq --dataset photos --seeds 0,1,2 --dry-run --probe",
 )
-"""Eight cells, six, two of a cluster, and two larger ones, all parts of which run elsewhere: left to `make slow`."""
+"""Many cells, or larger ones, all parts of which run elsewhere: left to `make slow`."""
 
 
-def case(page: str, line: str) -> object:
-    return pytest.param(page, line, marks=[pytest.mark.slow] if line in LONG else [])
+def cases() -> list[object]:
+    """Each command once, on the first page that has it."""
+    pages: dict[str, str] = {}
+    for page in PAGES:
+        for line in commands(page):
+            pages.setdefault(line, page)
+    return [pytest.param(page, line, marks=[pytest.mark.slow] if line in LONG else []) for line, page in pages.items()]
 
 
-@pytest.mark.parametrize(("page", "line"), [case(page, line) for page in PAGES for line in commands(page)])
-def test_commands_run(page: str, line: str, workplace: Path) -> None:
+@pytest.mark.parametrize(("page", "line"), cases())
+def test_commands_run(page: str, line: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)
     assert words[0] == "vqbench", f"{page}: only vqbench commands can be tested, not {line!r}"
-    done = run([sys.executable, "-m", "vqbench.cli", *words[1:]], workplace)
-    assert done.returncode == 0, f"{page}: {line}\n{done.stdout}\n{done.stderr}"
-    assert done.stdout.strip()
+    monkeypatch.chdir(workplace)
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    done = typed(*words[1:])
+    assert done.code == 0, f"{page}: {line}\n{done.out}\n{done.err}"
+    assert done.out.strip()
 
 
-@pytest.mark.parametrize(
-    ("page", "code"), [(p, code) for p in PAGES for lang, code in blocks(p) if lang == "python" and code[:4] != "# my"]
-)
+def programs() -> list[object]:
+    found = [(page, code) for page in PAGES for language, code in blocks(page) if language == "python"]
+    return [
+        pytest.param(page, code, marks=[pytest.mark.slow] if "vqbench.sweep(" in code else [])  # long, as above
+        for page, code in found
+        if not code.startswith("# my_vq.py")
+    ]
+
+
+@pytest.mark.parametrize(("page", "code"), programs())
 def test_python_runs(page: str, code: str, workplace: Path) -> None:
     done = run([sys.executable, "-c", code], workplace)
     assert done.returncode == 0, f"{page}\n{done.stderr}"

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Answer, Command, settings
+from conftest import Answer, Command, settings, typed
 from PIL import Image
 
 import vqbench as package
+from vqbench.results import CellFolder
 
 METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
 PLUGIN = '''
@@ -44,6 +45,8 @@ class Signs(Quantizer):
         """Raise, die, or emit NaN after this many images; below zero, never."""
         how: str = "raise"
         """raise, memory, kill or nan."""
+
+    presets = {kind: {"how": kind, "explode_at": 16} for kind in ("raise", "memory", "kill", "nan")}
 
     def __init__(self, config):
         super().__init__(config)
@@ -86,8 +89,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Comparison:
     """Four methods, two seeds, 64 images each: one command, which most tests here only look at."""
 
-    def __init__(self, vqbench: Command, runs: Path, images: Path, plugin: Path) -> None:
-        self.vqbench, self.runs = vqbench, runs
+    def __init__(self, runs: Path, images: Path, plugin: Path) -> None:
+        self.runs = runs
         self.arguments: list[Any] = [
             "run", "--methods", "vqgan,fsq,sqvae,vaevq", "--plugin", plugin, "--dataset", f"folder:{images}",
             "--seeds", "0,1", "--images", "64", "--metrics", METRICS, "--runs", runs, "--name", "all", *settings(),
@@ -95,12 +98,12 @@ class Comparison:
         self.first = self.again("--json")
 
     def again(self, *more: object) -> Answer:
-        return self.vqbench(*self.arguments, *more)
+        return typed(*self.arguments, *more)
 
 
 @pytest.fixture(scope="session")
-def comparison(vqbench: Command, tmp_path_factory: pytest.TempPathFactory, images: Path, plugin: Path) -> Comparison:
-    return Comparison(vqbench, tmp_path_factory.mktemp("runs"), images, plugin)
+def comparison(tmp_path_factory: pytest.TempPathFactory, images: Path, plugin: Path) -> Comparison:
+    return Comparison(tmp_path_factory.mktemp("runs"), images, plugin)
 
 
 def test_every_cell_is_done_with_finite_scores(comparison: Comparison) -> None:
@@ -178,9 +181,9 @@ def test_another_metric_is_evaluated_without_training_again(comparison: Comparis
     weights = shared / "weights" / "squeezenet1_1_features.pth"
     if not weights.is_file():
         pytest.skip(f"no LPIPS weights at {weights}")
-    plan = comparison.vqbench(*arguments, "--lpips-weights", weights, "--dry-run", "--json")
+    plan = typed(*arguments, "--lpips-weights", weights, "--dry-run", "--json")
     assert [row["state"] for row in plan.objects] == ["partial", "partial"]
-    answer = comparison.vqbench(*arguments, "--lpips-weights", weights, "--json")
+    answer = typed(*arguments, "--lpips-weights", weights, "--json")
     assert answer.code == 0, answer.err
     assert all(row["scores"]["lpips_squeeze"] > 0 for row in answer.objects)
     assert answer.objects[0]["protocol"] == rows[0]["protocol"]
@@ -253,38 +256,32 @@ def one_cell(images: Path, plugin: Path, runs: Path, *more: object) -> list[Any]
     ]  # fmt: skip
 
 
-def test_failed_cells_are_rows_and_leave_the_others_alone(
-    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
-) -> None:
+def test_failed_cells_are_rows_and_leave_the_others_alone(images: Path, plugin: Path, tmp_path: Path) -> None:
     kinds = {"raise": "as the config asked", "memory": "out of memory", "kill": "SIGKILL", "nan": "not finite"}
+    methods = ",".join([*(f"signs@{kind}" for kind in kinds), "fsq"])
+    answer = typed(*one_cell(images, plugin, tmp_path, "--methods", methods, "--set", "log_images=8"))
+    assert answer.code == 1, answer.err
+    assert "Traceback" not in answer.err
+    cells = [CellFolder(path) for path in tmp_path.glob("*/cells/*")]
+    by_method: dict[str, Any] = {cell.spec["label"]: cell.result for cell in cells}
     for kind, said in kinds.items():
-        arguments = one_cell(
-            images, plugin, tmp_path, "--methods", "signs,fsq", "--set", "signs.explode_at=16", "--set",
-            f"signs.how={kind}", "--set", "log_images=8",
-        )  # fmt: skip
-        answer = vqbench(*arguments, "--json")
-        assert answer.code == 1, answer.err
-        failed, other = answer.objects
+        failed = by_method[f"signs@{kind}"]
         assert (failed["state"], failed["scores"]) == ("failed", {})
         assert said in failed["error"]["message"]
-        assert other["state"] in ("done", "cached")
-        assert other["scores"]["psnr"] > 0
-        assert "Traceback" not in answer.err
-    table = vqbench(*arguments)
-    assert table.code == 1
-    assert "signs (failed)" in table.out
-    assert "not finite" in table.out
-    assert "fsq" in table.out
+        assert f"signs@{kind} (failed)" in answer.out
+        assert said in " ".join(answer.out.split())
+    assert by_method["fsq"]["state"] == "done"
+    assert by_method["fsq"]["scores"]["psnr"] > 0
+    assert "\nfsq " in answer.out
 
 
-def test_a_killed_command_goes_on_from_its_checkpoint(
-    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow  # its parts: test_cluster (interrupts), test_faults (kills), test_resume (to the last bit)
+def test_a_killed_command_goes_on_from_its_checkpoint(images: Path, plugin: Path, tmp_path: Path) -> None:
     def arguments(runs: Path) -> list[Any]:
-        more = ("--methods", "fsq", "--images", "1600", "--set", "checkpoint_images=160", "--json")
+        more = ("--methods", "fsq", "--images", "800", "--set", "checkpoint_images=160", "--json")
         return one_cell(images, plugin, runs, *more)
 
-    through = vqbench(*arguments(tmp_path / "through")).objects[0]
+    through = typed(*arguments(tmp_path / "through")).objects[0]
     command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments(tmp_path / "killed"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     pattern = "killed/*/cells/*/checkpoints/last.pt"
@@ -303,9 +300,9 @@ def test_a_killed_command_goes_on_from_its_checkpoint(
     assert not (folder / "result.json").exists()
     before = json.loads((folder / "status.json").read_text())
     assert not Path(f"/proc/{before['pid']}").exists()
-    plan = vqbench(*arguments(tmp_path / "killed"), "--dry-run").objects[0]
+    plan = typed(*arguments(tmp_path / "killed"), "--dry-run").objects[0]
     assert plan["state"] == "partial"
-    resumed = vqbench(*arguments(tmp_path / "killed")).objects[0]
+    resumed = typed(*arguments(tmp_path / "killed")).objects[0]
     assert resumed["state"] == "done"
     weights = [Path(r["path"]) / "checkpoints" / "tokenizer.safetensors" for r in (through, resumed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -336,25 +333,33 @@ def test_a_changed_plugin_is_another_cell_and_the_copy_still_loads(
     assert "was trained with a plugin file of sha256" in tampered.stderr
 
 
-def test_two_devices_train_one_cell(vqbench: Command, images: Path, plugin: Path, tmp_path: Path) -> None:
+def test_two_devices_train_one_cell(images: Path, plugin: Path, tmp_path: Path) -> None:
     more = ("--methods", "vaevq", "--devices", "2", "--set", "gan=hinge", "--set", "discriminator_layers=1")
-    answer = vqbench(*one_cell(images, plugin, tmp_path, *more, "--json"))
+    answer = typed(*one_cell(images, plugin, tmp_path, *more, "--json"))
     assert answer.code == 0, answer.err + answer.out
     row = answer.objects[0]
     assert row["state"] == "done"
     assert row["scores"]["psnr"] > 0
     result = json.loads((Path(row["path"]) / "result.json").read_text())
     assert (result["devices"], result["images_seen"]) == (2, 64)
-    # FSQ is deterministic and its loss is a mean over images, so two halves of a batch make the whole batch's step
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one_does(
+    images: Path, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSQ is deterministic and its loss is a mean over images: two halves of a batch make the whole batch's step."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # what a cluster's scheduler sets is not ours to take for ranks
+    monkeypatch.setenv("LOCAL_RANK", "1")
     one, two = (
-        vqbench(*one_cell(images, plugin, tmp_path, "--methods", "fsq", "--devices", n, "--json"), SLURM_NTASKS="1",
-                LOCAL_RANK="1").objects[0]
+        typed(*one_cell(images, plugin, tmp_path, "--methods", "fsq", "--devices", n, "--json")).objects[0]
         for n in (1, 2)
-    )  # fmt: skip
+    )
     assert one["cell"] != two["cell"]
     assert two["scores"]["psnr"] == pytest.approx(one["scores"]["psnr"], abs=1e-3)
 
 
+@pytest.mark.slow  # test_cluster has two drivers who really meet
 def test_two_commands_at_once_train_each_cell_once(
     vqbench: Command, images: Path, plugin: Path, tmp_path: Path
 ) -> None:
@@ -380,13 +385,11 @@ class Heir(VQGAN):
 """
 
 
-def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(
-    vqbench: Command, images: Path, tmp_path: Path
-) -> None:
+def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(images: Path, tmp_path: Path) -> None:
     heir = tmp_path / "heir.py"
     heir.write_text(SUBCLASS)
     plans = [
-        vqbench(*one_cell(images, heir, tmp_path, "--methods", methods, "--dry-run", "--json")).objects
+        typed(*one_cell(images, heir, tmp_path, "--methods", methods, "--dry-run", "--json")).objects
         for methods in ("vqgan", "vqgan,heir", "heir,vqgan")
     ]
     assert len({row["cell"] for plan in plans for row in plan if row["method"] == "vqgan"}) == 1
@@ -410,34 +413,30 @@ def test_a_plugin_edited_during_a_run_is_not_trained_under_the_old_name(
     assert {hashlib.sha256(copy).hexdigest() for copy in copies} == {spec["plugin"]["sha256"] for spec in specs}
 
 
-def test_scores_survive_a_failure_while_a_metric_is_added(
-    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
-) -> None:
+def test_scores_survive_a_failure_while_a_metric_is_added(images: Path, plugin: Path, tmp_path: Path) -> None:
     arguments = one_cell(images, plugin, tmp_path, "--methods", "fsq", "--json")
-    first = vqbench(*arguments).objects[0]
+    first = typed(*arguments).objects[0]
     weights = Path(first["path"]) / "checkpoints" / "tokenizer.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[: len(good) // 2])
     more = [a if a != "psnr,usage" else "psnr,usage,ssim" for a in arguments]
-    failed = vqbench(*more)
+    failed = typed(*more)
     assert failed.code == 1
     assert failed.objects[0]["state"] == "failed"
     assert failed.objects[0]["error"]["message"]
-    again = vqbench(*arguments).objects[0]
+    again = typed(*arguments).objects[0]
     assert (again["state"], again["scores"]) == ("cached", first["scores"])
     weights.write_bytes(good)
-    mended = vqbench(*more).objects[0]
+    mended = typed(*more).objects[0]
     assert mended["state"] == "done"
     assert mended["scores"]["ssim"] > 0
 
 
-def test_rerun_trains_again_to_the_same_numbers_as_a_run_of_its_own(
-    vqbench: Command, images: Path, plugin: Path, tmp_path: Path
-) -> None:
+def test_rerun_trains_again_to_the_same_numbers_as_a_run_of_its_own(images: Path, plugin: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     arguments = one_cell(images, plugin, tmp_path, "--methods", "fsq", "--name", "twice")
-    first, again = vqbench(*arguments, "--json").objects[0], vqbench(*arguments, "--json", "--rerun").objects[0]
+    first, again = typed(*arguments, "--json").objects[0], typed(*arguments, "--json", "--rerun").objects[0]
     assert (first["state"], again["state"]) == ("done", "done")
     assert first["scores"] == again["scores"]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -96,4 +96,7 @@ def _of_codes(row: Row, score: CodeScore, reader: Reader) -> Resampled | None:
     indices, histogram = reader.array(path, "indices"), reader.array(path, "histogram")
     if indices is None or histogram is None or len(indices) < 2:
         return None
-    return resample_codes(indices, histogram.shape[1], score)
+    try:
+        return resample_codes(indices, histogram.shape[1], score)
+    except (ValueError, IndexError):  # not what a cell writes: no codes of this codebook
+        return None

@@ -20,6 +20,7 @@ from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.spaces import Parameter, draw, grid
 from vqbench.sweeps.studies import StudyPlan
 from vqbench.sweeps.trials import UNDER_WAY
+from vqbench.wording import masked
 
 POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
 Direction = Literal["minimize", "maximize"]
@@ -48,11 +49,6 @@ def open_storage(where: str, folder: Path) -> Any:
         reason = " ".join(str(error).split())[:200]
         hint = "for example: --storage postgresql://USER:PASSWORD@HOST/DATABASE, or the path of a journal file"
         raise UsageError(f"cannot open --storage {masked(where)}: {reason}", hint) from None
-
-
-def masked(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
 def study_names(storage: Any) -> set[str]:

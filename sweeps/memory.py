@@ -15,6 +15,7 @@ from vqbench.errors import UsageError, unknown
 from vqbench.plan import RunRequest
 from vqbench.results import read_json, write_json
 from vqbench.sweeps.request import SweepRequest
+from vqbench.wording import masked
 
 _DEFINES = (
     "methods", "dataset", "features", "data_root", "recipe", "seeds", "images", "devices", "settings", "plugins",
@@ -136,8 +137,6 @@ def held(file: Path) -> Iterator[None]:
 
 def storage_of(request: SweepRequest, file: Path) -> str:
     """Where the trials are: as asked for, or as remembered. Raises UsageError where the two are not one place."""
-    from vqbench.sweeps.backend import masked
-
     asked, stored = request.storage, (read_json(file) or {}).get("storage")
     if asked and "://" not in asked:
         asked = str(Path(asked).absolute())
@@ -156,8 +155,6 @@ def remember(
 
     `taken` are its studies that the storage holds, `code` the digests of methods that are no part of vqbench.
     """
-    from vqbench.sweeps.backend import masked
-
     wanted, stored = {**_asked(request), "code": dict(code), "protocol": protocol}, read_json(file)
     if stored is not None and stored["definition"] != wanted:
         one, other = ({**d, **d["run"]} for d in (wanted, stored["definition"]))

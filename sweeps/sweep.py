@@ -21,6 +21,7 @@ from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
 from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.view import Silent, View
+from vqbench.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,9 +138,9 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
         orphans = sum(study.put_back_orphans(lambda name: images_seen(cells / name)) for study in studies)
         failed = sum(study.put_back_failed() for study in studies)
         if failed:
-            view.note(f"{failed} trials that had failed are tried again")
+            view.note(f"tried again: {counted(failed, 'trial')} that had failed")
         if orphans:
-            view.note(f"{orphans} trials that had not come to their end are tried again")
+            view.note(f"tried again: {counted(orphans, 'trial')} that had not come to an end")
         return _drive(plan, studies, view, tracker)
 
 

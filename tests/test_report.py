@@ -546,8 +546,13 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(vqbench: Comma
     store = f"sqlite:///{tmp_path / 'store.db'}"
     assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=store).code == 0
     shutil.rmtree(folder / "cells")  # the artifacts of a local store are beside them
-    fetched = vqbench("report", "--from-mlflow", store, "--experiment", "made", *formats, cwd=tmp_path)
+    fetched = vqbench("report", "--from-mlflow", store, "--experiment", "made", *formats[:1], "md,csv,tex,json,html",
+                      *formats[2:], cwd=tmp_path)  # fmt: skip
     assert fetched.code == 0, fetched.err
+    page = (tmp_path / "made-report" / "index.html").read_text()
+    assert f"<code>vqbench report --from-mlflow {store} --experiment made</code>" in page
+    assert f"MLFLOW_TRACKING_URI={store} vqbench ui" in page
+    assert "vqbench-report-" not in page  # the folder that the files were fetched into
     assert tables_of(tmp_path / "made-report") == tables_of(tmp_path / "here")
     shutil.rmtree(folder)
     gone = vqbench("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)

@@ -141,7 +141,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there.address)
     answer = typed("sync", "--runs", runs)
     assert answer.code == 0, answer.err
-    assert "2 cells are up to date" in answer.out
+    assert "2 cells up to date" in answer.out
     expected = {"spec.json", "result.json", "codes.png", "per_image.parquet", "log.txt", "weights"}
     assert_it_holds(client, "away", rows, expected)
 

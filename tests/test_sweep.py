@@ -35,7 +35,7 @@ from vqbench.registry import METHODS
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.sweep import dominates
 from vqbench.space import Choices, Range
-from vqbench.sweeps.backend import OpenStudy, directions_of, masked, open_storage, suggest
+from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, suggest
 from vqbench.sweeps.commands import more_seeds
 from vqbench.sweeps.curves import watched
 from vqbench.sweeps.grammar import read_spaces, space_names
@@ -44,6 +44,7 @@ from vqbench.sweeps.spaces import as_text, draw, grid, make_parameter, settings_
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.sweeps.sweep import execute_sweep, plan_sweep
 from vqbench.view import Silent
+from vqbench.wording import masked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 fast = hypothesis_settings(max_examples=60, deadline=None)

@@ -40,7 +40,7 @@ def test_what_a_server_missed_is_sent_by_sync_and_only_once(
     for _ in range(2):
         answer = vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=address)
         assert answer.code == 0, answer.err
-        assert "2 cells are up to date" in answer.out
+        assert "2 cells up to date" in answer.out
         experiment = client.get_experiment_by_name("away")
         found = client.search_runs([experiment.experiment_id])
         assert sorted(r.data.tags.get("method", "command") for r in found) == ["command", "fsq", "vqgan"]

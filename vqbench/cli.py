@@ -52,6 +52,7 @@ from vqbench.sweep_options import (
     Trials,
     TrialsPerMethod,
 )
+from vqbench.wording import counted
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
@@ -415,7 +416,7 @@ def sync(runs: Runs = Path("runs")) -> None:
         raise UsageError(
             f"no tracking server at {uri}: {' '.join(str(error).split())[:200]}", "look at MLFLOW_TRACKING_URI"
         ) from error
-    print(f"{report.cells} cells are up to date at {tracking_uri(runs)}")
+    print(f"{counted(report.cells, 'cell')} up to date at {tracking_uri(runs)}")
     for problem in report.problems:
         print(f"not sent: {problem}", file=sys.stderr)
     if report.problems:

@@ -23,6 +23,7 @@ from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store
 from vqbench.lease import CellBusyError
 from vqbench.results import FAILED, CellFolder, write_json
 from vqbench.transfer import Courier, patiently
+from vqbench.wording import counted
 from vqbench.worker import THREADS, Need, run_on_worker
 
 WATCH_SECONDS = 5.0
@@ -146,8 +147,8 @@ class DaskEngine:
             return
         deserted = not self._workers()
         if deserted != self._deserted:
-            count = f"{len(self._futures)} cell{'s' if len(self._futures) > 1 else ''}"
-            gone = f"no worker of the cluster is left; {count} will go on as soon as one joins it"
+            waiting = counted(len(self._futures), "cell")
+            gone = f"no worker of the cluster is left; {waiting} will go on as soon as one joins it"
             self._say(gone if deserted else "the cluster has a worker again")
         self._deserted = deserted
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from vqbench.terminal import make_console, make_table
+from vqbench.wording import counted
 
 if TYPE_CHECKING:
     from vqbench.cost import MethodCost, PlanCost
@@ -25,8 +26,8 @@ def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
             table.add_row(*map(Text, (*first, name, domain)))
     console.print(table)
     total, seeds = sum(max(0, study["trials"] - study["told"]) for study in studies), len(plan.request.run.seeds)
-    images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else f"{seeds} cells"
-    console.print(f"\n{total} trials are left, of {each} each: {images:,} training images at most")
+    images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else counted(seeds, "cell")
+    console.print(f"\n{counted(total, 'trial')} left, of {each} each: {images:,} training images at most")
     console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
     console.print(Text(f"protocol {plan.base.protocol.name} {plan.base.protocol.hash}"))
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)
@@ -39,7 +40,8 @@ def print_plan(plan: Plan) -> None:
         table.add_row(cell.folder.name, cell.label, str(cell.seed), cell.state)
     console.print(table)
     counts = Counter(cell.state for cell in plan.cells)
-    console.print(f"\n{len(plan.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    console.print(f"\n{counted(len(plan.cells), 'cell')}: {states}")
     recipe = plan.recipe
     console.print(
         Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}")

@@ -15,6 +15,8 @@ from vqbench.atomic import write_text_atomically
 from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
 from vqbench.reports.report import Report, ReportSection
+from vqbench.results import FETCHED, read_json
+from vqbench.wording import masked
 
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
@@ -37,7 +39,14 @@ def write_page(report: Report, drawn: Sequence[Drawn], target: Path) -> Path:
 def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> str:
     """The page as text; `sheets` are the reconstructions to show, by protocol hash."""
     experiment = report.experiment
-    runs = shown_path(experiment.folder.parent)
+    runs = experiment.folder.parent
+    if fetched := read_json(experiment.folder / FETCHED):  # into a folder that is gone soon
+        uri = masked(fetched["uri"])
+        source, root = f"--from-mlflow {uri} --experiment {experiment.name}", runs
+        ui = f"MLFLOW_TRACKING_URI={uri} vqbench ui"
+    else:
+        source, root = f"{experiment.name} --runs {shown_path(runs)}", runs.parent
+        ui = f"vqbench ui --runs {shown_path(runs)}"
     script = "(() => {\n'use strict';\n" + "\n".join(map(_resource, _SCRIPTS)) + "\n})();"
     style = _resource("page.css")
     return Template(_resource("template.html")).substitute(
@@ -54,8 +63,8 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
         ),
         figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
         version=text(metadata.version("vqbench")),
-        command=text(f"vqbench report {experiment.name} --runs {runs}"),
-        data=script_json(page_data(report, sheets, runs)),
+        command=text(f"vqbench report {source}"),
+        data=script_json(page_data(report, sheets, root, ui)),
         script=script,
     )
 

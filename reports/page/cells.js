@@ -127,7 +127,7 @@ function files(cell) {
   if (cell.mlflow) {
     const where = cell.mlflow.link
       ? el("a", { href: cell.mlflow.link, rel: "noreferrer" }, `run ${cell.mlflow.run}`)
-      : el("span", {}, `run ${cell.mlflow.run}, opened by `, el("code", {}, `vqbench ui --runs ${DATA.runs}`));
+      : el("span", {}, `run ${cell.mlflow.run}, opened by `, el("code", {}, DATA.ui));
     list.append(el("div", {}, el("dt", {}, "MLflow"), el("dd", {}, where)));
   }
   return list;

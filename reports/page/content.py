@@ -19,24 +19,21 @@ if TYPE_CHECKING:
     from vqbench.reports.figures.reconstructions import Sheet
 
 
-def page_data(report: Report, sheets: Mapping[str, Sequence[Sheet]], runs: str) -> dict[str, Any]:
-    """Everything but words and figures; `sheets` by protocol hash, `runs` as one would type the runs directory."""
+def page_data(report: Report, sheets: Mapping[str, Sequence[Sheet]], root: Path, ui: str) -> dict[str, Any]:
+    """Everything but words and figures; `sheets` by protocol hash, paths relative to `root`, `ui` opens MLflow."""
     pool = Pool()
-    sections = [_section(report, section, sheets, pool) for section in report.sections]
-    return {"experiment": report.experiment.name, "runs": runs, "sections": sections, "pool": pool.values}
+    sections = [_section(section, sheets, pool, root) for section in report.sections]
+    return {"experiment": report.experiment.name, "ui": ui, "sections": sections, "pool": pool.values}
 
 
-def _section(
-    report: Report, section: ReportSection, sheets: Mapping[str, Sequence[Sheet]], pool: Pool
-) -> dict[str, Any]:
+def _section(section: ReportSection, sheets: Mapping[str, Sequence[Sheet]], pool: Pool, root: Path) -> dict[str, Any]:
     stored = section.section
     known = sheets.get(str(stored.protocol["hash"]), ())
-    runs = report.experiment.folder.parent
     return {
         "hash": stored.protocol["hash"],
         "columns": [_column(column, stored.protocol) for column in section.columns],
         "groups": [_group(section, group) for group in section.rows],
-        "cells": [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, runs)],
+        "cells": [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, root)],
         "sheets": sheet_data(known, [group.label for group in section.rows]),
     }
 
@@ -69,13 +66,13 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
     }
 
 
-def _cells(section: ReportSection, place: int, group: Group, pool: Pool, runs: Path) -> list[dict[str, Any]]:
+def _cells(section: ReportSection, place: int, group: Group, pool: Pool, root: Path) -> list[dict[str, Any]]:
     found = []
     for cell, row in zip(group.cells, group.rows, strict=True):
         known = _values(section.columns, summarise([row])[0])
         scores = {name: _short(value) for name, value in row["scores"].items()}
         own = {"group": place, "seed": cell.seed, "state": "failed" if cell.failed else "done", "scores": scores}
-        found.append({**own, "v": known["v"], "t": known["t"], **cell_details(cell, row, pool, runs)})
+        found.append({**own, "v": known["v"], "t": known["t"], **cell_details(cell, row, pool, root)})
     return found
 
 

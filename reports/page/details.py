@@ -48,12 +48,12 @@ def settings(group: Group) -> dict[str, Any]:
     }
 
 
-def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, runs: Path) -> dict[str, Any]:
-    """One cell beside its scores; `row` is what `vqbench run --json` prints of it, paths are relative to `runs`."""
+def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, root: Path) -> dict[str, Any]:
+    """One cell beside its scores; `row` is what `vqbench run --json` prints of it, paths are relative to `root`."""
     result, error = cell.result, row["error"] or {}
     return {
         "name": cell.folder.name,
-        "path": str(Path(runs.name) / cell.folder.path.relative_to(runs)),
+        "path": str(cell.folder.path.relative_to(root)),
         "hash": str(cell.spec.get("hash", ""))[:16],
         "recipe": pool.place(dict(cell.spec["recipe"])),
         "versions": pool.place(result.get("versions") or {}),

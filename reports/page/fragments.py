@@ -13,6 +13,7 @@ from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.tables import Table, tables
 from vqbench.reports.verdict import GLOSSES, Finding, verdict
+from vqbench.wording import counted
 
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
@@ -69,15 +70,11 @@ def facts_html(report: Report) -> str:
     groups = report.experiment.groups
     cells = [cell for group in groups for cell in group.cells]
     days = sorted(str(cell.result["finished"])[:10] for cell in cells if cell.result.get("finished"))
-    facts = [_count(len(groups), "method"), _count(len(cells), "run")]
+    facts = [counted(len(groups), "method"), counted(len(cells), "run")]
     facts += [f"protocol {section.section.title}" for section in report.sections[:3]]
     if days:
         facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
     return "".join(f"<span>{text(fact)}</span>" for fact in facts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def notes_html(notes: Iterable[str]) -> str:

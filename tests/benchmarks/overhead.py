@@ -39,11 +39,10 @@ class Clock(Silent):
 
 def sweep(folder: Path, images: int, view: Silent) -> None:
     """Eight random learning rates of `vqgan` on crops of photographs, one after the other."""
-    space = {"recipe": {"learning_rate": {"low": 3e-4, "high": 3e-3, "log": True}}}
+    space = folder / "rates.yaml"
+    space.write_text("recipe: {learning_rate: {low: 3.0e-4, high: 3.0e-3, log: true}}\n")
     run = make_request("vqgan", "photos", images=images, runs=folder / "runs", metrics=["psnr", "ssim", "usage"])
-    request = SweepRequest(
-        run, spaces=("rates",), space=space, trials=8, objectives=("psnr",), sampler="random", name="overhead"
-    )
+    request = SweepRequest(run, spaces=(str(space),), trials=8, objectives=("psnr",), sampler="random", name="overhead")
     execute_sweep(request, view, make_tracker(run))
 
 

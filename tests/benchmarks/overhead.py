@@ -48,7 +48,7 @@ def sweep(folder: Path, images: int, view: Silent) -> None:
 
 def main() -> None:
     """Sweep and print."""
-    images, clock = int(sys.argv[1]) if len(sys.argv) > 1 else 3072, Clock()
+    images, clock = int(sys.argv[1]) if len(sys.argv) > 1 else 6400, Clock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         sweep(Path(folder), images, clock)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vqbench.reports.statistics import Array, Difference, Resampled, paired_resamples
 
+Counts = NDArray[np.int64]
 CodeScore = Literal["usage", "perplexity", "dead_codes"]
 CODE_SCORES: tuple[CodeScore, ...] = ("usage", "perplexity", "dead_codes")
 _CODES_AT_ONCE = 1 << 22  # codes that are sorted at a time: about 200 MiB of temporaries
@@ -47,7 +48,7 @@ def paired_codes(
     As `resample_codes`; row i of base and other is the same image, T, G and the size of the codebook may differ.
     codebook_sizes = (of base, of other), per codebook. Standard deviation by the delete-one-image jackknife of the
     difference, v = (N − 1)/N Σ (δ₍ᵢ₎ − mean δ₍.₎)², interval delta ± 1.96 √v. It is not too small on average (Efron
-    and Stein, 1981, doi:10.1214/aos/1176345462); what usage and dead codes are narrowed by says `_narrowed`.
+    and Stein, 1981, doi:10.1214/aos/1176345462), but for usage and dead codes too large, see `_narrowed`.
     """
     of_base, of_other = (
         resample_codes(codes, size, score) for codes, size in zip((base, other), codebook_sizes, strict=True)
@@ -77,7 +78,7 @@ def _used(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
     histogram = _histogram(codes, codebook_size)
     used = int(np.count_nonzero(histogram))
     parts = _jackknife(used - _sum_by_image(codes, histogram, lost))
-    return used, parts * _narrowed(_images_of_each(codes, codebook_size))
+    return used, _narrowed(parts, _images_of_each(codes, codebook_size))
 
 
 def _jackknife(without: Array) -> Array:
@@ -87,24 +88,25 @@ def _jackknife(without: Array) -> Array:
 
 _UNSEEN = (511 / 512, 502 / 512, 466 / 512, 382 / 512, 256 / 512, 130 / 512, 46 / 512, 10 / 512, 1 / 512)
 """P(Binomial(9, ½) ≥ r) for r = 1 to 9: Efron and Thisted's Euler weights."""
-_LEAST = 0.5  # of the jackknife's variance; where few codes are rare the series is mostly noise
+_LEAST = 0.5  # of the jackknife's variance: beyond, the series is mostly noise
+_FEWEST = 10  # codes of one image: with fewer, it is nothing but noise
 
 
-def _narrowed(images_of_each: NDArray[np.int64]) -> float:
-    """By how much the jackknife of a count of codes is too wide, as a factor in [√½, 1] for its deviation.
+def _narrowed(parts: Array, images_of_each: NDArray[np.int64]) -> Array:
+    """Parts (N,) of the jackknife of a count of codes, without what single codes add to it beyond their variance.
 
     A code that is expected in x images is missed with probability e⁻ˣ, so that the count has variance Σ e⁻ˣ − e⁻²ˣ,
     while the jackknife counts codes of one image, f₁ = Σ x e⁻ˣ on average. That variance is also what N more images
     are expected to show of new codes, f₁ − f₂ + f₃ − …, with fᵣ the codes that r images have (Good and Toulmin, 1956),
-    here with the weights of Efron and Thisted (1976, doi:10.1093/biomet/63.3.435).
+    here with the weights of Efron and Thisted (1976, doi:10.1093/biomet/63.3.435). The difference is taken from the
+    jackknife's variance, which is larger than f₁ where rare codes come in company: theirs is left as it is.
     """
-    found = np.bincount(images_of_each, minlength=len(_UNSEEN) + 1)[1 : len(_UNSEEN) + 1]
-    if found[0] == 0:
-        return 1.0
-    variance = sum(
-        weight * (-1) ** r * int(count) for r, (weight, count) in enumerate(zip(_UNSEEN, found, strict=True))
-    )
-    return math.sqrt(min(max(variance / int(found[0]), _LEAST), 1.0))
+    of = np.bincount(images_of_each, minlength=len(_UNSEEN) + 1)[1 : len(_UNSEEN) + 1]
+    if of[0] < _FEWEST:
+        return parts
+    new = sum(weight * (-1) ** r * int(count) for r, (weight, count) in enumerate(zip(_UNSEEN, of, strict=True)))
+    variance = float(np.square(parts).sum())
+    return parts * math.sqrt(min(max(1 - (int(of[0]) - new) / variance, _LEAST), 1.0)) if variance > 0 else parts
 
 
 def _perplexity(codes: NDArray[Any], codebook_size: int) -> tuple[float, Array]:
@@ -129,7 +131,7 @@ def _histogram(codes: NDArray[Any], codebook_size: int) -> NDArray[np.int64]:
     return histogram
 
 
-def _by_images(codes: NDArray[Any], codebook_size: int) -> Iterator[tuple[int, NDArray[np.int64], ...]]:
+def _by_images(codes: NDArray[Any], codebook_size: int) -> Iterator[tuple[int, Counts, Counts, Counts]]:
     """Some images of (N, T) codes at a time: how many, then (image, code, count) of each one's distinct codes."""
     step = max(_CODES_AT_ONCE // codes.shape[1], 1)
     for start in range(0, len(codes), step):

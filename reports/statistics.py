@@ -92,11 +92,15 @@ def paired_seeds(base: ArrayLike, other: ArrayLike) -> Difference:
 def paired_resamples(base: Resampled, other: Resampled) -> Difference:
     """Difference of two scores of one seed each over the same images: delta ± 1.96 standard errors, images alone.
 
+    Resamples that all differ by the same amount make no interval, unless it is 0: all codes but one, say, are used by
+    many images, which is no certainty.
     Raises ValueError for resamples that are not of the same images, or not of the same number.
     """
     if base.images != other.images or base.deviates.shape != other.deviates.shape:
         raise ValueError(f"expected resamples of the same images, not of {base.images} and {other.images}")
     delta, error = other.score - base.score, float(np.linalg.norm(other.deviates - base.deviates))
+    if delta != 0 and error <= 1e-12 * abs(delta):
+        return Difference(delta, None, None, None, 1, None, "")
     low, high, p = _interval(delta, (error, math.inf))
     return Difference(delta, low, high, p, 1, base.images, "images", error)
 

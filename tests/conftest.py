@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import postgres as postgresql
@@ -53,15 +53,29 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_plugins() -> Iterator[None]:
-    """What a file of tests registers is gone after it: files share a process, in an order that nobody chooses."""
+@contextlib.contextmanager
+def own_plugins() -> Iterator[None]:
+    """What is registered within is gone after it."""
     from vqbench.registry import DATASETS, METHODS
 
     before = [{name: copy.copy(value) for name, value in vars(registry).items()} for registry in (METHODS, DATASETS)]
     yield
     for registry, state in zip((METHODS, DATASETS), before, strict=True):
         vars(registry).update(state)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins_of_a_file() -> Iterator[None]:
+    """Files share a process, in an order that nobody chooses."""
+    with own_plugins():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _plugins_of_a_test() -> Iterator[None]:
+    """A command typed in this process must find what it was told of, and nothing that another one was."""
+    with own_plugins():
+        yield
 
 
 @dataclass(frozen=True)
@@ -95,11 +109,10 @@ def vqbench() -> Command:
     return call
 
 
-def start(arguments: Iterable[object], **env: str) -> subprocess.Popen[str]:
+def start(arguments: Iterable[object], stderr: IO[str] | int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
     """The command line in a process that goes on while the test does."""
     command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **env})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **env})
 
 
 def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None) -> Any:
@@ -114,13 +127,24 @@ def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any
 
 
 def typed(*words: object) -> Answer:
-    """The command line in this process, which has imported what it needs."""
+    """The command line in this process, which has imported what it needs; it fails after `DEADLINE`."""
     from vqbench.cli import _exit_code, app
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"{arguments} took longer than {DEADLINE:.0f} s")
 
     out, err = io.StringIO(), io.StringIO()
     arguments = [str(word) for word in words]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(int(DEADLINE))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if code == 130:  # who runs the tests has interrupted them
+        raise KeyboardInterrupt
     return Answer(code, out.getvalue(), err.getvalue())
 
 

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from conftest import DEADLINE, FAULTY, Answer, Command, settings, start, typed, until
 from test_servers import MLflowServer
 
+from vqbench import dask_engine
 from vqbench.dask_engine import DaskEngine
 from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
@@ -149,18 +150,19 @@ def test_a_killed_worker_costs_the_way_since_the_checkpoint(
 @pytest.mark.slow
 def test_a_cluster_without_workers_is_waited_for_aloud(cluster: Cluster, images: Path, tmp_path: Path) -> None:
     more = ("--methods", "faulty", "--images", "640", "--set", "faulty.pause=0.1", "--scheduler", cluster.file)
-    driver = Background(*one_run(images, tmp_path / "runs", *more))
-    until(lambda: list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt")), "a checkpoint")
+    said = tmp_path / "said.txt"
+    with said.open("w") as stderr:
+        driver = start(one_run(images, tmp_path / "runs", *more), stderr=stderr)
+    until(lambda: list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt")), "a checkpoint", driver)
     for worker in cluster.workers:
         worker.kill()
-    assert driver.process.stderr is not None
-    said = next(line for line in driver.process.stderr if "no worker of the cluster" in line)
-    assert "1 cell will go on as soon as one joins it" in said
+    until(lambda: "no worker is left in the cluster" in said.read_text(), "the word", driver)
+    assert "1 cell will go on as soon as one joins it" in " ".join(said.read_text().split())
     cluster.start_worker()
-    answer = driver.answer()
-    assert answer.code == 0, answer.err
-    assert "the cluster has a worker again" in answer.err
-    assert [row["state"] for row in answer.objects] == ["done"]
+    out, _ = driver.communicate(timeout=DEADLINE)
+    assert driver.returncode == 0, said.read_text()
+    assert "the cluster has a worker again" in said.read_text()
+    assert [json.loads(line)["state"] for line in out.splitlines()] == ["done"]
 
 
 @pytest.mark.slow
@@ -497,7 +499,9 @@ class OddCluster:
     def __init__(self, *ends: Ended | BaseException) -> None:
         self.ends, self.submitted = list(ends), 0
 
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+    scheduler = SimpleNamespace(identity=None)
+
+    def sync(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {"workers": {"a": {"host": "h", "nthreads": 1, "resources": {}}}}
 
     def submit(self, *_: Any, **__: Any) -> Any:
@@ -525,6 +529,33 @@ def test_a_worker_that_closes_in_order_has_not_ended_its_cell(tmp_path: Path) ->
     cluster = OddCluster(Ended(STOPPED), Ended(STOPPED), Ended("done"))
     assert ends_of(tmp_path, cluster) == [("cell", Ended("done"))]
     assert cluster.submitted == 3
+
+
+def test_a_worker_that_cannot_take_a_cell_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last worker with a GPU leaves, one without stays; then the scheduler does not answer for a while."""
+    monkeypatch.setattr(dask_engine, "WATCH_SECONDS", 0.0)
+
+    class Waiting(OddCluster):
+        offers: ClassVar = [*[{"GPU": 1}] * 3, *[{}] * 6, *[OSError()] * 3, *[{"GPU": 2}] * 3]
+
+        def sync(self, *_: Any, **__: Any) -> dict[str, Any]:
+            offer = self.offers.pop(0)
+            if isinstance(offer, OSError):
+                raise offer
+            return {"workers": {"a": {"host": "h", "nthreads": 1, "resources": offer}}}
+
+        def submit(self, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(status="pending")
+
+    said: list[str] = []
+    engine = DaskEngine(Waiting(), {"GPU": 1.0}, 1, say=said.append)  # type: ignore[arg-type]
+    engine.start(CellJob(tmp_path / "cell", {}))
+    while Waiting.offers:
+        assert engine.ended() == []
+    assert said == [
+        "no worker that offers GPU=1 is left in the cluster; 1 cell will go on as soon as one joins it",
+        "the cluster has a worker again",
+    ]
 
 
 def test_a_cell_that_gets_on_may_outlive_many_workers(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vqbench import probing
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.metrics import frechet
 from vqbench.metrics.codes import CodeHistogram, code_scores, code_statistics
@@ -117,6 +118,8 @@ def test_fid_does_not_depend_on_the_blocks_it_is_computed_in(monkeypatch):
 def test_kid_is_torch_fidelitys(n, m, d, monkeypatch):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
+    assert (frechet.KID_SUBSETS, frechet.KID_SUBSET_SIZE, frechet.KID_SEED) == (100, 1000, 2020)  # its defaults
+    assert (probing._KID_SUBSETS, probing._KID_IMAGES) == (100, 1000)
     monkeypatch.setattr(frechet, "KID_SUBSETS", 8)  # of 100, which take torch-fidelity 20 seconds
 
     x, y = gaussian_features(n, d, 0), gaussian_features(m, d, 1)

@@ -19,7 +19,7 @@ from PIL import Image
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.figures import Drawn
 from vqbench.reports.figures.reconstructions import Sheet
-from vqbench.reports.page import page_html, script_json, shown_path, write_page
+from vqbench.reports.page import page_html, script_json, shown_address, shown_path, write_page
 from vqbench.reports.page.details import mlflow_place
 from vqbench.reports.page.pictures import BUDGET, lossless, sheet_data
 from vqbench.reports.report import Report, build_report
@@ -524,6 +524,13 @@ def test_paths_do_not_name_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert shown_path(tmp_path / "home" / "work" / "runs") == "runs"
     assert shown_path(tmp_path / "home" / "runs") == "~/runs"
     assert shown_path(tmp_path / "runs") == str(tmp_path / "runs")
+    assert shown_path(tmp_path / "home" / "my runs") == "~/'my runs'"
+    assert shown_address(f"sqlite:///{tmp_path}/home/work/runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+    assert shown_address(f"sqlite:///{tmp_path}/home/mlflow.db") == "sqlite:///$HOME/mlflow.db"
+    assert shown_address(f"sqlite:///{tmp_path}/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert shown_address("https://me:p@ss@host:5000/ml") == "https://host:5000/ml"
+    assert shown_address("postgresql://host/db?user=me&password=secret") == "postgresql://host/db"
+    assert shown_address("http://host:5000") == "http://host:5000"
 
 
 def test_protocols_have_sections_of_their_own(tmp_path: Path, browser: Browser) -> None:

@@ -333,7 +333,11 @@ def test_a_changed_plugin_is_another_cell_and_the_copy_still_loads(
     assert "was trained with a plugin file of sha256" in tampered.stderr
 
 
-def test_two_devices_train_one_cell(images: Path, plugin: Path, tmp_path: Path) -> None:
+def test_two_devices_train_one_cell(
+    images: Path, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # what a cluster's scheduler sets is not ours to take for ranks
+    monkeypatch.setenv("LOCAL_RANK", "1")
     more = ("--methods", "vaevq", "--devices", "2", "--set", "gan=hinge", "--set", "discriminator_layers=1")
     answer = typed(*one_cell(images, plugin, tmp_path, *more, "--json"))
     assert answer.code == 0, answer.err + answer.out
@@ -345,12 +349,8 @@ def test_two_devices_train_one_cell(images: Path, plugin: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_devices_train_as_one_does(
-    images: Path, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_devices_train_as_one_does(images: Path, plugin: Path, tmp_path: Path) -> None:
     """FSQ is deterministic and its loss is a mean over images: two halves of a batch make the whole batch's step."""
-    monkeypatch.setenv("SLURM_NTASKS", "1")  # what a cluster's scheduler sets is not ours to take for ranks
-    monkeypatch.setenv("LOCAL_RANK", "1")
     one, two = (
         typed(*one_cell(images, plugin, tmp_path, "--methods", "fsq", "--devices", n, "--json")).objects[0]
         for n in (1, 2)
@@ -385,11 +385,14 @@ class Heir(VQGAN):
 """
 
 
-def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(images: Path, tmp_path: Path) -> None:
+def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(
+    vqbench: Command, images: Path, tmp_path: Path
+) -> None:
+    """Each in a process of its own, where it is the plugin that imports the built-in."""
     heir = tmp_path / "heir.py"
     heir.write_text(SUBCLASS)
     plans = [
-        typed(*one_cell(images, heir, tmp_path, "--methods", methods, "--dry-run", "--json")).objects
+        vqbench(*one_cell(images, heir, tmp_path, "--methods", methods, "--dry-run", "--json")).objects
         for methods in ("vqgan", "vqgan,heir", "heir,vqgan")
     ]
     assert len({row["cell"] for plan in plans for row in plan if row["method"] == "vqgan"}) == 1

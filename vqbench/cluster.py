@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Client, LocalCluster
 
-from vqbench.dask_engine import DaskEngine, room
+from vqbench.dask_engine import DaskEngine, room, spelled
 from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.gpus import visible_gpus
@@ -176,13 +176,9 @@ def _resources(
         view.note(f"no worker at {request.scheduler} has a GPU: the cells train on CPUs")
         return {}
     if not any(room(worker, needed) for worker in workers):
-        offers = sorted({_spelled(worker.get("resources") or {}) for worker in workers})
+        offers = sorted({spelled(worker.get("resources") or {}) for worker in workers})
         raise UsageError(
-            f"no worker at {request.scheduler} offers {_spelled(needed)}; they offer: {'; '.join(offers)}",
-            f"start workers that do: dask worker ADDRESS --resources {_spelled(needed).replace(', ', ' ')}",
+            f"no worker at {request.scheduler} offers {spelled(needed)}; they offer: {'; '.join(offers)}",
+            f"start workers that do: dask worker ADDRESS --resources {spelled(needed).replace(', ', ' ')}",
         )
     return needed
-
-
-def _spelled(resources: dict[str, float]) -> str:
-    return ", ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "nothing"

@@ -26,7 +26,7 @@ from vqbench.transfer import Courier, patiently
 from vqbench.wording import counted
 from vqbench.worker import THREADS, Need, run_on_worker
 
-WATCH_SECONDS = 5.0
+WATCH_SECONDS, LOOKS = 5.0, 2
 _STORE_HINT = "look at the MLflow server; the same command then goes on"
 
 
@@ -42,7 +42,8 @@ class DaskEngine:
         shares_disk: bool = True,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._say, self._deserted, self._looked = say, False, time.monotonic()
+        self._say, self._looked, self._empty_looks = say, time.monotonic(), 0
+        self._known: list[dict[str, Any]] = []  # workers, when the scheduler last answered
         self._client, self._resources, self._gpus, self._cluster = client, resources, gpus, cluster
         self.shares_disk = shares_disk
         self._topic = f"vqbench-{uuid.uuid4().hex[:8]}"
@@ -55,7 +56,12 @@ class DaskEngine:
         self._over: list[tuple[str, Ended]] = []
 
     def _workers(self) -> list[dict[str, Any]]:
-        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+        """Asked of the scheduler: the client's own copy is, for moments, one without workers."""
+        scheduler: Any = self._client.scheduler
+        with contextlib.suppress(OSError, TimeoutError):  # what it last said, then; a lost one is noticed by its tasks
+            asked = self._client.sync(scheduler.identity, n_workers=-1, callback_timeout=WATCH_SECONDS)
+            self._known = list(asked["workers"].values())
+        return self._known
 
     @property
     def slots(self) -> int:
@@ -139,18 +145,18 @@ class DaskEngine:
         return over
 
     def _watch_workers(self) -> None:
-        """Say once when the last worker is gone: dask waits for another one in silence, for ever."""
-        if not self._futures or time.monotonic() - self._looked < WATCH_SECONDS:
+        """Say once when no worker is left that could run a cell: dask waits for one in silence, for ever."""
+        if self._cluster is not None or not self._futures or time.monotonic() - self._looked < WATCH_SECONDS:
             return
+        before, workers = self._empty_looks, self._workers()
         self._looked = time.monotonic()
-        if self._client.status != "running":  # the scheduler is gone too, which `_end_of` says
-            return
-        deserted = not self._workers()
-        if deserted != self._deserted:
+        self._empty_looks = 0 if any(room(worker, self._resources) for worker in workers) else before + 1
+        if self._empty_looks == LOOKS:  # one may be on its way
+            offering = f" that offers {spelled(self._resources)}" if self._resources else ""
             waiting = counted(len(self._futures), "cell")
-            gone = f"no worker of the cluster is left; {waiting} will go on as soon as one joins it"
-            self._say(gone if deserted else "the cluster has a worker again")
-        self._deserted = deserted
+            self._say(f"no worker{offering} is left in the cluster; {waiting} will go on as soon as one joins it")
+        elif before >= LOOKS and not self._empty_looks:
+            self._say("the cluster has a worker again")
 
     def _end_of(self, name: str, future: Any) -> Ended | None:
         """How a job ended; None if it did not, but its worker, and it has to be given to another one."""
@@ -216,6 +222,11 @@ def _write_failure(job: CellJob, kind: str, message: str, hint: str) -> Ended:
     except OSError:
         return Ended(FAILED, {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": ""})
     return Ended(FAILED)
+
+
+def spelled(resources: dict[str, float]) -> str:
+    """`GPU=1, MEM=40`, or `nothing`."""
+    return ", ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "nothing"
 
 
 def room(worker: dict[str, Any], resources: dict[str, float]) -> int:

@@ -11,5 +11,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    """A URL without its passwords: one after a user's name, one alone, those of its query."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, host = place.rpartition("@")
+    name, colon, _ = user.partition(":")
+    asked = re.sub(r"(?i)([?&][^=&]*(?:password|passwd|token|secret)[^=&]*=)[^&#]*", r"\1***", rest[len(place) :])
+    return f"{scheme}://{f'{name}{colon}***' if colon else '***' * bool(at)}{at}{host}{asked}"

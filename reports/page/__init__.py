@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -16,7 +17,6 @@ from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
 from vqbench.reports.report import Report, ReportSection
 from vqbench.results import FETCHED, read_json
-from vqbench.wording import masked
 
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
@@ -41,11 +41,11 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
     experiment = report.experiment
     runs = experiment.folder.parent
     if fetched := read_json(experiment.folder / FETCHED):  # into a folder that is gone soon
-        uri = masked(fetched["uri"])
-        source, root = f"--from-mlflow {uri} --experiment {experiment.name}", runs
+        uri = shown_address(fetched["uri"])
+        source, root = f"--from-mlflow {uri} --experiment {shlex.quote(experiment.name)}", runs
         ui = f"MLFLOW_TRACKING_URI={uri} vqbench ui"
     else:
-        source, root = f"{experiment.name} --runs {shown_path(runs)}", runs.parent
+        source, root = f"{shlex.quote(experiment.name)} --runs {shown_path(runs)}", runs.parent
         ui = f"vqbench ui --runs {shown_path(runs)}"
     script = "(() => {\n'use strict';\n" + "\n".join(map(_resource, _SCRIPTS)) + "\n})();"
     style = _resource("page.css")
@@ -90,12 +90,21 @@ def script_json(value: object) -> str:
     return plain
 
 
-def shown_path(path: Path) -> str:
+def shown_path(path: Path, home: str = "~/") -> str:
     """A folder as one would type it here; the name of the user's home is not printed, since pages are passed on."""
-    for start, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+    for start, prefix in ((Path.cwd(), ""), (Path.home(), home)):
         if path.is_relative_to(start):
-            return prefix + str(path.relative_to(start))
-    return str(path)
+            return prefix + shlex.quote(str(path.relative_to(start)))
+    return shlex.quote(str(path))
+
+
+def shown_address(uri: str) -> str:
+    """An address of MLflow as one would type it here, without user, password, query and the name of the home."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme.startswith("sqlite") and rest.startswith("/"):
+        return f"{scheme}:///{shown_path(Path(rest[1:]), '$HOME/')}"
+    place, slash, path = rest.partition("?")[0].partition("/")
+    return shlex.quote(f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}")
 
 
 def _policy(script: str, style: str) -> str:

@@ -51,8 +51,8 @@ class CellJob:
     """The plugin file as it was when the plan was made; its sha256 is in the spec."""
     timeout: float | None = None
     """Seconds after which the process is killed."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables for the process, beside those that are there."""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    """Variables for the process, beside those that are there; None leaves one out."""
     store: Store | None = None
     """Where its files are left for whoever does not see the folder; None on a shared disk."""
 
@@ -102,15 +102,15 @@ def failure_to_write(error: OSError) -> dict[str, Any]:
 
 
 def spawn(
-    module: str, arguments: Iterable[object], folder: CellFolder, environment: Mapping[str, str] | None = None
+    module: str, arguments: Iterable[object], folder: CellFolder, environment: Mapping[str, str | None] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments…` for a cell's folder, whose log it writes to, with `environment` beside ours.
 
     Raises OSError where there is no room for the log or for another process.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    env |= {**(environment or {}), PARENT_VARIABLE: str(os.getpid())}
+    wanted = {**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
+    env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
     env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
     with folder.log.open("ab") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.gpus import claim_gpus, visible_gpus
@@ -57,7 +58,8 @@ def run_on_worker(job: CellJob, need: Need, key: str) -> Ended:
         closes = worker.status in (Status.closing, Status.closing_gracefully, Status.closed)  # its scheduler is gone
         return task is not None and task.state != "cancelled" and not closes
 
-    job = replace(job, environment={THREADS: str(_threads(worker, need)), **job.environment})
+    environment = {**_of_dask(worker), THREADS: str(_threads(worker, need)), **job.environment}
+    job = replace(job, environment=environment)
     if job.store is not None:
         return _run_far_from_home(job, job.store, need, wanted, lambda message: worker.log_event(need.topic, message))
     return _run(job, need, wanted)
@@ -139,6 +141,18 @@ class _Reporter:
                 message["curves"] = (self._folder.path / "metrics.jsonl").read_text()
                 self._told_curves = now
         self._tell(message)
+
+
+def _of_dask(worker: Any) -> dict[str, None]:
+    """Variables that dask has set for its worker and that a cell does without.
+
+    They are meant for a worker that computes itself: with MALLOC_TRIM_THRESHOLD_ a training step would give its memory
+    back and fetch it again, which halves its speed on CPUs, and the libraries of algebra would keep to one thread.
+    """
+    if worker.nanny is None:
+        return {}
+    preset = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    return {name: None for name, value in preset.items() if os.environ.get(name) == str(value)}
 
 
 def _threads(worker: Any, need: Need) -> int:

@@ -235,7 +235,9 @@ def stored(root: Path, label: str, seed: int, shift: float, images: int = IMAGES
     image, noise = draw.normal(20, 3, images), np.random.default_rng(zlib.crc32(f"{label} {seed}".encode()))
     psnr = image + shift + noise.normal(0, 0.1, images)
     pd.DataFrame({"id": range(images), "psnr": psnr}).to_parquet(folder / "per_image.parquet")
-    indices = noise.integers(0, 6 if shift else 8, (images, 4, 1)).astype(np.uint8)
+    last = 5 if shift else 7
+    indices = noise.integers(0, last, (images, 4, 1)).astype(np.uint8)
+    indices[1 if shift else 0, 0, 0] = last  # a code that one image alone has
     histogram = np.bincount(indices.ravel(), minlength=8)[None]
     np.savez(folder / "codes.npz", histogram=histogram, indices=indices)
     scores = {"psnr": psnr.mean(), "usage": float((histogram > 0).mean()), "rfid": 50 + 10 * shift + noise.normal()}

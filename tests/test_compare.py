@@ -203,7 +203,7 @@ def test_features_and_codes_of_one_seed(tmp_path: Path) -> None:
     for method in ("a", "b"):
         kept[method] = reference + draw.normal(size=(15, 8)) * (0.1 if method == "b" else 0.5)
         codes = draw.integers(0, 5 if method == "a" else 7, (15, 4, 1), dtype=np.uint8)
-        codes[0, :, 0] = (4, 3, 2, 1) if method == "a" else (6, 5, 4, 3)
+        codes[0, :, 0] = (4, 3, 2, 1) if method == "a" else (7, 6, 5, 4)  # no other has a 7
         histogram = np.bincount(codes.ravel(), minlength=8)[None]
         scores[method]["dead_codes"] = float((histogram == 0).sum())
         arrays = {"features.npz": {"features": kept[method]}, "codes.npz": {"indices": codes, "histogram": histogram}}

@@ -11,7 +11,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL without its passwords: one after a user's name, one alone, those of its query."""
+    """A URL without its passwords: that after a user's name, those of its query."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
@@ -19,4 +19,4 @@ def masked(url: str) -> str:
     user, at, host = place.rpartition("@")
     name, colon, _ = user.partition(":")
     asked = re.sub(r"(?i)([?&][^=&]*(?:password|passwd|token|secret)[^=&]*=)[^&#]*", r"\1***", rest[len(place) :])
-    return f"{scheme}://{f'{name}{colon}***' if colon else '***' * bool(at)}{at}{host}{asked}"
+    return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{asked}"

@@ -536,6 +536,7 @@ def test_a_worker_that_closes_in_order_has_not_ended_its_cell(tmp_path: Path) ->
 def test_a_worker_that_cannot_take_a_cell_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last worker with a GPU leaves, one without stays; then the scheduler does not answer for a while."""
     monkeypatch.setattr(dask_engine, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(dask_engine, "ASK_SECONDS", 0.0)
 
     class Waiting(OddCluster):
         offers: ClassVar = [*[{"GPU": 1}] * 3, *[{}] * 6, *[OSError()] * 3, *[{"GPU": 2}] * 3]

@@ -7,6 +7,7 @@ process dies with its worker, and dask gives the job to another one, which goes 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import uuid
@@ -26,7 +27,7 @@ from vqbench.transfer import Courier, patiently
 from vqbench.wording import counted
 from vqbench.worker import THREADS, Need, run_on_worker
 
-WATCH_SECONDS, LOOKS = 5.0, 2
+ASK_SECONDS, WATCH_SECONDS, LOOKS = 1.0, 5.0, 2
 _STORE_HINT = "look at the MLflow server; the same command then goes on"
 
 
@@ -44,6 +45,7 @@ class DaskEngine:
     ) -> None:
         self._say, self._looked, self._empty_looks = say, time.monotonic(), 0
         self._known: list[dict[str, Any]] = []  # workers, when the scheduler last answered
+        self._asked = -math.inf
         self._client, self._resources, self._gpus, self._cluster = client, resources, gpus, cluster
         self.shares_disk = shares_disk
         self._topic = f"vqbench-{uuid.uuid4().hex[:8]}"
@@ -56,11 +58,14 @@ class DaskEngine:
         self._over: list[tuple[str, Ended]] = []
 
     def _workers(self) -> list[dict[str, Any]]:
-        """Asked of the scheduler: the client's own copy is, for moments, one without workers."""
+        """Asked of the scheduler, once a second: the client's own copy is, for moments, one without workers."""
+        if time.monotonic() - self._asked < ASK_SECONDS:
+            return self._known
         scheduler: Any = self._client.scheduler
         with contextlib.suppress(OSError, TimeoutError):  # what it last said, then; a lost one is noticed by its tasks
             asked = self._client.sync(scheduler.identity, n_workers=-1, callback_timeout=WATCH_SECONDS)
             self._known = list(asked["workers"].values())
+        self._asked = time.monotonic()
         return self._known
 
     @property

@@ -67,7 +67,8 @@ class Cluster:
 
     def _start(self, kind: str, *more: str, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         command = [*around, sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
-        command += ["--host", "127.0.0.1", "--no-dashboard", *more]
+        # without an address of its own, dask's HTTP server is on all interfaces, dashboard or not
+        command += ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0", *more]
         with (self.folder / f"{kind}.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
 

@@ -51,7 +51,7 @@ def local_cluster(request: RunRequest) -> DaskEngine:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # any port: with None it asks for 8787, and warns where that is taken
         silence_logs=logging.CRITICAL,
         resources=resources,
         memory_limit=0,  # a worker holds next to nothing; its cells are processes of their own

@@ -100,7 +100,7 @@ class TerminalView:
         if self.progress.disable:
             if time.monotonic() - self._spoke.get(name, 0.0) > PLAIN_SECONDS:
                 self._spoke[name] = time.monotonic()
-                self.console.print(Text(f"{title} {done}/{total} {rate}".rstrip()))
+                self.console.print(Text(f"{title} {f'{done}/{total} {rate}' if total else ''}".rstrip()))
             return
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task("", total=None, rate="")

@@ -82,6 +82,8 @@ def write_job(job: CellJob, anew: bool) -> None:
         stale.append("result.json")
     for name in stale:
         (folder.path / name).unlink(missing_ok=True)
+    for torn in folder.path.glob(".status.json.*.part"):  # of a process that was killed while it wrote
+        torn.unlink(missing_ok=True)
     write_json(folder.path / "spec.json", job.spec)
     if job.plugin_source is not None:
         write_bytes_atomically(folder.path / "plugin.py", job.plugin_source)

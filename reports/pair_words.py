@@ -11,6 +11,7 @@ from vqbench.reports.comparison import Verdict, why_no_interval
 from vqbench.reports.power import MOST_SEEDS, images_are_too_few, seeds_needed
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
+from vqbench.wording import counted
 
 _WORDS: dict[Verdict, str] = {
     "better": "better than {b} in",
@@ -46,7 +47,7 @@ def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> O
     needed = seeds_needed(of_seeds, found.image_error)
     if needed < math.inf:
         more = max(int(needed) - found.seeds, 1)
-        return Outlook(more, str(more), f"the spread asks for {more} more {'seed' if more == 1 else 'seeds'}")
+        return Outlook(more, str(more), f"the spread asks for {counted(more, 'more seed')}")
     if found.delta and images_are_too_few(found.delta, found.image_error):
         return Outlook(
             None, "images", "no number of seeds: the images differ too much, and only more validation images would help"
@@ -82,7 +83,7 @@ def p_text(p: float | None) -> str:
 
 def over_text(found: Difference) -> str:
     """How many seeds and images an interval is over."""
-    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    seeds = counted(found.seeds, "seed")
     if found.over == "images":
         return f"{found.images:,} images of {seeds}"
     return f"{seeds} × {found.images:,} images" if found.images is not None else seeds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vqbench.reports.experiment import Group, Section
+from vqbench.wording import counted
 
 CUT = " Intervals that are longer than the panel are cut at its edge."
 
@@ -21,7 +22,7 @@ def seeds_of(groups: Sequence[Group]) -> str:
     """ "2 seeds", or "1 to 3 seeds"."""
     counts = sorted({group.summary.seeds for group in groups})
     if counts[0] == counts[-1]:
-        return f"{counts[0]} seed{'s' if counts[0] > 1 else ''}"
+        return counted(counts[0], "seed")
     return f"{counts[0]} to {counts[-1]} seeds"
 
 

@@ -70,6 +70,8 @@ class SweepReport:
     how: str
     reason: str
     """What ended it before its trials did."""
+    resume: str = ""
+    """The command that goes on with it."""
     page: Path | None = None
     """The experiment's page, where it was asked for."""
 
@@ -153,7 +155,7 @@ class SweepReport:
         """What must be said below the tables."""
         said = [f"protocol {self.protocol}", f"tuned by {self.how}; value: mean over the seeds"]
         if self.reason:
-            said.append(f"ended early: {self.reason}; go on with `vqbench sweep --resume {self.name}`")
+            said.append(f"ended early: {self.reason}; go on with `{self.resume}`")
         if len({study.planned for study in self.studies}) > 1:
             said.append("the methods were tuned with different numbers of trials")
         said += [f"{title}: no trial finished" for title in self.without_best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import warnings
@@ -16,21 +17,29 @@ from vqbench.errors import UsageError
 from vqbench.metrics.definitions import Definition
 from vqbench.seeds import derive_seed
 from vqbench.space import Choices
+from vqbench.sweeps.patience import PatientStorage
 from vqbench.sweeps.request import SweepRequest
-from vqbench.sweeps.spaces import Parameter, draw, grid
+from vqbench.sweeps.spaces import Parameter, draw
 from vqbench.sweeps.studies import StudyPlan
 from vqbench.sweeps.trials import UNDER_WAY
 from vqbench.wording import masked
 
 POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
 Direction = Literal["minimize", "maximize"]
+REDRAWS = 10
+"""How often a sampler may draw what was tried already before an untried point is taken at random."""
 _RETRY = "retry_of"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def open_storage(where: str, folder: Path) -> Any:
-    """The storage that `where` names, or a sqlite file in `folder`. Raises UsageError where it cannot be had."""
+def open_storage(
+    where: str, folder: Path, say: Callable[[str], None] = lambda _: None, hint: str = "the same command goes on"
+) -> PatientStorage:
+    """The storage that `where` names, or a sqlite file in `folder`. Raises UsageError where it cannot be had.
+
+    Where it stops answering later, `say` hears it once, and `hint` is that of the error that it becomes in the end.
+    """
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -40,11 +49,13 @@ def open_storage(where: str, folder: Path) -> Any:
     try:
         if where and "://" not in where:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(where))
+            return PatientStorage(JournalStorage(JournalFileBackend(where)), where, hint, say)
         url = where or f"sqlite:///{folder.absolute() / 'optuna.db'}"
         url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)  # the driver that `vqbench[postgres]` brings
-        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        return RDBStorage(url, engine_kwargs=wait)
+        # a server may have been started anew since the last trial, hours ago: a connection is tried before it is used
+        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        storage = optuna.storages.get_storage(RDBStorage(url, engine_kwargs=wait))
+        return PatientStorage(storage, masked(url), hint, say)
     except Exception as error:  # SQLAlchemy's, a database's driver's, or the disk's
         reason = " ".join(str(error).split())[:200]
         hint = "for example: --storage postgresql://USER:PASSWORD@HOST/DATABASE, or the path of a journal file"
@@ -71,18 +82,22 @@ class OpenStudy:
             load_if_exists=True,
             pruner=_pruner(request.pruner, images, plan.trials),
         )
-        self._points = self._shuffled_points() if request.sampler == "grid" else []
-
-    def _shuffled_points(self) -> list[dict[str, Any]]:
-        points = list(grid(self.plan.parameters, self.plan.base))
-        random.Random(self.request.sampler_seed).shuffle(points)  # fewer trials than points should not see one corner
-        return points
+        self._points = plan.points(request.sampler_seed) if request.sampler == "grid" else []
+        self._finite = plan.points(request.sampler_seed) if request.sampler != "grid" and plan.is_finite else []
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that count: those that were put back are there again under another number."""
+        return [trial for trial in self._not_retried() if trial.state != TrialState.WAITING]
+
+    def _not_retried(self) -> list[FrozenTrial]:
         every = self.study.get_trials(deepcopy=False)
         retried = {trial.user_attrs[_RETRY] for trial in every if _RETRY in trial.user_attrs}
-        return [trial for trial in every if trial.number not in retried and trial.state != TrialState.WAITING]
+        return [trial for trial in every if trial.number not in retried]
+
+    @property
+    def images(self) -> int:
+        """Training images of all its trials; what is tried again has those of the times before."""
+        return sum(int(trial.user_attrs.get("images", 0)) for trial in self._not_retried())
 
     @property
     def remaining(self) -> int:
@@ -95,13 +110,43 @@ class OpenStudy:
         The sampler's seed is that of the trial's place, so a sweep that goes on draws as one that was never ended.
         """
         every, counted = self.study.get_trials(deepcopy=False), self.trials()
-        if self._points and not any(trial.state == TrialState.WAITING for trial in every):
-            known = [trial.params for trial in counted]
-            self.study.enqueue_trial(next(point for point in self._points if point not in known))
-        seed = derive_seed("sweep", self.request.sampler_seed, len(counted)) % 2**32
-        self.study.sampler = _sampler(self.request.sampler, seed, self.plan.trials)
+        if not any(trial.state == TrialState.WAITING for trial in every):
+            if self._points:
+                known = [trial.params for trial in counted]
+                self.study.enqueue_trial(next(point for point in self._points if point not in known))
+            elif self._finite and (point := self._untried(counted)) is not None:
+                self.study.enqueue_trial(point)
+        self.study.sampler = self._sampler(len(counted))
         trial = self.study.ask()
         return trial, draw(self.plan.parameters, self.plan.base, lambda parameter: suggest(trial, parameter))
+
+    def _sampler(self, place: int, again: int = 0) -> Any:
+        """That of a trial's place; `again` counts the draws there that were repeats."""
+        parts = (self.request.sampler_seed, place, *([again] if again else []))
+        return _sampler(self.request.sampler, derive_seed("sweep", *parts) % 2**32, self.plan.trials)
+
+    def _untried(self, counted: list[FrozenTrial]) -> dict[str, Any] | None:
+        """What the sampler draws that no trial has had, at the latest at random; None where all points are used up.
+
+        It draws in a copy of the study: what was drawn there and is a repeat leaves no trial behind.
+        """
+        known = {_key(trial.params) for trial in counted}
+        untried = [point for point in self._finite if _key(point) not in known]
+        if not untried:
+            return None
+        directions, pruner = self.study.directions, self.study.pruner
+        copy = optuna.create_study(
+            study_name=self.name, directions=directions, pruner=pruner
+        )  # hyperband asks the name
+        copy.add_trials(counted)
+        for again in range(REDRAWS):
+            copy.sampler = self._sampler(len(counted), again)
+            trial = copy.ask()
+            drawn = draw(self.plan.parameters, self.plan.base, functools.partial(suggest, trial))
+            if _key(drawn) not in known:
+                return drawn
+            copy.tell(trial, state=TrialState.FAIL)  # or the next draw would keep away from it
+        return random.Random(derive_seed("sweep", self.request.sampler_seed, len(counted), "untried")).choice(untried)
 
     def tell(self, trial: optuna.Trial, values: Iterable[float] | None, state: str, record: Mapping[str, Any]) -> None:
         """End a trial: `state` is done, failed or pruned, and `record` what is to be known of it later."""
@@ -113,24 +158,28 @@ class OpenStudy:
         else:
             self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
-    def put_back(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
-        """End a trial that has not come to its end, and queue it to be asked again; `trained` images count as its."""
-        self._queue(number, params, trained)
+    def put_back(self, number: int, params: Mapping[str, Any], seen: Callable[[str], int]) -> None:
+        """End a trial that has not come to its end, and queue it to be asked again. `seen`: cell → training images.
+
+        What its cells have trained by now counts as its own.
+        """
+        known = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number).user_attrs
+        under_way: Mapping[str, int] = known.get(UNDER_WAY, {})
+        self._queue(number, params, sum(max(0, seen(cell) - before) for cell, before in under_way.items()))
         self.study.tell(number, state=TrialState.FAIL)
 
     def _queue(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
         every = self.study.get_trials(deepcopy=False)
         if not any(trial.user_attrs.get(_RETRY) == number for trial in every):
             whole = next((p for p in self._points if params.items() <= p.items()), params)
-            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number, "images": trained})
+            before = sum(int(trial.user_attrs.get("images", 0)) for trial in every if trial.number == number)
+            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number, "images": before + trained})
 
     def put_back_orphans(self, seen: Callable[[str], int]) -> int:
         """Put back what a driver that is gone left running; how many there were. `seen`: cell → its training images."""
         orphans = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         for trial in orphans:
-            under_way: Mapping[str, int] = trial.user_attrs.get(UNDER_WAY, {})
-            trained = sum(max(0, seen(cell) - before) for cell, before in under_way.items())
-            self.put_back(trial.number, trial.params, trained)
+            self.put_back(trial.number, trial.params, seen)
         return len(orphans)
 
     def put_back_failed(self) -> int:
@@ -153,6 +202,11 @@ class OpenStudy:
                 self.study, target=lambda trial: sign * trial.values[objective]
             )
         return {name: float(share) for name, share in found.items()}
+
+
+def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Tells one configuration from another; the last digit of a number depends on who has added up its steps."""
+    return frozenset((name, f"{v:.12g}" if isinstance(v, float) else str(v)) for name, v in params.items())
 
 
 def is_for_good(error: Mapping[str, Any]) -> bool:

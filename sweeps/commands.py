@@ -22,6 +22,12 @@ def more_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def resume_command(runs: Path, experiment: str, name: str) -> str:
+    """`vqbench sweep --resume …` for a sweep, as it is typed into a shell."""
+    words = ["vqbench", "sweep", "--resume", name, "--name", experiment]
+    return shlex.join([*words, *(["--runs", str(runs)] if runs != Path("runs") else [])])
+
+
 def run_command(run: RunRequest, method: str, settings: Sequence[str], seeds: Sequence[int]) -> str:
     """`vqbench run …` for one method with these settings, as it is typed into a shell."""
     words = ["vqbench", "run", "--methods", method]

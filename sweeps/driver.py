@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.execution import Execution, row_of
-from vqbench.plan import Cell, Plan, RunRequest, make_plan
+from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import DONE, FAILED
 from vqbench.sweeps.curves import Watched, images_seen, new_points
 from vqbench.sweeps.spaces import settings_of
@@ -47,9 +47,7 @@ class Driver:
         self.cells: dict[str, Cell] = {}
         """Every cell of a trial of this command."""
         self.ended: dict[str, dict[str, Any]] = {}
-        self.spent = sum(
-            int(t.user_attrs.get("images", 0)) for s in studies for t in s.study.get_trials(deepcopy=False)
-        )
+        self.spent = sum(study.images for study in studies)
         self.reason = ""
         """What ended the sweep before its trials did."""
         self._pruned: set[str] = set()
@@ -58,21 +56,22 @@ class Driver:
         self._looked = 0.0
 
     def drive(self) -> None:
-        """Run trials until the budget is spent. What is under way when this ends early is put back."""
-        try:
-            while True:
-                if self._is_late():
-                    self._stop_all()
-                    return
-                self._fill()
-                if self._is_over():
-                    return
-                for cell, row in self.execution.wait():
-                    self._settle(cell, row)
-                self._prune()
-        finally:
-            for live in self.live:
-                live.study.put_back(live.trial.number, live.drawn)
+        """Run trials until the budget is spent."""
+        while True:
+            if self._is_late():
+                self._stop_all()
+                return
+            self._fill()
+            if self._is_over():
+                return
+            for cell, row in self.execution.wait():
+                self._settle(cell, row)
+            self._prune()
+
+    def put_back(self, seen: Callable[[str], int]) -> None:
+        """Queue again what has not come to its end. Called when no cell runs any more: all that was trained counts."""
+        for live in self.live:
+            live.study.put_back(live.trial.number, live.drawn, seen)
 
     def _is_over(self) -> bool:
         """Whether nothing is under way and nothing will be; a cluster may have no worker yet."""
@@ -106,8 +105,8 @@ class Driver:
     def _would_pass(self, study: OpenStudy) -> bool:
         if self.limits.max_images is None:
             return False
-        drawn = [p.ends()[-1] for p in study.plan.parameters if p.name == "images"]
-        each = max(self.base.recipe.steps * self.base.recipe.batch_size, *map(int, drawn), 0)
+        drawn = [int(end) for p in study.plan.parameters if p.name == "images" for end in p.ends()]
+        each = max(self.base.recipe.steps * self.base.recipe.batch_size, *drawn, 0)
         under_way = each * (len(self.execution.running) + len(self.queue))
         return self.spent + under_way + each * len(self.run_request.seeds) > self.limits.max_images
 
@@ -116,24 +115,25 @@ class Driver:
         live = LiveTrial(study, trial, drawn)
         self.live.append(live)
         settings = (*study.plan.settings, *settings_of(drawn))
+        asked = dataclasses.replace(self.run_request, methods=(study.plan.method,), settings=settings)
         try:
-            live.cells = self._plan(study.plan.method, settings).cells
-        except UsageError as error:
+            resolve(asked)
+        except UsageError as error:  # what was drawn is to blame, and always will be
             self._tell(live, "failed", None, _as_error(error))
             return
+        live.cells = self._plan(asked).cells
         for cell in live.cells:
             self._place(live, cell)
         if len(live.rows) < len(live.cells):
             self.view.note(f"{live.title}: {' '.join(settings_of(drawn)) or 'nothing to draw'}")
         self._conclude(live)
 
-    def _plan(self, method: str, settings: tuple[str, ...]) -> Plan:
-        request = dataclasses.replace(self.run_request, methods=(method,), settings=settings)
+    def _plan(self, request: RunRequest) -> Plan:
+        """The cells of a trial. Raises UsageError where the data cannot be read, which is no fault of the trial."""
         plan = make_plan(request, self.metrics)
-        if plan.protocol.hash != self.base.protocol.hash:
-            raise UsageError(
-                "this trial would be measured by another protocol", "take what changes it out of the space"
-            )
+        if plan.protocol.hash != self.base.protocol.hash:  # no space can draw what a protocol is made of
+            raise UsageError("the data has changed since this sweep began: trials would be measured by two protocols",
+                             "bring it back, or start another sweep with --sweep-name")  # fmt: skip
         return plan
 
     def _place(self, live: LiveTrial, cell: Cell) -> None:
@@ -193,6 +193,7 @@ class Driver:
                 error = VQBenchError(f"no finite {' and '.join(self.objectives)}", "see the curves of its cells")
                 self._tell(live, "failed", None, _as_error(error))
             else:
+                self._show_curve(live)
                 self._tell(live, "done", values, None)
 
     def _tell(
@@ -241,6 +242,16 @@ class Driver:
                 self._give_up(live)
 
     def _gives_up(self, live: LiveTrial, cell: Cell) -> bool:
+        return any(live.trial.should_prune() for _ in self._reported(live, cell))
+
+    def _show_curve(self, live: LiveTrial) -> None:
+        """Report the rest of the curve of a trial's first cell: others are compared with it, also if it is cached."""
+        if self.watched is not None and live.cells:
+            for _ in self._reported(live, live.cells[0]):
+                pass
+
+    def _reported(self, live: LiveTrial, cell: Cell) -> Iterator[int]:
+        """Report a curve's new points one by one; yields the images of each."""
         assert self.watched is not None
         recipe = cell.spec["recipe"]
         for images, value in new_points(cell.folder.path, self.watched.curve, live.reported, recipe["images"]):
@@ -249,9 +260,7 @@ class Driver:
                 live.steps.add(step)
                 live.trial.report(self.watched.sign * value, step)
             live.reported = images
-            if live.trial.should_prune():
-                return True
-        return False
+            yield images
 
     def _give_up(self, live: LiveTrial) -> None:
         names = {cell.folder.name for cell in live.cells} - live.rows.keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
+from vqbench.lease import CellBusyError, exclusive
 from vqbench.plan import RunRequest
 from vqbench.results import read_json, write_json
 from vqbench.sweeps.request import SweepRequest
@@ -74,7 +74,8 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
     _refuse_others(request.run, known)
     for name in ("sampler", "pruner", "sampler_seed", "same_bits"):
         default = next(f.default for f in dataclasses.fields(SweepRequest) if f.name == name)
-        if getattr(request, name) not in (default, fields[name]):
+        asked_for = name in request.given or getattr(request, name) != default
+        if asked_for and getattr(request, name) != fields[name]:
             raise _disagrees(name, fields[name])
     if request.spaces and list(request.spaces) != stored["spaces"]:
         raise _disagrees("space", ",".join(stored["spaces"]))
@@ -121,31 +122,55 @@ def _revived(name: str, value: Any) -> Any:
 
 @contextlib.contextmanager
 def held(file: Path) -> Iterator[None]:
-    """Hold the sweep of `file`: no other driver asks its trials meanwhile. Raises UsageError if one does."""
-    lock = file.with_suffix(".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
+    """Hold the sweep of `file`, as a cell is held: no other driver asks its trials meanwhile, on any machine.
+
+    Raises UsageError if one does.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another command is running the sweep {file.stem}",
+            stack.enter_context(exclusive(file.with_suffix("")))
+        except CellBusyError as error:
+            raise UsageError(f"another command is running the sweep {file.stem} ({error.what})",
                              "wait for it, or start another sweep with --sweep-name") from None  # fmt: skip
-        except OSError:  # a disk that knows no locks: go on without
-            pass
         yield
 
 
 def storage_of(request: SweepRequest, file: Path) -> str:
     """Where the trials are: as asked for, or as remembered. Raises UsageError where the two are not one place."""
     asked, stored = request.storage, (read_json(file) or {}).get("storage")
+    from_environment = request.resume and asked == os.environ.get("VQBENCH_STORAGE")
     if asked and "://" not in asked:
         asked = str(Path(asked).absolute())
+    if from_environment and masked(asked) != stored:  # it was not given for this command
+        asked = ""
     if asked and stored is not None and masked(asked) != stored:
         raise UsageError(f"the trials of this sweep are in {stored or 'optuna.db of its experiment'}",
                          "leave --storage (VQBENCH_STORAGE) out, or start another sweep with --sweep-name")  # fmt: skip
     if not asked and stored and "***" in stored:
         raise UsageError(f"the password of {stored} was not kept", "give the storage again: --storage URL")
     return asked or stored or ""
+
+
+def refuse_another(
+    request: SweepRequest, file: Path, code: Mapping[str, str | None] | None = None, protocol: str = ""
+) -> None:
+    """Raise UsageError where the sweep's name stands for another sweep already, as far as it can be said now.
+
+    `code` and `protocol` are known only when the data has been read, and the default objective with them.
+    """
+    storage_of(request, file)
+    stored = read_json(file)
+    if stored is None:
+        return
+    known = {} if code is None else {"code": dict(code), "protocol": protocol}
+    wanted, there = ({**d, **d["run"]} for d in (_asked(request) | known, stored["definition"]))
+    unknown_yet = {"run", *([] if request.objectives else ["objectives"])}
+    differs = [name for name in wanted if name not in unknown_yet and wanted[name] != there.get(name)]
+    if differs:
+        raise UsageError(
+            f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
+            f"go on with it: --resume {request.title}, or start another: --sweep-name NAME",
+        )
 
 
 def remember(
@@ -155,14 +180,8 @@ def remember(
 
     `taken` are its studies that the storage holds, `code` the digests of methods that are no part of vqbench.
     """
-    wanted, stored = {**_asked(request), "code": dict(code), "protocol": protocol}, read_json(file)
-    if stored is not None and stored["definition"] != wanted:
-        one, other = ({**d, **d["run"]} for d in (wanted, stored["definition"]))
-        differs = [name for name in one if name != "run" and one[name] != other.get(name)]
-        raise UsageError(
-            f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
-            f"go on with it: --resume {request.title}, or start another: --sweep-name NAME",
-        )
+    refuse_another(request, file, code, protocol)
+    stored = read_json(file)
     if stored is None and taken:
         raise UsageError(f"the storage holds studies of another sweep: {min(taken)}",
                          "choose another --sweep-name, or another --storage")  # fmt: skip
@@ -170,5 +189,5 @@ def remember(
         "spaces": list(request.spaces),
         "storage": masked(storage),
         "budget": _budget(request) or (stored or {}).get("budget", {}),
-        "definition": wanted,
+        "definition": {**_asked(request), "code": dict(code), "protocol": protocol},
     })  # fmt: skip

@@ -38,6 +38,7 @@ def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> Sweep
         how=f"{plan.request.sampler}, pruner {plan.request.pruner}, space {', '.join(plan.request.spaces)}, "
         f"seeds {','.join(map(str, plan.request.run.seeds))}",
         reason=reason,
+        resume=plan.resume,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
@@ -47,6 +48,8 @@ class SweepRequest:
     """Empty: METHODS-SPACE."""
     resume: bool = False
     """Whether the sweep of this name is to go on, whatever the other fields say."""
+    given: tuple[str, ...] = ()
+    """Fields that were asked for by name, so that a default is meant where it stands."""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -58,6 +61,20 @@ class SweepRequest:
         """The sweep's name."""
         spaces = "+".join(Path(space).stem for space in self.spaces)
         return self.name or f"{'+'.join(self.references)}-{spaces}{'-same-bits' if self.same_bits else ''}"[:100]
+
+
+def given(**asked: Any) -> dict[str, Any]:
+    """Fields of a SweepRequest for the options that were given; those that are None were not."""
+    known = {name: value for name, value in asked.items() if value is not None}
+    return {**known, "given": tuple(known)}
+
+
+def one_name(resume: str, name: str) -> str:
+    """The name of a sweep that goes on, or of one that begins. Raises UsageError where both are given."""
+    if resume and name and resume != name:
+        raise UsageError(f"--resume {resume} goes on with that sweep, and --sweep-name {name} begins another",
+                         "give one of them")  # fmt: skip
+    return resume or name
 
 
 def refuse_odd(request: SweepRequest) -> None:
@@ -101,9 +118,12 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
             raise unknown("objective", name, ranking, f"objectives: {', '.join(ranking)}")
         if name not in ranking:
             raise UsageError(f"{name} has no better direction", f"objectives: {', '.join(ranking)}")
-        if name not in metrics:
-            raise UsageError(f"the objective {name} is not among the metrics of the trials ({', '.join(metrics)})",
-                             f"add it: --metrics {','.join([*request.run.metrics, name])}")  # fmt: skip
+    absent = [name for name in objectives if name not in metrics]
+    if absent:
+        which = f"objective {absent[0]} is" if len(absent) == 1 else f"objectives {' and '.join(absent)} are"
+        whole = ",".join([*metrics, *absent])  # what --metrics names replaces the default set
+        raise UsageError(f"the {which} not among the metrics of the trials ({', '.join(metrics)})",
+                         f"add {'it' if len(absent) == 1 else 'them'}: --metrics {whole}")  # fmt: skip
     if len(objectives) > 1 and request.pruner != "none":
         raise UsageError(
             f"--pruner {request.pruner} compares one curve, and there are {len(objectives)} objectives",

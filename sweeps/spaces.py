@@ -79,18 +79,32 @@ class Parameter:
 
     def points(self) -> tuple[Any, ...]:
         """Everything that can be drawn. Raises UsageError where that is a continuum."""
-        domain = self.domain
+        domain, step = self.domain, self._step
         if isinstance(domain, Choices):
             return self.texts
-        step = domain.step or (1 if self.is_whole and not domain.log else None)
         if step is None:
             raise UsageError(
                 f"a grid needs points, and {self.name} is a range from {domain.low} to {domain.high}",
                 "give it choices, or a step, in a space of your own; or take --sampler tpe",
             )
         low, by, number = Decimal(str(domain.low)), Decimal(str(step)), int if self.is_whole else float
-        count = int((Decimal(str(domain.high)) - low) // by) + 1
-        return tuple(number(low + by * i) for i in range(count))
+        return tuple(number(low + by * i) for i in range(self.count or 0))
+
+    @property
+    def _step(self) -> float | None:
+        if isinstance(self.domain, Choices):
+            return None
+        return self.domain.step or (1 if self.is_whole and not self.domain.log else None)
+
+    @property
+    def count(self) -> int | None:
+        """How many values can be drawn; None for a continuum."""
+        domain, step = self.domain, self._step
+        if isinstance(domain, Choices):
+            return len(domain.values)
+        if step is None:
+            return None
+        return int((Decimal(str(domain.high)) - Decimal(str(domain.low))) // Decimal(str(step))) + 1
 
     def ends(self) -> tuple[Any, ...]:
         """A few of its values, the outermost among them."""

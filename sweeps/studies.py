@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from vqbench.sweeps.spaces import Parameter, Values, as_text, check_order, grid,
 
 BITS_MARGIN = 0.05
 """How far a method's bits may be from a level's, as a fraction."""
+MOST_POINTS = 10_000
 _SIZES = ("codebook_size", "codebook_dim")  # what `matched` turns into fields of a method
 _PROTOCOL = ("name", "track", "resolution")  # a trial with another would be measured by another protocol
 _ENCODER = ("channels", "channel_multipliers", "res_blocks", "attention_resolutions", "mid_attention",
@@ -44,6 +46,18 @@ class StudyPlan:
     """With --same-bits: bits per image of the level."""
     bits: float | None = None
     """With --same-bits: the method's own bits per image."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that can be drawn can be listed; among more than `MOST_POINTS` a repeat is a rarity."""
+        counts = [parameter.count for parameter in self.parameters]
+        return math.prod(count or math.inf for count in counts) <= MOST_POINTS
+
+    def points(self, seed: int) -> list[dict[str, Any]]:
+        """Everything that can be drawn, in an order of `seed`. Raises UsageError where that is a continuum."""
+        found = list(grid(self.parameters, self.base))
+        random.Random(seed).shuffle(found)  # fewer trials than points should not see one corner
+        return found
 
     def name(self, sweep: str) -> str:
         """SWEEP/METHOD or SWEEP/METHOD/BITS."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench.choice import choose_method, read_settings
-from vqbench.plan import Cell, Plan, resolve
+from vqbench.errors import UsageError
+from vqbench.plan import Cell, Plan, make_plan, resolve
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import SweepReport
 from vqbench.runner import prepare_plan, write_page
+from vqbench.sweeps.commands import resume_command
 from vqbench.sweeps.curves import images_seen, watched
 from vqbench.sweeps.grammar import read_spaces
-from vqbench.sweeps.memory import find_sweep, held, recall, remember, storage_of
-from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
+from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
+from vqbench.sweeps.request import SweepRequest, check_objectives, given, one_name, refuse_odd
+from vqbench.sweeps.spaces import settings_of
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.view import Silent, View
-from vqbench.wording import counted
+from vqbench.wording import counted, masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from vqbench.cost import PlanCost
     from vqbench.runner import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
+    from vqbench.sweeps.patience import PatientStorage
     from vqbench.tracking import Tracker
 
 
@@ -53,6 +58,21 @@ class SweepPlan:
         """What remembers the sweep."""
         return self.base.folder / "sweeps" / f"{self.request.title}.json"
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return resume_command(self.request.run.runs, self.base.folder.name, self.request.title)
+
+    @property
+    def code(self) -> dict[str, str | None]:
+        """The digests of methods that are no part of vqbench."""
+        settings = read_settings(self.request.run.settings)
+        return {r: choose_method(r, self.base.recipe, settings).code for r in self.request.references}
+
+    def seen(self, cell: str) -> int:
+        """Training images of a cell so far, by its name."""
+        return images_seen(self.base.folder / "cells" / cell)
+
 
 def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPlan:
     """Everything that can be found wrong before training, found now. Raises UsageError; writes nothing."""
@@ -69,14 +89,22 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
 
         check_objectives(request, recipe.track, tuple(DEFINITIONS))  # a typing error, before anything is downloaded
     studies, notes = plan_studies(request)
+    if request.run.name:  # where it is known already, before anything is downloaded
+        sweeps = request.run.runs.absolute() / request.run.name / "sweeps"
+        refuse_another(request, sweeps / f"{request.title}.json")
     base = prepare_plan(request.run, view, dry=dry)
     objectives = check_objectives(request, recipe.track, tuple(base.cells[0].spec["metrics"]))
     request = dataclasses.replace(request, objectives=objectives, name=request.title)
-    return SweepPlan(request, studies, base, notes)
+    plan = SweepPlan(request, studies, base, notes)
+    refuse_another(request, plan.file, plan.code, base.protocol.hash)
+    return plan
 
 
 def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
-    """One JSON-ready object per study: what a dry run prints. `told` trials have come to an end already."""
+    """One JSON-ready object per study: what a dry run prints. `told` trials have come to an end already.
+
+    `cells` counts the cells of all trials by state, where it is known what these are: of a grid.
+    """
     told = _told(plan)
     return [
         {
@@ -85,10 +113,26 @@ def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
             "bits_per_image": study.bits,
             "trials": study.trials,
             "told": told.get(study.name(plan.request.title), 0),
+            "cells": _cell_states(plan, study),
             "parameters": {p.name: p.describe() for p in study.parameters},
         }
         for study in plan.studies
     ]
+
+
+def _cell_states(plan: SweepPlan, study: StudyPlan) -> dict[str, int] | None:
+    """State → cells of a study, "refused" among them for a point of which none can be made; None before it is drawn."""
+    if study.parameters and plan.request.sampler != "grid":
+        return None
+    states, metrics = dict[str, str](), tuple(plan.base.cells[0].spec["metrics"])
+    for point in study.points(plan.request.sampler_seed)[: study.trials]:
+        settings = (*study.settings, *settings_of(point))
+        asked = dataclasses.replace(plan.request.run, methods=(study.method,), settings=settings)
+        try:
+            states |= {cell.folder.name: cell.state for cell in make_plan(asked, metrics).cells}
+        except UsageError:
+            states[" ".join(settings)] = "refused"
+    return dict(sorted(Counter(states.values()).items()))
 
 
 def _told(plan: SweepPlan) -> dict[str, int]:
@@ -97,9 +141,10 @@ def _told(plan: SweepPlan) -> dict[str, int]:
         return {}
     from vqbench.sweeps.backend import study_names
 
-    begun = study_names(_storage(plan))
+    storage = _storage(plan, Silent())
+    begun = study_names(storage)
     there = dataclasses.replace(plan, studies=tuple(s for s in plan.studies if s.name(plan.request.title) in begun))
-    return {study.name: len([t for t in study.trials() if t.state.is_finished()]) for study in _studies(there)}
+    return {study.name: len([t for t in study.trials() if t.state.is_finished()]) for study in _studies(there, storage)}
 
 
 def sweep_costs(plan: SweepPlan, view: View) -> PlanCost:
@@ -132,10 +177,9 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
     from vqbench.preflight import check_runs_directory
 
     check_runs_directory(plan.base.folder)
-    cells = plan.base.folder / "cells"
     with held(plan.file):
-        studies = _open_studies(plan)
-        orphans = sum(study.put_back_orphans(lambda name: images_seen(cells / name)) for study in studies)
+        studies = _open_studies(plan, view)
+        orphans = sum(study.put_back_orphans(plan.seen) for study in studies)
         failed = sum(study.put_back_failed() for study in studies)
         if failed:
             view.note(f"tried again: {counted(failed, 'trial')} that had failed")
@@ -144,29 +188,30 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
         return _drive(plan, studies, view, tracker)
 
 
-def _open_studies(plan: SweepPlan) -> list[OpenStudy]:
+def _open_studies(plan: SweepPlan, view: View) -> list[OpenStudy]:
     from vqbench.sweeps.backend import study_names
 
-    request, storage = plan.request, _storage(plan)
+    request, storage = plan.request, _storage(plan, view)
     where = storage_of(request, plan.file)
-    settings = read_settings(request.run.settings)
-    code = {r: choose_method(r, plan.base.recipe, settings).code for r in request.references}
     names = {study.name(request.title) for study in plan.studies}
-    remember(request, plan.file, where, names & study_names(storage), code, plan.base.protocol.hash)
-    return _studies(plan)
+    remember(request, plan.file, where, names & study_names(storage), plan.code, plan.base.protocol.hash)
+    return _studies(plan, storage)
 
 
-def _storage(plan: SweepPlan) -> Any:
+def _storage(plan: SweepPlan, view: View) -> PatientStorage:
     from vqbench.sweeps.backend import open_storage
 
-    return open_storage(storage_of(plan.request, plan.file), plan.base.folder)
+    where = storage_of(plan.request, plan.file)
+    password = "; the storage must be given again, its password is not kept" if masked(where) != where else ""
+    hint = f"when it answers again, go on: {plan.resume}{password}"
+    return open_storage(where, plan.base.folder, view.note, hint)
 
 
-def _studies(plan: SweepPlan) -> list[OpenStudy]:
+def _studies(plan: SweepPlan, storage: PatientStorage) -> list[OpenStudy]:
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sweeps.backend import OpenStudy, directions_of
 
-    storage, directions = _storage(plan), directions_of(plan.request.objectives, DEFINITIONS)
+    directions = directions_of(plan.request.objectives, DEFINITIONS)
     images = plan.base.recipe.images
     return [OpenStudy(study, plan.request, storage, directions, images) for study in plan.studies]
 
@@ -185,16 +230,38 @@ def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Track
     cells: dict[str, Cell] = {}
     try:
         reason = _run_trials(plan, studies, view, tracker, cells)
-    finally:
-        report = make_report(plan, studies, reason)
-        files = report.write()
-        if plan.request.run.page and any(report.rows):
-            report = dataclasses.replace(report, page=write_page(plan.base.folder, view, trained=True))
-            files += [report.page] if report.page is not None else []
+    except BaseException:
+        # this error must be the one that is heard, whatever a storage or a disk that is gone says to a report
+        with contextlib.suppress(Exception):
+            report = _finish(plan, studies, reason, view, tracker, cells)
+            tracker = None
+            view.note(f"{report.folder / 'summary.md'} has what was found so far; go on with `{plan.resume}`")
         if tracker is not None:
-            found = dataclasses.replace(plan.base, cells=tuple(cells.values()))
-            complete = not any(study.remaining > 0 for study in studies)
-            tracker.finish_command(found, report.best_cells(), lambda: {"md": report.markdown()}, complete, files)
+            tracker.finish_command(dataclasses.replace(plan.base, cells=tuple(cells.values())), [], dict, False)
+        raise
+    return _finish(plan, studies, reason, view, tracker, cells)
+
+
+def _finish(
+    plan: SweepPlan,
+    studies: list[OpenStudy],
+    reason: str,
+    view: View,
+    tracker: Tracker | None,
+    cells: dict[str, Cell],
+) -> SweepReport:
+    """Write the report, and attach it to the command's run."""
+    from vqbench.sweeps.record import make_report
+
+    report = make_report(plan, studies, reason)
+    files = report.write()
+    if plan.request.run.page and any(report.rows):
+        report = dataclasses.replace(report, page=write_page(plan.base.folder, view, trained=True))
+        files += [report.page] if report.page is not None else []
+    if tracker is not None:
+        found = dataclasses.replace(plan.base, cells=tuple(cells.values()))
+        complete = not any(study.remaining > 0 for study in studies)
+        tracker.finish_command(found, report.best_cells(), lambda: {"md": report.markdown()}, complete, files)
     return report
 
 
@@ -207,6 +274,7 @@ def _run_trials(
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
     from vqbench.sweeps.driver import Driver
+    from vqbench.sweeps.patience import StorageError
     from vqbench.sweeps.trials import Limits
 
     request, base = plan.request, plan.base
@@ -222,11 +290,19 @@ def _run_trials(
             view.note(look.note)
 
     at_most = sum(study.remaining for study in studies) * len(request.run.seeds)
-    with open_execution(request.run, view, tracker, at_most) as execution:
-        limits = Limits(deadline, request.max_images)
-        driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
-        driver.cells = cells
-        driver.drive()
+    driver = None
+    try:
+        with open_execution(request.run, view, tracker, at_most) as execution:
+            limits = Limits(deadline, request.max_images)
+            driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
+            driver.cells = cells
+            driver.drive()
+    except BaseException:
+        if driver is not None:
+            with contextlib.suppress(StorageError):  # who resumes the sweep puts back what could not be put back here
+                driver.put_back(plan.seen)
+        raise
+    driver.put_back(plan.seen)
     return driver.reason
 
 
@@ -245,9 +321,9 @@ def sweep(
     trials: int | None = None,
     trials_per_method: int | None = None,
     objective: str | Iterable[str] | None = None,
-    sampler: str = "tpe",
-    pruner: str = "none",
-    sampler_seed: int = 0,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    sampler_seed: int | None = None,
     storage: str = "",
     same_bits: bool = False,
     timeout: float | None = None,
@@ -259,6 +335,7 @@ def sweep(
 ) -> pd.DataFrame:
     """Search for settings of methods, as `vqbench sweep` does; one row per trial.
 
+    What is None has the command's default, or with `resume` what the sweep has.
     `timeout` is in seconds, the other `options` are those of `run`. Columns: method, trial, state, bits, a column for
     each drawn parameter and each score. Raises UsageError for what cannot be swept or run at all.
     """
@@ -272,15 +349,13 @@ def sweep(
         trials=trials,
         trials_per_method=trials_per_method,
         objectives=_names(objective),
-        sampler=sampler,
-        pruner=pruner,
-        sampler_seed=sampler_seed,
         storage=storage,
         same_bits=same_bits,
         timeout=timeout,
         max_images=max_images,
-        name=resume or sweep_name,
+        name=one_name(resume, sweep_name),
         resume=bool(resume),
+        **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
     )
     report = execute_sweep(request, tracker=make_tracker(request.run) if track else None)
     return pd.DataFrame(report.flat())

@@ -506,10 +506,11 @@ def test_importances_say_what_tells_good_trials_and_more_trials_may_be_added(pla
 def pretended(place: Place, tmp: Path, space: str, pretence: Pretence, **more: Any) -> tuple[Any, Pretence]:
     import contextlib
 
-    options = {**place.options(space=space, runs=tmp / "runs"), "seeds": more.pop("seeds", (0,))}
+    options = place.options(space=space, runs=tmp / "runs", seeds=more.pop("seeds", (0,)), **more.pop("options", {}))
+    view = more.pop("view", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vqbench.execution.open_execution", lambda *_, **__: contextlib.nullcontext(pretence))
-        return execute_sweep(_request(options, **more)), pretence
+        return execute_sweep(asked_of(options, **more), view), pretence
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
@@ -752,16 +753,16 @@ def test_a_trial_that_fails_is_a_row(place: Place) -> None:
 
 def test_bounds_of_images_and_time(place: Place) -> None:
     options = place.options(name="bounded", settings=(*COMMON, "codebook_size=8"), space="optimiser")
-    report = execute_sweep(_request(options, max_images=100, trials=4))
+    report = execute_sweep(asked_of(options, max_images=100, trials=4))
     assert [row["images"] for row in report.rows] == [64]
     assert "--max-images 100 leaves no room" in report.reason
     assert any("1 of 4" in cell for cell in report.table().rows[0])
-    late = execute_sweep(_request(options, timeout=1e-3, trials=4))
+    late = execute_sweep(asked_of(options, timeout=1e-3, trials=4))
     assert late.reason == "--timeout is over"
     assert len(late.rows) == 1
 
 
-def _request(options: dict[str, Any], **fields: Any) -> SweepRequest:
+def asked_of(options: dict[str, Any], **fields: Any) -> SweepRequest:
     from vqbench.runner import make_request
 
     space = options.pop("space") if "space" in options else "optimiser"
@@ -794,12 +795,22 @@ def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
 
 
 def test_one_driver_at_a_time(comparison: Answer, place: Place) -> None:
-    import fcntl
+    """Here a lock tells, on another machine of a disk that knows no locks the lease that it touches."""
+    from vqbench.lease import exclusive
 
-    with (place.runs / "x" / "sweeps" / "vqgan+fsq-sizes.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another command is running the sweep"):
+    folder = place.runs / "x" / "sweeps" / "vqgan+fsq-sizes"
+
+    def refused(where: str) -> None:
+        with pytest.raises(UsageError, match=f"another command is running the sweep .*{where}"):
             package.sweep(resume="vqgan+fsq-sizes", runs=place.runs, track=False)
+
+    with exclusive(folder):
+        refused(f"process {os.getpid()}")
+    lease = folder / "lease.json"
+    lease.write_text(json.dumps({"token": "theirs", "machine": "elsewhere 1", "pid": 7}))
+    refused("on elsewhere, process 7")
+    lease.unlink()
+    assert len(package.sweep(resume="vqgan+fsq-sizes", runs=place.runs, track=False)) == 4
 
 
 @pytest.mark.slow
@@ -851,6 +862,25 @@ def test_a_dry_run_shows_the_studies_and_writes_nothing(place: Place, tmp_path: 
     assert answer.code == 0, answer.err
     assert "vqgan+fsq-codebook/fsq" in answer.out
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_of_a_grid_counts_the_states_of_its_cells(comparison: Answer, place: Place) -> None:
+    space = place.write("more.yaml", {"recipe": {"codebook_size": [*SIZES, 16]}})
+    ask = ["vqgan,fsq", *place.typed("--space", space, "--trials", 6, "--sweep-name", "grid", "--dry-run")]
+    answer = typed("sweep", *ask, "--sampler", "grid", "--json")
+    assert [study["cells"] for study in answer.objects] == [{"cached": 2, "missing": 1}] * 2
+    shown = typed("sweep", *ask, "--sampler", "grid").out
+    assert shown.count("2 cached, 1") == 2
+    assert max(map(len, shown.splitlines()[:4])) <= 100
+    assert [study["cells"] for study in typed("sweep", *ask, "--json").objects] == [None, None]  # not drawn yet
+
+
+def test_a_cached_trial_has_a_curve_for_the_pruner(comparison: Answer, place: Place) -> None:
+    options = place.options(name="x")
+    report = execute_sweep(asked_of(options, sampler="grid", pruner="median", trials=2, name="curves"))
+    assert [row["state"] for row in report.rows] == ["cached", "cached"]
+    study = optuna.load_study(study_name="curves/vqgan", storage=f"sqlite:///{place.runs / 'x/optuna.db'}")
+    assert [sorted(trial.intermediate_values) for trial in study.trials] == [[16, 32, 48]] * 2
 
 
 def test_the_plan_of_a_sweep_checks_the_objective_before_all(tmp_path: Path) -> None:

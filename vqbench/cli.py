@@ -174,9 +174,9 @@ def sweep(
     trials: Trials = None,
     trials_per_method: TrialsPerMethod = None,
     objective: Objective = None,
-    sampler: Sampler = "tpe",
-    pruner: Pruner = "none",
-    sampler_seed: SamplerSeed = 0,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    sampler_seed: SamplerSeed = None,
     storage: Storage = "",
     same_bits: SameBits = False,
     timeout: Timeout = "",
@@ -185,7 +185,7 @@ def sweep(
     resume: Resume = "",
 ) -> None:
     """Search for good settings of each method, with the same number of trials for all."""
-    from vqbench.sweeps.request import SweepRequest
+    from vqbench.sweeps.request import SweepRequest, given, one_name
 
     request = SweepRequest(
         run=options.request(items(methods)),
@@ -193,15 +193,13 @@ def sweep(
         trials=trials,
         trials_per_method=trials_per_method,
         objectives=items(objective),
-        sampler=sampler,
-        pruner=pruner,
-        sampler_seed=sampler_seed,
         storage=storage,
         same_bits=same_bits,
         timeout=duration("--timeout", timeout) if timeout else None,
         max_images=max_images,
-        name=resume or sweep_name,
+        name=one_name(resume, sweep_name),
         resume=bool(resume),
+        **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
     )
     if options.dry_run:
         _show_sweep_plan(request, options.as_json, options.probe)

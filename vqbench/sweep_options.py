@@ -24,9 +24,15 @@ Objective = Annotated[
     list[str] | None,
     typer.Option(metavar="LIST", help="Metrics to improve, each in its better direction; default: rfid."),
 ]
-Sampler = Annotated[str, typer.Option(metavar="NAME", help="tpe, random, grid or nsga2.")]
-Pruner = Annotated[str, typer.Option(metavar="NAME", help="none, median or hyperband: ends trials that lag behind.")]
-SamplerSeed = Annotated[int, typer.Option(metavar="N", help="Seed of what is drawn.")]
+# None where an option is not given: what is given must agree with the sweep that goes on, a default need not
+Sampler = Annotated[
+    str | None, typer.Option(metavar="NAME", help="tpe, random, grid or nsga2.", show_default="tpe")
+]  # fmt: skip
+Pruner = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="none, median or hyperband: ends trials that lag behind.", show_default="none"),
+]
+SamplerSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of what is drawn.", show_default="0")]
 Storage = Annotated[
     str,
     typer.Option(metavar="URL|FILE", envvar="VQBENCH_STORAGE",
@@ -35,7 +41,9 @@ Storage = Annotated[
 SameBits = Annotated[
     bool, typer.Option("--same-bits", help="The codebook sizes of the space are levels, each tuned by itself.")
 ]
-Timeout = Annotated[str, typer.Option(metavar="TIME", help="Ask no more trials after 90s, 45m or 12h.")]
+Timeout = Annotated[
+    str, typer.Option(metavar="TIME", help="End after 90s, 45m or 12h; cells that run stop at a checkpoint.")
+]
 MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Training images of all trials together.")]
 SweepName = Annotated[str, typer.Option(metavar="NAME", help="Name of the sweep; default: METHODS-SPACE.")]
 Resume = Annotated[str, typer.Option(metavar="NAME", help="Go on with a sweep; what defines it is remembered.")]

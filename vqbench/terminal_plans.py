@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
     """The studies of a sweep, and what each draws."""
-    console, table = make_console(), make_table("study", "trials", "told", "parameter", "drawn from")
+    console, known = make_console(), any(study["cells"] is not None for study in studies)
+    table = make_table("study", "trials", "told", *(["cells"] if known else []), "parameter", "drawn from")
     for study in studies:
         lines = list(study["parameters"].items()) or [("–", "–")]
+        cells = ", ".join(f"{n} {state}" for state, n in (study["cells"] or {}).items()) or "–"
         for i, (name, domain) in enumerate(lines):
-            first = (study["study"], str(study["trials"]), str(study["told"])) if i == 0 else ("", "", "")
+            first = (study["study"], str(study["trials"]), str(study["told"]), *([cells] if known else []))
+            first = first if i == 0 else ("",) * len(first)
             table.add_row(*map(Text, (*first, name, domain)))
     console.print(table)
     total, seeds = sum(max(0, study["trials"] - study["told"]) for study in studies), len(plan.request.run.seeds)

@@ -99,6 +99,29 @@ def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: 
     assert parts(folder) == []
 
 
+def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler sends it or whoever stops a cell: between two checkpoints nothing is trained twice."""
+    run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
+    folder = run.plan().folder
+    first = start(run.command, FAULTY_GATE=f"40:{gate}")
+    until(lambda: 40 in seen(folder), "the gate", first)
+    os.kill(folder.status["pid"], signal.SIGTERM)
+    gate.touch()  # so the step goes on, and ends
+    out, err = first.communicate(timeout=DEADLINE)
+    assert first.returncode == 1, err
+    assert json.loads(out)["error"]["message"] == "the process was killed by SIGTERM during train"
+    last = torch.load(folder.checkpoint, weights_only=True)["images_seen"]
+    assert last == 48
+    before = curves(folder, drop="")
+
+    second = typed(*run.command)
+    assert second.code == 0, second.err
+    assert curves(folder, drop="")[: last // 8] == before  # with their times: they were not trained again
+    weights, expected = run.through(tmp_path / "through")
+    assert folder.weights.read_bytes() == weights
+    assert curves(folder) == expected
+
+
 def test_crashes_and_no_memory_are_rows_that_a_person_understands(tmp_path: Path) -> None:
     """In the features track, whose processes start sooner."""
     file = tmp_path / "x.npy"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import until
 from numpy.typing import NDArray
 
 from vqbench import codewatch, fit, recorder
@@ -18,6 +23,8 @@ from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.feature_cell import FeatureCoder
 from vqbench.feature_cell import fit as fit_features
+from vqbench.interrupts import TerminatedError
+from vqbench.launch import end
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.recorder import CHECKPOINT, CURVES
 from vqbench.registry import METHODS
@@ -109,6 +116,20 @@ def trained(reference: str, folder: Path) -> Trained:
     return {k: v for k, v in state.items() if k not in ("seconds", "peak_memory_bytes")}, outcome.tokenizer.state_dict()
 
 
+def told_to_end(reference: str, folder: Path, images: int) -> None:
+    """Train in `folder` until SIGTERM comes when so many images were seen."""
+    recipe = load_recipe("tiny", RECIPE)
+    stream = TrainingStream(Noise(), recipe.resolution, 5, recipe.random_crop, recipe.flip)
+    tokenizer = build_tokenizer(*configuration(reference, recipe), recipe, 3)
+
+    def step(seen: int, rate: float) -> None:
+        if seen == images:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TerminatedError):
+        fit.train(tokenizer, stream, recipe, seed=3, folder=folder, report=step)
+
+
 def killed(reference: str, folder: Path, images: int) -> None:
     """Train in `folder` until so many images were seen, and then no further."""
     recipe = load_recipe("tiny", RECIPE)
@@ -142,6 +163,31 @@ def test_an_interrupted_training_ends_as_one_that_ran_through(reference: str, tm
         killed(reference, folder, images)
         assert_the_same(through, trained(reference, folder))
         assert curves(folder / CURVES) == expected
+
+
+@pytest.mark.usefixtures("short_window")
+@pytest.mark.parametrize("images", [AT_A_CHECKPOINT, BETWEEN_TWO])
+@pytest.mark.parametrize("reference", ["vqgan", "vaevq", "sqvae"])
+def test_a_training_that_is_told_to_end_loses_no_step(reference: str, images: int, tmp_path: Path) -> None:
+    through = trained(reference, tmp_path / "through")
+    told_to_end(reference, tmp_path / "resumed", images)
+    assert torch.load(tmp_path / "resumed" / "checkpoints" / CHECKPOINT, weights_only=True)["images_seen"] == images
+    assert_the_same(through, trained(reference, tmp_path / "resumed"))
+    assert curves(tmp_path / "resumed" / CURVES) == curves(tmp_path / "through" / CURVES)
+
+
+def test_whoever_loads_images_lives_until_the_step_is_over(tmp_path: Path) -> None:
+    """On GPUs processes load images; a training whose loaders died first would have failed, not stopped."""
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    long = "test_resume.RECIPE.update(images=64000, checkpoint_images=64000)"
+    work = f"test_resume.fit.data_workers = lambda devices: 2; test_resume.trained('vqgan', Path({str(tmp_path)!r}))"
+    code = f"{here}; from pathlib import Path; import test_resume; {long}; {work}"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=log, start_new_session=True)
+    until((tmp_path / CURVES).exists, "the first steps", process)
+    end(process)
+    assert "TerminatedError" in (tmp_path / "log").read_text()
+    assert torch.load(tmp_path / "checkpoints" / CHECKPOINT, weights_only=True)["images_seen"] > 0
 
 
 @pytest.mark.usefixtures("short_window")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import replacing, write_arrays_atomically
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.interrupts import TerminatedError, die_of_sigterm
 from vqbench.launch import PARENT_VARIABLE
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.provenance import device_name, git_commit, versions
@@ -366,6 +367,9 @@ def main(argv: list[str] | None = None) -> int:
     except CellBusyError as error:
         print(f"error: {error.what}", file=sys.stderr)
         return EXIT_BUSY
+    except TerminatedError:
+        die_of_sigterm()
+        return 1
 
 
 def guarded(folder: CellFolder, started: float, work: Callable[[CellFolder], None]) -> int:

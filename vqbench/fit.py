@@ -10,11 +10,13 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vqbench.collapse import Collapse
 from vqbench.data.stream import TrainingStream
+from vqbench.interrupts import TerminatedError
 from vqbench.recipe import Recipe
 from vqbench.recorder import Recorder, resume
 from vqbench.steps import peak_memory_bytes
@@ -92,14 +94,18 @@ def train(
     """Train `tokenizer` for the recipe's budget, from the checkpoint in `folder` if there is one.
 
     Writes `folder`/metrics.jsonl and `folder`/checkpoints. `report(images_seen, images_per_s)` is called after
-    each step. Raises DivergedError when the loss is no longer finite, and with `stop_on_collapse` CollapsedError.
+    each step. Raises DivergedError when the loss is no longer finite, with `stop_on_collapse` CollapsedError, and
+    TerminatedError when the process is told to end (SIGTERM), after a checkpoint.
     """
     training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     resume(training, folder)
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
     if training.images_seen < recipe.steps * recipe.batch_size:
-        trainer.fit(training, datamodule=_Stretches(stream, training, data_workers(devices)))
+        try:
+            trainer.fit(training, datamodule=_Stretches(stream, training, data_workers(devices)))
+        except SIGTERMException:  # a SystemExit of code 0, as if all were done
+            raise TerminatedError from None
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
     device = trainer.strategy.root_device
     return TrainingOutcome(

@@ -20,6 +20,8 @@ from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, write_json
 
 POLL_SECONDS = 0.25
+STOP_SECONDS = 15.0
+"""For the end of a step and for a checkpoint, when a cell is told to end."""
 BUSY, STOPPED = "busy", "stopped"
 PARENT_VARIABLE = "VQBENCH_PARENT"
 """Process id of whoever started a cell's process."""
@@ -124,16 +126,17 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a spawned process and those that it has started, and wait until they have ended."""
-    # what was trained since the last checkpoint is lost either way, so there is nothing to wait long for
+    """End a spawned process and those that it has started, and wait until they have ended.
+
+    One that trains ends after its step, with a checkpoint, if that takes no longer than STOP_SECONDS.
+    """
+    # to the process alone: those that load its images would die before the step is over, and it would die of that
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class CellProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vqbench.atomic import replacing, write_text_atomically
 from vqbench.collapse import symptom
@@ -27,7 +29,8 @@ CURVES = "metrics.jsonl"
 class Recorder(lightning.Callback):
     """Writes metrics.jsonl and checkpoints, reports progress, watches for a collapse.
 
-    Stops a training whose loss is not finite, and with `stop_on_collapse` one that has collapsed for long.
+    Stops a training whose loss is not finite, and with `stop_on_collapse` one that has collapsed for long. A training
+    that is told to end (SIGTERM) ends after its step, with a checkpoint.
     """
 
     def __init__(
@@ -38,6 +41,11 @@ class Recorder(lightning.Callback):
         self.report = report
         self.stop_on_collapse = stop_on_collapse
         self._clock = time.perf_counter()
+        self._saved = 0  # images seen at the last checkpoint
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Note where training begins: there is nothing to save before the first step."""
+        self._saved = pl_module.images_seen
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start the clock of this stretch."""
@@ -74,6 +82,14 @@ class Recorder(lightning.Callback):
         refuse_divergence(pl_module)
         self._write_checkpoint(trainer, pl_module)
 
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Keep the steps since the last checkpoint when Lightning, told to end, has ended between two of them."""
+        if not isinstance(exception, SIGTERMException) or pl_module.images_seen == self._saved:
+            return
+        with contextlib.suppress(Exception):  # diverged, or no room: it was to end, and the last checkpoint stands
+            refuse_divergence(pl_module)
+            self._write_checkpoint(trainer, pl_module)
+
     def _write_checkpoint(self, trainer: lightning.Trainer, pl_module: TokenizerTraining) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
@@ -81,6 +97,7 @@ class Recorder(lightning.Callback):
         if trainer.is_global_zero:
             pl_module.peak_memory_bytes = max(pl_module.peak_memory_bytes, peak_memory_bytes(pl_module.device))
             save_checkpoint(pl_module, self.folder / "checkpoints")
+        self._saved = pl_module.images_seen
 
 
 def refuse_divergence(training: TokenizerTraining) -> None:

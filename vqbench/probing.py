@@ -52,6 +52,10 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     to_run = [request.rerun or cell.state != "cached" for cell in plan.cells]
     waiting = [cell for cell, runs in zip(plan.cells, to_run, strict=True) if runs]
     if waiting:
+        if request.scheduler:
+            view.note(
+                f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time"
+            )
         check_devices(request.devices)
         prepare_training(request, plan.recipe, view.preparing)
         _say_if_busy(view)

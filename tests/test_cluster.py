@@ -257,7 +257,7 @@ def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, tmp_pat
     gate = tmp_path / "gate"
     first = Background(*ask, FAULTY_GATE=f"320:{gate}")
     until(lambda: running(tmp_path / "runs"), "a cell that waits at the gate", first.process)
-    second = Background(*ask, "--workers", "2", FAULTY_GATE=f"320:{gate}")
+    second = Background(*ask, FAULTY_GATE=f"320:{gate}")  # has one slot, which the cell it waits for does not take
     until(lambda: list(tmp_path.glob("runs/x/cells/fsq-*/result.json")), "the other cell", second.process)
     assert not list(tmp_path.glob("runs/x/cells/faulty-*/result.json"))
     gate.touch()

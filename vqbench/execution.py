@@ -48,8 +48,8 @@ class Execution:
 
     @property
     def free(self) -> int:
-        """How many more cells could be submitted and would start now."""
-        return max(0, self._engine.slots - len(self._cells))
+        """How many more cells could be submitted and would start now; one that another command holds takes no slot."""
+        return max(0, self._engine.slots - (len(self._cells) - len(self._waiting)))
 
     @property
     def running(self) -> tuple[Cell, ...]:

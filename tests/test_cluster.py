@@ -594,6 +594,7 @@ class FarCluster(OddCluster):
         super().__init__(*ends)
         self.serials = list(serials)
         self.stores: list[str] = []
+        self.results: list[Any] = []  # that were in the folder of a job when it was handed over
 
     def subscribe_topic(self, _: str, hear: Callable[[Any], None]) -> None:
         self.hear = hear
@@ -604,6 +605,7 @@ class FarCluster(OddCluster):
     def submit(self, _: Any, job: CellJob, *__: Any, **___: Any) -> Any:
         assert job.store is not None
         self.stores.append(job.store.run_id)
+        self.results.append(CellFolder(job.folder).result)
         future = super().submit()
         if self.serials:
             self.hear((0.0, {"cell": job.name, "status": {}, "serial": self.serials.pop(0)}))
@@ -778,8 +780,9 @@ def test_a_far_cell_that_failed_and_could_not_be_fetched_is_tried_again(tmp_path
     job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
     write_json(job.folder / transfer.AWAY, {"run_id": RUN.run_id})
     Courier(RUN, far).send_result()
-    engine = DaskEngine(FarCluster(KilledWorker("odd")), {}, 0, shares_disk=False)  # type: ignore[arg-type]
-    end_of(engine, job)
+    cluster = FarCluster(KilledWorker("odd"))
+    end_of(DaskEngine(cluster, {}, 0, shares_disk=False), job)  # type: ignore[arg-type]
+    assert cluster.results == [None]
     another = CellFolder(tmp_path / "y" / "cells" / "cell")
     assert Courier(RUN, another).fetch_checkpoint()  # its checkpoint, without the failure
     assert (another.checkpoint.read_text(), another.result) == ("80", None)

@@ -30,9 +30,9 @@ from vqbench.wording import counted, masked
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vqbench.cost import PlanCost
     from vqbench.runner import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
+    from vqbench.sweeps.costs import SweepCosts
     from vqbench.sweeps.patience import PatientStorage
     from vqbench.tracking import Tracker
 
@@ -147,22 +147,14 @@ def _told(plan: SweepPlan) -> dict[str, int]:
     return {study.name: len([t for t in study.trials() if t.state.is_finished()]) for study in _studies(there, storage)}
 
 
-def sweep_costs(plan: SweepPlan, view: View) -> PlanCost:
-    """What the trials that are left cost, if each costs what its method does with nothing drawn. Raises UsageError."""
-    from vqbench.cost import CellCost
-    from vqbench.probing import probe_costs
+def sweep_costs(plan: SweepPlan, view: View) -> SweepCosts:
+    """What the trials that are left cost at least and at most. Raises UsageError for what would stop the sweep."""
+    from vqbench.sweeps.costs import probe_sweep
 
-    one = probe_costs(dataclasses.replace(plan.request.run, rerun=True), plan.base, view)
-    told, left = _told(plan), Counter[str]()
-    for study in plan.studies:
-        left[study.method] += max(0, study.trials - told.get(study.name(plan.request.title), 0))
-    cells, costs = [], list[CellCost]()
-    for cell, cost in zip(plan.base.cells, one.cells, strict=True):
-        cells += [cell] * left[cell.label]
-        again = dataclasses.replace(cost, reference_seconds=0.0)
-        costs += [cost, *[again] * (left[cell.label] - 1)] if left[cell.label] else []
-    whole = dataclasses.replace(plan.base, cells=tuple(cells))
-    return dataclasses.replace(one, plan=whole, cells=tuple(costs), to_run=(True,) * len(costs))
+    told = _told(plan)
+    names = {study.name(plan.request.title): study.trials for study in plan.studies}
+    left = {name: max(0, trials - told.get(name, 0)) for name, trials in names.items()}
+    return probe_sweep(plan.request, plan.base, plan.studies, left, view)
 
 
 def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Tracker | None = None) -> SweepReport:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,17 +18,24 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from conftest import DEADLINE, FAULTY, Answer, Command, settings, start, typed, until
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from test_servers import MLflowServer
 
-from vqbench import dask_engine
+from vqbench import dask_engine, launch, transfer
 from vqbench.checkpoint import images_in_checkpoint
 from vqbench.dask_engine import DaskEngine
 from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
+from vqbench.execution import Execution
 from vqbench.gpus import claim_gpus
 from vqbench.launch import STOPPED, CellJob, Ended
 from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
-from vqbench.worker import Need, _threads
+from vqbench.results import CellFolder, write_json
+from vqbench.runner import make_request, prepare_plan
+from vqbench.tracking import Tracker
+from vqbench.transfer import Courier
+from vqbench.view import Silent
+from vqbench.worker import Need, _run_far_from_home, _threads
 
 
 def is_alive(pid: int) -> bool:
@@ -261,7 +268,7 @@ def test_two_drivers_share_the_work_and_no_cell_runs_twice(images: Path, tmp_pat
     gate = tmp_path / "gate"
     first = Background(*ask, FAULTY_GATE=f"320:{gate}")
     until(lambda: running(tmp_path / "runs"), "a cell that waits at the gate", first.process)
-    second = Background(*ask, "--workers", "2", FAULTY_GATE=f"320:{gate}")
+    second = Background(*ask, FAULTY_GATE=f"320:{gate}")  # has one slot, which the cell it waits for does not take
     until(lambda: list(tmp_path.glob("runs/x/cells/fsq-*/result.json")), "the other cell", second.process)
     assert not list(tmp_path.glob("runs/x/cells/faulty-*/result.json"))
     gate.touch()
@@ -577,14 +584,227 @@ def test_a_cell_that_gets_on_may_outlive_many_workers(tmp_path: Path) -> None:
         at = next(clock)
         os.utime(checkpoint, (at, at))
 
-    class KilledWorker(Exception):  # noqa: N818, dask's name
-        """As dask gives up a task whose workers died."""
-
     cluster = OddCluster(*(KilledWorker("odd") for _ in range(3)))
     ((name, end),) = ends_of(tmp_path, cluster, train)
     assert (name, end.state, cluster.submitted) == ("cell", "failed", 3)  # the third began and ended at the same place
     error = json.loads((tmp_path / "cell" / "result.json").read_text())["error"]
     assert error["message"] == "the workers that ran it died, several in a row; out of memory is the usual reason"
+
+
+class FarCluster(OddCluster):
+    """The same, of workers that do not see our disk; before each end they say which checkpoints they have sent."""
+
+    def __init__(self, *ends: Ended | BaseException, serials: Iterable[int] = ()) -> None:
+        super().__init__(*ends)
+        self.serials = list(serials)
+        self.stores: list[str] = []
+        self.results: list[Any] = []  # that were in the folder of a job when it was handed over
+
+    def subscribe_topic(self, _: str, hear: Callable[[Any], None]) -> None:
+        self.hear = hear
+
+    def close(self) -> None:
+        pass
+
+    def submit(self, _: Any, job: CellJob, *__: Any, **___: Any) -> Any:
+        assert job.store is not None
+        self.stores.append(job.store.run_id)
+        self.results.append(CellFolder(job.folder).result)
+        future = super().submit()
+        if self.serials:
+            self.hear((0.0, {"cell": job.name, "status": {}, "serial": self.serials.pop(0)}))
+        return future
+
+
+class KilledWorker(Exception):  # noqa: N818, dask's name
+    """As dask gives up a task whose workers died."""
+
+
+class Store(LocalArtifactRepository):
+    """A real store in a folder, which is away for some kinds of requests."""
+
+    away: ClassVar[set[str]] = set()
+
+    def _is_there(self, kind: str) -> None:
+        if kind in self.away:
+            raise ConnectionError("no answer")
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        self._is_there("write")
+        super().log_artifact(local_file, artifact_path)
+
+    def list_artifacts(self, path: str | None = None) -> Any:
+        self._is_there("read")
+        return super().list_artifacts(path)
+
+    def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> Any:
+        self._is_there("read")
+        return super().download_artifacts(artifact_path, dst_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """A store in tmp_path/store; what it does not answer is put into the set."""
+    there = Store((tmp_path / "store").as_uri())
+    monkeypatch.setattr(transfer, "connect", lambda uri: None)
+    monkeypatch.setattr(transfer, "artifacts_of", lambda *_: there)
+    monkeypatch.setattr(transfer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(transfer, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(dask_engine, "_START_SECONDS", 0.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield Store.away
+    Store.away.clear()
+
+
+RUN = launch.Store("http://nowhere", "run")
+
+
+def cell_at(path: Path, images: int = 0, state: str = "") -> CellFolder:
+    """A cell whose checkpoint is at `images`, and which has ended as `state`."""
+    folder = CellFolder(path)
+    folder.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path / "spec.json", {"protocol": {"hash": "h"}, "metrics": ["psnr"]})
+    if images:
+        folder.checkpoint.write_text(str(images))
+    if state:
+        error = {"error": {"message": "odd"}} if state == "failed" else {}
+        write_json(path / "result.json", {"state": state, "scores": {"psnr": 1.0}, **error})
+    return folder
+
+
+def job_of(path: Path) -> CellJob:
+    return CellJob(path, {"protocol": {"hash": "h"}, "metrics": ["psnr"]}, store=RUN)
+
+
+def end_of(engine: DaskEngine, job: CellJob) -> Ended:
+    engine.start(job)
+    while not (found := engine.ended()):
+        pass
+    return found[0][1]
+
+
+def test_a_far_cell_that_gets_on_may_outlive_many_workers(tmp_path: Path, store: set[str]) -> None:
+    """As long as the store has a newer checkpoint each time; our own disk has none."""
+    cluster = FarCluster(*(KilledWorker("odd") for _ in range(3)), serials=(2, 5, 5))
+    engine = DaskEngine(cluster, {}, 0, shares_disk=False)  # type: ignore[arg-type]
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+    assert end_of(engine, job).state == "failed"
+    assert cluster.submitted == 3  # the third began and ended at the same place
+    assert CellFolder(job.folder).error is not None
+
+
+def test_a_far_cell_that_was_given_up_goes_on_in_its_run(images: Path, tmp_path: Path) -> None:
+    """Its checkpoint is in the artifacts of that run, in a real MLflow; `rerun` takes another one."""
+
+    def attempt(rerun: bool = False) -> str:
+        recipe = [text for text in settings() if text != "--set"]
+        request = make_request(
+            "fsq", f"folder:{images}", runs=tmp_path, name="x", images=8, metrics=["psnr"], settings=recipe, rerun=rerun
+        )
+        plan, tracker = prepare_plan(request, Silent()), Tracker(tmp_path)
+        tracker.start_command(plan, "run")
+        cluster = FarCluster(KilledWorker("odd"))
+        engine = DaskEngine(cluster, {}, 0, shares_disk=False)  # type: ignore[arg-type]
+        execution = Execution(request, engine, Silent(), tracker)
+        execution.submit(plan.cells[0])
+        while not (rows := execution.wait()):
+            pass
+        assert [row["state"] for _, row in rows] == ["failed"]
+        tracker.finish_command(plan, [], dict)
+        return cluster.stores[0]
+
+    first = attempt()
+    assert attempt() == first
+    assert attempt(rerun=True) != first
+
+
+def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path: Path, store: set[str]) -> None:
+    there = cell_at(tmp_path / "x" / "cells" / "cell", images=80)
+    here = CellFolder(tmp_path / "y" / "cells" / "cell")
+    courier = Courier(RUN, here)
+    assert not courier.fetch_checkpoint()
+    assert not courier.fetch_result()
+    sender = Courier(RUN, there)
+    assert sender.send_checkpoint()
+    store.add("read")
+    for fetch in (courier.fetch_checkpoint, courier.fetch_result):
+        with pytest.raises(ConnectionError):
+            fetch()
+    store.clear()
+    assert courier.fetch_checkpoint()  # into a folder in which nothing is yet
+    assert here.checkpoint.read_text() == "80"
+    write_json(there.path / "result.json", {"state": "done"})
+    sender.send_result()
+    assert courier.fetch_checkpoint()  # the result is newer than the last checkpoint
+    assert here.result == {"state": "done"}
+
+
+def test_what_could_not_be_sent_does_not_spoil_what_was(tmp_path: Path, store: set[str]) -> None:
+    there = cell_at(tmp_path / "x" / "cells" / "cell", images=80)
+    sender, here = Courier(RUN, there), CellFolder(tmp_path / "y" / "cells" / "cell")
+    sender.send_checkpoint()
+    os.utime(there.checkpoint, (1, 1))
+    store.add("write")
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            sender.send_checkpoint()
+    assert sender.serial == 1
+    assert {path.parent.name for path in tmp_path.glob("store/transfer/*/*")} == {"1"}
+    store.clear()
+    sender.send_checkpoint()
+    assert {path.parent.name for path in tmp_path.glob("store/transfer/*/*")} == {"0", "1"}
+    assert Courier(RUN, here).fetch_checkpoint()
+
+
+def test_a_finished_cell_that_could_not_be_fetched_is_fetched_by_the_next_command(
+    tmp_path: Path, store: set[str]
+) -> None:
+    far = cell_at(tmp_path / "far" / "cells" / "cell", images=80, state="done")
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+
+    def command(*ends: Ended) -> tuple[Ended, int]:
+        cluster = FarCluster(*ends)
+        launch.write_job(job, anew=False)
+        engine = DaskEngine(cluster, {}, 0, shares_disk=False)  # type: ignore[arg-type]
+        return end_of(engine, job), cluster.submitted
+
+    Courier(RUN, far).send_result()
+    store.add("read")
+    assert command(Ended("done"))[0].state == "failed"
+    assert command(Ended("done"))[0].state == "failed"  # still away
+    store.clear()
+    assert command() == (Ended("done"), 0)
+    assert CellFolder(job.folder).result == far.result
+    assert not list((tmp_path / "store").glob("transfer/*"))
+    assert not (job.folder / transfer.AWAY).exists()
+
+
+def test_a_far_cell_that_failed_and_could_not_be_fetched_is_tried_again(tmp_path: Path, store: set[str]) -> None:
+    far = cell_at(tmp_path / "far" / "cells" / "cell", images=80, state="failed")
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+    write_json(job.folder / transfer.AWAY, {"run_id": RUN.run_id})
+    Courier(RUN, far).send_result()
+    cluster = FarCluster(KilledWorker("odd"))
+    end_of(DaskEngine(cluster, {}, 0, shares_disk=False), job)  # type: ignore[arg-type]
+    assert cluster.results == [None]
+    another = CellFolder(tmp_path / "y" / "cells" / "cell")
+    assert Courier(RUN, another).fetch_checkpoint()  # its checkpoint, without the failure
+    assert (another.checkpoint.read_text(), another.result) == ("80", None)
+
+
+def test_a_worker_sends_what_it_could_not_send_before(tmp_path: Path, store: set[str]) -> None:
+    job = job_of(tmp_path / "x" / "cells" / "cell")
+    cell_at(transfer.scratch(job.folder), images=80, state="done")
+    home = CellFolder(transfer.scratch(job.folder))
+    write_json(home.path / transfer.AWAY, {"run_id": RUN.run_id})
+    store.add("write")
+    with pytest.raises(ConnectionError):
+        _run_far_from_home(job, RUN, Need({}, 0, {}, ""), lambda: True, lambda _: None)
+    assert home.result is not None
+    store.clear()
+    assert _run_far_from_home(job, RUN, Need({}, 0, {}, ""), lambda: True, lambda _: None) == Ended("done")
+    assert Courier(RUN, CellFolder(job.folder)).fetch_result()
+    assert not home.path.exists()
 
 
 def _can_hide(path: Path) -> bool:
@@ -619,7 +839,7 @@ def test_without_a_shared_disk_results_travel_through_mlflow(vqbench: Command, i
         assert "travel through http" in " ".join(answer.err.split())
         (row,) = answer.objects
         cell = Path(row["path"])
-        assert starts(cell) == 1  # of the second attempt, whose log came home
+        assert starts(cell) == 2  # the log of the first attempt came to the second one with its checkpoint
         kept = {"result.json", "per_image.parquet", "recon.png", "codes.npz", "reconstructions.npz"}
         assert {path.name for path in cell.iterdir()} >= kept
         assert list(runs.glob("x/reference-*.npz"))

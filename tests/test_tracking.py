@@ -9,6 +9,12 @@ import pytest
 from conftest import Command, settings
 from test_servers import MLflowServer
 
+from vqbench import tracking
+from vqbench.mirror import Mirror
+from vqbench.results import CellFolder, write_json
+from vqbench.runner import make_request, prepare_plan
+from vqbench.view import Silent
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MLflowServer]:
@@ -51,6 +57,37 @@ def test_what_a_server_missed_is_sent_by_sync_and_only_once(
             assert len(client.get_metric_history(mine.info.run_id, "train/loss")) == 1
             assert mine.inputs.dataset_inputs[0].dataset.name.startswith("folder-images")
             assert "recon.png" in {a.path for a in client.list_artifacts(mine.info.run_id)}
+
+
+def test_a_hiccup_of_the_server_fails_no_cell_that_asks_for_its_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sending is put off for half a minute; the question for the run, which a cell waits for, is not."""
+    fails = 3
+
+    class Hiccup(Mirror):
+        def cell(self, folder: CellFolder) -> bool:
+            nonlocal fails
+            fails -= 1
+            if fails >= 0:
+                raise ConnectionError("no answer")
+            return super().cell(folder)
+
+    monkeypatch.setattr(tracking, "Mirror", Hiccup)
+    monkeypatch.setattr(tracking, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "STORE_SECONDS", 20.0)
+    recipe = [text for text in settings() if text != "--set"]
+    request = make_request(
+        "fsq", f"folder:{images}", runs=tmp_path, name="x", images=8, metrics=["psnr"], settings=recipe
+    )
+    plan, tracker = prepare_plan(request, Silent()), tracking.Tracker(tmp_path)
+    (cell,) = plan.cells
+    write_json(cell.folder.path / "spec.json", cell.spec)
+    tracker.start_command(plan, "run")
+    tracker.start_cell(cell, anew=False)
+    assert tracker.store_of(cell).run_id
+    assert fails < 0
+    tracker.finish_command(plan, [], dict)
 
 
 def test_sync_of_nothing_says_so(vqbench: Command, tmp_path: Path) -> None:

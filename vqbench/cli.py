@@ -226,7 +226,7 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
 def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
     from vqbench.sweeps.sweep import describe_studies, plan_sweep, sweep_costs
     from vqbench.terminal import TerminalView
-    from vqbench.terminal_plans import print_costs, print_sweep_plan
+    from vqbench.terminal_plans import print_sweep_costs, print_sweep_plan
 
     with TerminalView() as view:
         plan = plan_sweep(request, view, dry=not with_costs)
@@ -235,14 +235,15 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         costs = sweep_costs(plan, view) if with_costs else None
     studies = describe_studies(plan)
     if as_json:
-        each = {cell.label: cost for cell, cost in zip(costs.plan.cells, costs.cells, strict=True)} if costs else {}
+        of_a_cell = costs.of_a_cell if costs is not None else {}
         for study in studies:
-            cost = {"cost_of_a_cell": each[study["method"]].as_dict()} if study["method"] in each else {}
-            print(json.dumps(study | cost, allow_nan=False))
+            ends = of_a_cell.get(study["study"], ())
+            cost = {name: cost.as_dict() for name, cost in zip(("least", "most"), ends, strict=False)}
+            print(json.dumps(study | ({"cost_of_a_cell": cost} if cost else {}), allow_nan=False))
     else:
         print_sweep_plan(studies, plan)
         if costs is not None:
-            print_costs(costs)
+            print_sweep_costs(costs)
     if costs is not None and costs.failed:
         raise typer.Exit(1)
 

@@ -20,14 +20,15 @@ from distributed import Client, LocalCluster
 
 from vqbench.atomic import write_text_atomically
 from vqbench.errors import VQBenchError
-from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store
+from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
 from vqbench.lease import CellBusyError
-from vqbench.results import FAILED, CellFolder, write_json
-from vqbench.transfer import Courier, patiently
+from vqbench.results import DONE, FAILED, CellFolder, read_json, write_json
+from vqbench.transfer import AWAY, RESULT, Courier, patiently
 from vqbench.wording import counted
 from vqbench.worker import THREADS, Need, run_on_worker
 
 ASK_SECONDS, WATCH_SECONDS, LOOKS = 1.0, 5.0, 2
+_START_SECONDS = 60.0  # that a store may be away before a job is not started
 _STORE_HINT = "look at the MLflow server; the same command then goes on"
 
 
@@ -54,7 +55,8 @@ class DaskEngine:
         self._held: dict[str, contextlib.ExitStack] = {}  # folders of jobs that run where their lock does not reach
         self._futures: dict[str, Any] = {}
         self._jobs: dict[str, CellJob] = {}
-        self._trained: dict[str, float] = {}  # when the checkpoint that a job went on from was written
+        self._trained: dict[str, float] = {}  # how far a job was when it was handed to the scheduler
+        self._serials: dict[str, int] = {}  # number of the newest checkpoint that a far worker has sent
         self._over: list[tuple[str, Ended]] = []
 
     def _workers(self) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ class DaskEngine:
         """Hand a job to the scheduler, which gives it to a worker with room."""
         if job.store is not None and job.name not in self._held and not self._prepare_transfer(job, job.store):
             return
-        self._trained[job.name] = _last_checkpoint(job)
+        self._trained[job.name] = self._progress(job)
         by_host: Counter[str] = Counter()
         for worker in self._workers():
             by_host[worker["host"]] += room(worker, self._resources)
@@ -91,14 +93,17 @@ class DaskEngine:
         )
 
     def _prepare_transfer(self, job: CellJob, store: Store) -> bool:
-        """Hold the folder in the place of the far process, and send the checkpoint that it may go on from."""
+        """Hold the folder in the place of the far process, and send the checkpoint that it may go on from.
+
+        False where there is nothing to run: a result that an earlier command could not fetch is brought home.
+        """
         held = contextlib.ExitStack()
         try:
             held.enter_context(CellFolder(job.folder).locked())
-            if CellFolder(job.folder).can_go_on:  # what is here is as new as what the store still has
-                courier = Courier(store, CellFolder(job.folder))
-                courier.clear()
-                courier.send_checkpoint()
+            if patiently(lambda: self._settle_store(job, store), _START_SECONDS):
+                held.close()
+                self._over.append((job.name, Ended(DONE)))
+                return False
         except CellBusyError:
             self._over.append((job.name, Ended(BUSY)))
             return False
@@ -109,10 +114,38 @@ class DaskEngine:
         self._held[job.name] = held
         return True
 
+    def _settle_store(self, job: CellJob, store: Store) -> bool:
+        """Have the store hold what a far process is to go on from; True where the cell is found finished there."""
+        folder, serial = CellFolder(job.folder), 0
+        is_away = (read_json(folder.path / AWAY) or {}).get("run_id") == store.run_id
+        if is_away or folder.can_go_on:
+            courier = Courier(store, folder)
+            newest = courier.newest()
+            if is_away and newest == RESULT and courier.fetch_result():
+                is_away = False
+                if stored_end(job) == Ended(DONE):
+                    (folder.path / AWAY).unlink()
+                    courier.clear()
+                    return True
+                write_job(job, anew=False)  # it failed, and is tried again, as on a shared disk
+            if folder.can_go_on and not (is_away and newest):  # what is here is as new as what the store still has
+                courier.clear()
+                courier.send_checkpoint()
+            serial = courier.serial
+        self._serials[job.name] = serial
+        write_json(folder.path / AWAY, {"run_id": store.run_id})
+        return False
+
+    def _progress(self, job: CellJob) -> float:
+        """How far a job is known to be; more than before if it has got on."""
+        return self._serials.get(job.name, 0) if job.store is not None else _last_checkpoint(job)
+
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """A word from a worker without our disk; runs in the client's thread."""
         _, message = event
-        job = self._jobs.get(message["cell"])
+        name = message["cell"]
+        self._serials[name] = max(self._serials.get(name, 0), message.get("serial", 0))
+        job = self._jobs.get(name)
         if job is None or job.name not in self._futures:
             return
         with contextlib.suppress(OSError):
@@ -129,6 +162,7 @@ class DaskEngine:
         except Exception as error:
             self._held.pop(job.name).close()
             return _write_failure(job, type(error).__name__, str(error), _STORE_HINT)
+        (job.folder / AWAY).unlink(missing_ok=True)
         courier.clear()
         self._held.pop(job.name).close()
         return end
@@ -177,7 +211,7 @@ class DaskEngine:
             )
         error = future.exception()
         # dask gives up a job with the fourth worker that dies; one that gets on each time may take many
-        if type(error).__name__ == "KilledWorker" and _last_checkpoint(job) > self._trained[name]:
+        if type(error).__name__ == "KilledWorker" and self._progress(job) > self._trained[name]:
             return None
         if name in self._held:
             self._held.pop(name).close()
@@ -209,7 +243,7 @@ class DaskEngine:
 
 
 def _last_checkpoint(job: CellJob) -> float:
-    """When it was written; 0 where there is none, as for jobs that run where this disk is not seen."""
+    """When it was written; 0 where there is none."""
     try:
         return CellFolder(job.folder).checkpoint.stat().st_mtime
     except OSError:

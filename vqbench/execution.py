@@ -15,6 +15,7 @@ from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write,
 from vqbench.lease import CellBusyError
 from vqbench.plan import Cell, RunRequest
 from vqbench.results import DONE, FAILED, cell_row
+from vqbench.transfer import AWAY
 from vqbench.view import View
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Execution:
 
     @property
     def free(self) -> int:
-        """How many more cells could be submitted and would start now."""
-        return max(0, self._engine.slots - len(self._cells))
+        """How many more cells could be submitted and would start now; one that another command holds takes no slot."""
+        return max(0, self._engine.slots - (len(self._cells) - len(self._waiting)))
 
     @property
     def running(self) -> tuple[Cell, ...]:
@@ -78,8 +79,9 @@ class Execution:
         except OSError as error:
             return self._end(cell, FAILED, failure_to_write(error))
         if self._tracker is not None:
-            # without a shared disk a cell that was interrupted has its checkpoint in its run, not here
-            may_go_on = cell.folder.can_go_on or not (self._engine.shares_disk or cell.state == FAILED)
+            # without a shared disk a cell that was interrupted, or that was given up, has its checkpoint in its run
+            is_away = cell.state != FAILED or (cell.folder.path / AWAY).is_file()
+            may_go_on = cell.folder.can_go_on or (is_away and not self._engine.shares_disk)
             self._tracker.start_cell(cell, anew=self._request.rerun or not may_go_on)
         if not self._engine.shares_disk:
             assert self._tracker is not None

@@ -13,6 +13,7 @@ from vqbench.wording import counted
 if TYPE_CHECKING:
     from vqbench.cost import MethodCost, PlanCost
     from vqbench.plan import Plan
+    from vqbench.sweeps.costs import SweepCosts
     from vqbench.sweeps.sweep import SweepPlan
 
 
@@ -53,7 +54,16 @@ def print_plan(plan: Plan) -> None:
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)
 
 
-def print_costs(costs: PlanCost) -> None:
+def print_sweep_costs(costs: SweepCosts) -> None:
+    """What the trials of a sweep that are left will cost; two tables where that depends on what is drawn."""
+    if costs.least is costs.most:
+        return print_costs(costs.least)
+    print_costs(costs.least, "each trial as small as it can be drawn")
+    print_costs(costs.most, "each trial as large as it can be drawn")
+    return None
+
+
+def print_costs(costs: PlanCost, title: str = "") -> None:
     """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
     unit = costs.unit
     table = make_table("method")
@@ -68,7 +78,7 @@ def print_costs(costs: PlanCost) -> None:
         table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
     table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
     console = make_console()
-    console.print()
+    console.print(Text(f"\n{title}:") if title else "")
     console.print(table)
     if costs.device_name is not None:
         each = ", one cell after the other" if unit == "CPU-hours" else ""

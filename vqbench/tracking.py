@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LIVE_SECONDS = 3.0  # between two looks at a training cell
 STORE_SECONDS = 60.0  # that a server may take to say which run is a cell's
 RETRY_SECONDS = 30.0  # before a server that did not answer is asked again
+AGAIN_SECONDS = 1.0  # the same where a cell waits for the answer
 
 
 def _records(folder: Path) -> list[Path]:
@@ -90,6 +91,7 @@ class Tracker:
         self._last_look = 0.0
         self._mirror: Mirror | None = None
         self._jobs: queue.Queue[Callable[[Mirror], object] | None] = queue.Queue()
+        self._patience: dict[Callable[[Mirror], object], float] = {}  # questions, and until when they are asked
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._record: Path | None = None
         self._tags: dict[str, dict[str, str]] = {}
@@ -157,6 +159,7 @@ class Tracker:
             mirror.cell(cell.folder)
             answer.put((read_json(cell.folder.path / "mlflow.json") or {})["run_id"])
 
+        self._patience[ask] = time.monotonic() + STORE_SECONDS
         self._jobs.put(ask)
         uri = tracking_uri(self.runs)
         try:
@@ -230,11 +233,25 @@ class Tracker:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if time.monotonic() < self._not_before:
-                continue  # each job sends all that is missing, so a later one, or `sync`, makes up for this
-            try:
-                self._mirror = self._mirror or Mirror(self.runs)
-                job(self._mirror)
-            except Exception as error:
-                self.trouble = _first_line(error)
-                self._not_before = time.monotonic() + RETRY_SECONDS
+            asked_until = self._patience.pop(job, None)
+            if asked_until is not None:
+                self._ask(job, asked_until)
+            elif time.monotonic() >= self._not_before:  # or else a later job, or `sync`, sends all that is missing
+                self._do(job)
+
+    def _ask(self, question: Callable[[Mirror], object], until: float) -> None:
+        """Nobody makes up for an answer that a cell waits for, so it is asked for again and again."""
+        while not self._do(question) and time.monotonic() < until:
+            time.sleep(AGAIN_SECONDS)
+
+    def _do(self, job: Callable[[Mirror], object]) -> bool:
+        """Do a job; whether the server took it."""
+        try:
+            self._mirror = self._mirror or Mirror(self.runs)
+            job(self._mirror)
+        except Exception as error:
+            self.trouble = _first_line(error)
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            return False
+        self._not_before = 0.0
+        return True

@@ -2,7 +2,8 @@
 
 Below the artifacts of a cell's run, `transfer/0` and `transfer/1` hold checkpoints in turn and `transfer/result` what a
 finished cell left, each with a manifest that is written last and gives the sha256 of every file. A parcel whose
-upload was cut short does not match its manifest, and the one before it is taken. Never imports torch.
+upload was cut short does not match its manifest, and the one before it is taken. Parcels are numbered, so that the
+newest is known also where a store keeps what was to be deleted. Never imports torch.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from vqbench.server import artifacts_of, connect
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # that a store may be away before a finished cell is given up
-_ROOT, _RESULT, _SLOTS = "transfer", "result", ("0", "1")
+AGAIN_SECONDS = 5.0  # before a store that was away is asked again
+AWAY = "transfer.json"
+"""In the folder of a cell whose files may be in the store, and not here: the run that they belong to."""
+RESULT = "result"
+_ROOT, _SLOTS = "transfer", ("0", "1")
 _CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json")
 _SMALL = ("metrics.jsonl", "log.txt")
 _ARRAYS = ("codes.npz", "features.npz", "reconstructions.npz")
-_FOUND = ("spec.json", "failure.json", "per_image.parquet", "recon.png", *_ARRAYS, "result.json")
+_FOUND = ("failure.json", "per_image.parquet", "recon.png", *_ARRAYS, "result.json")
 _SHARED = ("reference.npz", "images.npz")
 """Reference features and validation images, which lie beside the cells and are shared by them."""
 
@@ -49,13 +54,15 @@ class Courier:
         self._repository: Any = artifacts_of(connect(store.tracking_uri), store.tracking_uri, store.run_id)
         self._folder = folder
         self._sent = 0.0  # modification time of the checkpoint that was sent last
-        self._serial = 0
+        self.serial = 0
+        """Number of the newest parcel that was sent, fetched or seen."""
 
     def _path(self, name: str) -> Path:
-        shared = (self._folder.reference_features, self._folder.validation_images)
-        return dict(zip(_SHARED, shared, strict=True)).get(name, self._folder.path / name)
+        if name not in _SHARED:
+            return self._folder.path / name
+        return self._folder.reference_features if name == _SHARED[0] else self._folder.validation_images
 
-    def _send(self, slot: str, names: Iterable[str]) -> None:
+    def _send(self, slot: str, serial: int, names: Iterable[str]) -> None:
         target, entries = f"{_ROOT}/{slot}", {}
         with tempfile.TemporaryDirectory() as draft:
             for name in names:
@@ -67,8 +74,9 @@ class Courier:
                 entries[name] = {"file": copy.name, "sha256": file_digest(copy)}
                 self._repository.log_artifact(str(copy), target)
             manifest = Path(draft) / "manifest.json"
-            manifest.write_text(json.dumps({"serial": self._serial, "files": entries}))
+            manifest.write_text(json.dumps({"serial": serial, "files": entries}))
             self._repository.log_artifact(str(manifest), target)
+        self.serial = serial  # not before: what is tried again goes to the same place, and the other stays whole
 
     def send_checkpoint(self) -> bool:
         """Send the checkpoint and the curves if there is a newer one than was sent; whether it was sent."""
@@ -78,29 +86,38 @@ class Courier:
             return False
         if written == self._sent:
             return False
-        self._serial += 1
-        self._send(_SLOTS[self._serial % 2], (*_CHECKPOINTS, *_SMALL))
+        serial = self.serial + 1
+        self._send(_SLOTS[serial % 2], serial, (*_CHECKPOINTS, *_SMALL))
         self._sent = written
         return True
 
     def send_result(self) -> None:
         """Send all that a cell which has ended leaves; its checkpoint too, if it can go on."""
-        self._send(_RESULT, (*_CHECKPOINTS, *_SMALL, *_SHARED, *_FOUND))
+        # the spec first: it says where what is shared belongs
+        self._send(RESULT, self.serial + 1, ("spec.json", *_CHECKPOINTS, *_SMALL, *_SHARED, *_FOUND))
 
-    def _manifest(self, slot: str, into: Path) -> dict[str, Any] | None:
-        try:
-            path = self._repository.download_artifacts(f"{_ROOT}/{slot}/manifest.json", str(into))
-            found: dict[str, Any] = json.loads(Path(path).read_text())
-        except Exception:  # each kind of store has an error of its own for what is not there
+    def _files(self, slot: str) -> set[str]:
+        """Names of a parcel's files. Each kind of store has an error of its own for what is not there; all can list."""
+        return {entry.path.rpartition("/")[2] for entry in self._repository.list_artifacts(f"{_ROOT}/{slot}")}
+
+    def _manifest(self, slot: str) -> dict[str, Any] | None:
+        """What a parcel holds; None where there is none, or its manifest is cut short."""
+        if "manifest.json" not in self._files(slot):
             return None
+        with tempfile.TemporaryDirectory() as draft:
+            path = self._repository.download_artifacts(f"{_ROOT}/{slot}/manifest.json", draft)
+            try:
+                found: dict[str, Any] = json.loads(Path(path).read_text())
+            except ValueError:
+                return None
         return found
 
     def _fetch(self, slot: str) -> bool:
         """Bring a parcel into the folder, the result last; False where it is not whole."""
+        manifest, there = self._manifest(slot), self._files(slot)
+        if manifest is None or not {entry["file"] for entry in manifest["files"].values()} <= there:
+            return False
         with tempfile.TemporaryDirectory() as draft:
-            manifest = self._manifest(slot, Path(draft))
-            if manifest is None:
-                return False
             contents = {}
             for name, entry in manifest["files"].items():
                 path = self._repository.download_artifacts(f"{_ROOT}/{slot}/{entry['file']}", draft)
@@ -110,19 +127,25 @@ class Courier:
             for name, path in contents.items():
                 if name not in _SHARED or not self._path(name).is_file():
                     write_bytes_atomically(self._path(name), path.read_bytes())
-            self._serial = max(self._serial, int(manifest["serial"]))
+            self.serial = max(self.serial, int(manifest["serial"]))
         return True
+
+    def _newest_first(self) -> list[str]:
+        serials = {slot: manifest["serial"] for slot in (*_SLOTS, RESULT) if (manifest := self._manifest(slot))}
+        self.serial = max(self.serial, *serials.values(), 0)
+        return sorted(serials, key=lambda slot: -serials[slot])
+
+    def newest(self) -> str:
+        """The newest parcel in the store: RESULT, another one with a checkpoint, or "" where there is none."""
+        return next(iter(self._newest_first()), "")
 
     def fetch_checkpoint(self) -> bool:
         """Bring the newest whole checkpoint into the folder; whether there was one."""
-        with tempfile.TemporaryDirectory() as draft:
-            manifests = {slot: self._manifest(slot, Path(draft) / slot) for slot in (*_SLOTS, _RESULT)}
-        by_age = sorted((slot for slot in manifests if manifests[slot]), key=lambda s: -(manifests[s] or {})["serial"])
-        return any(self._fetch(slot) for slot in by_age)
+        return any(self._fetch(slot) for slot in self._newest_first())
 
     def fetch_result(self) -> bool:
-        """Bring what a finished cell left into the folder; whether it arrived whole."""
-        return self._fetch(_RESULT)
+        """Bring what a finished cell left into the folder; False where it is not there, or not whole."""
+        return self._fetch(RESULT)
 
     def clear(self) -> None:
         """Parcels that have arrived need not be kept. A store that cannot delete keeps them."""
@@ -130,13 +153,16 @@ class Courier:
             self._repository.delete_artifacts(_ROOT)
 
 
-def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """What `call` returns; while the store is away it is tried again. Raises its error when `seconds` are over."""
-    deadline = time.monotonic() + seconds
+def patiently(call: Callable[[], T], seconds: float | None = None) -> T:
+    """What `call` returns; while the store is away it is tried again.
+
+    Raises its error when `seconds` are over, by default PATIENCE_SECONDS.
+    """
+    deadline = time.monotonic() + (PATIENCE_SECONDS if seconds is None else seconds)
     while True:
         try:
             return call()
         except Exception:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(5)
+            time.sleep(AGAIN_SECONDS)

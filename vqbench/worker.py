@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
-from vqbench.results import CellFolder
+from vqbench.results import DONE, CellFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from vqbench.transfer import Courier
 
 THREADS = "OMP_NUM_THREADS"
 CURVES_SECONDS = 5.0
@@ -89,19 +92,25 @@ def _run_far_from_home(
 ) -> Ended:
     """Run a job in a folder of this machine: its checkpoint is fetched, what comes of it is sent.
 
-    Raises what the store raises when it stays away.
+    Raises what the store raises when it stays away; what could not be sent is sent when the job comes here again.
     """
-    from vqbench.transfer import Courier, patiently, scratch
+    from vqbench.transfer import AWAY, Courier, patiently, scratch
 
     home = CellFolder(scratch(job.folder))
-    shutil.rmtree(home.path, ignore_errors=True)
-    home.path.mkdir(parents=True)
-    courier = patiently(lambda: Courier(store, home))
-    patiently(courier.fetch_checkpoint)
     here = replace(job, folder=home.path)
-    if stored_end(here) is None:
-        write_job(here, anew=False)
-    report = _Reporter(home, job.name, tell)
+    known = stored_end(here) if (read_json(home.path / AWAY) or {}).get("run_id") == store.run_id else None
+    if known is not None and known.state == DONE:  # it was finished here, and the store was away then
+        courier = patiently(lambda: Courier(store, home))
+        patiently(courier.newest)
+    else:
+        shutil.rmtree(home.path, ignore_errors=True)
+        home.path.mkdir(parents=True)
+        write_json(home.path / AWAY, {"run_id": store.run_id})
+        courier = patiently(lambda: Courier(store, home))
+        patiently(courier.fetch_checkpoint)
+        if stored_end(here) is None:
+            write_job(here, anew=False)
+    report = _Reporter(home, job.name, courier, tell)
     next_try = 0.0
 
     def meanwhile() -> None:
@@ -125,17 +134,22 @@ def _run_far_from_home(
 
 
 class _Reporter:
-    """Tells the driver how a cell far away gets on: its status each second, its curves every few seconds."""
+    """Tells the driver how a cell far away gets on.
 
-    def __init__(self, folder: CellFolder, name: str, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._folder, self._name, self._tell = folder, name, tell
+    Its status each second, its curves every few seconds, and at once that another checkpoint is in the store.
+    """
+
+    def __init__(self, folder: CellFolder, name: str, courier: Courier, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._folder, self._name, self._courier, self._tell = folder, name, courier, tell
         self._told = self._told_curves = 0.0
+        self._told_serial = courier.serial
 
     def __call__(self) -> None:
-        now = time.monotonic()
-        if now - self._told < 1:
+        now, serial = time.monotonic(), self._courier.serial
+        if now - self._told < 1 and serial == self._told_serial:
             return
-        self._told, message = now, {"cell": self._name, "status": self._folder.status}
+        self._told, self._told_serial = now, serial
+        message = {"cell": self._name, "status": self._folder.status, "serial": serial}
         if now - self._told_curves > CURVES_SECONDS:
             with contextlib.suppress(OSError):
                 message["curves"] = (self._folder.path / "metrics.jsonl").read_text()

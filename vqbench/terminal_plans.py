@@ -67,8 +67,8 @@ def print_costs(costs: PlanCost, title: str = "") -> None:
     """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
     unit = costs.unit
     table = make_table("method")
-    for title in ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk"):
-        table.add_column(title, justify="right")
+    for column in ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk"):
+        table.add_column(column, justify="right")
     rows = costs.methods()
     for row in rows:
         table.add_row(*_cost_cells(row))

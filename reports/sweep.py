@@ -161,7 +161,7 @@ class SweepReport:
         said += [f"{title}: no trial finished" for title in self.without_best]
         few = [s.title for s in self.studies if s.parameters and not any(s.importances.values())]
         if few:
-            said.append(f"importances: too few finished trials of {', '.join(few)}")
+            said.append(f"importances: too few finished trials of {', '.join(few)}, or all with one value")
         for row in self.rows:
             if row["collapse"] and row["state"] in _FINISHED:
                 said.append(f"{row['method']} trial {row['trial']} collapsed: {row['collapse']['reason']}")
@@ -186,7 +186,7 @@ class SweepReport:
                 **row["drawn"],
                 **row["scores"],
                 **{f"params_{part}": count for part, count in row["params"].items()},
-                "images": row["images"],
+                "trained_images": row["images"],  # `images` may have been drawn
                 "seeds": ",".join(map(str, row["seeds"])),
                 "cells": " ".join(row["cells"]),
                 "collapse": (row["collapse"] or {}).get("kind"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _DEFINES = (
     "metrics", "lpips", "validation_images", "inception_weights", "lpips_weights", "stop_on_collapse",
 )  # fmt: skip
 """The fields of the run that decide what a trial is; the others only say how it is carried out."""
+_IN_WORDS = {"recipe_fields": "content of the recipe", "training_images": "training set"}
 _PATHS = ("features", "data_root", "inception_weights", "lpips_weights")
 
 
@@ -151,21 +153,20 @@ def storage_of(request: SweepRequest, file: Path) -> str:
     return asked or stored or ""
 
 
-def refuse_another(
-    request: SweepRequest, file: Path, code: Mapping[str, str | None] | None = None, protocol: str = ""
-) -> None:
+def refuse_another(request: SweepRequest, file: Path, found: Mapping[str, Any] | None = None) -> None:
     """Raise UsageError where the sweep's name stands for another sweep already, as far as it can be said now.
 
-    `code` and `protocol` are known only when the data has been read, and the default objective with them.
+    `found` is what is known only when the data has been read (SweepPlan.found), and the default objective with it.
     """
     storage_of(request, file)
     stored = read_json(file)
     if stored is None:
         return
-    known = {} if code is None else {"code": dict(code), "protocol": protocol}
-    wanted, there = ({**d, **d["run"]} for d in (_asked(request) | known, stored["definition"]))
+    definition = json.loads(json.dumps(_asked(request) | dict(found or {})))  # as it is stored: lists for tuples
+    wanted, there = ({**d, **d["run"]} for d in (definition, stored["definition"]))
     unknown_yet = {"run", *([] if request.objectives else ["objectives"])}
-    differs = [name for name in wanted if name not in unknown_yet and wanted[name] != there.get(name)]
+    compared = (wanted.keys() & there.keys()) - unknown_yet  # sweeps of earlier versions remember less
+    differs = [_IN_WORDS.get(name, name) for name in wanted if name in compared and wanted[name] != there[name]]
     if differs:
         raise UsageError(
             f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
@@ -173,14 +174,12 @@ def refuse_another(
         )
 
 
-def remember(
-    request: SweepRequest, file: Path, storage: str, taken: set[str], code: Mapping[str, str | None], protocol: str
-) -> None:
+def remember(request: SweepRequest, file: Path, storage: str, taken: set[str], found: Mapping[str, Any]) -> None:
     """Write the sweep's file. Raises UsageError where its name stands for another sweep already.
 
-    `taken` are its studies that the storage holds, `code` the digests of methods that are no part of vqbench.
+    `taken` are its studies that the storage holds, `found` is that of its plan.
     """
-    refuse_another(request, file, code, protocol)
+    refuse_another(request, file, found)
     stored = read_json(file)
     if stored is None and taken:
         raise UsageError(f"the storage holds studies of another sweep: {min(taken)}",
@@ -189,5 +188,5 @@ def remember(
         "spaces": list(request.spaces),
         "storage": masked(storage),
         "budget": _budget(request) or (stored or {}).get("budget", {}),
-        "definition": {**_asked(request), "code": dict(code), "protocol": protocol},
+        "definition": {**_asked(request), **found},
     })  # fmt: skip

@@ -64,10 +64,18 @@ class SweepPlan:
         return resume_command(self.request.run.runs, self.base.folder.name, self.request.title)
 
     @property
-    def code(self) -> dict[str, str | None]:
-        """The digests of methods that are no part of vqbench."""
+    def found(self) -> dict[str, Any]:
+        """What makes two sweeps the same beside what was asked for: contents of files, not their names.
+
+        `code` has the digests of methods that are no part of vqbench.
+        """
         settings = read_settings(self.request.run.settings)
-        return {r: choose_method(r, self.base.recipe, settings).code for r in self.request.references}
+        return {
+            "code": {r: choose_method(r, self.base.recipe, settings).code for r in self.request.references},
+            "protocol": self.base.protocol.hash,
+            "recipe_fields": self.base.recipe.identity(),
+            "training_images": self.base.cells[0].spec["dataset"]["training_digest"],
+        }
 
     def seen(self, cell: str) -> int:
         """Training images of a cell so far, by its name."""
@@ -96,7 +104,7 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
     objectives = check_objectives(request, recipe.track, tuple(base.cells[0].spec["metrics"]))
     request = dataclasses.replace(request, objectives=objectives, name=request.title)
     plan = SweepPlan(request, studies, base, notes)
-    refuse_another(request, plan.file, plan.code, base.protocol.hash)
+    refuse_another(request, plan.file, plan.found)
     return plan
 
 
@@ -186,7 +194,7 @@ def _open_studies(plan: SweepPlan, view: View) -> list[OpenStudy]:
     request, storage = plan.request, _storage(plan, view)
     where = storage_of(request, plan.file)
     names = {study.name(request.title) for study in plan.studies}
-    remember(request, plan.file, where, names & study_names(storage), plan.code, plan.base.protocol.hash)
+    remember(request, plan.file, where, names & study_names(storage), plan.found)
     return _studies(plan, storage)
 
 

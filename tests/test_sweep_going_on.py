@@ -13,6 +13,7 @@ import yaml
 from conftest import typed
 from test_sweep import Place, Pretence, opened, pretended, request
 
+from vqbench import recipe as recipes
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.sweeps import backend, patience
 from vqbench.sweeps.backend import OpenStudy, open_storage
@@ -322,3 +323,34 @@ def test_all_objectives_that_are_missing_are_named_at_once(tmp_path: Path) -> No
         check_objectives(asked, "images", ("rfid", "psnr"))
     assert "the objectives lpips_vgg and kid are not among" in error.value.what
     assert error.value.hint == "add them: --metrics rfid,psnr,lpips_vgg,kid"  # what was computed already stays
+
+
+# what makes it the same sweep
+
+
+def test_a_sweep_whose_recipe_or_data_has_changed_is_another_one(place: Place) -> None:
+    """Trials of two budgets, or of two training sets, must not be ranked together under one name."""
+    recipe = place.root / "mine.yaml"
+    recipe.write_text((shipped := Path(recipes.__file__).parent / "recipes" / "atomic.yaml").read_text())
+    options = {"options": {"recipe": str(recipe)}, "sampler": "grid"}
+    swept(place, Pretence(1), trials=1, **options)
+    recipe.write_text(shipped.read_text().replace("log_images: 256", "log_images: 128"))  # only bookkeeping
+    assert len(swept(place, Pretence(1), trials=2, **options).rows) == 2
+    recipe.write_text(shipped.read_text().replace("learning_rate: 1.0e-2", "learning_rate: 2.0e-2"))
+    with pytest.raises(UsageError, match="already, with another content of the recipe"):
+        swept(place, Pretence(1), trials=3, **options)
+    recipe.write_text(shipped.read_text())
+    np.save(place.root / "x.npy", np.random.default_rng(1).normal(3, 2, (40, 2, 2, 6)).astype(np.float32))
+    with pytest.raises(UsageError, match="training set"):
+        swept(place, Pretence(1), trials=3, **options)
+
+
+def test_a_point_whose_driver_died_before_anything_was_asked_of_it_is_tried_itself(tmp_path: Path) -> None:
+    study = opened(tmp_path, "grid", 4)
+    study.study.enqueue_trial(study._points[2])
+    study.study.ask()  # and here the driver is killed
+    again = opened(tmp_path, "grid", 4)
+    assert again.put_back_orphans(lambda _: 0) == 1
+    asked = [again.ask()[1] for _ in range(4)]
+    assert asked[0] == study._points[2]
+    assert len({str(drawn) for drawn in asked}) == 4

@@ -164,7 +164,10 @@ class OpenStudy:
 
         What its cells have trained by now counts as its own.
         """
-        known = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number).user_attrs
+        found = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        if found.state.is_finished():  # it was told, and only the answer was lost
+            return
+        known = found.user_attrs
         under_way: Mapping[str, int] = known.get(UNDER_WAY, {})
         self._queue(number, params, sum(max(0, seen(cell) - before) for cell, before in under_way.items()))
         self.study.tell(number, state=TrialState.FAIL)

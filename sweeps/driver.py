@@ -131,8 +131,9 @@ class Driver:
     def _plan(self, request: RunRequest) -> Plan:
         """The cells of a trial. Raises UsageError where the data cannot be read, which is no fault of the trial."""
         plan = make_plan(request, self.metrics)
-        if plan.protocol.hash != self.base.protocol.hash:  # no space can draw what a protocol is made of
-            raise UsageError("the data has changed since this sweep began: trials would be measured by two protocols",
+        before, now = self.base.cells[0].spec["dataset"], plan.cells[0].spec["dataset"]
+        if plan.protocol.hash != self.base.protocol.hash or now["training_digest"] != before["training_digest"]:
+            raise UsageError("the data has changed since this sweep began: trials would not be of the same images",
                              "bring it back, or start another sweep with --sweep-name")  # fmt: skip
         return plan
 

@@ -53,4 +53,6 @@ class PatientStorage:
                 time.sleep(min(_PAUSE_SECONDS, max(0.0, until - time.monotonic())))
             else:
                 self._given_up = False
-                return answer
+                # nobody else takes the trials of this sweep: it was taken the first time, and only the answer was lost
+                was_taken = until is not None and name == "set_trial_state_values" and answer is False
+                return True if was_taken else answer

@@ -274,7 +274,6 @@ def _run_trials(
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
     from vqbench.sweeps.driver import Driver
-    from vqbench.sweeps.patience import StorageError
     from vqbench.sweeps.trials import Limits
 
     request, base = plan.request, plan.base
@@ -299,7 +298,7 @@ def _run_trials(
             driver.drive()
     except BaseException:
         if driver is not None:
-            with contextlib.suppress(StorageError):  # who resumes the sweep puts back what could not be put back here
+            with contextlib.suppress(Exception):  # who resumes the sweep puts back what could not be put back here
                 driver.put_back(plan.seen)
         raise
     driver.put_back(plan.seen)

@@ -28,14 +28,14 @@ from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.execution import Execution
 from vqbench.gpus import claim_gpus
-from vqbench.launch import STOPPED, CellJob, Ended
+from vqbench.launch import BUSY, STOPPED, CellJob, Ended
 from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
 from vqbench.results import CellFolder, write_json
 from vqbench.runner import make_request, prepare_plan
 from vqbench.tracking import Tracker
 from vqbench.transfer import Courier
 from vqbench.view import Silent
-from vqbench.worker import Need, _run_far_from_home, _threads
+from vqbench.worker import Need, _alone, _run_far_from_home, _threads
 
 
 def is_alive(pid: int) -> bool:
@@ -777,6 +777,33 @@ def test_a_finished_cell_that_could_not_be_fetched_is_fetched_by_the_next_comman
     assert CellFolder(job.folder).result == far.result
     assert not list((tmp_path / "store").glob("transfer/*"))
     assert not (job.folder / transfer.AWAY).exists()
+
+
+def test_a_far_cell_that_failed_at_once_is_tried_again_too(tmp_path: Path, store: set[str]) -> None:
+    """No memory in its first step: nothing to go on from, and its failure must not be what the next worker finds."""
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+    write_json(job.folder / transfer.AWAY, {"run_id": RUN.run_id})
+    Courier(RUN, cell_at(tmp_path / "far" / "cells" / "cell", state="failed")).send_result()
+    end_of(DaskEngine(FarCluster(KilledWorker("odd")), {}, 0, shares_disk=False), job)  # type: ignore[arg-type]
+    assert not Courier(RUN, CellFolder(tmp_path / "y" / "cells" / "cell")).fetch_checkpoint()
+
+
+def test_a_far_folder_that_somebody_else_has_is_neither_sent_nor_fetched(tmp_path: Path, store: set[str]) -> None:
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+    Courier(RUN, cell_at(tmp_path / "far" / "cells" / "cell", images=80)).send_checkpoint()
+    engine = DaskEngine(FarCluster(Ended(BUSY)), {}, 0, shares_disk=False)  # type: ignore[arg-type]
+    assert end_of(engine, job) == Ended(BUSY)
+    assert Courier(RUN, CellFolder(tmp_path / "y" / "cells" / "cell")).fetch_checkpoint()
+    with CellFolder(job.folder).locked():  # it was let go
+        pass
+
+
+def test_two_attempts_on_one_machine_do_not_share_a_folder(tmp_path: Path) -> None:
+    lock, wishes = tmp_path / "cell.lock", iter([True, True, False])
+    with _alone(lock, lambda: True) as first, _alone(lock, lambda: next(wishes)) as second:
+        assert (first, second) == (True, False)
+    with _alone(lock, lambda: True) as third:
+        assert third
 
 
 def test_a_far_cell_that_failed_and_could_not_be_fetched_is_tried_again(tmp_path: Path, store: set[str]) -> None:

@@ -122,6 +122,20 @@ def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, 
     assert curves(folder) == expected
 
 
+def test_on_two_devices_the_first_keeps_the_step_for_both(images: Path, tmp_path: Path) -> None:
+    run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
+    first = start([*run.command, "--devices", "2"], FAULTY_GATE=f"40:{gate}")
+    at_gate = until(lambda: [f for f in map(CellFolder, tmp_path.glob("runs/x/cells/*")) if 40 in seen(f)], "it", first)
+    (folder,) = at_gate
+    os.kill(folder.status["pid"], signal.SIGTERM)
+    gate.touch()
+    _, err = first.communicate(timeout=DEADLINE)
+    assert first.returncode == 1, err
+    assert (folder.error or {})["message"] == "the process was killed by SIGTERM during train"
+    assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 48
+    assert parts(folder) == []
+
+
 def test_crashes_and_no_memory_are_rows_that_a_person_understands(tmp_path: Path) -> None:
     """In the features track, whose processes start sooner."""
     file = tmp_path / "x.npy"

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 
 from vqbench.atomic import write_text_atomically
 from vqbench.errors import VQBenchError
-from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
+from vqbench.launch import BUSY, POLL_SECONDS, STOP_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
 from vqbench.lease import CellBusyError
 from vqbench.results import DONE, FAILED, CellFolder, read_json, write_json
 from vqbench.transfer import AWAY, RESULT, Courier, patiently
@@ -111,6 +111,9 @@ class DaskEngine:
             held.close()
             self._over.append((job.name, _write_failure(job, type(error).__name__, str(error), _STORE_HINT)))
             return False
+        except BaseException:  # Ctrl-C
+            held.close()
+            raise
         self._held[job.name] = held
         return True
 
@@ -128,6 +131,7 @@ class DaskEngine:
                     courier.clear()
                     return True
                 write_job(job, anew=False)  # it failed, and is tried again, as on a shared disk
+                courier.clear()
             if folder.can_go_on and not (is_away and newest):  # what is here is as new as what the store still has
                 courier.clear()
                 courier.send_checkpoint()
@@ -204,7 +208,12 @@ class DaskEngine:
             end: Ended = future.result()
             if end.state == STOPPED:  # not by us: its worker was told to close
                 return None
-            return self._bring_home(job, job.store, end) if job.store is not None else end
+            if job.store is None:
+                return end
+            if end.state == BUSY:
+                self._held.pop(name).close()
+                return end
+            return self._bring_home(job, job.store, end)
         if self._client.status != "running" or future.status in ("lost", "cancelled"):
             raise VQBenchError(
                 "the dask scheduler is gone", "start it again; the same command then goes on with what is unfinished"
@@ -239,7 +248,8 @@ class DaskEngine:
             held.close()
         self._client.close()
         if self._cluster is not None:
-            self._cluster.close(timeout=5)
+            with contextlib.suppress(TimeoutError):  # a worker is killed when four fifths are over, its cell with it
+                self._cluster.close(timeout=2 * STOP_SECONDS)
 
 
 def _last_checkpoint(job: CellJob) -> float:

@@ -73,6 +73,8 @@ class Execution:
                 if cell.folder.stamp() != cell.found and (known := stored_end(job)) is not None:
                     return self._end(cell, "cached" if known.state == DONE else known.state)
                 write_job(job, anew=self._request.rerun)
+                if self._engine.shares_disk:  # from now on what is here is newer than what a store may hold
+                    (cell.folder.path / AWAY).unlink(missing_ok=True)
         except CellBusyError:
             self._waiting[job.name] = time.monotonic() + _AGAIN_SECONDS
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,22 @@ class Recorder(lightning.Callback):
         self.stop_on_collapse = stop_on_collapse
         self._clock = time.perf_counter()
         self._saved = 0  # images seen at the last checkpoint
+        self._told = False  # to end
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Note where training begins: there is nothing to save before the first step."""
         self._saved = pl_module.images_seen
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """On several devices only the first listens to SIGTERM, and ends them all when it has saved.
+
+        Lightning's own way broadcasts out of the signal's handler, which may meet a collective of the step.
+        """
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._hear if trainer.is_global_zero else signal.SIG_IGN)
+
+    def _hear(self, *_: Any) -> None:
+        self._told = True
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start the clock of this stretch."""
@@ -66,6 +79,8 @@ class Recorder(lightning.Callback):
             self.report(seen, seen / elapsed if elapsed > 0 else 0.0)
         if pl_module.window_moved and pl_module.codes.is_full:
             self._look_for_collapse(trainer, pl_module)
+        if self._told:
+            raise SIGTERMException
 
     def _look_for_collapse(self, trainer: lightning.Trainer, training: TokenizerTraining) -> None:
         codes = training.codes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import dask
 from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.gpus import claim_gpus, visible_gpus
-from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
+from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
 from vqbench.results import DONE, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -94,9 +95,39 @@ def _run_far_from_home(
 
     Raises what the store raises when it stays away; what could not be sent is sent when the job comes here again.
     """
-    from vqbench.transfer import AWAY, Courier, patiently, scratch
+    from vqbench.transfer import scratch
 
     home = CellFolder(scratch(job.folder))
+    with _alone(home.path.with_name(f"{home.path.name}.lock"), wanted) as alone:
+        return _attempt(job, home, store, need, wanted, tell) if alone else Ended(STOPPED)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, wanted: Wanted) -> Iterator[bool]:
+    """Whether we hold `lock`: an earlier attempt on this machine may still be sending; False when nobody wants it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        while wanted():
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(POLL_SECONDS)
+                continue
+            yield True
+            return
+        yield False
+
+
+def _attempt(
+    job: CellJob,
+    home: CellFolder,
+    store: Store,
+    need: Need,
+    wanted: Wanted,
+    tell: Callable[[dict[str, Any]], None],
+) -> Ended:
+    from vqbench.transfer import AWAY, Courier, patiently
+
     here = replace(job, folder=home.path)
     known = stored_end(here) if (read_json(home.path / AWAY) or {}).get("run_id") == store.run_id else None
     if known is not None and known.state == DONE:  # it was finished here, and the store was away then
@@ -124,6 +155,8 @@ def _run_far_from_home(
                 next_try = time.monotonic() + 15
 
     end = _run(here, need, wanted, meanwhile)
+    if end.state == BUSY:  # somebody else's process has this folder: nothing in it is ours to send, or to delete
+        return end
     if end.state == STOPPED:
         with contextlib.suppress(Exception):
             courier.send_checkpoint()

@@ -166,8 +166,7 @@ def test_an_interrupted_training_ends_as_one_that_ran_through(reference: str, tm
 
 
 @pytest.mark.usefixtures("short_window")
-@pytest.mark.parametrize("images", [AT_A_CHECKPOINT, BETWEEN_TWO])
-@pytest.mark.parametrize("reference", ["vqgan", "vaevq", "sqvae"])
+@pytest.mark.parametrize(("reference", "images"), [("vaevq", BETWEEN_TWO), ("sqvae", AT_A_CHECKPOINT)])
 def test_a_training_that_is_told_to_end_loses_no_step(reference: str, images: int, tmp_path: Path) -> None:
     through = trained(reference, tmp_path / "through")
     told_to_end(reference, tmp_path / "resumed", images)

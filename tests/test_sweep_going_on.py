@@ -72,7 +72,41 @@ def test_data_that_cannot_be_read_ends_the_sweep_and_spends_no_trial(place: Plac
     assert sorted(row["drawn"]["codebook_size"] for row in report.rows) == [8, 16, 32]
 
 
+def test_training_data_that_changes_while_a_sweep_runs_ends_it(place: Place) -> None:
+    class Changing(Pretence):
+        def wait(self) -> list[tuple[Any, dict[str, Any]]]:
+            np.save(place.root / "x.npy", np.random.default_rng(1).normal(3, 2, (40, 2, 2, 6)).astype(np.float32))
+            return super().wait()
+
+    with pytest.raises(UsageError, match="the data has changed since this sweep began"):
+        swept(place, Changing(1), trials=3, sampler="grid")
+
+
 # the storage
+
+
+class Deaf(optuna.storages.InMemoryStorage):
+    """Loses its first answer of how a trial stands."""
+
+    lost = False
+
+    def set_trial_state_values(self, *args: Any, **more: Any) -> bool:
+        answer = super().set_trial_state_values(*args, **more)
+        if not self.lost:
+            self.lost = True
+            raise optuna.exceptions.StorageInternalError("commit")
+        return answer
+
+
+def test_a_trial_that_was_taken_and_not_answered_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
+
+    asked = request(tmp_path, NINE, sampler="grid", trials=9)
+    (plan,), _ = plan_studies(asked)
+    study = OpenStudy(plan, asked, PatientStorage(Deaf(), "db", "go on", lambda _: None), ["minimize"], 100)
+    drawn = [study.ask()[1] for _ in range(9)]
+    assert drawn == study._points
+    assert len(study.trials()) == 9
 
 
 class Away:
@@ -109,18 +143,6 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: py
 
 def test_what_was_told_and_not_answered_is_not_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0.001)
-
-    class Deaf(optuna.storages.InMemoryStorage):
-        """Loses its first answer that a trial has ended."""
-
-        lost = False
-
-        def set_trial_state_values(self, *args: Any, **more: Any) -> bool:
-            answer = super().set_trial_state_values(*args, **more)
-            if not self.lost:
-                self.lost = True
-                raise optuna.exceptions.StorageInternalError("commit")
-            return answer
 
     asked = request(tmp_path, {"recipe": {"learning_rate": {"low": 0.1, "high": 0.2}}}, sampler="random", trials=2)
     (plan,), _ = plan_studies(asked)

@@ -72,11 +72,11 @@ def test_data_that_cannot_be_read_ends_the_sweep_and_spends_no_trial(place: Plac
     assert sorted(row["drawn"]["codebook_size"] for row in report.rows) == [8, 16, 32]
 
 
-def test_training_data_that_changes_while_a_sweep_runs_ends_it(place: Place) -> None:
+def test_data_that_changes_while_a_sweep_runs_ends_it(place: Place) -> None:
     class Changing(Pretence):
         def wait(self) -> list[tuple[Any, dict[str, Any]]]:
             features = np.load(place.root / "x.npy")
-            features[0] += 1  # of training: the protocol, which knows what is validated, stays the same
+            features[0] += 1
             np.save(place.root / "x.npy", features)
             return super().wait()
 

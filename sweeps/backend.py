@@ -1,7 +1,8 @@
-"""Optuna: where studies are stored, how they sample and prune, and trials asked and put back. The only module of it."""
+"""Studies of Optuna: where they are stored, and their trials asked, told, put back and foreseen."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import re
@@ -20,12 +21,12 @@ from vqbench.seeds import derive_seed
 from vqbench.space import Choices
 from vqbench.sweeps.patience import PatientStorage
 from vqbench.sweeps.request import SweepRequest
+from vqbench.sweeps.samplers import blind_trials, make_pruner, make_sampler
 from vqbench.sweeps.spaces import Parameter, draw
 from vqbench.sweeps.studies import StudyPlan
 from vqbench.sweeps.trials import UNDER_WAY
 from vqbench.wording import masked
 
-POPULATION = 10  # of nsga2: budgets are tens of trials, and Optuna's 50 would leave them to chance
 Direction = Literal["minimize", "maximize"]
 REDRAWS = 10
 """How often a sampler may draw what was tried already before an untried point is taken at random."""
@@ -81,7 +82,7 @@ class OpenStudy:
             study_name=self.name,
             directions=directions,
             load_if_exists=True,
-            pruner=_pruner(request.pruner, images, plan.trials),
+            pruner=make_pruner(request.pruner, images, plan.trials),
         )
         self._points = plan.points(request.sampler_seed) if request.sampler == "grid" else []
         self._finite = plan.points(request.sampler_seed) if request.sampler != "grid" and plan.is_finite else []
@@ -105,6 +106,16 @@ class OpenStudy:
         """How many trials its share of the budget still has."""
         return self.plan.trials - len(self.trials())
 
+    @property
+    def left(self) -> int:
+        """How many trials it has when it goes on: what runs is an orphan then, and some failures are tried again."""
+        return max(0, self.plan.trials - len(self._ended()))
+
+    def _ended(self) -> list[FrozenTrial]:
+        """The trials that have come to an end, and are not to be tried again."""
+        again = {trial.number for trial in self._to_try_again()}
+        return [t for t in self.trials() if t.state.is_finished() and t.number not in again]
+
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         """The next trial, and what it draws: what was put back first, then what the sampler says.
 
@@ -124,7 +135,7 @@ class OpenStudy:
     def _sampler(self, place: int, again: int = 0) -> Any:
         """That of a trial's place; `again` counts the draws there that were repeats."""
         parts = (self.request.sampler_seed, place, *([again] if again else []))
-        return _sampler(self.request.sampler, derive_seed("sweep", *parts) % 2**32, self.plan.trials)
+        return make_sampler(self.request.sampler, derive_seed("sweep", *parts) % 2**32, self.plan.trials)
 
     def _untried(self, counted: list[FrozenTrial]) -> dict[str, Any] | None:
         """What the sampler draws that no trial has had, at the latest at random; None where all points are used up.
@@ -135,19 +146,48 @@ class OpenStudy:
         untried = [point for point in self._finite if _key(point) not in known]
         if not untried:
             return None
-        directions, pruner = self.study.directions, self.study.pruner
-        copy = optuna.create_study(
-            study_name=self.name, directions=directions, pruner=pruner
-        )  # hyperband asks the name
-        copy.add_trials(counted)
+        other = self._copy(counted)
         for again in range(REDRAWS):
-            copy.sampler = self._sampler(len(counted), again)
-            trial = copy.ask()
+            other.sampler = self._sampler(len(counted), again)
+            trial = other.ask()
             drawn = draw(self.plan.parameters, self.plan.base, functools.partial(suggest, trial))
             if _key(drawn) not in known:
                 return drawn
-            copy.tell(trial, state=TrialState.FAIL)  # or the next draw would keep away from it
+            other.tell(trial, state=TrialState.FAIL)  # or the next draw would keep away from it
         return random.Random(derive_seed("sweep", self.request.sampler_seed, len(counted), "untried")).choice(untried)
+
+    def _copy(self, trials: Iterable[FrozenTrial]) -> optuna.Study:
+        """A study in memory with some of this one's trials."""
+        found = optuna.create_study(
+            study_name=self.name,  # hyperband asks it
+            directions=self.study.directions,
+            pruner=self.study.pruner,
+        )
+        for trial in trials:
+            alike = copy.copy(trial)  # its number will be another, so it is the retry of none
+            alike.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != _RETRY}
+            found.add_trial(alike)
+        return found
+
+    def foresee(self, most: int, guess: bool) -> list[tuple[dict[str, Any], bool]]:
+        """What the trials that are left will draw, up to `most` of them, and whether that is certain.
+
+        It is where the sampler does not learn, or has too few scores to. With `guess` the others follow, with what it
+        would draw if no more were known than now. Asks nothing of the study itself.
+        """
+        ended = {trial.number for trial in self._ended()}
+        queued = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
+        queued += [t for t in self.trials() if t.number not in ended]
+        other = copy.copy(self)
+        other.study = self._copy(self._ended())
+        for trial in queued:
+            other.study.enqueue_trial(self._whole({**trial.system_attrs.get("fixed_params", {}), **trial.params}))
+        certain = max(len(queued), blind_trials(self.request.sampler, self.plan.trials) - len(other.trials()))
+        found = list[tuple[dict[str, Any], bool]]()
+        while other.remaining > 0 and len(found) < (most if guess else min(most, certain)):
+            _, drawn = other.ask()
+            found.append((drawn, len(found) < certain))
+        return found
 
     def tell(self, trial: optuna.Trial, values: Iterable[float] | None, state: str, record: Mapping[str, Any]) -> None:
         """End a trial: `state` is done, failed or pruned, and `record` what is to be known of it later."""
@@ -175,9 +215,13 @@ class OpenStudy:
     def _queue(self, number: int, params: Mapping[str, Any], trained: int = 0) -> None:
         every = self.study.get_trials(deepcopy=False)
         if not any(trial.user_attrs.get(_RETRY) == number for trial in every):
-            whole = next((p for p in self._points if params.items() <= p.items()), params)
             before = sum(int(trial.user_attrs.get("images", 0)) for trial in every if trial.number == number)
-            self.study.enqueue_trial(dict(whole), user_attrs={_RETRY: number, "images": before + trained})
+            attributes = {_RETRY: number, "images": before + trained}
+            self.study.enqueue_trial(self._whole(params), user_attrs=attributes)
+
+    def _whole(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The point of the grid that a trial had begun to ask for, or what it had drawn."""
+        return dict(next((p for p in self._points if params.items() <= p.items()), params))
 
     def put_back_orphans(self, seen: Callable[[str], int]) -> int:
         """Put back what a driver that is gone left running; how many there were. `seen`: cell → its training images."""
@@ -189,11 +233,14 @@ class OpenStudy:
 
     def put_back_failed(self) -> int:
         """Queue again what failed for a reason that may be gone: no disk, no memory, a machine that died; how many."""
-        failed = [t for t in self.trials() if t.user_attrs.get("state") == "failed"]
-        again = [t for t in failed if not is_for_good(t.user_attrs.get("error") or {})]
+        again = self._to_try_again()
         for trial in again:
             self._queue(trial.number, trial.params)
         return len(again)
+
+    def _to_try_again(self) -> list[FrozenTrial]:
+        failed = [t for t in self.trials() if t.user_attrs.get("state") == "failed"]
+        return [t for t in failed if not is_for_good(t.user_attrs.get("error") or {})]
 
     def importances(self, objective: int) -> dict[str, float]:
         """Parameter → its share in what tells good trials in one objective from the rest; {} where too few say it."""
@@ -240,27 +287,6 @@ def _suggested(trial: optuna.Trial, p: Parameter) -> Any:
         step = int(domain.step or 1)
         return trial.suggest_int(p.name, int(domain.low), int(domain.last), step=step, log=domain.log)
     return trial.suggest_float(p.name, float(domain.low), float(domain.last), step=domain.step, log=domain.log)
-
-
-def _sampler(kind: str, seed: int, trials: int) -> Any:
-    from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
-
-    if kind == "tpe":  # a quarter at random: with Optuna's ten, a short sweep would be random altogether
-        startup = min(10, max(4, trials // 4))
-        return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
-    if kind == "nsga2":
-        return NSGAIISampler(seed=seed, population_size=POPULATION)
-    return RandomSampler(seed=seed)  # a grid's points are queued, so nothing is left to draw
-
-
-def _pruner(kind: str, images: int, trials: int) -> Any:
-    from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
-
-    if kind == "median":  # as for a collapse, nothing is judged in the first tenth
-        return MedianPruner(n_startup_trials=min(5, max(1, trials // 4)), n_warmup_steps=images // 10)
-    if kind == "hyperband":
-        return HyperbandPruner(min_resource=max(1, images // 27), max_resource=images, reduction_factor=3)
-    return NopPruner()
 
 
 def directions_of(

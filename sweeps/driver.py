@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,8 +113,7 @@ class Driver:
         trial, drawn = study.ask()
         live = LiveTrial(study, trial, drawn)
         self.live.append(live)
-        settings = (*study.plan.settings, *settings_of(drawn))
-        asked = dataclasses.replace(self.run_request, methods=(study.plan.method,), settings=settings)
+        asked = study.plan.asked(self.run_request, drawn)
         try:
             resolve(asked)
         except UsageError as error:  # what was drawn is to blame, and always will be

@@ -17,7 +17,7 @@ from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 from vqbench.sweeps.grammar import Raw, domain_of
 from vqbench.sweeps.request import DEFAULT_TRIALS, SweepRequest
-from vqbench.sweeps.spaces import Parameter, Values, as_text, check_order, grid, make_parameter
+from vqbench.sweeps.spaces import Parameter, Values, as_text, check_order, grid, make_parameter, settings_of
 
 BITS_MARGIN = 0.05
 """How far a method's bits may be from a level's, as a fraction."""
@@ -58,6 +58,10 @@ class StudyPlan:
         found = list(grid(self.parameters, self.base))
         random.Random(seed).shuffle(found)  # fewer trials than points should not see one corner
         return found
+
+    def asked(self, run: RunRequest, drawn: Mapping[str, Any]) -> RunRequest:
+        """What a `run` asks for whose cells are those of a trial with these settings drawn."""
+        return dataclasses.replace(run, methods=(self.method,), settings=(*self.settings, *settings_of(drawn)))
 
     def name(self, sweep: str) -> str:
         """SWEEP/METHOD or SWEEP/METHOD/BITS."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench.choice import choose_method, read_settings
-from vqbench.errors import UsageError
-from vqbench.plan import Cell, Plan, make_plan, resolve
+from vqbench.plan import Cell, Plan, resolve
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import SweepReport
 from vqbench.runner import prepare_plan, write_page
@@ -22,7 +20,6 @@ from vqbench.sweeps.curves import images_seen, watched
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
 from vqbench.sweeps.request import SweepRequest, check_objectives, given, one_name, refuse_odd
-from vqbench.sweeps.spaces import settings_of
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.view import Silent, View
 from vqbench.wording import counted, masked
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 
     from vqbench.runner import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
-    from vqbench.sweeps.costs import SweepCosts
     from vqbench.sweeps.patience import PatientStorage
     from vqbench.tracking import Tracker
 
@@ -108,63 +104,6 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
     return plan
 
 
-def describe_studies(plan: SweepPlan) -> list[dict[str, Any]]:
-    """One JSON-ready object per study: what a dry run prints. `told` trials have come to an end already.
-
-    `cells` counts the cells of all trials by state, where it is known what these are: of a grid.
-    """
-    told = _told(plan)
-    return [
-        {
-            "study": study.name(plan.request.title),
-            "method": study.method,
-            "bits_per_image": study.bits,
-            "trials": study.trials,
-            "told": told.get(study.name(plan.request.title), 0),
-            "cells": _cell_states(plan, study),
-            "parameters": {p.name: p.describe() for p in study.parameters},
-        }
-        for study in plan.studies
-    ]
-
-
-def _cell_states(plan: SweepPlan, study: StudyPlan) -> dict[str, int] | None:
-    """State → cells of a study, "refused" among them for a point of which none can be made; None before it is drawn."""
-    if study.parameters and plan.request.sampler != "grid":
-        return None
-    states, metrics = dict[str, str](), tuple(plan.base.cells[0].spec["metrics"])
-    for point in study.points(plan.request.sampler_seed)[: study.trials]:
-        settings = (*study.settings, *settings_of(point))
-        asked = dataclasses.replace(plan.request.run, methods=(study.method,), settings=settings)
-        try:
-            states |= {cell.folder.name: cell.state for cell in make_plan(asked, metrics).cells}
-        except UsageError:
-            states[" ".join(settings)] = "refused"
-    return dict(sorted(Counter(states.values()).items()))
-
-
-def _told(plan: SweepPlan) -> dict[str, int]:
-    """Study → trials that have ended, of a sweep that was begun before."""
-    if not plan.file.is_file():
-        return {}
-    from vqbench.sweeps.backend import study_names
-
-    storage = _storage(plan, Silent())
-    begun = study_names(storage)
-    there = dataclasses.replace(plan, studies=tuple(s for s in plan.studies if s.name(plan.request.title) in begun))
-    return {study.name: len([t for t in study.trials() if t.state.is_finished()]) for study in _studies(there, storage)}
-
-
-def sweep_costs(plan: SweepPlan, view: View) -> SweepCosts:
-    """What the trials that are left cost at least and at most. Raises UsageError for what would stop the sweep."""
-    from vqbench.sweeps.costs import probe_sweep
-
-    told = _told(plan)
-    names = {study.name(plan.request.title): study.trials for study in plan.studies}
-    left = {name: max(0, trials - told.get(name, 0)) for name, trials in names.items()}
-    return probe_sweep(plan.request, plan.base, plan.studies, left, view)
-
-
 def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Tracker | None = None) -> SweepReport:
     """Ask trials until the budget is spent, train what has no result, and report. Raises UsageError.
 
@@ -191,14 +130,15 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
 def _open_studies(plan: SweepPlan, view: View) -> list[OpenStudy]:
     from vqbench.sweeps.backend import study_names
 
-    request, storage = plan.request, _storage(plan, view)
+    request, storage = plan.request, stored(plan, view)
     where = storage_of(request, plan.file)
     names = {study.name(request.title) for study in plan.studies}
     remember(request, plan.file, where, names & study_names(storage), plan.found)
-    return _studies(plan, storage)
+    return in_storage(plan, storage)
 
 
-def _storage(plan: SweepPlan, view: View) -> PatientStorage:
+def stored(plan: SweepPlan, view: View) -> PatientStorage:
+    """The storage of its studies, opened. Raises UsageError where it cannot be had."""
     from vqbench.sweeps.backend import open_storage
 
     where = storage_of(plan.request, plan.file)
@@ -207,7 +147,8 @@ def _storage(plan: SweepPlan, view: View) -> PatientStorage:
     return open_storage(where, plan.base.folder, view.note, hint)
 
 
-def _studies(plan: SweepPlan, storage: PatientStorage) -> list[OpenStudy]:
+def in_storage(plan: SweepPlan, storage: Any) -> list[OpenStudy]:
+    """Its studies in a storage of Optuna, made where they are not there yet."""
     from vqbench.reports.summary import DEFINITIONS
     from vqbench.sweeps.backend import OpenStudy, directions_of
 

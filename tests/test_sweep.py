@@ -866,7 +866,7 @@ def test_a_dry_run_shows_the_studies_and_writes_nothing(place: Place, tmp_path: 
     assert not (tmp_path / "none").exists()
 
 
-def test_a_dry_run_of_a_grid_counts_the_states_of_its_cells(comparison: Answer, place: Place) -> None:
+def test_a_dry_run_counts_the_states_of_the_cells(comparison: Answer, place: Place) -> None:
     space = place.write("more.yaml", {"recipe": {"codebook_size": [*SIZES, 16]}})
     ask = ["vqgan,fsq", *place.typed("--space", space, "--trials", 6, "--sweep-name", "grid", "--dry-run")]
     answer = typed("sweep", *ask, "--sampler", "grid", "--json")
@@ -874,7 +874,7 @@ def test_a_dry_run_of_a_grid_counts_the_states_of_its_cells(comparison: Answer, 
     shown = typed("sweep", *ask, "--sampler", "grid").out
     assert shown.count("2 cached, 1") == 2
     assert max(map(len, shown.splitlines()[:4])) <= 100
-    assert [study["cells"] for study in typed("sweep", *ask, "--json").objects] == [None, None]  # not drawn yet
+    assert [study["cells"] for study in typed("sweep", *ask, "--json").objects] == [{"cached": 2, "missing": 1}] * 2
 
 
 def test_a_cached_trial_has_a_curve_for_the_pruner(comparison: Answer, place: Place) -> None:

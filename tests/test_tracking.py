@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command, settings
+from conftest import Command, settings, typed
 from test_servers import MLflowServer
 
 from vqbench import tracking
@@ -25,26 +25,27 @@ def server(tmp_path: Path) -> Iterator[MLflowServer]:
 
 
 def test_what_a_server_missed_is_sent_by_sync_and_only_once(
-    vqbench: Command, images: Path, tmp_path: Path, server: MLflowServer
+    images: Path, tmp_path: Path, server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, address = tmp_path / "runs", server.address
-    run = vqbench(
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    run = typed(
         "run", "--methods", "fsq,vqgan", "--dataset", f"folder:{images}", "--images", "32", "--metrics", "psnr",
-        "--name", "away", "--runs", runs, "--json", *settings(), MLFLOW_TRACKING_URI=address,
+        "--name", "away", "--runs", runs, "--json", *settings(),
     )  # fmt: skip
     assert run.code == 0, run.err
     assert [row["state"] for row in run.objects] == ["done", "done"]
     assert "did not take everything" in run.err
     assert "vqbench sync" in run.err
     assert not (runs / "mlflow.db").exists()
-    assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=address).code == 1
+    assert typed("sync", "--runs", runs).code == 1
 
     server.start()
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(address)
     for _ in range(2):
-        answer = vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=address)
+        answer = typed("sync", "--runs", runs)
         assert answer.code == 0, answer.err
         assert "2 cells up to date" in answer.out
         experiment = client.get_experiment_by_name("away")

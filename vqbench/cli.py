@@ -224,7 +224,9 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
 
 
 def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
-    from vqbench.sweeps.sweep import describe_studies, plan_sweep, sweep_costs
+    from vqbench.sweeps.costs import probe_sweep
+    from vqbench.sweeps.forecast import describe_studies, forecast
+    from vqbench.sweeps.sweep import plan_sweep
     from vqbench.terminal import TerminalView
     from vqbench.terminal_plans import print_sweep_costs, print_sweep_plan
 
@@ -232,14 +234,13 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         plan = plan_sweep(request, view, dry=not with_costs)
         for note in plan.notes:
             view.note(note)
-        costs = sweep_costs(plan, view) if with_costs else None
-    studies = describe_studies(plan)
+        found = forecast(plan, guess=with_costs)
+        costs = probe_sweep(plan, found, view) if with_costs else None
+    studies = describe_studies(plan, found)
     if as_json:
-        of_a_cell = costs.of_a_cell if costs is not None else {}
         for study in studies:
-            ends = of_a_cell.get(study["study"], ())
-            cost = {name: cost.as_dict() for name, cost in zip(("least", "most"), ends, strict=False)}
-            print(json.dumps(study | ({"cost_of_a_cell": cost} if cost else {}), allow_nan=False))
+            cost = costs.of_a_study.get(study["study"]) if costs is not None else None
+            print(json.dumps(study | ({"cost": cost} if cost else {}), allow_nan=False))
     else:
         print_sweep_plan(studies, plan)
         if costs is not None:

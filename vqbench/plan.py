@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
+from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.feature_protocol import FeatureProtocol
 from vqbench.protocol import Protocol
@@ -81,6 +82,12 @@ class Cell:
     def seed(self) -> int:
         """The seed among --seeds."""
         return int(self.spec["seed"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it is trained with, from its spec."""
+        recipe: Recipe = build(Recipe, self.spec["recipe"], "recipe", "vqbench show tiny")
+        return recipe
 
 
 @dataclass(frozen=True)

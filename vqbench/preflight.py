@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,27 +115,25 @@ def check_runs_directory(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {reason}", "choose another folder: --runs DIR") from None
 
 
-def estimated_bytes(plan: Plan, cells: list[Cell]) -> float:
+def estimated_bytes(cells: Sequence[Cell]) -> float:
     """Disk that training `cells` one after the other takes at most, checkpoints included."""
-    import torch
-
-    from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
-
-    with torch.device("meta"):
-        shape = BackboneConfig.of(plan.recipe)
-        backbone = count_parameters(Encoder(shape)) + count_parameters(Decoder(shape))
-    weights = [4.0 * (backbone + _own_parameters(cell)) for cell in cells]  # float32; checkpoints go when a cell ends
+    weights = [4.0 * model_size(cell) for cell in cells]  # float32; checkpoints go when a cell ends
     return sum(weights) + _CELL_BYTES * len(cells) + _CHECKPOINTS * max(weights, default=0.0)
 
 
-def _own_parameters(cell: Cell) -> int:
-    from vqbench.backbone import count_parameters
+def model_size(cell: Cell) -> int:
+    """How many values the model of a cell has, trained or not; a quantizer that cannot be built counts for nothing."""
+    import torch
+
+    from vqbench.backbone import BackboneConfig, Decoder, Encoder
     from vqbench.tokenizer import build_quantizer
 
-    try:
-        return count_parameters(build_quantizer(cell.spec["method"], cell.spec["config"]))
-    except Exception:  # its cell will fail with the reason, and the others must not
-        return 0
+    shape = BackboneConfig.of(cell.recipe)
+    with torch.device("meta"):
+        parts: list[torch.nn.Module] = [Encoder(shape), Decoder(shape)]
+    with contextlib.suppress(Exception):  # its cell will fail with the reason, and the others must not
+        parts.append(build_quantizer(cell.spec["method"], cell.spec["config"]))
+    return sum(tensor.numel() for part in parts for tensor in part.state_dict().values())
 
 
 def check_devices(devices: int) -> None:
@@ -150,7 +149,7 @@ def check_devices(devices: int) -> None:
 
 def check_disk(plan: Plan, cells: list[Cell]) -> None:
     """Raise UsageError where training `cells` would not fit on the disk of the runs directory."""
-    need, free = estimated_bytes(plan, cells), shutil.disk_usage(plan.folder).free
+    need, free = estimated_bytes(cells), shutil.disk_usage(plan.folder).free
     if need > free:
         raise UsageError(
             f"{plan.folder} has {free / 1e9:.2f} GB free, this run may take {need / 1e9:.2f} GB",

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
-from vqbench.config import build
 from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, copied_bytes, images_done
 from vqbench.launch import POLL_SECONDS, end, spawn
 from vqbench.plan import Cell, Plan, RunRequest
 from vqbench.reasons import death_of
-from vqbench.recipe import Recipe
 from vqbench.results import CellFolder, read_json, write_json
 from vqbench.server import tracking_uri
 from vqbench.view import View
@@ -89,7 +87,7 @@ def _configuration(cell: Cell) -> str:
 def _cost(cell: Cell, answer: Measured | ProbeError, request: RunRequest, scoring_seconds: float) -> CellCost:
     if isinstance(answer, ProbeError):
         return CellCost(problem=answer.problem, hint=answer.hint)
-    recipe = _recipe_of(cell)
+    recipe = cell.recipe
     cost = cell_cost(
         answer,
         recipe,
@@ -103,11 +101,6 @@ def _cost(cell: Cell, answer: Measured | ProbeError, request: RunRequest, scorin
     copies = copied_bytes(answer, recipe, cell.spec["protocol"]["n_images"])
     both = cost.disk_bytes + copies  # MLflow's copies lie in the runs directory too
     return dataclasses.replace(cost, disk_bytes=both, peak_bytes=max(cost.peak_bytes, both))
-
-
-def _recipe_of(cell: Cell) -> Recipe:
-    recipe: Recipe = build(Recipe, cell.spec["recipe"], "recipe", "vqbench show tiny")
-    return recipe
 
 
 def _charge_reference(costs: list[CellCost], measured: list[Measured], plan: Plan) -> int:

@@ -19,17 +19,15 @@ if TYPE_CHECKING:
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
     """The studies of a sweep, and what each draws."""
-    console, known = make_console(), any(study["cells"] is not None for study in studies)
-    table = make_table("study", "trials", "told", *(["cells"] if known else []), "parameter", "drawn from")
+    console, table = make_console(), make_table("study", "trials", "told", "cells left", "parameter", "drawn from")
     for study in studies:
         lines = list(study["parameters"].items()) or [("–", "–")]
-        cells = ", ".join(f"{n} {state}" for state, n in (study["cells"] or {}).items()) or "–"
+        cells = ", ".join(f"{n} {state}" for state, n in study["cells"].items()) or "–"
         for i, (name, domain) in enumerate(lines):
-            first = (study["study"], str(study["trials"]), str(study["told"]), *([cells] if known else []))
-            first = first if i == 0 else ("",) * len(first)
+            first = (study["study"], str(study["trials"]), str(study["told"]), cells) if i == 0 else ("",) * 4
             table.add_row(*map(Text, (*first, name, domain)))
     console.print(table)
-    total, seeds = sum(max(0, study["trials"] - study["told"]) for study in studies), len(plan.request.run.seeds)
+    total, seeds = sum(study["left"] for study in studies), len(plan.request.run.seeds)
     images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else counted(seeds, "cell")
     console.print(f"\n{counted(total, 'trial')} left, of {each} each: {images:,} training images at most")
     console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
@@ -55,15 +53,16 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_sweep_costs(costs: SweepCosts) -> None:
-    """What the trials of a sweep that are left will cost; two tables where that depends on what is drawn."""
-    if costs.least is costs.most:
-        return print_costs(costs.least)
-    print_costs(costs.least, "each trial as small as it can be drawn")
-    print_costs(costs.most, "each trial as large as it can be drawn")
-    return None
+    """What the trials of a sweep that are left will cost, and between what that lies whatever is drawn."""
+    print_costs(costs.expected)
+    if costs.failed:
+        return
+    least, most = (_hours(cost.total().device_hours) for cost in (costs.least, costs.most))
+    unit = costs.expected.unit
+    make_console().print(Text(f"{least} {unit} if each trial were as small as it can be drawn, {most} if as large"))
 
 
-def print_costs(costs: PlanCost, title: str = "") -> None:
+def print_costs(costs: PlanCost) -> None:
     """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
     unit = costs.unit
     table = make_table("method")
@@ -78,7 +77,7 @@ def print_costs(costs: PlanCost, title: str = "") -> None:
         table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
     table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
     console = make_console()
-    console.print(Text(f"\n{title}:") if title else "")
+    console.print()
     console.print(table)
     if costs.device_name is not None:
         each = ", one cell after the other" if unit == "CPU-hours" else ""

@@ -38,7 +38,7 @@ def processor_seconds() -> float:
 
 
 class Timer(Silent):
-    """Wall and processor seconds of each cell."""
+    """Wall and processor seconds of each method's cells, one at a time."""
 
     def __init__(self) -> None:
         self.actual: dict[str, tuple[float, float]] = {}
@@ -49,7 +49,8 @@ class Timer(Silent):
     def cell_finished(self, cell: Any, row: dict[str, Any]) -> None:
         assert row["state"] == "done", row["error"]
         wall, processor = time.perf_counter() - self.started[0], processor_seconds() - self.started[1]
-        self.actual[cell.label] = wall, processor
+        before = self.actual.get(cell.label, (0.0, 0.0))
+        self.actual[cell.label] = before[0] + wall, before[1] + processor
 
 
 @contextmanager
@@ -71,6 +72,16 @@ def predicted(request: RunRequest) -> dict[str, tuple[float, probing.CellCost]]:
     plan = prepare_plan(request, Silent())
     costs = probing.probe_costs(request, plan, Silent())
     return {cell.label: (cost.seconds, cost) for cell, cost in zip(plan.cells, costs.cells, strict=True)}
+
+
+def show(by_wall: dict[str, float], by_processor: dict[str, float], timer: Timer) -> None:
+    """A line for each method: what was predicted and what it was, in both clocks."""
+    columns = f"{'actual':>9}{'ratio':>7}"
+    print(f"{'':<12}{'wall: predicted':>18}{columns}{'processor: predicted':>23}{columns}")
+    for label, (wall, processor) in timer.actual.items():
+        w, p = by_wall[label], by_processor[label]
+        print(f"{label:<12}{w:>16.1f} s{wall:>7.1f} s{w / wall:>7.2f}", end="")
+        print(f"{p:>21.1f} s{processor:>7.1f} s{p / processor:>7.2f}")
 
 
 def main() -> None:
@@ -96,12 +107,7 @@ def main() -> None:
         execute(request, timer, make_tracker(request))
         disk = sum(file.stat().st_size for file in (request.runs / "cost").rglob("*") if file.is_file())
     print(f"load after {os.getloadavg()[0]:.1f}")
-    columns = f"{'actual':>9}{'ratio':>7}"
-    print(f"{'':<12}{'wall: predicted':>18}{columns}{'processor: predicted':>23}{columns}")
-    for label, (wall, processor) in timer.actual.items():
-        w, p = by_wall[label][0], by_processor[label][0]
-        print(f"{label:<12}{w:>16.1f} s{wall:>7.1f} s{w / wall:>7.2f}", end="")
-        print(f"{p:>21.1f} s{processor:>7.1f} s{p / processor:>7.2f}")
+    show({m: wall for m, (wall, _) in by_wall.items()}, {m: used for m, (used, _) in by_processor.items()}, timer)
     expected = sum(cost.disk_bytes for _, cost in by_wall.values())
     print(f"disk: predicted {expected / 1e6:.2f} MB, actual {disk / 1e6:.2f} MB")
     for label, (_, cost) in by_processor.items():

@@ -779,6 +779,30 @@ def test_a_finished_cell_that_could_not_be_fetched_is_fetched_by_the_next_comman
     assert not (job.folder / transfer.AWAY).exists()
 
 
+def test_a_driver_that_waits_for_a_store_says_so_once(
+    tmp_path: Path, store: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PATIENCE_SECONDS", 60.0)
+    said: list[str] = []
+
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            store.clear()
+
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+    Courier(RUN, cell_at(tmp_path / "far" / "cells" / "cell", images=80, state="done")).send_result()
+    job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)
+    engine = DaskEngine(FarCluster(Ended("done")), {}, 0, say=said.append, shares_disk=False)  # type: ignore[arg-type]
+    store.add("read")
+    assert end_of(engine, job).state == "done"
+    assert CellFolder(job.folder).result is not None
+    (line,) = said
+    assert "cell has ended, and http://nowhere does not answer to hand out what it left (ConnectionError)" in line
+
+
 def test_a_far_cell_that_failed_at_once_is_tried_again_too(tmp_path: Path, store: set[str]) -> None:
     """No memory in its first step: nothing to go on from, and its failure must not be what the next worker finds."""
     job = job_of(cell_at(tmp_path / "x" / "cells" / "cell").path)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,29 @@ def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, 
     weights, expected = run.through(tmp_path / "through")
     assert folder.weights.read_bytes() == weights
     assert curves(folder) == expected
+
+
+def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images: Path, tmp_path: Path) -> None:
+    """SIGTERM, as a batch system sends it when the time is over: to the command, and again to its whole group."""
+    run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
+    folder = run.plan().folder
+    command = start(run.command, FAULTY_GATE=f"40:{gate}")
+    until(lambda: 40 in seen(folder), "the gate", command)
+    cell = folder.status["pid"]
+    for _ in range(2):
+        command.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    gate.touch()
+    _, err = command.communicate(timeout=DEADLINE)
+    assert command.returncode == 128 + signal.SIGTERM, err
+    assert err.splitlines()[-2:] == [
+        "error: told to end by SIGTERM", "hint: the same command goes on from the last checkpoint"
+    ]  # fmt: skip
+    assert not Path(f"/proc/{cell}").exists()
+    assert folder.result is None
+    assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 48
+    (kept,) = (tmp_path / "runs" / "x" / "commands").glob("*[0-9].json")
+    assert json.loads(kept.read_text())["state"] == "FAILED"
 
 
 def test_on_two_devices_the_first_keeps_the_step_for_both(images: Path, tmp_path: Path) -> None:

@@ -443,7 +443,7 @@ def _report(what: str, hint: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C)."""
+    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C, 143 SIGTERM)."""
     interrupts.hear()
     sys.exit(_exit_code(lambda: app(args=arguments, standalone_mode=False), arguments or sys.argv[1:]))
 
@@ -467,8 +467,8 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
     except _ClickError as error:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        _report("interrupted", "the same command goes on from the last checkpoint")
-        return 130
+        _report(interrupts.reason(), "the same command goes on from the last checkpoint")
+        return interrupts.exit_code()
     except BrokenPipeError:
         sys.stderr.close()
         return 1

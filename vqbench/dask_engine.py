@@ -23,7 +23,7 @@ from vqbench.errors import VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, STOP_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
 from vqbench.lease import CellBusyError
 from vqbench.results import DONE, FAILED, CellFolder, read_json, write_json
-from vqbench.transfer import AWAY, RESULT, Courier, patiently
+from vqbench.transfer import AWAY, PATIENCE_SECONDS, RESULT, Courier, patiently
 from vqbench.wording import counted
 from vqbench.worker import THREADS, Need, run_on_worker
 
@@ -159,9 +159,15 @@ class DaskEngine:
 
     def _bring_home(self, job: CellJob, store: Store, end: Ended) -> Ended:
         """Fetch what a job that ran elsewhere left."""
+
+        def waiting(error: Exception) -> None:
+            minutes = round(PATIENCE_SECONDS / 60)
+            self._say(f"{job.name} has ended, and {store.tracking_uri} does not answer to hand out what it left "
+                      f"({type(error).__name__}); it is asked again for {minutes} minutes")  # fmt: skip
+
         try:
-            courier = patiently(lambda: Courier(store, CellFolder(job.folder)))
-            if not patiently(courier.fetch_result):
+            courier = patiently(lambda: Courier(store, CellFolder(job.folder)), waiting=waiting)
+            if not patiently(courier.fetch_result, waiting=waiting):
                 raise VQBenchError(f"what {job.name} left did not arrive whole at {store.tracking_uri}", _STORE_HINT)
         except Exception as error:
             self._held.pop(job.name).close()

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one ends a command in good order, the second one at once; cells die with their driver."""
+"""Ctrl-C and SIGTERM end a command in good order, a second Ctrl-C at once; cells die with their driver."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 
 _heard = False
+_ended_by = signal.SIGINT
 
 
 class TerminatedError(BaseException):
@@ -13,16 +14,29 @@ class TerminatedError(BaseException):
 
 
 def hear() -> None:
-    """Listen from now on; not in a job in a shell's back, which the shell has told not to."""
+    """Listen from now on; not to Ctrl-C in a job in a shell's back, which the shell has told not to."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _in_order)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a batch system's, when the time is over
+        signal.signal(signal.SIGTERM, _in_order)
 
 
-def _in_order(*_: object) -> None:
-    global _heard
-    _heard = True
+def _in_order(number: int, _: object) -> None:
+    global _heard, _ended_by
+    _heard, _ended_by = True, signal.Signals(number)
     signal.signal(signal.SIGINT, _at_once)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it may come to a process and to its group; SIGKILL is for haste
     raise KeyboardInterrupt
+
+
+def exit_code() -> int:
+    """Of a command that was ended: 128 and the signal, as shells have it."""
+    return 128 + _ended_by
+
+
+def reason() -> str:
+    """What has ended a command, in words."""
+    return "interrupted" if _ended_by == signal.SIGINT else f"told to end by {_ended_by.name}"
 
 
 def _at_once(*_: object) -> None:
@@ -37,7 +51,7 @@ def die_of_sigterm() -> None:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was heard, for the loops that run cells.
+    """Raise KeyboardInterrupt if a signal was heard, for the loops that run cells.
 
     Where it comes while Python destroys an object or calls back for one, Python prints the exception and goes on.
     """

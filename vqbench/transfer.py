@@ -153,16 +153,21 @@ class Courier:
             self._repository.delete_artifacts(_ROOT)
 
 
-def patiently(call: Callable[[], T], seconds: float | None = None) -> T:
-    """What `call` returns; while the store is away it is tried again.
+def patiently(
+    call: Callable[[], T], seconds: float | None = None, waiting: Callable[[Exception], None] = lambda _: None
+) -> T:
+    """What `call` returns; while the store is away it is tried again, and `waiting` hears once why.
 
     Raises its error when `seconds` are over, by default PATIENCE_SECONDS.
     """
-    deadline = time.monotonic() + (PATIENCE_SECONDS if seconds is None else seconds)
+    deadline, heard = time.monotonic() + (PATIENCE_SECONDS if seconds is None else seconds), False
     while True:
         try:
             return call()
-        except Exception:
+        except Exception as error:
             if time.monotonic() > deadline:
                 raise
+            if not heard:
+                waiting(error)
+                heard = True
             time.sleep(AGAIN_SECONDS)

@@ -1,8 +1,9 @@
 """A plugin for the tests: FSQ which crashes, hangs, runs out of memory, fills the disk or waits, as it is told to.
 
 What a preset does is part of the cell. What the environment asks for is not, so that the same cell can be resumed
-without it: `FAULTY_GATE=IMAGES:FILE` waits there for a file to appear, `FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk
-with a file but for so many bytes, once; where IMAGES is `evaluation`, not in training but then.
+without it: `FAULTY_GATE=IMAGES:FILE` makes FILE.reached there, and waits for FILE to appear;
+`FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk with a file but for so many bytes, once; where IMAGES is `evaluation`,
+not in training but then.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def _environment(now: int | str) -> None:
     moment, _, gate = os.environ.get("FAULTY_GATE", "").partition(":")
     if moment == str(now):
         deadline = time.monotonic() + GATE_SECONDS
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            Path(f"{gate}.reached").touch()
         while not os.path.exists(gate):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nobody opened {gate}")

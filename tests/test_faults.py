@@ -59,6 +59,11 @@ def curves(folder: CellFolder, drop: str = "time") -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != drop} for line in lines]
 
 
+def reached(gate: Path) -> Callable[[], bool]:
+    """Whether a cell waits at the gate."""
+    return gate.with_name(f"{gate.name}.reached").exists
+
+
 def seen(folder: CellFolder) -> list[int]:
     """Images at the whole lines of the curves."""
     try:
@@ -105,7 +110,7 @@ def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, 
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
     first = start(run.command, FAULTY_GATE=f"40:{gate}")
-    until(lambda: 40 in seen(folder), "the gate", first)
+    until(reached(gate), "the gate", first)  # that is, within the step after 40 images
     os.kill(folder.status["pid"], signal.SIGTERM)
     gate.touch()  # so the step goes on, and ends
     out, err = first.communicate(timeout=DEADLINE)
@@ -128,7 +133,7 @@ def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
     command = start(run.command, FAULTY_GATE=f"40:{gate}")
-    until(lambda: 40 in seen(folder), "the gate", command)
+    until(reached(gate), "the gate", command)
     cell = folder.status["pid"]
     for _ in range(2):
         command.send_signal(signal.SIGTERM)
@@ -149,8 +154,8 @@ def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images:
 def test_on_two_devices_the_first_keeps_the_step_for_both(images: Path, tmp_path: Path) -> None:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     first = start([*run.command, "--devices", "2"], FAULTY_GATE=f"40:{gate}")
-    at_gate = until(lambda: [f for f in map(CellFolder, tmp_path.glob("runs/x/cells/*")) if 40 in seen(f)], "it", first)
-    (folder,) = at_gate
+    until(reached(gate), "the gate", first)
+    (folder,) = map(CellFolder, tmp_path.glob("runs/x/cells/*"))
     os.kill(folder.status["pid"], signal.SIGTERM)
     gate.touch()
     _, err = first.communicate(timeout=DEADLINE)

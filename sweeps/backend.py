@@ -169,10 +169,10 @@ class OpenStudy:
             found.add_trial(alike)
         return found
 
-    def foresee(self, most: int, guess: bool) -> list[tuple[dict[str, Any], bool]]:
-        """What the trials that are left will draw, up to `most` of them, and whether that is certain.
+    def foresee(self, most: int, guesses: int) -> list[tuple[dict[str, Any], bool]]:
+        """What the trials that are left will draw, and whether that is certain: up to `most` of which it is.
 
-        It is where the sampler does not learn, or has too few scores to. With `guess` the others follow, with what it
+        It is where the sampler does not learn, or has too few scores to. Up to `guesses` others follow, with what it
         would draw if no more were known than now. Asks nothing of the study itself.
         """
         ended = {trial.number for trial in self._ended()}
@@ -182,12 +182,10 @@ class OpenStudy:
         other.study = self._copy(self._ended())
         for trial in queued:
             other.study.enqueue_trial(self._whole({**trial.system_attrs.get("fixed_params", {}), **trial.params}))
-        certain = max(len(queued), blind_trials(self.request.sampler, self.plan.trials) - len(other.trials()))
-        found = list[tuple[dict[str, Any], bool]]()
-        while other.remaining > 0 and len(found) < (most if guess else min(most, certain)):
-            _, drawn = other.ask()
-            found.append((drawn, len(found) < certain))
-        return found
+        blind = blind_trials(self.request.sampler, self.plan.trials) - len(other.trials())
+        certain = min(other.remaining, max(len(queued), blind))
+        wanted = most if certain > most else min(other.remaining, certain + guesses)
+        return [(other.ask()[1], i < certain) for i in range(max(0, int(wanted)))]
 
     def tell(self, trial: optuna.Trial, values: Iterable[float] | None, state: str, record: Mapping[str, Any]) -> None:
         """End a trial: `state` is done, failed or pruned, and `record` what is to be known of it later."""

@@ -1,38 +1,43 @@
-"""What the trials of a sweep that are left cost, from a probe of the smallest and the largest cell of each study."""
+"""What the trials of a sweep that are left cost: probes of the smallest and largest cells, and what lies between."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vqbench.cost import images_done
-from vqbench.errors import UsageError
-from vqbench.plan import Cell, Plan, make_plan
+from vqbench.cost import CellCost, Measured
+from vqbench.plan import Cell
 from vqbench.preflight import model_size
-from vqbench.sweeps.spaces import Parameter, draw
+from vqbench.probing import Answer, probe_costs
+from vqbench.wording import counted
 
 if TYPE_CHECKING:
-    from vqbench.cost import CellCost, PlanCost
+    from vqbench.cost import PlanCost
     from vqbench.sweeps.forecast import StudyForecast
-    from vqbench.sweeps.studies import StudyPlan
     from vqbench.sweeps.sweep import SweepPlan
     from vqbench.view import View
+
+MOST_KINDS = 4
+"""Of cells of a method, each with two probes."""
+_OF_A_KIND = ("batch_size", "discriminator_layers", "discriminator_channels")
+"""Numbers of a recipe on which the time of a step depends, but not the size of the model."""
 
 
 @dataclass(frozen=True)
 class SweepCosts:
-    """What is left to pay for a sweep. Nothing is taken off for trials that a pruner will end early."""
+    """What is left to pay for a sweep. Nothing is taken off for trials that a pruner or a limit will end early."""
 
     expected: PlanCost
     """Of the cells that the sampler draws, as far as that is known, and of what it would draw now beyond that."""
-    least: PlanCost
-    """If every trial were as small as it can be drawn."""
-    most: PlanCost
-    """If every trial were as large as it can be drawn."""
+    undrawn: int
+    """How many of these cells are not known yet."""
+    device_hours: tuple[float, float]
+    """In all, if these are as cheap as the cheapest cell of their study, and if they are as dear as the dearest."""
     of_a_study: Mapping[str, dict[str, Any]]
-    """Study → its share of `expected`, and the costs of its smallest and its largest cell; JSON-ready."""
+    """Study → its share of `expected`; JSON-ready."""
 
     @property
     def failed(self) -> bool:
@@ -40,142 +45,158 @@ class SweepCosts:
         return self.expected.failed
 
 
-@dataclass(frozen=True)
-class _Probed:
-    """A study whose cells were probed with everything that is drawn at its low end, and at its high end."""
-
-    name: str
-    trials: int
-    """Those that are left."""
-    low: tuple[Cell, ...]
-    """The cells of a trial, one for each seed."""
-    high: tuple[Cell, ...]
-    low_cost: CellCost
-    """Of one of them."""
-    high_cost: CellCost
-
-    def cost_of(self, cell: Cell) -> CellCost:
-        """Between the two ends, in proportion to the values of the model; halfway where these do not differ.
-
-        A step takes longer with every code and with every channel of it, and does not mind a learning rate.
-        """
-        low, high = self.low_cost, self.high_cost
-        if low.problem is not None or high.problem is not None:
-            return low if low.problem is not None else high
-        small, large, recipe = model_size(self.low[0]), model_size(self.high[0]), cell.recipe
-        share = (model_size(cell) - small) / (large - small) if large != small else 0.5
-        cost = _between(low, high, min(1.0, max(0.0, share)))
-        whole = recipe.steps * recipe.batch_size
-        left = whole - images_done(cell, recipe)
-        seen = max(1, cost.images)  # by the cells at the ends, whose budgets may be others
-        return dataclasses.replace(
-            cost,
-            images=left,
-            training_seconds=cost.training_seconds * left / seen,
-            checkpoint_seconds=cost.checkpoint_seconds * left / seen,
-        )
-
-
 def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View) -> SweepCosts:
-    """Probe the smallest and the largest cell of each study that has trials left.
-
-    Smallest is the cell in which every drawn number is at its low end. Raises UsageError for what would stop the sweep.
-    """
-    left = {study.name(plan.request.title): study for study in plan.studies}
-    left = {name: study for name, study in left.items() if found[name].left > 0}
-    low, high = ([_cells(plan, study, end, view) for study in left.values()] for end in (0, -1))
-    probed = _probed(plan, [cells[0] for cells in (*low, *high)], view)
-    ends = zip(left, low, high, probed.cells[: len(left)], probed.cells[len(left) :], strict=True)
-    studies = [_Probed(name, found[name].left, a, b, c, d) for name, a, b, c, d in ends]
-    return _added_up(studies, _foreseen({name: found[name] for name in left}, len(plan.request.run.seeds)), probed)
-
-
-def _added_up(studies: Sequence[_Probed], cells: Mapping[str, Sequence[Cell]], probed: PlanCost) -> SweepCosts:
-    costs = {study.name: [study.cost_of(cell) for cell in cells[study.name]] for study in studies}
-    reference = sum(cost.reference_seconds for cost in probed.cells)
-
-    def whole(pairs: Iterable[tuple[Cell, CellCost]]) -> PlanCost:
-        """Of these cells; the reference features are made once."""
-        once = [
-            (cell, dataclasses.replace(cost, reference_seconds=reference if i == 0 else 0.0))
-            for i, (cell, cost) in enumerate(pairs)
-        ]
-        everything = dataclasses.replace(probed.plan, cells=tuple(cell for cell, _ in once))
-        return dataclasses.replace(
-            probed, plan=everything, cells=tuple(cost for _, cost in once), to_run=(True,) * len(once)
-        )
-
-    return SweepCosts(
-        expected=whole(pair for study in studies for pair in zip(cells[study.name], costs[study.name], strict=True)),
-        least=whole((cell, s.low_cost) for s in studies for cell in s.low * s.trials),
-        most=whole((cell, s.high_cost) for s in studies for cell in s.high * s.trials),
-        of_a_study={study.name: _described(study, costs[study.name]) for study in studies},
-    )
-
-
-def _described(study: _Probed, costs: Sequence[CellCost]) -> dict[str, Any]:
-    numbers = ("seconds", "device_hours", "disk_bytes")
-    expected: dict[str, Any] = {name: round(sum(getattr(cost, name) for cost in costs), 6) for name in numbers}
-    return {
-        "cells_to_train": len(costs),
-        **(expected if all(cost.problem is None for cost in costs) else {}),
-        "least": study.low_cost.as_dict(),
-        "most": study.high_cost.as_dict(),
-    }
-
-
-def _foreseen(found: Mapping[str, StudyForecast], seeds: int) -> dict[str, list[Cell]]:
-    """Study → the cells to train of its trials, each once in all; what is too far ahead is as what is drawn."""
-    known, cells = set[str](), dict[str, list[Cell]]()
+    """Probe what the sampler will draw. Raises UsageError for what would stop the sweep."""
+    limits = [name for name in ("max_images", "timeout") if getattr(plan.request, name) is not None]
+    if limits:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in limits)
+        view.note(f"the costs are those of all trials; {options} may end the sweep before")
+    known, cells, certain = set[str](), dict[str, list[Cell]](), set[str]()
     for name, study in found.items():
         cells[name] = []
-        for cell in (cell for trial in study.trials for cell in trial.cells if cell.state != "cached"):
-            if cell.folder.name not in known:
-                cells[name].append(cell)
-                known.add(cell.folder.name)
-        beyond, drawn = (study.left - len(study.trials)) * seeds, list(cells[name])
-        cells[name] += [drawn[i % len(drawn)] for i in range(beyond)] if drawn else []
-    return cells
+        for trial in study.trials:
+            for cell in trial.cells:
+                if trial.is_certain:
+                    certain.add(cell.folder.name)
+                if cell.state != "cached" and cell.folder.name not in known:
+                    known.add(cell.folder.name)
+                    cells[name].append(cell)
+    everything = dataclasses.replace(plan.base, cells=tuple(cell for some in cells.values() for cell in some))
+
+    def estimate(waiting: Sequence[Cell], probe: Callable[[Cell], Answer]) -> list[Answer]:
+        return between_probes(waiting, probe, view)
+
+    probed = probe_costs(plan.request.run, everything, view, estimate)
+    return _added_up(found, cells, certain, probed)
 
 
-def _cells(plan: SweepPlan, study: StudyPlan, end: int, view: View) -> tuple[Cell, ...]:
-    """The cells of a trial, one for each seed, with everything that is drawn at one end."""
-    drawn = draw(study.parameters, study.base, lambda parameter: _outermost(parameter)[end])
-    run, metrics = dataclasses.replace(plan.request.run, rerun=True), tuple(plan.base.cells[0].spec["metrics"])
-    try:
-        return make_plan(study.asked(run, drawn), metrics).cells
-    except UsageError as error:  # ends that do not go together
-        view.note(f"{study.method} is measured with nothing drawn: {error.what}")
-        return make_plan(study.asked(run, {}), metrics).cells
+# one cell
 
 
-def _outermost(parameter: Parameter) -> list[Any]:
-    """Values from the smallest to the largest, where they are numbers; otherwise as they are written."""
-    ends = list(parameter.ends())
-    typed = [parameter.typed(end) for end in ends]
-    if not all(isinstance(value, int | float) for value in typed):
-        return ends
-    return [end for _, end in sorted(zip(typed, ends, strict=True), key=lambda pair: float(pair[0]))]
+def between_probes(cells: Sequence[Cell], probe: Callable[[Cell], Answer], view: View) -> list[Answer]:
+    """What is measured of each cell: of the smallest and the largest model of each kind, and between in proportion.
+
+    A step takes longer with every code and with every channel of it, in proportion to the values of the model. Cells
+    are of one kind where nothing else differs on which the time of a step may depend. Of more than `MOST_KINDS` kinds
+    of a method, the rarest are taken to be like the most frequent one.
+    """
+    kinds: dict[str, dict[str, list[int]]] = {}
+    for i, cell in enumerate(cells):
+        kinds.setdefault(cell.label, {}).setdefault(kind_of(cell), []).append(i)
+    answers: dict[int, Answer] = {}
+    for label, of_method in kinds.items():
+        frequent = sorted(of_method.values(), key=len, reverse=True)
+        rare = [i for members in frequent[MOST_KINDS:] for i in members]
+        if rare:
+            view.note(f"{label}: {counted(len(rare), 'cell')} of rare combinations of settings are taken to cost what "
+                      "the most frequent combination does")  # fmt: skip
+        for members, like_them in zip(frequent[:MOST_KINDS], [rare] + [[]] * MOST_KINDS, strict=False):
+            answers |= _interpolated(cells, members, like_them, probe)
+    return [answers[i] for i in range(len(cells))]
 
 
-def _probed(plan: SweepPlan, cells: Sequence[Cell], view: View) -> PlanCost:
-    """What each of these costs; of those that are alike, one is probed."""
-    from vqbench.probing import probe_costs
+def _interpolated(
+    cells: Sequence[Cell], members: Sequence[int], like_them: Sequence[int], probe: Callable[[Cell], Answer]
+) -> dict[int, Answer]:
+    """The answer for each of `members`, of which two are probed, and for each of `like_them`."""
+    sizes = {i: model_size(cells[i]) for i in (*members, *like_them)}
+    small, large = min(members, key=sizes.__getitem__), max(members, key=sizes.__getitem__)
+    low = probe(cells[small])
+    high = probe(cells[large]) if sizes[large] > sizes[small] else low
+    if not isinstance(low, Measured):
+        return dict.fromkeys(sizes, low)
+    if not isinstance(high, Measured):
+        return dict.fromkeys(sizes, high)
+    span = max(1, sizes[large] - sizes[small])
+    return {i: _between(low, high, (size - sizes[small]) / span) for i, size in sizes.items()}
 
-    alone: Plan = dataclasses.replace(plan.base, cells=tuple(cells))
-    return probe_costs(dataclasses.replace(plan.request.run, rerun=True), alone, view)
+
+def kind_of(cell: Cell) -> str:
+    """The same for cells whose steps take a time that depends on the size of the model alone.
+
+    Switches and names are compared, and which numbers are 0: a term of weight 0 is often left out.
+    """
+    recipe = cell.spec["recipe"]
+    known: dict[str, Any] = {name: recipe[name] for name in _OF_A_KIND}
+    for owner, fields in (("recipe", recipe), ("method", cell.spec["config"])):
+        for name, value in fields.items():
+            if value is None or isinstance(value, bool | str):
+                known[f"{owner}.{name}"] = value
+            elif isinstance(value, int | float):
+                known[f"{owner}.{name}"] = value == 0
+    return json.dumps(known, sort_keys=True)
 
 
-def _between(low: CellCost, high: CellCost, share: float) -> CellCost:
-    """The cost at a share of the way from `low` to `high`."""
+def _between(low: Measured, high: Measured, share: float) -> Measured:
+    """What would be measured at a share of the way from `low` to `high`."""
+    numbers: dict[str, Any] = {}
+    for field in dataclasses.fields(Measured):
+        a, b = getattr(low, field.name), getattr(high, field.name)
+        if isinstance(a, int | float) and not isinstance(a, bool):
+            numbers[field.name] = type(a)(max(0, a + share * (b - a)))
+    return dataclasses.replace(low, **numbers)
 
-    def at(name: str) -> Any:
-        a, b = getattr(low, name), getattr(high, name)
-        return type(a)(a + share * (b - a))
 
-    sizes = ("images", "disk_bytes", "peak_bytes")
-    times = ("overhead_seconds", "training_seconds", "checkpoint_seconds", "evaluation_seconds")
-    rate = at("images_per_s") if low.images_per_s and high.images_per_s else None
-    return dataclasses.replace(
-        low, **{name: at(name) for name in (*sizes, *times)}, images_per_s=rate, reference_seconds=0.0
-    )
+# all cells
+
+
+def _added_up(
+    found: Mapping[str, StudyForecast],
+    cells: Mapping[str, Sequence[Cell]],
+    certain: set[str],
+    probed: PlanCost,
+) -> SweepCosts:
+    """With the trials that are too far ahead to be drawn: they are as those that were drawn."""
+    costs, every = iter(probed.cells), list[tuple[Cell, CellCost]]()
+    of_a_study, undrawn, least, most = {}, 0, 0.0, 0.0
+    for name, study in found.items():
+        pairs = [(cell, next(costs)) for cell in cells[name]]
+        sure = [pair for pair in pairs if pair[0].folder.name in certain]
+        guessed = [pair for pair in pairs if pair[0].folder.name not in certain]
+        if guesses := [trial for trial in study.trials if not trial.is_certain]:
+            sample, of_trials = guessed, len(guesses)
+        else:
+            sample, of_trials = sure, len(study.trials)
+        beyond = round((study.left - len(study.trials)) * len(sample) / max(1, of_trials))
+        guessed += [_again(sample[i % len(sample)]) for i in range(beyond)]
+        hours = [_alone(cost).device_hours for _, cost in pairs]
+        known_hours = sum(cost.device_hours for _, cost in (*sure, *guessed))
+        known_hours -= sum(_alone(cost).device_hours for _, cost in guessed)
+        least += known_hours + len(guessed) * min(hours, default=0.0)
+        most += known_hours + len(guessed) * max(hours, default=0.0)
+        undrawn += len(guessed)
+        of_a_study[name] = _described([cost for _, cost in (*sure, *guessed)], probed)
+        every += [*sure, *guessed]
+    plan = dataclasses.replace(probed.plan, cells=tuple(cell for cell, _ in every))
+    numbers = tuple(cost for _, cost in every)
+    expected = dataclasses.replace(probed, plan=plan, cells=numbers, to_run=(True,) * len(every))
+    return SweepCosts(expected, undrawn, (least, most), of_a_study)
+
+
+def _alone(cost: CellCost) -> CellCost:
+    """Without the reference features that it makes for all."""
+    return dataclasses.replace(cost, reference_seconds=0.0)
+
+
+def _again(pair: tuple[Cell, CellCost]) -> tuple[Cell, CellCost]:
+    """Another cell like this one; the reference features are made once."""
+    return pair[0], _alone(pair[1])
+
+
+def _described(costs: Sequence[CellCost], probed: PlanCost) -> dict[str, Any]:
+    """In all, and the cheapest and the dearest cell; who makes the reference features says what these take."""
+    broken = next((cost for cost in costs if cost.problem is not None), None)
+    if broken is not None:
+        return {"cells_to_train": len(costs), **broken.as_dict(), "hint": broken.hint}
+    reference = sum(cost.reference_seconds for cost in costs)
+    alone = sorted(map(_alone, costs), key=lambda cost: cost.seconds)
+    return {
+        "cells_to_train": len(costs),
+        "seconds": round(sum(cost.seconds for cost in alone), 6),
+        "device_hours": round(sum(cost.device_hours for cost in alone), 6),
+        "disk_bytes": sum(cost.disk_bytes for cost in alone),
+        "reference_seconds": round(reference, 6),
+        "reference_bytes": probed.reference_bytes if reference else 0,
+        "cheapest_cell": alone[0].as_dict() if alone else None,
+        "dearest_cell": alone[-1].as_dict() if alone else None,
+    }

@@ -1,8 +1,8 @@
-"""What a sweep has still to do, before it does it: the trials that are left, their cells, and what these cost."""
+"""What a sweep has still to do, before it does it: the trials that are left, and their cells."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError
 from vqbench.plan import Cell, make_plan
+from vqbench.sources import open_source
 from vqbench.view import Silent
 
 if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.sweeps.sweep import SweepPlan
 
-MOST_TRIALS = 100
+MOST_TRIALS = 1000
 """Of a study that are drawn ahead: each is drawn in view of all before it, so many more would take long."""
+MOST_GUESSES = 50
+"""Trials of a study that are drawn ahead although the sampler will know more by then."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class StudyForecast:
     """What is left of one study."""
 
     told: int
-    """Trials that have come to an end."""
+    """Trials that have come to an end, but for failures that are tried again."""
     trials: tuple[ForeseenTrial, ...]
-    """Those that are left and were drawn ahead, `MOST_TRIALS` at most."""
+    """Those of `left` that were drawn ahead."""
     left: int
-    """How many are left."""
+    """How many trials are left."""
 
     def states(self, seeds: int) -> dict[str, int]:
         """State → cells of the trials that are left, each cell once; "refused" and "undrawn" among the states."""
@@ -52,56 +55,58 @@ class StudyForecast:
 
 def forecast(plan: SweepPlan, guess: bool) -> dict[str, StudyForecast]:
     """Study → what is left of it; with `guess` also trials that may be drawn otherwise. Writes nothing."""
-    metrics = tuple(plan.base.cells[0].spec["metrics"])
+    metrics, source = tuple(plan.base.cells[0].spec["metrics"]), open_source(plan.request.run, plan.base.recipe)
     found = {}
     for study in _without_writing(plan):
-        drawn = study.foresee(MOST_TRIALS, guess)
-        trials = tuple(ForeseenTrial(certain, _cells(plan, study, point, metrics)) for point, certain in drawn)
-        told = len([trial for trial in study.trials() if trial.state.is_finished()])
-        found[study.name] = StudyForecast(told, trials, study.left)
+        trials = []
+        for drawn, certain in study.foresee(MOST_TRIALS, MOST_GUESSES if guess else 0):
+            try:
+                asked = study.plan.asked(plan.request.run, drawn)
+                cells = make_plan(asked, metrics, source=source).cells
+            except UsageError:
+                cells = ()
+            trials.append(ForeseenTrial(certain, cells))
+        found[study.name] = StudyForecast(study.plan.trials - study.left, tuple(trials), study.left)
     return found
 
 
 def _without_writing(plan: SweepPlan) -> list[OpenStudy]:
-    """Its studies: those that were begun as they are stored, the others in memory."""
-    from optuna.storages import InMemoryStorage
+    """Its studies in memory, with the trials of those that were begun."""
+    import optuna
 
     from vqbench.sweeps.backend import study_names
+    from vqbench.sweeps.memory import storage_of
     from vqbench.sweeps.sweep import in_storage, stored
 
-    storage = stored(plan, Silent()) if plan.file.is_file() else None
-    begun = study_names(storage) if storage is not None else set()
-    studies = []
-    for study in plan.studies:
-        alone = dataclasses.replace(plan, studies=(study,))
-        studies += in_storage(alone, storage if study.name(plan.request.title) in begun else InMemoryStorage())
+    studies = in_storage(plan, optuna.storages.InMemoryStorage())
+    where = storage_of(plan.request, plan.file).removeprefix("sqlite:///") or str(plan.base.folder / "optuna.db")
+    if plan.file.is_file() and ("://" in where or os.path.exists(where)):  # opening a file that is gone would make it
+        storage: Any = stored(plan, Silent())
+        begun = study_names(storage)
+        for study in studies:
+            if study.name in begun:
+                known = optuna.load_study(study_name=study.name, storage=storage)
+                study.study.add_trials(known.get_trials(deepcopy=False))  # all of them, so their numbers stay
     return studies
 
 
-def _cells(plan: SweepPlan, study: OpenStudy, drawn: Mapping[str, Any], metrics: tuple[str, ...]) -> tuple[Cell, ...]:
-    try:
-        return make_plan(study.plan.asked(plan.request.run, drawn), metrics).cells
-    except UsageError:
-        return ()
-
-
 def describe_studies(plan: SweepPlan, found: Mapping[str, StudyForecast]) -> list[dict[str, Any]]:
-    """One JSON-ready object per study: what a dry run prints. `told` trials have come to an end already.
+    """One JSON-ready object per study: what a dry run prints.
 
     `cells` counts the cells of the trials that are left by state; those of trials of which it is not known yet what
     they will draw are "undrawn".
     """
-    seeds = len(plan.request.run.seeds)
-    return [
-        {
+    described = []
+    for study in plan.studies:
+        left = found[study.name(plan.request.title)]
+        described.append({
             "study": study.name(plan.request.title),
             "method": study.method,
             "bits_per_image": study.bits,
             "trials": study.trials,
-            "told": found[study.name(plan.request.title)].told,
-            "left": found[study.name(plan.request.title)].left,
-            "cells": found[study.name(plan.request.title)].states(seeds),
+            "told": left.told,
+            "left": left.left,
+            "cells": left.states(len(plan.request.run.seeds)),
             "parameters": {p.name: p.describe() for p in study.parameters},
-        }
-        for study in plan.studies
-    ]
+        })  # fmt: skip
+    return described

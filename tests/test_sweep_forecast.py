@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
-from conftest import typed
+from conftest import SMALL, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sweep import Place, Pretence, pretended, request
 
 from vqbench import probing
-from vqbench.cost import Measured
+from vqbench.cost import CellCost, Measured, cell_cost
 from vqbench.plan import Cell
 from vqbench.preflight import model_size
+from vqbench.results import write_json
 from vqbench.sweeps import forecast as forecasts
 from vqbench.sweeps.backend import OpenStudy
-from vqbench.sweeps.costs import SweepCosts, probe_sweep
+from vqbench.sweeps.costs import MOST_KINDS, SweepCosts, probe_sweep
 from vqbench.sweeps.forecast import forecast
 from vqbench.sweeps.samplers import blind_trials
 from vqbench.sweeps.studies import plan_studies
 from vqbench.sweeps.sweep import plan_sweep
 from vqbench.terminal_plans import print_sweep_costs
+from vqbench.tokenizer import build_tokenizer
 from vqbench.view import Silent
 
 SPACES = {
@@ -75,7 +79,7 @@ def test_what_is_certain_comes_so(
             stage = "plan" if end == "failed for good" else "train"
             study.tell(trial, None, end.split()[0], {"error": {"type": "RuntimeError", "stage": stage}})
     trials = len(study.study.trials)
-    foreseen = study.foresee(100, guess=True)
+    foreseen = study.foresee(100, 100)
     assert len(study.study.trials) == trials
     assert len(foreseen) == study.left
     certain = [drawn for drawn, is_certain in foreseen if is_certain]
@@ -83,7 +87,7 @@ def test_what_is_certain_comes_so(
     assert len(certain) >= again + waiting
     if blind_trials(sampler, 9) >= 9:
         assert len(certain) == study.left
-    assert study.foresee(100, guess=False) == foreseen[: len(certain)]
+    assert study.foresee(100, 0) == foreseen[: len(certain)]
 
     on = OpenStudy(plan, asked, storage, ["minimize"], 100)
     assert on.put_back_failed() + on.put_back_orphans(lambda _: 0) == again
@@ -116,62 +120,204 @@ def test_told_trials_are_not_counted_again(place: Place) -> None:
     assert (study["told"], study["left"], study["cells"]) == (2, 1, {"missing": 1})
 
 
+def test_a_dry_run_leaves_a_journal_as_it_is(place: Place) -> None:
+    journal = place.root / "trials.log"
+    pretended(place, place.root, str(place.root / "sizes.yaml"), Pretence(1), trials=2, name="s", storage=str(journal))
+    before = journal.read_bytes()
+    ask = ["vqgan", *place.typed("--space", place.root / "sizes.yaml", "--sweep-name", "s", "--trials", 3)]
+    (study,) = typed("sweep", *ask, "--storage", journal, "--dry-run", "--json").objects
+    assert (study["told"], study["left"]) == (2, 1)
+    assert journal.read_bytes() == before
+
+
+def test_a_dry_run_does_not_make_a_database_that_is_gone(place: Place) -> None:
+    pretended(place, place.root, str(place.root / "sizes.yaml"), Pretence(1), trials=2, name="s")
+    (place.runs / "x" / "optuna.db").unlink()
+    ask = ["vqgan", *place.typed("--space", place.root / "sizes.yaml", "--sweep-name", "s", "--trials", 3)]
+    (study,) = typed("sweep", *ask, "--dry-run", "--json").objects
+    assert study["left"] == 3
+    assert not (place.runs / "x" / "optuna.db").exists()
+
+
 # costs
 
 
 def priced(cell: Cell, _: Any) -> Measured:
-    """A step takes as long as the model is large."""
-    size = model_size(cell)
-    numbers = dict.fromkeys((field.name for field in dataclasses.fields(Measured)), 0)
-    texts = {"device": "cpu", "device_name": "abacus", "reference_is_cached": True}
-    return Measured(**{**numbers, "step_seconds": SECONDS_PER_VALUE * size, "weights_bytes": 4 * size, **texts})
+    """A step takes as long as the model and the batch are large, one with the discriminator thrice as long."""
+    size, batch = model_size(cell), cell.recipe.batch_size
+    numbers: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(Measured)), 0)
+    step = SECONDS_PER_VALUE * size * (3 + batch)
+    numbers |= {"overhead_seconds": 2.0, "step_seconds": step, "adversarial_step_seconds": 3 * step}
+    numbers |= {"checkpoint_seconds": 0.1, "evaluation_image_seconds": 0.01, "weights_bytes": 4 * size}
+    numbers |= {"reference_image_seconds": 5.0, "reference_image_bytes": 8.0, "reference_is_cached": False}
+    return Measured(**(numbers | {"device": "cpu", "device_name": "abacus"}))
+
+
+class Priced:
+    """A sweep of images whose probes cost nothing and tell what is known."""
+
+    def __init__(self, root: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.images, self.probes = root, images, 0
+        self.notes: list[str] = []
+
+        def probe(cell: Cell, view: Any) -> Measured:
+            self.probes += 1
+            return priced(cell, view)
+
+        monkeypatch.setattr(probing, "probe", probe)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def plan(self, fields: dict[str, Any], methods: str = "vqgan", seeds: tuple[int, ...] = (0,), **more: Any) -> Any:
+        fixed = tuple(text for text in SMALL if text.partition("=")[0] not in fields)
+        adversarial = ("gan=hinge", "discriminator_layers=1", "gan_start_images=32")
+        asked = request(self.root, {"recipe": fields}, methods, settings=(*fixed, *adversarial), **more)
+        run = dataclasses.replace(asked.run, dataset=f"folder:{self.images}", images=None, seeds=seeds,
+                                  metrics=("psnr",), name="x")  # fmt: skip
+        if "images" not in fields:
+            run = dataclasses.replace(run, images=64)
+        return plan_sweep(dataclasses.replace(asked, run=run), Silent())
+
+    def costs(self, plan: Any) -> tuple[dict[str, list[Cell]], SweepCosts]:
+        """The cells of each study that are drawn ahead, and what the sweep costs."""
+        found, view = forecast(plan, guess=True), Silent()
+        view.note = self.note  # type: ignore[method-assign]
+        cells = {name: [cell for t in study.trials for cell in t.cells] for name, study in found.items()}
+        return cells, probe_sweep(plan, found, view)
 
 
 @pytest.fixture
-def costs(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Cell], SweepCosts]:
-    """Of a sweep over sizes and rates, and the cells that it will train first."""
-    monkeypatch.setattr(probing, "probe", priced)
-    monkeypatch.setattr(forecasts, "MOST_TRIALS", 6)
-    space = {"recipe": {"codebook_size": [8, 64, 4096], "learning_rate": {"low": 1e-4, "high": 1e-2}}}
-    asked = request(place.root, space, sampler="random", trials=9)
-    run = dataclasses.replace(asked.run, dataset="", features=place.root / "x.npy", recipe="atomic", images=64)
-    plan = plan_sweep(dataclasses.replace(asked, run=dataclasses.replace(run, seeds=(0, 1))), Silent())
-    found = forecast(plan, guess=True)
-    (study,) = found.values()
-    assert (len(study.trials), study.left) == (6, 9)
-    return [cell for trial in study.trials for cell in trial.cells], probe_sweep(plan, found, Silent())
+def sweep(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Priced:
+    return Priced(tmp_path, images, monkeypatch)
 
 
-def seconds(cells: list[Cell]) -> float:
-    """Closed form: steps times the values of each model."""
-    return sum(cell.recipe.steps * SECONDS_PER_VALUE * model_size(cell) for cell in cells)
+def begin(cell: Cell) -> None:
+    """Leave a checkpoint where the discriminator begins."""
+    cell.folder.checkpoint.parent.mkdir(parents=True)
+    torch.save({"images_seen": 32}, cell.folder.checkpoint)
 
 
-def test_the_cost_is_that_of_the_cells_that_will_be_drawn(costs: tuple[list[Cell], SweepCosts]) -> None:
-    cells, found = costs
-    sizes = [cell.spec["config"]["codebook_size"] for cell in cells]
-    assert len(set(sizes)) > 1
+def finish(cell: Cell) -> None:
+    """Leave a result."""
+    cell.folder.path.mkdir(parents=True)
+    write_json(cell.folder.path / "spec.json", cell.spec)
+    write_json(cell.folder.path / "result.json", {"state": "done", "scores": {"psnr": 20.0}})
+
+
+def own_cost(cell: Cell, done: int = 0) -> CellCost:
+    """What a probe of this very cell would say."""
+    validation = cell.spec["protocol"]["n_images"]
+    return cell_cost(priced(cell, None), cell.recipe, done=done, validation_images=validation, devices=1,
+                     scoring_seconds=0.0)  # fmt: skip
+
+
+VARIED = {
+    "codebook_size": [8, 64, 512, 4096],
+    "images": [64, 640],
+    "batch_size": [8, 16],
+    "learning_rate": {"low": 1e-4, "high": 1e-2},
+}
+
+
+def test_the_cost_is_that_of_the_cells_that_will_be_drawn(sweep: Priced) -> None:
+    """Whatever is drawn together; a cell that has begun has the dear half left, and a cached one is not counted."""
+    plan = sweep.plan(VARIED, "vqgan,fsq", (0, 1), sampler="random", trials=12)
+    trials = forecast(plan, guess=True)["vqgan+fsq-space/vqgan"].trials
+    assert len(trials) == 6
+    begun, cached = trials[0].cells[0], trials[1].cells[1]
+    begin(begun)
+    finish(cached)
+
+    plan = sweep.plan(VARIED, "vqgan,fsq", (0, 1), sampler="random", trials=12)
+    cells, found = sweep.costs(plan)
+    assert sum(cell.state == "cached" for of_study in cells.values() for cell in of_study) == 1
+    for name, of_study in cells.items():
+        expected = [
+            own_cost(c, 32 if c.folder.name == begun.folder.name else 0) for c in of_study if c.state != "cached"
+        ]
+        share = found.of_a_study[name]
+        assert share["cells_to_train"] == len(expected)
+        assert share["seconds"] == pytest.approx(sum(cost.seconds for cost in expected), abs=1e-5)
+        times = [cost.seconds for cost in expected]
+        assert share["cheapest_cell"]["seconds"] == pytest.approx(min(times), abs=1e-5)
+        assert share["dearest_cell"]["seconds"] == pytest.approx(max(times), abs=1e-5)
     total = found.expected.total()
-    assert total.cells == 18
-    # three trials are too far ahead, and counted as the first three
-    assert total.seconds == pytest.approx(seconds([*cells, *cells[:6]]))
-    assert total.disk_bytes == pytest.approx(4 * sum(map(model_size, [*cells, *cells[:6]])), abs=18)
-    ends = [next(cell for cell in cells if cell.spec["config"]["codebook_size"] == size) for size in (8, 4096)]
-    assert found.least.total().seconds == pytest.approx(18 * seconds(ends[:1]))
-    assert found.most.total().seconds == pytest.approx(18 * seconds(ends[1:]))
-    (study,) = found.of_a_study.values()
-    assert study["cells_to_train"] == 18
-    assert study["seconds"] == pytest.approx(total.seconds, abs=1e-5)
-    assert study["least"]["seconds"] < study["seconds"] / 18 < study["most"]["seconds"]
+    reference = 5.0 * plan.base.protocol.n_images
+    assert found.expected.reference_seconds == reference
+    assert total.cells == 23
+    assert total.seconds == pytest.approx(sum(s["seconds"] for s in found.of_a_study.values()) + reference, abs=1e-4)
+    assert [s["reference_seconds"] for s in found.of_a_study.values()] == [reference, 0]
+    assert found.undrawn == 0
+    assert found.device_hours == (pytest.approx(total.device_hours), pytest.approx(total.device_hours))
 
 
-def test_the_table_of_costs_says_between_what_they_lie(
-    costs: tuple[list[Cell], SweepCosts], capsys: pytest.CaptureFixture[str]
-) -> None:
-    print_sweep_costs(costs[1])
-    shown = capsys.readouterr().out
-    least, most = costs[1].least.total().device_hours, costs[1].most.total().device_hours
-    assert f"{least:.3g} CPU-hours if each trial were as small as it can be drawn, {most:.3g} if as large" in shown
+def test_what_is_too_far_ahead_is_as_what_is_drawn(sweep: Priced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasts, "MOST_TRIALS", 6)
+    fields = {"codebook_size": [8, 64, 4096], "learning_rate": {"low": 1e-4, "high": 1e-2}}
+    plan = sweep.plan(fields, sampler="random", trials=9)
+    of_a_study, found = sweep.costs(plan)
+    (cells,) = of_a_study.values()
+    assert len(cells) == 6
+    times = [own_cost(cell).seconds for cell in (*cells, *cells[:3])]
+    reference = 5.0 * plan.base.protocol.n_images
+    assert found.expected.total().seconds == pytest.approx(sum(times) + reference)
+    assert found.undrawn == 3
+    known = sum(times[:6]) + reference
+    assert found.device_hours[0] == pytest.approx((known + 3 * min(times)) / 3600)
+    assert found.device_hours[1] == pytest.approx((known + 3 * max(times)) / 3600)
+
+    _, found = sweep.costs(sweep.plan({"codebook_size": [8, 64, 4096]}, sampler="random", trials=9))
+    assert found.expected.total().cells in (4, 5)  # of three sizes: repeats cost nothing, but beyond the six who knows
+
+
+def test_the_size_of_a_model_is_what_it_holds(sweep: Priced, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = sweep.plan({"codebook_size": [8, 64]}, trials=2).base.cells
+    parts = build_tokenizer("vqgan", cell.spec["config"], cell.recipe, 0).parameter_counts()
+    assert model_size(cell) == parts["encoder"] + parts["quantizer"] + parts["decoder"]
+    another = dataclasses.replace(cell, spec={**cell.spec, "code": "of a plugin with layers that know no size yet"})
+    monkeypatch.setattr("vqbench.tokenizer.build_quantizer", lambda *_: torch.nn.LazyLinear(3))
+    assert model_size(another) == parts["encoder"] + parts["decoder"]
+
+
+def test_guesses_are_marked_as_such(sweep: Priced, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"codebook_size": [8, 64, 4096], "learning_rate": {"low": 1e-4, "high": 1e-2}}
+    _, found = sweep.costs(sweep.plan(fields, trials=7))
+    assert found.undrawn == 3
+    print_sweep_costs(found)
+    least, most = (f"{hours:.3g}" for hours in found.device_hours)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert least != most
+    assert (
+        f"3 cells of these may be drawn otherwise: in all {least} CPU-hours if they are as the cheapest, {most}"
+        in shown
+    )
+    json.dumps(found.of_a_study, allow_nan=False)
+
+
+def test_rare_combinations_cost_no_more_probes(sweep: Priced) -> None:
+    fields = {"batch_size": [8, 16, 32, 64], "optimizer": ["adam", "adamw"], "flip": [False, True]}
+    _, found = sweep.costs(sweep.plan(fields, sampler="grid", trials=16))
+    assert sweep.probes == MOST_KINDS  # all models are of one size
+    assert found.expected.total().cells == 16
+    said = "12 cells of rare combinations of settings are taken to cost what the most frequent combination does"
+    assert f"vqgan: {said}" in sweep.notes
+
+
+def test_a_sweep_with_nothing_to_train_says_so(sweep: Priced, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = sweep.plan({"codebook_size": [8, 64]}, sampler="grid", trials=2)
+    (study,) = forecast(plan, guess=True).values()
+    for trial in study.trials:
+        finish(trial.cells[0])
+    _, found = sweep.costs(sweep.plan({"codebook_size": [8, 64]}, sampler="grid", trials=2))
+    print_sweep_costs(found)
+    assert capsys.readouterr().out.strip() == "nothing is left to train"
+    assert sweep.probes == 0
+
+
+def test_a_limit_that_is_not_taken_off_is_named(sweep: Priced) -> None:
+    sweep.costs(sweep.plan({"codebook_size": [8, 64]}, sampler="grid", trials=2, max_images=64, timeout=9.0))
+    assert "the costs are those of all trials; --max-images and --timeout may end the sweep before" in sweep.notes
 
 
 def test_a_real_probe_of_a_sweep_measures_both_ends_of_what_is_drawn(tmp_path: Path) -> None:
@@ -186,9 +332,11 @@ def test_a_real_probe_of_a_sweep_measures_both_ends_of_what_is_drawn(tmp_path: P
     assert answer.code == 0, answer.err
     (study,) = answer.objects
     cost = study["cost"]
+    # start-up takes longer than these few steps, so either may be the cheaper one
+    least, most = sorted((cost["cheapest_cell"], cost["dearest_cell"]), key=lambda cell: cell["disk_bytes"])
     more_weights = (65536 - 16) * 4 * 4  # float32
-    assert cost["most"]["disk_bytes"] - cost["least"]["disk_bytes"] > more_weights
-    assert cost["most"]["training_seconds"] > cost["least"]["training_seconds"]
+    assert most["disk_bytes"] - least["disk_bytes"] > more_weights
+    assert most["training_seconds"] > least["training_seconds"]
     assert cost["cells_to_train"] == 3
-    assert 3 * cost["least"]["disk_bytes"] < cost["disk_bytes"] < 3 * cost["most"]["disk_bytes"]
+    assert 3 * least["disk_bytes"] < cost["disk_bytes"] < 3 * most["disk_bytes"]
     assert not (tmp_path / "runs" / "x").exists()

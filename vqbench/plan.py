@@ -141,17 +141,21 @@ def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
 
 
 def make_plan(
-    request: RunRequest, metrics: tuple[str, ...], progress: Callable[[int, int], None] | None = None
+    request: RunRequest,
+    metrics: tuple[str, ...],
+    progress: Callable[[int, int], None] | None = None,
+    source: tuple[Any, Protocol | FeatureProtocol] | None = None,
 ) -> Plan:
     """Resolve a request into cells. Reads the validation images (cached) since they are part of the protocol.
 
-    Raises UsageError for everything that is wrong with the request, before anything is trained or written.
+    `source` is what `open_source` has found for the same data and track. Raises UsageError for everything that is
+    wrong with the request, before anything is trained or written.
     """
     from vqbench.sources import open_source
 
     recipe, choices = resolve(request)
     remarks = tuple(f"{choice.label}: {choice.remark}" for choice in choices if choice.remark)
-    dataset, protocol = open_source(request, recipe, progress)
+    dataset, protocol = source or open_source(request, recipe, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment

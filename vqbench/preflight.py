@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vqbench.choice import read_settings
 from vqbench.errors import UsageError, unknown
@@ -16,6 +18,11 @@ from vqbench.feature_protocol import select_feature_metrics
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
 from vqbench.plan import Cell, Plan, RunRequest, resolve_recipe
 from vqbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vqbench.backbone import BackboneConfig
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 _CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
@@ -123,17 +130,37 @@ def estimated_bytes(cells: Sequence[Cell]) -> float:
 
 def model_size(cell: Cell) -> int:
     """How many values the model of a cell has, trained or not; a quantizer that cannot be built counts for nothing."""
+    from vqbench.backbone import BackboneConfig
+
+    config = json.dumps(cell.spec["config"], sort_keys=True)
+    return _backbone_size(BackboneConfig.of(cell.recipe)) + _quantizer_size(
+        cell.spec["method"], cell.spec["code"], config
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _backbone_size(shape: BackboneConfig) -> int:
     import torch
 
-    from vqbench.backbone import BackboneConfig, Decoder, Encoder
+    from vqbench.backbone import Decoder, Encoder
+
+    with torch.device("meta"):
+        return _size(Encoder(shape)) + _size(Decoder(shape))
+
+
+@functools.lru_cache(maxsize=1024)
+def _quantizer_size(method: str, code: str | None, config: str) -> int:
+    """`code` tells one content of a plugin from another."""
     from vqbench.tokenizer import build_quantizer
 
-    shape = BackboneConfig.of(cell.recipe)
-    with torch.device("meta"):
-        parts: list[torch.nn.Module] = [Encoder(shape), Decoder(shape)]
-    with contextlib.suppress(Exception):  # its cell will fail with the reason, and the others must not
-        parts.append(build_quantizer(cell.spec["method"], cell.spec["config"]))
-    return sum(tensor.numel() for part in parts for tensor in part.state_dict().values())
+    try:
+        return _size(build_quantizer(method, json.loads(config)))
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return 0
+
+
+def _size(module: nn.Module) -> int:
+    return sum(value.numel() for value in (*module.parameters(), *module.buffers()))
 
 
 def check_devices(devices: int) -> None:

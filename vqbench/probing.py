@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,22 @@ class ProbeError:
     hint: str
 
 
-def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
-    """Train each method of `plan` that has cells to run for some steps, and say what the plan costs.
+Answer = Measured | ProbeError
+Estimate = Callable[[Sequence[Cell], Callable[[Cell], Answer]], Sequence[Answer]]
+"""Says of each cell what was measured of it, by probing some of them."""
+
+
+def each_configuration(cells: Sequence[Cell], probe: Callable[[Cell], Answer]) -> list[Answer]:
+    """Probes the first of those cells that take the same time: all seeds of one method."""
+    answers: dict[str, Answer] = {}
+    for cell in cells:
+        if _configuration(cell) not in answers:
+            answers[_configuration(cell)] = probe(cell)
+    return [answers[_configuration(cell)] for cell in cells]
+
+
+def probe_costs(request: RunRequest, plan: Plan, view: View, estimate: Estimate = each_configuration) -> PlanCost:
+    """Train the methods of `plan` that have cells to run for some steps, and say what the plan costs.
 
     Writes nothing below the runs directory; decoded training images are cached as for a run. A method that fails is
     said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
@@ -57,13 +71,13 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
         check_devices(request.devices)
         prepare_training(request, plan.recipe, view.preparing)
         _say_if_busy(view)
-    chosen = {_configuration(cell): cell for cell in reversed(waiting)}  # the first of each
-    answers = {key: probe(cell, view) for key, cell in reversed(chosen.items())}
-    measured = [answer for answer in answers.values() if isinstance(answer, Measured)]
+    answers = iter(estimate(waiting, lambda cell: probe(cell, view)))
+    of_each = [next(answers) if runs else None for runs in to_run]
+    measured = [answer for answer in of_each if isinstance(answer, Measured)]
     scoring = _scoring_seconds(plan, waiting) if measured else 0.0
     costs = [
-        _cost(cell, answers[_configuration(cell)], request, scoring) if runs else CellCost()
-        for cell, runs in zip(plan.cells, to_run, strict=True)
+        CellCost() if answer is None else _cost(cell, answer, request, scoring)
+        for cell, answer in zip(plan.cells, of_each, strict=True)
     ]
     reference_bytes = _charge_reference(costs, measured, plan)
     if tracking_uri(request.runs).startswith("sqlite:"):  # and MLflow's copy
@@ -80,11 +94,10 @@ def _say_if_busy(view: View) -> None:
 
 
 def _configuration(cell: Cell) -> str:
-    """The same for cells that take the same time: all seeds of one method."""
     return json.dumps([cell.label, cell.spec["method"], cell.spec["config"], cell.spec["recipe"]], sort_keys=True)
 
 
-def _cost(cell: Cell, answer: Measured | ProbeError, request: RunRequest, scoring_seconds: float) -> CellCost:
+def _cost(cell: Cell, answer: Answer, request: RunRequest, scoring_seconds: float) -> CellCost:
     if isinstance(answer, ProbeError):
         return CellCost(problem=answer.problem, hint=answer.hint)
     recipe = cell.recipe
@@ -140,7 +153,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - clock
 
 
-def probe(cell: Cell, view: View) -> Measured | ProbeError:
+def probe(cell: Cell, view: View) -> Answer:
     """Some steps of a cell's training and evaluation, in a process and a temporary folder that are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root:
         folder = CellFolder(Path(root) / "cells" / cell.folder.name)

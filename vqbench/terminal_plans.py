@@ -53,13 +53,17 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_sweep_costs(costs: SweepCosts) -> None:
-    """What the trials of a sweep that are left will cost, and between what that lies whatever is drawn."""
-    print_costs(costs.expected)
-    if costs.failed:
+    """What the trials of a sweep that are left will cost, and between what that lies where they are not drawn yet."""
+    if not costs.expected.cells:
+        make_console().print("\nnothing is left to train")
         return
-    least, most = (_hours(cost.total().device_hours) for cost in (costs.least, costs.most))
-    unit = costs.expected.unit
-    make_console().print(Text(f"{least} {unit} if each trial were as small as it can be drawn, {most} if as large"))
+    print_costs(costs.expected)
+    if costs.undrawn and not costs.failed:
+        least, most = (_hours(hours) for hours in costs.device_hours)
+        make_console().print(
+            Text(f"{counted(costs.undrawn, 'cell')} of these may be drawn otherwise: in all {least} "
+                 f"{costs.expected.unit} if they are as the cheapest, {most} if as the dearest")
+        )  # fmt: skip
 
 
 def print_costs(costs: PlanCost) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vqbench.cost import CellCost, Measured
+from vqbench.cost import CellCost, Measured, steps_between
 from vqbench.plan import Cell
 from vqbench.preflight import model_size
 from vqbench.probing import Answer, probe_costs
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from vqbench.view import View
 
 MOST_KINDS = 4
-"""Of cells of a method, each with two probes."""
-_OF_A_KIND = ("batch_size", "discriminator_layers", "discriminator_channels")
-"""Numbers of a recipe on which the time of a step depends, but not the size of the model."""
+"""Of cells of a method that are probed, with two probes each, where all is the same on which steps surely depend."""
+ATTEMPTS = 3
+"""Cells at one end that are probed until one can be measured."""
+_DECIDES = ("batch_size", "gan", "perceptual", "precision", "discriminator_layers", "discriminator_channels")
+"""Fields of a recipe on which the time of a step surely depends, but not the size of the model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SweepCosts:
     undrawn: int
     """How many of these cells are not known yet."""
     device_hours: tuple[float, float]
-    """In all, if these are as cheap as the cheapest cell of their study, and if they are as dear as the dearest."""
+    """In all, if these are as cheap as the cheapest whole cell of their study so far, and if as dear as the dearest."""
     of_a_study: Mapping[str, dict[str, Any]]
     """Study → its share of `expected`; JSON-ready."""
 
@@ -78,53 +80,85 @@ def between_probes(cells: Sequence[Cell], probe: Callable[[Cell], Answer], view:
 
     A step takes longer with every code and with every channel of it, in proportion to the values of the model. Cells
     are of one kind where nothing else differs on which the time of a step may depend. Of more than `MOST_KINDS` kinds
-    of a method, the rarest are taken to be like the most frequent one.
+    of a method, the rarest are taken to be like the most frequent one on which all that surely matters is the same.
     """
-    kinds: dict[str, dict[str, list[int]]] = {}
+    kinds: dict[tuple[str, str, str], list[int]] = {}
     for i, cell in enumerate(cells):
-        kinds.setdefault(cell.label, {}).setdefault(kind_of(cell), []).append(i)
+        kinds.setdefault((cell.label, *kind_of(cell)), []).append(i)
+    kept: dict[tuple[str, str], list[tuple[list[int], list[int]]]] = {}
+    for (label, decides, _), members in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        alike, of_method = (
+            kept.setdefault((label, decides), []),
+            sum(len(v) for (m, _), v in kept.items() if m == label),
+        )
+        if alike and of_method >= MOST_KINDS:
+            alike[0][1].extend(members)
+        else:
+            alike.append((members, []))
     answers: dict[int, Answer] = {}
-    for label, of_method in kinds.items():
-        frequent = sorted(of_method.values(), key=len, reverse=True)
-        rare = [i for members in frequent[MOST_KINDS:] for i in members]
-        if rare:
-            view.note(f"{label}: {counted(len(rare), 'cell')} of rare combinations of settings are taken to cost what "
-                      "the most frequent combination does")  # fmt: skip
-        for members, like_them in zip(frequent[:MOST_KINDS], [rare] + [[]] * MOST_KINDS, strict=False):
-            answers |= _interpolated(cells, members, like_them, probe)
+    for (label, _), alike in kept.items():
+        for members, rare in alike:
+            answers |= _interpolated(cells, members, rare, probe)
+            if rare:
+                view.note(f"{label}: {counted(len(rare), 'cell')} of rare combinations of settings are taken to cost "
+                          "what a more frequent combination does")  # fmt: skip
     return [answers[i] for i in range(len(cells))]
 
 
 def _interpolated(
-    cells: Sequence[Cell], members: Sequence[int], like_them: Sequence[int], probe: Callable[[Cell], Answer]
+    cells: Sequence[Cell], members: Sequence[int], rare: Sequence[int], probe: Callable[[Cell], Answer]
 ) -> dict[int, Answer]:
-    """The answer for each of `members`, of which two are probed, and for each of `like_them`."""
-    sizes = {i: model_size(cells[i]) for i in (*members, *like_them)}
-    small, large = min(members, key=sizes.__getitem__), max(members, key=sizes.__getitem__)
-    low = probe(cells[small])
-    high = probe(cells[large]) if sizes[large] > sizes[small] else low
-    if not isinstance(low, Measured):
-        return dict.fromkeys(sizes, low)
-    if not isinstance(high, Measured):
-        return dict.fromkeys(sizes, high)
-    span = max(1, sizes[large] - sizes[small])
-    return {i: _between(low, high, (size - sizes[small]) / span) for i, size in sizes.items()}
+    """The answer for each of `members`, of which two are probed, and for each of `rare`, which are like them.
+
+    What cannot be measured keeps its reason, and the next one is probed.
+    """
+    sizes = {i: model_size(cells[i]) for i in (*members, *rare)}
+    failed: dict[int, Answer] = {}
+
+    def measured(candidates: Sequence[int]) -> tuple[int, Measured] | None:
+        for _ in range(ATTEMPTS):
+            left = [i for i in candidates if i not in failed]
+            if not left:
+                break
+            answer = probe(cells[left[0]])
+            if isinstance(answer, Measured):
+                return left[0], answer
+            same = _settings(cells[left[0]])
+            failed.update({i: answer for i in sizes if _settings(cells[i]) == same})
+        return None
+
+    upwards = sorted(members, key=sizes.__getitem__)
+    low = measured(upwards)
+    if low is None:
+        return dict.fromkeys(sizes, next(iter(failed.values()))) | failed
+    high = measured([i for i in reversed(upwards) if sizes[i] > sizes[low[0]]]) or low
+    small, span = sizes[low[0]], max(1, sizes[high[0]] - sizes[low[0]])
+    shares = {i: min(1.0, max(0.0, (size - small) / span)) for i, size in sizes.items()}
+    return {i: _between(low[1], high[1], share) for i, share in shares.items()} | failed
 
 
-def kind_of(cell: Cell) -> str:
+def _settings(cell: Cell) -> str:
+    return json.dumps([cell.spec["config"], cell.spec["recipe"]], sort_keys=True)
+
+
+def kind_of(cell: Cell) -> tuple[str, str]:
     """The same for cells whose steps take a time that depends on the size of the model alone.
 
-    Switches and names are compared, and which numbers are 0: a term of weight 0 is often left out.
+    First what surely decides, then what may: switches, names, and which numbers are 0, for a term of weight 0 is often
+    left out. What else a number may do to the time of a step is not known.
     """
-    recipe = cell.spec["recipe"]
-    known: dict[str, Any] = {name: recipe[name] for name in _OF_A_KIND}
-    for owner, fields in (("recipe", recipe), ("method", cell.spec["config"])):
+    recipe, shape = cell.recipe, cell.spec["recipe"]
+    surely: dict[str, Any] = {name: shape[name] for name in _DECIDES}
+    surely["steps"] = [steps > 0 for steps in steps_between(recipe, 0, recipe.steps * recipe.batch_size)]
+    surely |= {name: value for name, value in shape.items() if isinstance(value, list) and name != "betas"}
+    maybe: dict[str, Any] = {}
+    for owner, fields in (("recipe", shape), ("method", cell.spec["config"])):
         for name, value in fields.items():
             if value is None or isinstance(value, bool | str):
-                known[f"{owner}.{name}"] = value
+                maybe[f"{owner}.{name}"] = value
             elif isinstance(value, int | float):
-                known[f"{owner}.{name}"] = value == 0
-    return json.dumps(known, sort_keys=True)
+                maybe[f"{owner}.{name}"] = value == 0
+    return json.dumps(surely, sort_keys=True), json.dumps(maybe, sort_keys=True)
 
 
 def _between(low: Measured, high: Measured, share: float) -> Measured:
@@ -133,7 +167,7 @@ def _between(low: Measured, high: Measured, share: float) -> Measured:
     for field in dataclasses.fields(Measured):
         a, b = getattr(low, field.name), getattr(high, field.name)
         if isinstance(a, int | float) and not isinstance(a, bool):
-            numbers[field.name] = type(a)(max(0, a + share * (b - a)))
+            numbers[field.name] = type(a)(a + share * (b - a))
     return dataclasses.replace(low, **numbers)
 
 
@@ -148,7 +182,7 @@ def _added_up(
 ) -> SweepCosts:
     """With the trials that are too far ahead to be drawn: they are as those that were drawn."""
     costs, every = iter(probed.cells), list[tuple[Cell, CellCost]]()
-    of_a_study, undrawn, least, most = {}, 0, 0.0, 0.0
+    of_a_study, undrawn, least, most = dict[str, dict[str, Any]](), 0, 0.0, 0.0
     for name, study in found.items():
         pairs = [(cell, next(costs)) for cell in cells[name]]
         sure = [pair for pair in pairs if pair[0].folder.name in certain]
@@ -159,17 +193,21 @@ def _added_up(
             sample, of_trials = sure, len(study.trials)
         beyond = round((study.left - len(study.trials)) * len(sample) / max(1, of_trials))
         guessed += [_again(sample[i % len(sample)]) for i in range(beyond)]
-        hours = [_alone(cost).device_hours for _, cost in pairs]
+        hours = [_alone(cost).device_hours for cell, cost in pairs if cell.state != "partial"]
+        hours = hours or [_alone(cost).device_hours for _, cost in pairs]
         known_hours = sum(cost.device_hours for _, cost in (*sure, *guessed))
         known_hours -= sum(_alone(cost).device_hours for _, cost in guessed)
         least += known_hours + len(guessed) * min(hours, default=0.0)
         most += known_hours + len(guessed) * max(hours, default=0.0)
         undrawn += len(guessed)
-        of_a_study[name] = _described([cost for _, cost in (*sure, *guessed)], probed)
+        first = not any(study["cells_to_train"] for study in of_a_study.values())
+        numbers = [cost for _, cost in (*sure, *guessed)]
+        of_a_study[name] = _described(numbers, probed.reference_bytes if first and numbers else 0)
         every += [*sure, *guessed]
     plan = dataclasses.replace(probed.plan, cells=tuple(cell for cell, _ in every))
-    numbers = tuple(cost for _, cost in every)
-    expected = dataclasses.replace(probed, plan=plan, cells=numbers, to_run=(True,) * len(every))
+    expected = dataclasses.replace(
+        probed, plan=plan, cells=tuple(cost for _, cost in every), to_run=(True,) * len(every)
+    )
     return SweepCosts(expected, undrawn, (least, most), of_a_study)
 
 
@@ -183,7 +221,7 @@ def _again(pair: tuple[Cell, CellCost]) -> tuple[Cell, CellCost]:
     return pair[0], _alone(pair[1])
 
 
-def _described(costs: Sequence[CellCost], probed: PlanCost) -> dict[str, Any]:
+def _described(costs: Sequence[CellCost], reference_bytes: int) -> dict[str, Any]:
     """In all, and the cheapest and the dearest cell; who makes the reference features says what these take."""
     broken = next((cost for cost in costs if cost.problem is not None), None)
     if broken is not None:
@@ -196,7 +234,7 @@ def _described(costs: Sequence[CellCost], probed: PlanCost) -> dict[str, Any]:
         "device_hours": round(sum(cost.device_hours for cost in alone), 6),
         "disk_bytes": sum(cost.disk_bytes for cost in alone),
         "reference_seconds": round(reference, 6),
-        "reference_bytes": probed.reference_bytes if reference else 0,
+        "reference_bytes": reference_bytes,
         "cheapest_cell": alone[0].as_dict() if alone else None,
         "dearest_cell": alone[-1].as_dict() if alone else None,
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.sweeps.sweep import SweepPlan
 
-MOST_TRIALS = 1000
+MOST_TRIALS = 200
 """Of a study that are drawn ahead: each is drawn in view of all before it, so many more would take long."""
 MOST_GUESSES = 50
 """Trials of a study that are drawn ahead although the sampler will know more by then."""
@@ -73,14 +73,18 @@ def forecast(plan: SweepPlan, guess: bool) -> dict[str, StudyForecast]:
 def _without_writing(plan: SweepPlan) -> list[OpenStudy]:
     """Its studies in memory, with the trials of those that were begun."""
     import optuna
+    from sqlalchemy.engine import make_url
 
     from vqbench.sweeps.backend import study_names
     from vqbench.sweeps.memory import storage_of
     from vqbench.sweeps.sweep import in_storage, stored
 
     studies = in_storage(plan, optuna.storages.InMemoryStorage())
-    where = storage_of(plan.request, plan.file).removeprefix("sqlite:///") or str(plan.base.folder / "optuna.db")
-    if plan.file.is_file() and ("://" in where or os.path.exists(where)):  # opening a file that is gone would make it
+    where = storage_of(plan.request, plan.file) or str(plan.base.folder / "optuna.db")
+    if where.startswith("sqlite"):
+        where = make_url(where).database or ""
+    is_there = "://" in where or os.path.exists(where)  # opening a file that is gone makes it
+    if plan.file.is_file() and is_there:
         storage: Any = stored(plan, Silent())
         begun = study_names(storage)
         for study in studies:

@@ -129,7 +129,7 @@ def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, 
 
 
 def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images: Path, tmp_path: Path) -> None:
-    """SIGTERM, as a batch system sends it when the time is over: to the command, and again to its whole group."""
+    """SIGTERM, as a batch system sends it when the time is over; whoever repeats it is not in more of a hurry."""
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
     command = start(run.command, FAULTY_GATE=f"40:{gate}")

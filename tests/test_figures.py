@@ -26,7 +26,7 @@ from vqbench.errors import UsageError
 from vqbench.kept import shown_positions
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.experiment import load_experiment
-from vqbench.reports.figures import draw_figures, pictures
+from vqbench.reports.figures import draw_code_histogram, draw_figures, pictures, style
 from vqbench.reports.figures.budget import quality_by_budget
 from vqbench.reports.figures.codes import code_frequencies
 from vqbench.reports.figures.forest import ablations, comparison
@@ -213,6 +213,24 @@ def test_bd_rate_is_none_where_it_means_nothing() -> None:
 
 def rate_scores(bits: int, psnr: float) -> dict[str, Any]:
     return {"bpp": bits / 16, "bpp_entropy": bits / 20, "bits_per_token": bits, "rfid": 400 - psnr, "psnr": psnr}
+
+
+def test_whoever_is_killed_while_a_figure_is_drawn_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "codes.npz", histogram=np.arange(16).reshape(1, 16))
+    seen: list[list[str]] = []
+    draw = style._print
+
+    def slowly(*args: Any) -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        draw(*args)
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(style, "_print", slowly)
+    draw_code_histogram(tmp_path / "codes.npz", tmp_path / "codes.png")
+    assert seen == [["codes.npz"], ["codes.npz"]]
+    assert Image.open(tmp_path / "codes.png").size[0] > 100
 
 
 def test_groups_that_differ_in_codebook_size_are_one_rate_distortion_curve(store: Store) -> None:

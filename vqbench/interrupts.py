@@ -25,7 +25,7 @@ def _in_order(number: int, _: object) -> None:
     global _heard, _ended_by
     _heard, _ended_by = True, signal.Signals(number)
     signal.signal(signal.SIGINT, _at_once)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # it may come to a process and to its group; SIGKILL is for haste
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a batch system may repeat it; SIGKILL is for haste
     raise KeyboardInterrupt
 
 

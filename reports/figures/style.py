@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import replacing
+from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError, unknown
 from vqbench.reports.summary import DEFINITIONS
 
@@ -119,13 +120,15 @@ def save(figure: Any, stem: Path, formats: Sequence[str]) -> tuple[Path, ...]:
     for name in formats:
         target = stem.with_name(f"{stem.name}.{name}")
         # the salt makes the ids in an SVG unique to this figure: a page may hold several
-        with mpl.rc_context({"svg.hashsalt": stem.name}), replacing(target) as partial:
-            _print(figure, name, partial)
+        content = io.BytesIO()  # drawing takes long: whoever is killed meanwhile should leave no half of a file
+        with mpl.rc_context({"svg.hashsalt": stem.name}):
+            _print(figure, name, content)
+        write_bytes_atomically(target, content.getvalue())
         files.append(target)
     return tuple(files)
 
 
-def _print(figure: Any, name: str, target: Path) -> None:
+def _print(figure: Any, name: str, target: io.BytesIO) -> None:
     """The backend's own method, which draws once where Figure.savefig draws twice. No file is dated."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf

@@ -78,6 +78,15 @@ def _plugins_of_a_test() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _signals_of_a_test() -> Iterator[None]:
+    """A command listens to Ctrl-C and SIGTERM for as long as its process lives; this one lives on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the command line answered."""

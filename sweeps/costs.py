@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,22 +54,14 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
     if limits:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in limits)
         view.note(f"the costs are those of all trials; {options} may end the sweep before")
-    known, cells, certain = set[str](), dict[str, list[Cell]](), set[str]()
+    cells, certain = dict[str, list[Cell]](), set[str]()
     for name, study in found.items():
-        cells[name] = []
-        for trial in study.trials:
-            for cell in trial.cells:
-                if trial.is_certain:
-                    certain.add(cell.folder.name)
-                if cell.state != "cached" and cell.folder.name not in known:
-                    known.add(cell.folder.name)
-                    cells[name].append(cell)
+        certain |= {cell.folder.name for trial in study.trials if trial.is_certain for cell in trial.cells}
+        known = {cell.folder.name for some in cells.values() for cell in some}
+        drawn = {cell.folder.name: cell for trial in study.trials for cell in trial.cells if cell.state != "cached"}
+        cells[name] = [cell for folder, cell in drawn.items() if folder not in known]
     everything = dataclasses.replace(plan.base, cells=tuple(cell for some in cells.values() for cell in some))
-
-    def estimate(waiting: Sequence[Cell], probe: Callable[[Cell], Answer]) -> list[Answer]:
-        return between_probes(waiting, probe, view)
-
-    probed = probe_costs(plan.request.run, everything, view, estimate)
+    probed = probe_costs(plan.request.run, everything, view, functools.partial(between_probes, view=view))
     return _added_up(found, cells, certain, probed)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -549,7 +549,16 @@ COMMON = ("codebook_dim=4", "log_images=16")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
+    """A folder with features, a space of sizes and a runs directory."""
+
     root: Path
+
+    @classmethod
+    def made(cls, root: Path, rows: int, sizes: Sequence[int]) -> Place:
+        np.save(root / "x.npy", np.random.default_rng(0).normal(3, 2, (rows, 2, 2, 6)).astype(np.float32))
+        found = cls(root)
+        found.write("sizes.yaml", {"recipe": {"codebook_size": list(sizes)}})
+        return found
 
     @property
     def runs(self) -> Path:
@@ -584,11 +593,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    root = tmp_path_factory.mktemp("sweep")
-    np.save(root / "x.npy", np.random.default_rng(0).normal(3, 2, (80, 2, 2, 6)).astype(np.float32))
-    found = Place(root)
-    found.write("sizes.yaml", {"recipe": {"codebook_size": SIZES}})
-    return found
+    return Place.made(tmp_path_factory.mktemp("sweep"), 80, SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,7 @@ SECONDS_PER_VALUE = 1e-6
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 2, (40, 2, 2, 6)).astype(np.float32))
-    found = Place(tmp_path)
-    found.write("sizes.yaml", {"recipe": {"codebook_size": [8, 16, 32]}})
-    return found
+    return Place.made(tmp_path, 40, [8, 16, 32])
 
 
 @settings(max_examples=40, deadline=None)

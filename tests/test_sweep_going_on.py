@@ -37,10 +37,7 @@ class Heard(Silent):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 2, (40, 2, 2, 6)).astype(np.float32))
-    found = Place(tmp_path)
-    found.write("sizes.yaml", {"recipe": {"codebook_size": [8, 16, 32]}})
-    return found
+    return Place.made(tmp_path, 40, [8, 16, 32])
 
 
 def swept(place: Place, pretence: Pretence, view: Heard | None = None, **more: Any) -> Any:

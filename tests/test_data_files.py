@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vqbench.data import prepare
 from vqbench.data.cache import is_whole
@@ -70,16 +71,20 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     assert decode_file(tmp_path / "a.jpg", 40).shape == (40, 40, 3)
 
 
-def png16(path: Path) -> None:
-    """A 16-bit RGB PNG, which Pillow can read (as 8 bits, saying nothing) but not write."""
+def png(path: Path, width: int, height: int, bits: int, rows: bytes) -> None:
+    """An RGB PNG that Pillow would not write: of 16 bits, or of a size that nobody has pixels for."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + bytes(40 * 6) for _ in range(40))
-    header = struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def png16(path: Path) -> None:
+    """A 16-bit RGB PNG, which Pillow reads as 8 bits, saying nothing."""
+    png(path, 40, 40, 16, b"".join(b"\0" + bytes(40 * 6) for _ in range(40)))
 
 
 def tiff16_planar(path: Path) -> None:
@@ -134,6 +139,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("a.jpg", lambda p: p.touch(), "not a PNG, JPEG"),
     "text": ("a.jpg", lambda p: p.write_text("hello"), "not a PNG, JPEG"),
     "missing": ("a.jpg", lambda p: None, "No such file"),
+    "too large": ("a.png", lambda p: png(p, 40_000, 30_000, 8, b""), r"40000×30000 pixels, more than the 1,000 megap"),
     "too small": ("a.png", lambda p: Image.fromarray(noise(40, 15)).save(p), "15×40 pixels, smaller than"),
 }
 
@@ -173,6 +179,59 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     assert measure_file(tmp_path / "a.jpg", 48) == (80, 48)
     upright = np.rot90(np.asarray(image), -1)
     assert np.abs(pixels[8::16, 8::16].astype(int) - upright[8::16, 8::16]).max() < 12
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+SAVED = {
+    "jpg": {"quality": 100, "subsampling": 0},
+    "png": {},
+    "webp": {"lossless": True},
+    "tif": {},
+    "tiff": {"compression": "tiff_lzw"},
+}
+
+
+@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("tag", ["exif", "xmp"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_measure_agrees_with_decode_in_every_orientation(tmp_path: Path, suffix: str, tag: str, mode: str) -> None:
+    upright = Image.fromarray(np.repeat(np.repeat(noise(3, 5), 16, 0), 16, 1)).convert(mode)
+    if mode == "RGBA" and suffix == "jpg":
+        pytest.skip("a JPEG has no alpha")
+    how = Image.Transpose
+    turns = [None, how.FLIP_LEFT_RIGHT, how.ROTATE_180, how.FLIP_TOP_BOTTOM]
+    turns += [how.TRANSPOSE, how.ROTATE_90, how.TRANSVERSE, how.ROTATE_270]  # each undone by its orientation
+    for orientation, turn in enumerate(turns, start=1):
+        path, exif = tmp_path / f"{orientation}.{suffix}", Image.Exif()
+        image = upright if turn is None else upright.transpose(turn)
+        exif[0x0112] = orientation
+        xmp = XMP.format(orientation).encode()
+        if tag == "exif":
+            image.save(path, exif=exif, **SAVED[suffix])
+        elif suffix == "png":
+            text = PngInfo()
+            text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+            image.save(path, pnginfo=text)
+        elif suffix.startswith("tif"):
+            image.save(path, tiffinfo={700: xmp}, **SAVED[suffix])
+        else:
+            image.save(path, xmp=xmp, **SAVED[suffix])
+        pixels = decode_file(path, 48)
+        assert pixels.shape == (48, 80, 3), orientation
+        assert measure_file(path, 48) == (48, 80), orientation
+        expected = np.asarray(upright.convert("RGB"))[8::16, 8::16].astype(int)
+        assert np.abs(pixels[8::16, 8::16] - expected).max() < 12, orientation
+
+
+def test_large_images_are_read_and_nobody_is_warned(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "90.png")
+    assert measure_file(tmp_path / "90.png", 16) == (16, 18)
+    Image.new("L", (18_000, 10_000), 7).save(tmp_path / "180.png", compress_level=1)
+    assert measure_file(tmp_path / "180.png", 16) == (16, 29)
+    assert (decode_file(tmp_path / "180.png", 16) == np.full((16, 29, 3), 7)).all()
+    assert not recwarn.list
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @given(height=st.integers(16, 90), width=st.integers(16, 90))

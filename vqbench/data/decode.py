@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,15 @@ from vqbench.errors import UsageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF and of EXIF
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
+
+MAX_PIXELS = 10**9
+"""Larger images are refused. Decoding takes 4 bytes per pixel, or 8 where colours are converted."""
+_LARGE = 10**8
+_one_large = threading.Lock()  # as many threads as cores decode: that many large images need not fit in memory
+_pillow = threading.Lock()
+_readers = contextlib.ExitStack()  # what is undone when the last reader has ended
+_reading = 0
 
 
 class ImageFileError(UsageError):
@@ -31,6 +44,41 @@ def _damaged(path: Path, error: Exception) -> ImageFileError:
         return _refuse(path, f"cannot be read ({error.strerror})", "mend its permissions or its link, or remove it")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return _refuse(path, f"damaged ({reason})", "get the file again, or remove it")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of at most MAX_PIXELS, opened but not yet decoded. Whatever fails is an ImageFileError.
+
+    Pillow has a limit of its own, which it calls an attack, and warnings meant for programmers (corrupt EXIF data,
+    which is no reason to refuse an image). Both belong to the process, so they are lifted while anybody reads.
+    """
+    global _reading
+    with _pillow:
+        if not _reading:
+            _readers.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            _readers.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            Image.MAX_IMAGE_PIXELS = None
+        _reading += 1
+    try:
+        # by its file, not its name: Pillow would map a TIFF, and maps one that lies on its side with its sides exchanged
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                what = f"{image.width}×{image.height} pixels, more than the {MAX_PIXELS // 10**6:,} megapixels allowed"
+                raise _refuse(path, what, "make a smaller copy of it, or remove it")
+            with _one_large if pixels > _LARGE else contextlib.nullcontext():
+                yield image
+    except (ImageFileError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error and more
+        raise _damaged(path, error) from None
+    finally:
+        with _pillow:
+            _reading -= 1
+            if not _reading:
+                _readers.close()
 
 
 def _wide_samples(image: Image.Image) -> bool:
@@ -59,7 +107,7 @@ def _without_alpha(image: Image.Image, path: Path) -> Image.Image:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:  # any background would be our choice, not the image's
             raise _refuse(path, "has transparent pixels", "flatten it onto a background of your choice, or remove it")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _require_side(size: tuple[int, int], resolution: int, path: Path) -> None:
@@ -81,19 +129,15 @@ def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    turned_already = getattr(image, "tag_v2", {}).get(_ORIENTATION) in _ON_ITS_SIDE  # Pillow does so for TIFF's own tag
+    turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE and not turned_already
     return (image.height, image.width) if turned else image.size
 
 
 def measure_file(path: Path, resolution: int) -> tuple[int, int]:
-    """(H, W) of `decode_file(path, resolution)`, from the header alone."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            size = _upright_size(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from None
+    """(H, W) of `decode_file(path, resolution)`, from the header alone where the format lets Pillow."""
+    with _opened(path) as image:
+        size = _upright_size(image)
     _require_side(size, resolution, path)
     width, height = target_size(*size, resolution)
     return height, width
@@ -103,18 +147,13 @@ def decode_file(path: Path, resolution: int) -> Pixels:
     """An image file as (H, W, 3) uint8 RGB, upright, short side `resolution` by PIL's Lanczos filter.
 
     Grey, palette and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than
-    8 bits per channel, transparency, several frames, and an image smaller than the resolution.
+    8 bits per channel, transparency, several frames, an image smaller than the resolution or larger than MAX_PIXELS.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _check_kind(image, path)
-            upright = ImageOps.exif_transpose(image)
-            rgb = _without_alpha(upright, path)
-    except (ImageFileError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise _damaged(path, error) from None
-    _require_side(rgb.size, resolution, path)
-    if min(rgb.size) > resolution:
-        rgb = rgb.resize(target_size(*rgb.size, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(rgb)
+    with _opened(path) as image:
+        _check_kind(image, path)
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = _without_alpha(image, path)
+        _require_side(rgb.size, resolution, path)
+        if min(rgb.size) > resolution:
+            rgb = rgb.resize(target_size(*rgb.size, resolution), Image.Resampling.LANCZOS)
+        return np.asarray(rgb)

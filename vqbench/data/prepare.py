@@ -22,7 +22,7 @@ from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
 from vqbench.data.decode import ImageFileError
 from vqbench.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 """Goes up when decoding or the layout of the cache changes, so that no older cache is read."""
 
 Progress = Callable[[int, int], None]

@@ -173,6 +173,42 @@ def test_folder_without_two_sides_is_refused(tmp_path: Path, names: list[str], m
     assert error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["Train", "Val"], "mv {root}/Train {root}/train; mv {root}/Val {root}/val"),
+        (["TRAIN", "VALID"], "mv {root}/TRAIN {root}/train; mv {root}/VALID {root}/val"),
+        (["training", "validation"], "mv {root}/training {root}/train; mv {root}/validation {root}/val"),
+        (["train2017", "val2017"], "mv {root}/train2017 {root}/train; mv {root}/val2017 {root}/val"),
+        (["Train", "Test", "Val"], "(mv {root}/Train {root}/train; mv {root}/Val {root}/val)"),
+        (["Train", "b"], "mv {root}/Train {root}/train"),
+        (["a", "Test set"], "mv '{root}/Test set' {root}/val"),
+        (["set/train", "set/val"], "--dataset folder:{root}/set does"),
+        (["Train/cats", "Val/cats"], "mv {root}/Train {root}/train; mv {root}/Val {root}/val"),
+    ],
+)
+def test_folders_that_look_like_a_split_but_are_none_are_named(tmp_path: Path, names: list[str], said: str) -> None:
+    dataset = open_dataset(f"folder:{fill(tmp_path, [f'{name}/{k}.png' for name in names for k in range(20)])}", 32)
+    assert dataset.protocol_name.endswith("-hash90")  # as ever: what is stored stays good
+    (note,) = dataset.notes[1:]
+    assert "look like a split, but were not read as one" in note
+    assert said.format(root=tmp_path) in note
+
+
+@pytest.mark.parametrize("names", [["cats", "dogs"], ["trainers", "valves"], ["vehicles/train", "vehicles/bus"]])
+def test_other_folders_are_not_taken_for_a_split(tmp_path: Path, names: list[str]) -> None:
+    fill(tmp_path, [f"{name}/{k}.png" for name in names for k in range(20)])
+    assert len(open_dataset(f"folder:{tmp_path}", 32).notes) == 1
+
+
+@pytest.mark.parametrize(("names", "said"), [(["train", "Val"], "rename Val/ to val/"), (["val", "a"], "name the oth")])
+def test_half_a_split_names_what_looks_like_the_other(tmp_path: Path, names: list[str], said: str) -> None:
+    fill(tmp_path, [f"{name}/{k}.png" for name in names for k in range(2)])
+    with pytest.raises(UsageError) as error:
+        open_dataset(f"folder:{tmp_path}", 32)
+    assert said in error.value.hint
+
+
 def test_folder_with_an_empty_val_is_refused(tmp_path: Path) -> None:
     root = fill(tmp_path, ["train/a.png", "train/b.png"])
     (root / "val").mkdir()

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from conftest import typed
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,7 +26,7 @@ from vqbench.data import prepare
 from vqbench.data.cache import is_whole
 from vqbench.data.dataset import Dataset, Images, open_dataset
 from vqbench.data.decode import ImageFileError, decode_file, measure_file
-from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
+from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 
@@ -223,15 +224,19 @@ def test_measure_agrees_with_decode_in_every_orientation(tmp_path: Path, suffix:
         assert np.abs(pixels[8::16, 8::16] - expected).max() < 12, orientation
 
 
-def test_large_images_are_read_and_nobody_is_warned(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.new("1", (10_000, 9_000)).save(tmp_path / "90.png")
-    assert measure_file(tmp_path / "90.png", 16) == (16, 18)
-    Image.new("L", (18_000, 10_000), 7).save(tmp_path / "180.png", compress_level=1)
-    assert measure_file(tmp_path / "180.png", 16) == (16, 29)
-    assert (decode_file(tmp_path / "180.png", 16) == np.full((16, 29, 3), 7)).all()
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "jpg"])
+def test_pillow_s_own_limit_neither_refuses_nor_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, suffix: str
+) -> None:
+    """Pillow warns from 89 megapixels on and refuses from 179: here at a fraction, which is quicker."""
+    path = tmp_path / f"a.{suffix}"
+    for side in (40, 60):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        Image.new("RGB", (side, side), (7, 7, 7)).save(path)
+        assert measure_file(path, 16) == (16, 16)
+        assert abs(decode_file(path, 16).astype(int) - 7).max() <= 1
+        assert Image.MAX_IMAGE_PIXELS == 1000, "it is the process's, and others may rely on it"
     assert not recwarn.list
-    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @given(height=st.integers(16, 90), width=st.integers(16, 90))
@@ -363,20 +368,69 @@ def test_bad_images_are_named_all_at_once(tmp_path: Path) -> None:
         [prepare_train(opened(root), tmp_path, limit_bytes=0).load(i) for i in range(9)]
 
 
+@pytest.mark.parametrize("recipe", ["tiny", "atomic"])
+@pytest.mark.parametrize("limit", ["8", "0"])
+def test_prepare_names_the_bad_images_of_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, limit: str
+) -> None:
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", limit)
+    root = folder(tmp_path / "set", 40, suffix="jpg")
+    metrics = ["--metrics", "psnr"] if recipe == "tiny" else []
+    prepare = ["prepare", "--dataset", f"folder:{root}", "--recipe", recipe, *metrics]
+    bad = [*sorted((root / "val").iterdir())[::3], *sorted((root / "train").iterdir())[::4]]
+    whole = {path: path.read_bytes() for path in bad}
+    for path in bad[1:]:
+        truncated(path)
+    bad[0].write_bytes(b"no header to measure")
+    answer = typed(*prepare)
+    assert answer.code == 2
+    assert f"error: {len(bad)} images cannot be used: " in answer.err
+    assert all(str(path) in answer.err for path in bad)
+    assert "ready" not in answer.out
+    for path, content in whole.items():
+        path.write_bytes(content)
+    answer = typed(*prepare)
+    assert answer.code == 0
+    assert answer.out.endswith("ready\n")
+
+
+def test_prepare_names_every_bad_image_however_many(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", 90, suffix="jpg")
+    prepare = ["prepare", "--dataset", f"folder:{root}", "--recipe", "tiny", "--metrics", "psnr"]
+    train = sorted((root / "train").iterdir())
+    for path in train[1:]:
+        path.write_bytes(b"")
+    answer = typed(*prepare)
+    assert answer.code == 2
+    assert all(str(path) in answer.err for path in train[1:])
+    assert f"error: {len(train) - 1} images cannot be used" in answer.err
+    assert f"; and {len(train) - 1 - 20} more\n" in answer.err
+    train[0].write_bytes(b"")
+    assert "error: at least 20 images cannot be used" in typed(*prepare).err
+
+
+def test_links_that_lead_nowhere_are_named_all_at_once(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set")
+    for name in ("a.png", "b.png"):
+        (root / "train" / name).symlink_to("gone")
+    with pytest.raises(UsageError, match=r"^2 images cannot be used: .*a\.png: cannot be read.*b\.png: cannot"):
+        opened(root)
+
+
 def test_a_training_set_that_is_not_cached_can_be_verified(tmp_path: Path) -> None:
     root, seen = folder(tmp_path / "set", suffix="jpg"), []
     dataset = opened(root)
     assert is_cached(prepare_train(dataset, tmp_path))
     assert not is_cached(prepare_train(dataset, tmp_path, limit_bytes=0))
     before = sorted(tmp_path.rglob("*"))
-    verify_train(dataset, lambda done, total: seen.append((done, total)))
+    verify(dataset.train, lambda done, total: seen.append((done, total)))
     assert seen == [(done, 9) for done in range(1, 10)]
     assert sorted(tmp_path.rglob("*")) == before
     truncated(root / "train" / "04.jpg")
     transparent(root / "train" / "extra.png")
     with pytest.raises(UsageError, match=r"^2 images cannot be used: .*04\.jpg: damaged.*; .*extra\.png: has trans"):
-        verify_train(opened(root))
-    verify_train(open_dataset("photos", 32))
+        verify(opened(root).train)
+    verify(open_dataset("photos", 32).train)
 
 
 def test_limit_decides_between_cache_and_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,10 +189,23 @@ def prepare_everything(
 ) -> list[str]:
     """Get and check data and weights for a recipe on a dataset; returns a line for each thing that is ready.
 
-    Raises UsageError that names what is missing or broken.
+    Raises UsageError that names what is missing or broken; images that are more than it names are notes.
     """
+    from vqbench.data.decode import SHOWN, UnusableImagesError
+
+    try:
+        return _prepared(request, note, preparing)
+    except UnusableImagesError as error:
+        for image in error.bad[SHOWN:]:
+            note(image.what)
+        raise
+
+
+def _prepared(
+    request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
+) -> list[str]:
     from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify_train
+    from vqbench.data.prepare import prepare_both
     from vqbench.home import home
     from vqbench.protocol import protocol_for
     from vqbench.sources import prepare_features
@@ -206,10 +219,7 @@ def prepare_everything(
     )
     for text in dataset.notes:
         note(text)
-    validation = prepare_validation(dataset, home(), lambda done, total: preparing("validation images", done, total))
-    train = prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
-    if not is_cached(train):  # too many to keep decoded, but a broken one should be found now
-        verify_train(dataset, lambda done, total: preparing("training images", done, total))
+    validation, train = prepare_both(dataset, home(), preparing)
     protocol = protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
     )

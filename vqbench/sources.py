@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vqbench.data.dataset import open_dataset
-from vqbench.data.features import FeatureSource, open_features
-from vqbench.data.prepare import prepare_train, prepare_validation
+from vqbench.data.features import FeatureSource, fitted_images, open_features
+from vqbench.data.prepare import both_or_name, prepare_train, prepare_validation, verify
 from vqbench.errors import UsageError
 from vqbench.feature_protocol import FeatureProtocol, select_feature_metrics
 from vqbench.home import home
@@ -80,7 +80,13 @@ def prepare_features(
     No weights are needed. Raises UsageError that names what is missing or broken.
     """
     select_feature_metrics(request.metrics)
-    open_dataset(request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True)
+    dataset = open_dataset(
+        request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
+    )
+    both_or_name(
+        lambda: prepare_validation(dataset, home(), lambda done, total: preparing("validation images", done, total)),
+        lambda: verify(fitted_images(dataset), lambda done, total: preparing("training images", done, total)),
+    )
     source = _features(request, recipe)
     for text in source.notes:
         note(text)

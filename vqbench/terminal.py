@@ -61,7 +61,7 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """Something that must be said aloud."""
-        self.console.print(Text(f"note: {text}"))
+        self.console.print(Text(f"note: {text}"), soft_wrap=True)  # it may hold a command or a path to copy
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Images are being decoded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
 
 MAX_PIXELS = 10**9
 """Larger images are refused. Decoding takes 4 bytes per pixel, or 8 where colours are converted."""
+SHOWN = 20
+"""Files that cannot be used, of which an error names no more."""
 _LARGE = 10**8
 _one_large = threading.Lock()  # as many threads as cores decode: that many large images need not fit in memory
 _pillow = threading.Lock()
@@ -31,6 +33,27 @@ _reading = 0
 
 class ImageFileError(UsageError):
     """One image file that cannot be used as it is."""
+
+
+class UnusableImagesError(UsageError):
+    """Several of them."""
+
+    bad: tuple[ImageFileError, ...] = ()
+    """What is wrong with each."""
+    stopped = False
+    """Whether others were not looked at."""
+
+
+def name_unusable(bad: Sequence[ImageFileError], stopped: bool = False) -> UsageError:
+    """The error for image files that cannot be used: the one, or all of them as UnusableImagesError."""
+    if len(bad) == 1:
+        return bad[0]
+    shown = "; ".join(error.what for error in bad[:SHOWN])
+    count = f"at least {len(bad):,}" if stopped else f"{len(bad):,}"
+    more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+    error = UnusableImagesError(f"{count} images cannot be used: {shown}{more}", bad[0].hint)
+    error.bad, error.stopped = tuple(bad), stopped
+    return error
 
 
 def _refuse(path: Path, reason: str, hint: str) -> ImageFileError:

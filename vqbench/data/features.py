@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open_dataset, path_safe
-from vqbench.data.prepare import PreparedImages, Progress, prepare_validation
+from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, prepare_validation
 from vqbench.errors import UsageError
 from vqbench.feature_protocol import VERSION, FeatureProtocol
 from vqbench.recipe import Recipe
@@ -96,12 +97,17 @@ def standardise(train: Features, validation: Features) -> tuple[Features, Featur
     return ((train - mean) * scale).astype(np.float32), ((validation - mean) * scale).astype(np.float32)
 
 
+def fitted_images(dataset: Dataset) -> Chosen:
+    """The training images whose features are fitted."""
+    return Chosen(dataset.train, first_by_hash(dataset.train.ids, TRAINING_IMAGES, "frozen features"))
+
+
 class EncodedDataset(FeatureSource):
     """Features of the recipe's encoder, with weights from a fixed seed, on a dataset's images."""
 
     def __init__(self, dataset: Dataset, validation: PreparedImages, recipe: Recipe) -> None:
         self.dataset, self.validation, self.recipe = dataset, validation, recipe
-        self.images = Chosen(dataset.train, first_by_hash(dataset.train.ids, TRAINING_IMAGES, "frozen features"))
+        self.images = fitted_images(dataset)
         self.train = self.images.ids
         self.reference, self.slug = dataset.reference, dataset.slug
         self.split_rule, self.notes = dataset.split_rule, dataset.notes
@@ -150,17 +156,16 @@ class EncodedDataset(FeatureSource):
     def _fill(self, folder: Path, progress: Progress | None) -> None:
         from vqbench.data.decode import centre_crop
 
-        n, total = len(self.images), len(self.images) + len(self.validation)
+        total = len(self.images) + len(self.validation)
         R = self.recipe.resolution
 
-        def image(i: int) -> NDArray[np.uint8]:
-            return centre_crop(self.images.load(i), R) if i < n else self.validation.pixels[i - n]
-
+        training = (centre_crop(pixels, R) for pixels in decode_or_name(self.images, None))
+        pixels = itertools.chain(training, self.validation.pixels)
         shape: tuple[int, ...] = ()
         with (folder / PIXELS).open("wb") as file:
             for start in range(0, total, _CHUNK):
                 stop = min(start + _CHUNK, total)
-                part = self._encode(np.stack([image(i) for i in range(start, stop)]))
+                part = self._encode(np.stack(list(itertools.islice(pixels, stop - start))))
                 file.write(np.ascontiguousarray(part).data)
                 shape = (total, *part.shape[1:])
                 if progress is not None:

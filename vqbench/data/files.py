@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vqbench.atomic import write_text_atomically
 from vqbench.data.dataset import Images, Pixels, digest_of
-from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file
+from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
 from vqbench.errors import UsageError
 from vqbench.home import home
 
@@ -49,12 +49,15 @@ def list_images(root: Path) -> list[ImageFile]:
         state = "is a file, not a folder" if root.exists() else "does not exist"
         raise UsageError(f"{root} {state}", "give a folder that holds images")
     try:
-        return sorted(_walk(root), key=lambda file: file.id)
+        files = list(_walk(root))
+        if bad := [file for file in files if isinstance(file, ImageFileError)]:
+            raise name_unusable(sorted(bad, key=lambda error: error.what))
+        return sorted((file for file in files if isinstance(file, ImageFile)), key=lambda file: file.id)
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None
 
 
-def _walk(root: Path) -> Iterator[ImageFile]:
+def _walk(root: Path) -> Iterator[ImageFile | ImageFileError]:
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -73,7 +76,7 @@ def _walk(root: Path) -> Iterator[ImageFile]:
                     yield _image_file(root, Path(entry.path))
 
 
-def _image_file(root: Path, path: Path) -> ImageFile:
+def _image_file(root: Path, path: Path) -> ImageFile | ImageFileError:
     name = path.relative_to(root).as_posix()
     try:
         name.encode()
@@ -83,9 +86,9 @@ def _image_file(root: Path, path: Path) -> ImageFile:
     try:
         status = path.stat()
     except OSError as error:  # a dangling link, most often
-        raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend the link, or remove it") from None
+        return ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend the link, or remove it")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageFileError(f"{path}: not a regular file", "remove it")
+        return ImageFileError(f"{path}: not a regular file", "remove it")
     return ImageFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -93,7 +96,7 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
     """sha256 over sorted (id, size, sha256 of the first and last 16 KiB): the same on every machine.
 
     A file that was made again keeps its size if it is a bitmap, so sizes alone would not tell. What was read is
-    remembered in `home()/prepared` until the listing changes. Raises ImageFileError for a file that cannot be read.
+    remembered in `home()/prepared` until the listing changes. Raises UsageError that names files that cannot be read.
     """
     kept = home() / "prepared" / f"contents-{listing_key(files)[:24]}.txt"
     with contextlib.suppress(OSError, ValueError):
@@ -102,6 +105,8 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
             return digest
     with ThreadPoolExecutor(_READERS) as pool:
         ends = list(pool.map(_ends, (file.path for file in files)))
+    if bad := [end for end in ends if isinstance(end, ImageFileError)]:
+        raise name_unusable(bad)
     digest = digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
     with contextlib.suppress(OSError):  # a home that cannot be written costs this reading each time, no result
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +120,7 @@ def listing_key(files: Sequence[ImageFile]) -> str:
     return digest_of(*((str(f.path), f.id, f.size, f.mtime_ns, f.ctime_ns) for f in files))
 
 
-def _ends(path: Path) -> str:
+def _ends(path: Path) -> str | ImageFileError:
     """sha256 over the first and last 16 KiB of a file; over all of it where it is no longer than both."""
     try:
         with open(path, "rb", buffering=0) as file:
@@ -123,7 +128,7 @@ def _ends(path: Path) -> str:
             file.seek(max(_END, os.fstat(file.fileno()).st_size - _END))
             sha256.update(file.read(_END))
     except OSError as error:
-        raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it") from None
+        return ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it")
     return sha256.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -12,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes
 from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
-from vqbench.data.decode import ImageFileError
+from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
 from vqbench.errors import UsageError
 
 VERSION = 2
@@ -28,12 +29,13 @@ VERSION = 2
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
+A, B = TypeVar("A"), TypeVar("B")
+
 _LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"
 _DEFAULT_LIMIT_GIB = 8.0
 _SHAPES = "shapes.npy"
 _CHUNK = 128  # images decoded ahead of the writer: bounds memory to about 25 MB at 256 px
-_BAD_IMAGES_SHOWN = 5
-_BAD_IMAGES_SOUGHT = 20  # then the folder is wrong rather than a file, and reading on wastes time
+_BAD_IMAGES_SOUGHT = 20  # where none before was usable, the folder is wrong rather than a file: no need to read on
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,51 @@ def prepare_train(
     return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
 
 
+def prepare_both(
+    dataset: Dataset, home: Path, progress: Callable[[str, int, int], None]
+) -> tuple[PreparedImages, Images]:
+    """Validation and training images of `dataset`, every one decoded, cached as far as they are kept.
+
+    `progress` is called with (what, images done, images in all). Raises UsageError like `prepare_validation`, once for
+    both sides.
+    """
+
+    def decode_train() -> Images:
+        train = prepare_train(dataset, home, lambda done, total: progress("training images", done, total))
+        if not is_cached(train):  # too many to keep decoded, but a broken one should be found now
+            verify(train, lambda done, total: progress("training images", done, total))
+        return train
+
+    return both_or_name(
+        lambda: prepare_validation(dataset, home, lambda done, total: progress("validation images", done, total)),
+        decode_train,
+    )
+
+
+def both_or_name(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """What two readers of images return. Where images cannot be used, one UsageError names those of both."""
+    bad: list[ImageFileError] = []
+    results: list[Any] = []
+    stopped = False
+    for read in (first, second):
+        try:
+            results.append(read())
+        except (ImageFileError, UnusableImagesError) as error:
+            bad += error.bad if isinstance(error, UnusableImagesError) else [error]
+            stopped |= isinstance(error, UnusableImagesError) and error.stopped
+    if bad:
+        raise name_unusable(bad, stopped)
+    return results[0], results[1]
+
+
 def is_cached(images: Images) -> bool:
     """Whether `prepare_train` gave decoded images, every one of which was found to be usable."""
     return isinstance(images, CachedImages)
 
 
-def verify_train(dataset: Dataset, progress: Progress | None = None) -> None:
-    """Decode every training image of `dataset` once and keep none of it.
-
-    For a set that `prepare_train` does not cache. Raises UsageError like `prepare_validation`.
-    """
-    for _ in _decode_or_name(dataset.train, progress):
+def verify(images: Images, progress: Progress | None = None) -> None:
+    """Decode every image once and keep none of it. Raises UsageError like `prepare_validation`."""
+    for _ in decode_or_name(images, progress):
         pass
 
 
@@ -147,8 +183,11 @@ def _default_limit() -> int:
 
 def _estimated_bytes(images: Images) -> int:
     """From the headers of 64 images spread over the set: reading all takes minutes on a network disk."""
-    sample = range(0, len(images), max(1, len(images) // 64))
-    return int(np.mean([3.0 * np.prod(images.measure(i)) for i in sample]) * len(images))
+    sizes = []
+    for i in range(0, len(images), max(1, len(images) // 64)):
+        with contextlib.suppress(ImageFileError):  # it is named with all the others when they are decoded
+            sizes.append(3.0 * np.prod(images.measure(i)))
+    return int(np.mean(sizes) * len(images)) if sizes else 0
 
 
 def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Progress | None) -> Path:
@@ -177,13 +216,13 @@ def _write(images: Images, folder: Path, progress: Progress | None) -> None:
     """Pixels and shapes into `folder`. Plain writes, since a full disk under a memory map kills the process."""
     shapes: list[tuple[int, int]] = []
     with open(folder / PIXELS, "wb") as file:
-        for pixels in _decode_or_name(images, progress):
+        for pixels in decode_or_name(images, progress):
             file.write(np.ascontiguousarray(pixels).data)
             shapes.append((pixels.shape[0], pixels.shape[1]))
     np.save(folder / _SHAPES, np.array(shapes, np.int64))
 
 
-def _decode_or_name(images: Images, progress: Progress | None) -> Iterator[Pixels]:
+def decode_or_name(images: Images, progress: Progress | None) -> Iterator[Pixels]:
     """Every image in order; those that cannot be used are named by the UsageError that follows the last."""
     bad: list[ImageFileError] = []
     for done, pixels in enumerate(_decode_all(images), start=1):
@@ -191,12 +230,12 @@ def _decode_or_name(images: Images, progress: Progress | None) -> Iterator[Pixel
             bad.append(pixels)
         else:
             yield pixels
-        if len(bad) == _BAD_IMAGES_SOUGHT:
-            break
         if progress is not None:
             progress(done, len(images))
+        if len(bad) == done == _BAD_IMAGES_SOUGHT:
+            break
     if bad:
-        raise _summary(bad)
+        raise name_unusable(bad, stopped=done < len(images))
 
 
 def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> None:
@@ -225,12 +264,3 @@ def _decode_all(images: Images) -> Iterator[Pixels | ImageFileError]:
             if len(waiting) == 2:  # one is decoded while the other is written
                 yield from waiting.popleft()
         yield from itertools.chain.from_iterable(waiting)
-
-
-def _summary(bad: Sequence[ImageFileError]) -> UsageError:
-    if len(bad) == 1:
-        return bad[0]
-    shown = "; ".join(error.what for error in bad[:_BAD_IMAGES_SHOWN])
-    count = f"at least {len(bad)}" if len(bad) == _BAD_IMAGES_SOUGHT else str(len(bad))
-    more = "; …" if len(bad) > _BAD_IMAGES_SHOWN else ""
-    return UsageError(f"{count} images cannot be used: {shown}{more}", bad[0].hint)

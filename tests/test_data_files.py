@@ -8,9 +8,10 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,94 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     prepare_train(dataset, tmp_path)
     (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
     assert is_whole(cache)
+
+
+AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from vqbench.data.dataset import open_dataset
+from vqbench.data.prepare import prepare_train, prepare_validation
+from vqbench.errors import UsageError
+
+reference, home, user, umask, resolution = sys.argv[1:]
+for prepare in (prepare_validation, prepare_train):  # imports what this user alone may read
+    prepare(open_dataset(reference, 8), Path(os.environ["VQBENCH_HOME"]))
+Path("/").owner()
+os.setgroups([])
+os.setgid(4321)
+os.setuid(int(user))
+os.umask(int(umask, 8))
+os.environ["VQBENCH_HOME"], decoded = home, 0
+
+def count(done, total):
+    global decoded
+    decoded += 1
+
+try:
+    dataset = open_dataset(reference, int(resolution))
+    prepare_validation(dataset, Path(home), count)
+    prepare_train(dataset, Path(home), count)
+    print("decoded", decoded)
+except UsageError as error:
+    print(error.what, "|", error.hint)
+"""
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A folder that other users can reach, with a `set` of images."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming two users needs root")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder(Path(place) / "set")
+        yield Path(place)
+
+
+def prepared_as(user: int, place: Path, umask: str, resolution: int = 16) -> str:
+    """What `user` is told on preparing the set in `place` with the home in it."""
+    arguments = [f"folder:{place / 'set'}", place / "home", user, umask, resolution]
+    command = [sys.executable, "-c", AS_ANOTHER, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("mode", [0o2770, 0o1777])
+def test_users_of_a_home_that_is_open_to_them_share_its_caches(open_place: Path, mode: int) -> None:
+    home = open_place / "home"
+    home.mkdir()
+    os.chown(home, 0, 4321)
+    home.chmod(mode)
+    assert prepared_as(5001, open_place, "077") == "decoded 12"
+    assert prepared_as(5002, open_place, "077") == "decoded 0"
+    assert prepared_as(5002, open_place, "077", 12) == "decoded 12", "a second user adds"
+    assert prepared_as(5001, open_place, "022", 12) == "decoded 0"
+    cache = next((home / "prepared").glob("folder-set-16px-validation*"))
+    (cache / "meta.json").unlink()
+    again = prepared_as(5002, open_place, "077")  # under the lock that the other user made
+    assert again == "decoded 3" if mode == 0o2770 else "user 5001, who owns" in again
+
+
+def test_a_home_that_is_nobody_else_s_stays_so_and_the_other_is_told(open_place: Path) -> None:
+    home = open_place / "home"
+    home.mkdir()
+    os.chown(home, 5001, 4321)
+    home.chmod(0o755)
+    assert prepared_as(5001, open_place, "077") == "decoded 12"
+    made = [path for path in home.rglob("*") if path.lstat().st_mode & 0o077]
+    assert made == [], "the umask is the user's wish"
+    said = prepared_as(5002, open_place, "022")
+    assert "Permission denied" in said
+    assert "have user 5001, who owns " in said
+    assert "set VQBENCH_HOME to another folder" in said
+    assert "free some space" not in said
+
+
+def test_what_the_umask_opens_is_read_by_others(open_place: Path) -> None:
+    home = open_place / "home"
+    home.mkdir()
+    os.chown(home, 5001, 4321)
+    assert prepared_as(5001, open_place, "022") == "decoded 12"
+    assert prepared_as(5002, open_place, "022") == "decoded 0"
 
 
 def test_two_at_once_decode_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ import torch
 from conftest import DEADLINE, FAULTY, Command, settings, start, typed, until
 
 from vqbench.cell import run_cell
+from vqbench.data.prepare import not_kept
 from vqbench.errors import VQBenchError
+from vqbench.launch import failure_to_write
 from vqbench.plan import Cell
 from vqbench.reasons import death_of, reason_of
 from vqbench.results import CellFolder, write_json
@@ -253,6 +256,24 @@ def test_reasons(error: Exception, kind: str, said: str) -> None:
     assert said in reason.message
     assert "Error:" not in reason.message
     assert ("log.txt" in reason.hint) != isinstance(error, VQBenchError)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "free some space, then give the command again"),
+        (errno.EDQUOT, "your quota is used up"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EACCES, "mend the permissions of /etc, then"),
+        (errno.EPERM, "mend the permissions of /etc, then"),
+        (errno.EROFS, "mount that disk for writing"),
+    ],
+)
+def test_each_failure_to_write_has_a_remedy_of_its_own(number: int, said: str) -> None:
+    error = OSError(number, os.strerror(number), "/etc/none/lock")
+    assert said in failure_to_write(error)["hint"]
+    assert said in reason_of(error, "train", "log.txt").hint
+    assert said.split(", then")[0] in not_kept(Path("/etc"), error).hint
 
 
 def test_the_reason_of_a_full_disk_is_found_behind_what_torch_makes_of_it() -> None:

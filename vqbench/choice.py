@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import write_text_atomically
 from vqbench.config import as_dict, build, components, part_of, split_setting
 from vqbench.errors import UsageError, unknown
-from vqbench.home import home
+from vqbench.home import home, keep_text
 from vqbench.paper import paper_facts
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
@@ -98,7 +97,7 @@ def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) 
     except (OSError, ValueError, TypeError):
         choice = choose()
     with contextlib.suppress(OSError):  # a home that cannot be written costs two seconds each time, no more
-        write_text_atomically(file, json.dumps(dataclasses.asdict(choice)))  # in order: components have one
+        keep_text(file, json.dumps(dataclasses.asdict(choice)))  # in order: components have one
     return choice
 
 

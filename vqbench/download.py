@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vqbench.atomic import write_text_atomically
+from vqbench.home import folder_in_home, keep_text, open_like_its_folder
 
 PATIENCE_S = 3600
 """How long an optional file that could not be had is not asked for again: offline, each try costs seconds."""
@@ -33,7 +33,7 @@ def download(url: str, target: Path, check: Callable[[Path], str | None], option
         if reason is None:
             note.unlink(missing_ok=True)
         elif optional:
-            write_text_atomically(note, json.dumps({"time": time.time(), "reason": reason}))
+            keep_text(note, json.dumps({"time": time.time(), "reason": reason}))
     return reason
 
 
@@ -43,13 +43,14 @@ def _fetch(url: str, target: Path, check: Callable[[Path], str | None]) -> str |
 
     partial = target.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder_in_home(target.parent)
         # torch.hub's download has no timeout: behind a silent firewall it would wait for ever
         with urllib.request.urlopen(url, timeout=10) as response, partial.open("wb") as file:
             shutil.copyfileobj(response, file, 2**20)
         wrong = check(partial)
         if wrong is None:
             os.replace(partial, target)
+            open_like_its_folder(target)
         return wrong
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         return str(getattr(error, "reason", error)) or type(error).__name__

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class VQBenchError(Exception):
@@ -36,3 +39,37 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError
     near = get_close_matches(name.lower(), choices, n=2, cutoff=0.5)
     question = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(choices) or 'none'}"
     return UsageError(f"unknown {kind} '{name}'{question}", hint)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "remove some of your files there: your quota is used up",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EROFS: "mount that disk for writing",
+    errno.ENOTDIR: "remove the file that is where a folder should be",
+    errno.EEXIST: "remove the file that is where a folder should be",
+    errno.ENAMETOOLONG: "use shorter names",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What mends a file that could not be written, by the number of the error: the beginning of a hint."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _permission_remedy(error.filename)
+    return _REMEDIES.get(error.errno or 0, "look at that disk")
+
+
+def _permission_remedy(name: object) -> str:
+    for path in (Path(name), *Path(name).parents) if isinstance(name, str) else ():
+        try:
+            owner = path.stat().st_uid
+        except OSError:
+            continue
+        if owner in (os.geteuid(), 0):
+            return f"mend the permissions of {path}"
+        try:
+            return f"have {path.owner()}, who owns {path}, give you the permission"
+        except KeyError:  # a number without a name
+            return f"have user {owner}, who owns {path}, give you the permission"
+    return "mend the permissions there"

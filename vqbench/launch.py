@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
+from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, write_json
@@ -101,7 +101,7 @@ def stored_end(job: CellJob) -> Ended | None:
 
 def failure_to_write(error: OSError) -> dict[str, Any]:
     """The reason of a failure that the disk could not take."""
-    hint = "free some space, then give the command again" if error.errno == errno.ENOSPC else "look at its folder"
+    hint = f"{remedy(error)}, then give the command again"
     return {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
 
 

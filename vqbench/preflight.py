@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbench.choice import read_settings
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError, remedy, unknown
 from vqbench.feature_protocol import select_feature_metrics
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
 from vqbench.plan import Cell, Plan, RunRequest, resolve_recipe
@@ -119,7 +119,7 @@ def check_runs_directory(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UsageError(f"cannot write to {folder}: {reason}", "choose another folder: --runs DIR") from None
+        raise UsageError(f"cannot write to {folder}: {reason}", f"{remedy(error)}, or choose another: --runs DIR") from None
 
 
 def estimated_bytes(cells: Sequence[Cell]) -> float:

@@ -145,9 +145,9 @@ def _sample(images: PreparedImages, most: int) -> PreparedImages:
 @contextlib.contextmanager
 def _home_of_its_own() -> Iterator[Path]:
     """A place for the reference features of a few images, beside the weights of the user's own."""
-    from vqbench.home import home
+    from vqbench.home import folder_in_home, home
 
-    (home() / "weights").mkdir(parents=True, exist_ok=True)
+    folder_in_home(home() / "weights")
     with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as folder:
         (Path(folder) / "weights").symlink_to((home() / "weights").absolute(), target_is_directory=True)
         yield Path(folder)

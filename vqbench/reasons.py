@@ -8,9 +8,9 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vqbench.errors import VQBenchError
+from vqbench.errors import VQBenchError, remedy
 
-_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_NO_ROOM = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 _NO_MEMORY = ("can't allocate memory", os.strerror(errno.ENOMEM))
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
@@ -30,11 +30,14 @@ def reason_of(error: BaseException, stage: str, log: object) -> Reason:
         return Reason(type(error).__name__, error.what, error.hint)
     see, text = f"the traceback is in {log}", str(error).strip()
     if (no_room := _no_room(error)) is not None:
-        hint = f"free some space, then give the command again: it goes on from what was kept; {see}"
-        return Reason("DiskFullError", f"no room on the disk during {stage}: {no_room}", hint)
+        mended = remedy(OSError(no_room[0], ""))
+        hint = f"{mended}, then give the command again: it goes on from what was kept; {see}"
+        return Reason("DiskFullError", f"no room on the disk during {stage}: {no_room[1]}", hint)
     if _is_out_of_memory(error):
         said = text if "out of memory" in text else f"out of memory during {stage}" + (f": {text}" if text else "")
         return Reason("OutOfMemoryError", said, f"smaller batches need less: --set batch_size=…; {see}")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Reason(type(error).__name__, text, f"{remedy(error)}, then give the command again; {see}")
     return Reason(type(error).__name__, text or type(error).__name__, see)
 
 
@@ -56,11 +59,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _no_room(error: BaseException) -> str | None:
-    """The text of a full disk; torch.save and safetensors raise errors of their own where writing fails."""
+def _no_room(error: BaseException) -> tuple[int, str] | None:
+    """Number and text of a full disk; torch.save and safetensors raise errors of their own where writing fails."""
     for cause in _chain(error):
-        if any(text in str(cause) for text in _NO_ROOM):
-            return str(cause).strip()
+        for number, text in _NO_ROOM.items():
+            if text in str(cause):
+                return number, str(cause).strip()
     return None
 
 

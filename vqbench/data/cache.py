@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import socket
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from vqbench.home import folder_in_home, open_like_its_folder
 
 PIXELS, META = "pixels.bin", "meta.json"
 
@@ -19,14 +21,15 @@ def cached_folder(base: Path, name: str, fill: Callable[[Path], None]) -> Path:
     """`base/name`, made by `fill(folder)` unless an earlier call has made it.
 
     `fill` writes `pixels.bin` and last `meta.json` with its length as "bytes". Processes that want the same folder
-    wait for one another; where the disk knows no locks they work twice, and the first to finish is kept.
+    wait for one another; where they cannot lock they work twice, and the first to finish is kept. Raises OSError.
     """
     final = base / name
     if is_whole(final):
         return final
-    base.mkdir(parents=True, exist_ok=True)
+    folder_in_home(base)
     with _locked(base / f".{name}.lock"):
         if not is_whole(final):
+            _refuse_unreadable(final)
             _remove_leftovers(base, name)
             _make(base, name, fill)
     return final
@@ -40,6 +43,13 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def _refuse_unreadable(folder: Path) -> None:
+    """Raise PermissionError for a folder that is another user's: it may be whole, and cannot be replaced."""
+    for name in (META, PIXELS):
+        with contextlib.suppress(FileNotFoundError), open(folder / name, "rb"):
+            pass
+
+
 def free_bytes(folder: Path) -> int:
     """Free space on the disk of an existing folder."""
     return shutil.disk_usage(folder).free
@@ -47,16 +57,18 @@ def free_bytes(folder: Path) -> int:
 
 def _make(base: Path, name: str, fill: Callable[[Path], None]) -> None:
     final = base / name
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_prefix(name)}{os.getpid()}-", dir=base))
+    temporary = base / f"{_prefix(name)}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()  # as the umask says, which tempfile's own does not ask
     try:
+        open_like_its_folder(temporary)
         fill(temporary)
         for file in temporary.iterdir():
             _flush(file)  # else a power cut may keep the rename and lose the pixels
+            open_like_its_folder(file)
         if final.exists() and not is_whole(final):
             os.replace(final, temporary / "damaged")
         os.replace(temporary, final)
         shutil.rmtree(final / "damaged", ignore_errors=True)
-        final.chmod(0o755)  # mkdtemp made it private; a cache may be shared
     except OSError as error:
         lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_whole(final)
         if not lost_race:
@@ -94,9 +106,16 @@ def _alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with open(path, "a") as handle:
-        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network disks
-            import fcntl
+    with contextlib.ExitStack() as held:
+        for mode in ("a", "r"):  # another user's can be locked too where it can be read, on most disks
+            try:
+                handle = held.enter_context(open(path, mode))
+            except PermissionError:
+                continue
+            open_like_its_folder(path, lock=True)
+            with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network disks
+                import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            break
         yield

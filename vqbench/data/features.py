@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open_dataset, path_safe
-from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, prepare_validation
+from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError
 from vqbench.feature_protocol import VERSION, FeatureProtocol
 from vqbench.recipe import Recipe
@@ -145,10 +145,7 @@ class EncodedDataset(FeatureSource):
         try:
             folder = cached_folder(home / "prepared", name, lambda folder: self._fill(folder, progress))
         except OSError as error:
-            raise UsageError(
-                f"cannot write to {home / 'prepared'} ({error.strerror or error})",
-                "free some space, or set VQBENCH_HOME to a folder on another disk",
-            ) from None
+            raise not_kept(home, error) from None
         shape = json.loads((folder / META).read_text())["shape"]
         both: Features = np.memmap(folder / PIXELS, np.float32, "r", shape=tuple(shape))
         return both[: len(self.images)], both[len(self.images) :]

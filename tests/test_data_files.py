@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import typed
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 

@@ -13,6 +13,7 @@ from vqbench import tracking
 from vqbench.mirror import Mirror
 from vqbench.results import CellFolder, write_json
 from vqbench.runner import make_request, prepare_plan
+from vqbench.server import database_file, tracking_uri
 from vqbench.view import Silent
 
 
@@ -98,3 +99,15 @@ def test_sync_of_nothing_says_so(vqbench: Command, tmp_path: Path) -> None:
     answer = vqbench("ui", "--runs", tmp_path)
     assert answer.code == 2
     assert "no results are tracked" in answer.err
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "what?x=1", "50%", "p%20c", "%3F", "h#ash", "semi;colon", "n\nl", "ünï", "it's"]
+)
+def test_the_database_lies_in_the_runs_directory_whatever_its_name(name: str) -> None:
+    from sqlalchemy import make_url
+
+    uri = tracking_uri(Path("/data") / name)
+    assert make_url(uri).database == f"/data/{name}/mlflow.db"
+    assert not make_url(uri).query
+    assert database_file(uri) == Path("/data") / name / "mlflow.db"

@@ -16,7 +16,7 @@ import typer
 
 from vqbench import interrupts
 from vqbench.compare_command import compare
-from vqbench.errors import UsageError, VQBenchError, unknown
+from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.options import (
     DataRoot,
     DatasetName,
@@ -455,6 +455,8 @@ _ClickError: Any = _BadUsage.__base__
 
 def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
     try:
+        for argument in arguments:
+            require_utf8(argument)  # a command is recorded as it was typed
         code = call()
         if code == 130:  # typer's own answer to Ctrl-C
             raise KeyboardInterrupt
@@ -471,6 +473,11 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
         return interrupts.exit_code()
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except PermissionError as error:
+        if "--debug" in arguments:
+            raise
+        _report(f"{error.filename or 'a file'}: {error.strerror}", f"{remedy(error)}, then give the command again")
         return 1
     except Exception as error:
         if "--debug" in arguments:

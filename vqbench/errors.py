@@ -33,6 +33,16 @@ class UsageError(VQBenchError):
     exit_code = 2
 
 
+def require_utf8(name: str | os.PathLike[str]) -> None:
+    """Raise UsageError for a name that is not UTF-8: results are JSON, which could not hold it."""
+    text = os.fspath(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="backslashreplace").decode()
+        raise UsageError(f"{shown}: the name is not UTF-8", "rename the file or the folder") from None
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
     """The error for a name that nothing is registered under, with the nearest known names."""
     choices = sorted(known)

@@ -21,7 +21,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.mirror import FILES_TAG, LEFT_OUT_TAG, RESULT_FILES, SHARED_FOLDER, SHARED_TAG
 from vqbench.registry import file_digest
 from vqbench.results import FETCHED, read_json, write_json
-from vqbench.server import all_runs, artifacts_of, connect, is_remote
+from vqbench.server import all_runs, artifacts_of, connect, database_file, is_remote
 
 _AT_ONCE = 8  # downloads
 _NAME = re.compile(r"[^/\\\0]+")
@@ -92,8 +92,8 @@ def _asked(uri: str, ask: Any) -> Any:
 
 def _find(uri: str, name: str) -> tuple[Any, Any]:
     """A client and the experiment. Raises UsageError if there is none of this name."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise UsageError(f"there is no file {uri.removeprefix('sqlite:///')}", "sqlite:////FULL/PATH/mlflow.db")
+    if (database := database_file(uri)) is not None and not database.is_file():
+        raise UsageError(f"there is no file {database}", "sqlite:////FULL/PATH/mlflow.db")
     if not is_remote(uri) and not re.match(r"\w+(\+\w+)?://", uri):
         raise UsageError(f"'{uri}' is no address of MLflow", "http://HOST:PORT, or sqlite:///runs/mlflow.db")
     client = _asked(uri, lambda: connect(uri))

@@ -8,12 +8,15 @@ import stat
 from pathlib import Path
 
 from vqbench.atomic import write_text_atomically
+from vqbench.errors import require_utf8
 
 
 def home() -> Path:
     """`$VQBENCH_HOME`, or `vqbench` in the user's cache folder. The folder need not exist yet."""
     chosen = os.environ.get("VQBENCH_HOME")
-    return Path(chosen).expanduser() if chosen else cache_root() / "vqbench"
+    place = Path(chosen).expanduser() if chosen else cache_root() / "vqbench"
+    require_utf8(place)
+    return place
 
 
 def folder_in_home(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
 from vqbench.config import build
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError, require_utf8, unknown
 from vqbench.feature_protocol import FeatureProtocol
 from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
@@ -124,10 +125,22 @@ def cell_hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def refuse_odd_bytes(request: RunRequest) -> None:
+    """Raise UsageError where a text of the request, or the place of a path, is not UTF-8."""
+    for option in dataclasses.fields(request):
+        value = getattr(request, option.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, Path):
+                require_utf8(os.path.abspath(text))  # the working directory may be what is not
+            elif isinstance(text, str):
+                require_utf8(text)
+
+
 def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
     """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
     from vqbench.sources import refuse_odd_source
 
+    refuse_odd_bytes(request)
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)

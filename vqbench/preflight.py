@@ -16,7 +16,7 @@ from vqbench.choice import read_settings
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.feature_protocol import select_feature_metrics
 from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
-from vqbench.plan import Cell, Plan, RunRequest, resolve_recipe
+from vqbench.plan import Cell, Plan, RunRequest, refuse_odd_bytes, resolve_recipe
 from vqbench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def check_runs_directory(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UsageError(f"cannot write to {folder}: {reason}", f"{remedy(error)}, or choose another: --runs DIR") from None
+        raise UsageError(
+            f"cannot write to {folder}: {reason}", f"{remedy(error)}, or choose another: --runs DIR"
+        ) from None
 
 
 def estimated_bytes(cells: Sequence[Cell]) -> float:
@@ -211,6 +213,7 @@ def _prepared(
     from vqbench.sources import prepare_features
     from vqbench.weights import find_inception, find_lpips
 
+    refuse_odd_bytes(request)
     recipe = resolve_recipe(request, read_settings(request.settings))
     if recipe.track == "features":
         return prepare_features(request, recipe, note, preparing)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from vqbench.errors import UsageError, VQBenchError, unknown
+from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
 
 T = TypeVar("T")
 
@@ -146,6 +146,7 @@ class Registry(Generic[T]):
         the file takes the name over.
         """
         path = path.expanduser().resolve()
+        require_utf8(path)
         try:
             declared = _declarations(path)
         except OSError as error:

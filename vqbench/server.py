@@ -7,11 +7,20 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 def tracking_uri(runs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, or a sqlite file in the runs directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+    path = str(runs.absolute() / "mlflow.db").replace("%", "%25").replace("?", "%3F")  # what an address would read
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a database that is one; None for a server of any kind."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def is_remote(uri: str) -> bool:

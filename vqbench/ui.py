@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from vqbench.board import VIEWS, address_of, has_views
 from vqbench.errors import UsageError, VQBenchError, unknown
-from vqbench.server import connect, is_remote, quiet_environment, tracking_uri
+from vqbench.server import connect, database_file, is_remote, quiet_environment, tracking_uri
 
 START_SECONDS = 180.0
 """That MLflow's server may take to answer; on a quiet machine it takes less than ten."""
@@ -45,7 +45,7 @@ def serve(runs: Path, port: int, name: str | None = None, browser: bool = True) 
     if is_remote(uri):
         _announce(uri, name, browser)
         return
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if (database := database_file(uri)) is not None and not database.is_file():
         raise UsageError(f"no results are tracked in {runs} yet", "`vqbench run` makes some, or give --runs DIR")
     port = free_port(port)
     address = f"http://127.0.0.1:{port}"

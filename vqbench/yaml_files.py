@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError, require_utf8, unknown
 
 
 def shipped(package: str) -> list[str]:
@@ -21,6 +21,7 @@ def read_yaml(kind: str, name: str, package: str, hint: str) -> Any:
     `kind` (recipe, space) and `hint` are for the errors. Raises UsageError for an unknown name, for a file that cannot
     be read, and for one that is not YAML.
     """
+    require_utf8(name)
     if name.endswith((".yaml", ".yml")):
         try:
             content = Path(name).read_bytes()

@@ -85,7 +85,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             Image.MAX_IMAGE_PIXELS = None
         _reading += 1
     try:
-        # by its file, not its name: Pillow would map a TIFF, and maps one that lies on its side with its sides exchanged
+        # by its file, not its name: Pillow would map a TIFF, and one that lies on its side with its sides exchanged
         with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open_dataset, path_safe
 from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, require_utf8
 from vqbench.feature_protocol import VERSION, FeatureProtocol
 from vqbench.recipe import Recipe
 
@@ -195,6 +195,7 @@ class FeatureFile(FeatureSource):
 
     def __init__(self, path: Path, validation_rows: int | None = None) -> None:
         self.path = path.expanduser().absolute()
+        require_utf8(self.path)
         array = _open_array(self.path)
         with self.path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vqbench.data.dataset import Images, Pixels, digest_of
 from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, require_utf8
 from vqbench.home import home, keep_text
 
 _END = 2**14
@@ -34,8 +34,13 @@ class ImageFile:
 
 
 def absolute(path: str | Path) -> Path:
-    """An absolute path that keeps symbolic links: what they lead to may differ between machines, the name does not."""
-    return Path(os.path.abspath(Path(path).expanduser()))
+    """An absolute path that keeps symbolic links: what they lead to may differ between machines, the name does not.
+
+    Raises UsageError for one that is not UTF-8.
+    """
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    require_utf8(place)
+    return place
 
 
 def list_images(root: Path) -> list[ImageFile]:
@@ -77,11 +82,7 @@ def _walk(root: Path) -> Iterator[ImageFile | ImageFileError]:
 
 def _image_file(root: Path, path: Path) -> ImageFile | ImageFileError:
     name = path.relative_to(root).as_posix()
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode(errors="backslashreplace").decode()
-        raise UsageError(f"{root}/{shown}: the name is not UTF-8", "rename the file") from None
+    require_utf8(path)
     try:
         status = path.stat()
     except OSError as error:  # a dangling link, most often

@@ -19,6 +19,7 @@ from vqbench.errors import UsageError
 from vqbench.metrics.definitions import Definition
 from vqbench.seeds import derive_seed
 from vqbench.space import Choices
+from vqbench.sweeps.journal import Journal
 from vqbench.sweeps.patience import PatientStorage
 from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.samplers import blind_trials, make_pruner, make_sampler
@@ -43,7 +44,6 @@ def open_storage(
     Where it stops answering later, `say` hears it once, and `hint` is that of the error that it becomes in the end.
     """
     from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
 
     if where.endswith((".db", ".sqlite", ".sqlite3")) and "://" not in where:
         raise UsageError(f"--storage {where} would be a journal file, by a database's name",
@@ -51,13 +51,15 @@ def open_storage(
     try:
         if where and "://" not in where:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
-            return PatientStorage(JournalStorage(JournalFileBackend(where)), where, hint, say)
+            return PatientStorage(JournalStorage(Journal(where, say)), where, hint, say)
         url = where or f"sqlite:///{folder.absolute() / 'optuna.db'}"
         url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)  # the driver that `vqbench[postgres]` brings
         # a server may have been started anew since the last trial, hours ago: a connection is tried before it is used
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         storage = optuna.storages.get_storage(RDBStorage(url, engine_kwargs=wait))
         return PatientStorage(storage, masked(url), hint, say)
+    except UsageError:
+        raise
     except Exception as error:  # SQLAlchemy's, a database's driver's, or the disk's
         reason = " ".join(str(error).split())[:200]
         hint = "for example: --storage postgresql://USER:PASSWORD@HOST/DATABASE, or the path of a journal file"

@@ -66,11 +66,29 @@ def find_sweep(runs: Path, experiment: str, name: str) -> Path:
     raise unknown(f"sweep in {runs}", name, known, "--runs DIR says where the results are; --name names the experiment")
 
 
+def remembered(file: Path) -> dict[str, Any] | None:
+    """What the file of a sweep holds; None where there is none.
+
+    Raises UsageError where it is not whole: a sweep that has begun would begin again, perhaps in another storage.
+    """
+    stored = read_json(file)
+    if stored is None and not file.exists():
+        return None
+    definition = (stored or {}).get("definition")
+    run = definition.get("run") if isinstance(definition, dict) else None
+    if stored is None or not isinstance(stored.get("spaces"), list) or not isinstance(run, dict):
+        raise UsageError(
+            f"{file}, which remembers the sweep, is not whole",
+            "bring it back; or start the sweep anew under another --sweep-name: what is trained is not trained again",
+        )
+    return stored
+
+
 def recall(request: SweepRequest, path: Path) -> SweepRequest:
     """The sweep of a file, with what `request` says of its carrying out. Raises UsageError where they disagree."""
-    stored = read_json(path)
+    stored = remembered(path)
     if stored is None:
-        raise UsageError(f"{path} cannot be read", "start the sweep anew under another --sweep-name")
+        raise UsageError(f"there is no {path}", "start the sweep with all its options")
     fields = stored["definition"]
     known = {name: _revived(name, value) for name, value in fields["run"].items()}
     _refuse_others(request.run, known)
@@ -139,7 +157,7 @@ def held(file: Path) -> Iterator[None]:
 
 def storage_of(request: SweepRequest, file: Path) -> str:
     """Where the trials are: as asked for, or as remembered. Raises UsageError where the two are not one place."""
-    asked, stored = request.storage, (read_json(file) or {}).get("storage")
+    asked, stored = request.storage, (remembered(file) or {}).get("storage")
     from_environment = request.resume and asked == os.environ.get("VQBENCH_STORAGE")
     if asked and "://" not in asked:
         asked = str(Path(asked).absolute())
@@ -159,7 +177,7 @@ def refuse_another(request: SweepRequest, file: Path, found: Mapping[str, Any] |
     `found` is what is known only when the data has been read (SweepPlan.found), and the default objective with it.
     """
     storage_of(request, file)
-    stored = read_json(file)
+    stored = remembered(file)
     if stored is None:
         return
     definition = json.loads(json.dumps(_asked(request) | dict(found or {})))  # as it is stored: lists for tuples
@@ -180,7 +198,7 @@ def remember(request: SweepRequest, file: Path, storage: str, taken: set[str], f
     `taken` are its studies that the storage holds, `found` is that of its plan.
     """
     refuse_another(request, file, found)
-    stored = read_json(file)
+    stored = remembered(file)
     if stored is None and taken:
         raise UsageError(f"the storage holds studies of another sweep: {min(taken)}",
                          "choose another --sweep-name, or another --storage")  # fmt: skip

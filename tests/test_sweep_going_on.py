@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +376,98 @@ def test_a_point_whose_driver_died_before_anything_was_asked_of_it_is_tried_itse
     asked = [again.ask()[1] for _ in range(4)]
     assert asked[0] == study._points[2]
     assert len({str(drawn) for drawn in asked}) == 4
+
+
+# a journal that is not whole
+
+
+def begun(place: Place, trials: int = 2) -> Path:
+    """The journal of a sweep that has had its trials."""
+    journal = place.root / "j.log"
+    swept(place, Pretence(1), trials=trials, sampler="grid", storage=str(journal))
+    return journal
+
+
+@pytest.mark.parametrize("tail", ["cut", "no line end", "zeros", "cut and appended to", "a letter"])
+def test_half_a_record_at_the_end_of_a_journal_is_dropped_before_the_next_is_written(place: Place, tail: str) -> None:
+    journal = begun(place)
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    appended = lines[-1][:-30] + lines[0]
+    ends = {"cut": lines[-1][:-30], "no line end": lines[-1][:-1], "zeros": bytes(5000), "a letter": b"{"}
+    journal.write_bytes(b"".join(lines[:-1]) + ends.get(tail, appended))
+    heard = Heard()
+    report = swept(place, Pretence(1), heard, trials=3, sampler="grid", storage=str(journal))
+    assert [row["state"] for row in report.rows] == ["done"] * 3
+    assert any(f"{journal}: dropped half a record at its end" in note for note in heard.notes)
+    assert all(json.loads(line)["op_code"] >= 0 for line in journal.read_bytes().splitlines())
+    assert journal.read_bytes().startswith(b"".join(lines[:-1]))
+
+
+@pytest.mark.parametrize("damage", ["in the middle", "of yesterday", "not a journal", "other json", "first line"])
+def test_a_journal_that_is_damaged_elsewhere_is_refused_and_left_alone(place: Place, damage: str) -> None:
+    journal = begun(place)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    n = len(lines) - 2
+    content = b"".join({
+        "in the middle": [*lines[:n], b"\xff\x00 garbage\n", *lines[n:]],
+        "of yesterday": [*lines[:n], lines[n][:-30] + lines[0], *lines[1:3]],
+        "not a journal": [b"dear diary"],
+        "other json": [b'{"a": 1}\n', b'{"a": 2}\n'],
+        "first line": [lines[0][:20] + b"\n", *lines[1:]],
+    }[damage])  # fmt: skip
+    journal.write_bytes(content)
+    for number in range(2):
+        with pytest.raises(UsageError) as error:
+            swept(place, Pretence(1), trials=3 + number, sampler="grid", storage=str(journal))
+        assert str(journal) in error.value.what
+        line = {"in the middle": n + 1, "of yesterday": n + 1, "first line": 1}.get(damage)
+        assert f"line {line} of" in error.value.what if line else "is not a journal" in error.value.what
+        assert journal.read_bytes() == content
+
+
+def test_a_dry_run_reads_past_half_a_record_and_writes_nothing(place: Place) -> None:
+    journal = begun(place)
+    journal.write_bytes(journal.read_bytes()[:-30])
+    before = {path: path.stat().st_mtime_ns for path in place.root.rglob("*")}
+    answer = typed("sweep", "--resume", next((place.root / "runs").glob("*/sweeps/*.json")).stem, "--runs",
+                   place.root / "runs", "--trials", "3", "--dry-run", "--json")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert {path: path.stat().st_mtime_ns for path in place.root.rglob("*")} == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_record_and_the_next_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    journal = tmp_path / "j.log"
+    study = optuna.create_study(storage=open_storage(str(journal), tmp_path), study_name="x")
+    whole = journal.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 40, before[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            study.ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert journal.read_bytes() == whole
+    study.tell(study.ask(), 1.0)
+    again = optuna.load_study(storage=open_storage(str(journal), tmp_path), study_name="x")
+    assert [trial.value for trial in again.trials] == [1.0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"budget": {}', "{}"])
+def test_a_sweep_whose_file_is_damaged_is_neither_begun_anew_nor_a_riddle(place: Place, content: str) -> None:
+    journal = begun(place)
+    known = journal.read_bytes()
+    file = next((place.root / "runs").glob("*/sweeps/*.json"))
+    file.write_text(content)
+    for again in (lambda: swept(place, Pretence(1), trials=3, sampler="grid"),
+                  lambda: swept(place, Pretence(1), trials=3, sampler="grid", storage=str(journal))):  # fmt: skip
+        with pytest.raises(UsageError, match="is not whole") as error:
+            again()
+        assert str(file) in error.value.what
+    answer = typed("sweep", "--resume", file.stem, "--runs", place.root / "runs")
+    assert answer.code == 2 and "is not whole" in answer.err and "bug" not in answer.err
+    assert file.read_text() == content
+    assert journal.read_bytes() == known

@@ -1,40 +1,41 @@
-"""Files of finished cells that were cut off: tests do without them, and a report says so."""
+"""Files of finished cells that are cut off or gone: reports do without them, and say so."""
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+from vqbench.cell_files import FILES, CellFile, is_whole
+from vqbench.reports.experiment import Experiment, StoredCell
+from vqbench.results import FETCHED
 
-from vqbench.reports.experiment import Experiment
-
-_WHAT_IS_LOST = {
-    "per_image.parquet": "its images take no part in tests",
-    "codes.npz": "its codes take no part in tests and figures",
-    "features.npz": "its features take no part in tests",
-}
+_AGAIN = "its command with --rerun makes it again"
 
 
 def damage(experiment: Experiment) -> list[str]:
-    """A sentence for each file that is there and not whole; looks at their ends alone, so it is quick."""
-    return [
-        f"{cell.folder.name}: {name} is not whole; {lost}"
-        for group in experiment.groups
-        for cell in group.cells
-        for name, lost in _WHAT_IS_LOST.items()
-        if not _is_whole(cell.folder.path / name)
+    """A sentence for each file that is not whole; looks at their ends alone, so it is quick."""
+    cells = [cell for group in experiment.groups for cell in group.cells]
+    said = []
+    for file in (file for file in FILES if file.without):
+        lost = [cell for cell in cells if not is_whole(cell.folder.path / file.name)]
+        cut = [cell for cell in lost if (cell.folder.path / file.name).exists()]
+        said += [f"{cell.folder.name}: {file.name} is not whole; {file.without} ({_AGAIN})" for cell in cut]
+        # what MLflow did not have is said already
+        gone = [cell for cell in lost if cell not in cut and _has_kept(cell, file)]
+        if gone and not (experiment.folder / FETCHED).exists():
+            more = f" and in {len(gone) - 1} more" if len(gone) > 1 else ""
+            said.append(f"{gone[0].folder.name}: {file.name} is gone{more}; {file.without} ({_AGAIN})")
+    shared = {path for cell in cells for path in (cell.folder.reference_features, cell.folder.validation_images)}
+    said += [
+        f"{path.name} is not whole, and is left out; the next cell that is evaluated writes it again"
+        for path in sorted(shared)
+        if path.exists() and not is_whole(path)
     ]
+    return said
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a parquet or zip file has its end, or is not there at all."""
-    try:
-        if path.suffix == ".npz":
-            return zipfile.is_zipfile(path) or not path.is_file()
-        with path.open("rb") as file:
-            head = file.read(4)
-            file.seek(-min(4, path.stat().st_size), 2)
-            return head == file.read(4) == b"PAR1"
-    except FileNotFoundError:
-        return True
-    except OSError:
+def _has_kept(cell: StoredCell, file: CellFile) -> bool:
+    """Whether a finished cell must have had the file: as long as cells keep logs, all have kept what `always` says."""
+    if cell.failed or not (cell.folder.path / "log.txt").exists():
         return False
+    always = {"per_image.parquet": True, "codes.npz": True}
+    always["features.npz"] = bool({"rfid", "kid"} & cell.result["scores"].keys())
+    always["recon.png"] = cell.spec["recipe"].get("track", "images") == "images"
+    return always.get(file.name, False)

@@ -13,9 +13,17 @@ from typing import Any
 
 from vqbench.errors import UsageError
 from vqbench.recipe import Recipe
-from vqbench.reports.intact import result_problem, results_of_nothing, spec_problem
 from vqbench.reports.summary import MethodSummary, summarise
-from vqbench.results import DONE, FAILED, FETCHED, CellFolder, cell_folders, cell_row, read_json
+from vqbench.results import (
+    DONE,
+    FAILED,
+    FETCHED,
+    CellFolder,
+    cell_folders,
+    cell_row,
+    read_json,
+    results_of_nothing,
+)
 
 _NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
 """Fields of a recipe that leave the trained weights as they are."""
@@ -216,15 +224,10 @@ def _no_experiment(runs: Path, name: str) -> UsageError:
 
 def _read(folder: CellFolder) -> tuple[StoredCell | None, str]:
     """The cell, or what is wrong with it; neither where it has no result."""
-    spec, result = folder.spec, folder.result
-    if problem := spec_problem(spec):
+    result = folder.result
+    if (problem := folder.problem) or result is None:
         return None, problem
-    if result is None:
-        there = (folder.path / "result.json").is_file()
-        return None, "result.json is not whole; run its command again" if there else ""
-    if problem := result_problem(result):
-        return None, problem
-    return StoredCell(folder, spec, result), ""
+    return StoredCell(folder, folder.spec, result), ""
 
 
 def _without_copies(cells: Sequence[StoredCell]) -> tuple[list[StoredCell], list[str]]:

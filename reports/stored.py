@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -33,20 +32,3 @@ def read_columns(path: Path, *names: str) -> dict[str, list[Any]] | None:
         return None
     found: dict[str, list[Any]] = table.to_pydict()
     return found if set(names) <= set(found) else None
-
-
-def read_curves(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl, each an object with `images`; none where there is no file."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    points = []
-    for line in lines:
-        try:
-            point = json.loads(line)
-        except ValueError:  # a kill may cut a line short
-            continue
-        if isinstance(point, dict) and isinstance(point.get("images"), int | float):
-            points.append(point)
-    return points

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from vqbench.results import CellFolder
 
 _RISING = {"psnr": True, "usage": True, "perplexity": True, "distance": False}
 """The curves of a training that say how good it is, and whether higher is better."""
@@ -32,28 +32,14 @@ def watched(objective: str, maximize: bool, track: str) -> Watched:
     return Watched(curve, 1 if _RISING[curve] == maximize else -1, note)
 
 
-def points(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a cell's metrics.jsonl."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]  # the last one may still be being written
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return [point for point in found if "images" in point]
-
-
 def new_points(folder: Path, curve: str, after: int, before: int) -> list[tuple[int, float]]:
     """(images, value) of a curve between two image counts, where it is finite."""
-    found = [(int(p["images"]), float(p[curve])) for p in points(folder) if curve in p]
+    points = CellFolder(folder).curves
+    found = [(int(p["images"]), float(p[curve])) for p in points if isinstance(p.get(curve), int | float)]
     return [(images, value) for images, value in found if after < images < before and math.isfinite(value)]
 
 
 def images_seen(folder: Path) -> int:
     """Training images up to the last line of the curves."""
-    found = points(folder)
+    found = CellFolder(folder).curves
     return int(found[-1]["images"]) if found else 0

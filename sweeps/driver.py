@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.execution import Execution, row_of
+from vqbench.execution import Execution, cached_row, row_of
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import DONE, FAILED
 from vqbench.sweeps.curves import Watched, images_seen, new_points
@@ -141,7 +141,7 @@ class Driver:
         under_way = name in self.cells and name not in self.ended
         self.cells[name] = cell
         if cell.state == "cached":
-            live.rows[name] = row_of(cell, "cached")
+            live.rows[name] = cached_row(cell, self.view.note)
         elif (known := self.ended.get(name, {})).get("state") in (DONE, "cached", FAILED):  # it would fail again
             live.rows[name] = {**known, "state": FAILED if known["state"] == FAILED else "cached"}
         elif not under_way:

@@ -468,6 +468,8 @@ def test_a_sweep_whose_file_is_damaged_is_neither_begun_anew_nor_a_riddle(place:
             again()
         assert str(file) in error.value.what
     answer = typed("sweep", "--resume", file.stem, "--runs", place.root / "runs")
-    assert answer.code == 2 and "is not whole" in answer.err and "bug" not in answer.err
+    assert answer.code == 2
+    assert "is not whole" in answer.err
+    assert "bug" not in answer.err
     assert file.read_text() == content
     assert journal.read_bytes() == known

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import replacing, write_arrays_atomically
+from vqbench.cell_files import RESULT, STATUS, is_whole
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.interrupts import TerminatedError, die_of_sigterm
 from vqbench.launch import PARENT_VARIABLE
@@ -28,6 +29,8 @@ from vqbench.reasons import reason_of
 from vqbench.results import DONE, CellFolder, read_json, write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vqbench.data.dataset import Dataset
     from vqbench.data.prepare import PreparedImages
     from vqbench.evaluation import Evaluation
@@ -39,7 +42,7 @@ class Progress:
     """status.json: stage, images and rate, at most twice a second."""
 
     def __init__(self, folder: CellFolder) -> None:
-        self.path = folder.path / "status.json"
+        self.path = folder.path / STATUS
         self.stage = "start"
         self._written = 0.0
 
@@ -103,7 +106,7 @@ def run_cell(folder: CellFolder) -> None:
 
 def write_result(folder: CellFolder, started: float, found: dict[str, Any]) -> None:
     """Write result.json: what was `found`, what the cell is, where it ran; `started` as time.time() gave it."""
-    write_json(folder.path / "result.json", {**_identity(folder.spec, started), **found})
+    write_json(folder.path / RESULT, {**_identity(folder.spec, started), **found})
 
 
 def _train_tokenizer(
@@ -195,12 +198,14 @@ def trained(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, dataset: Dataset, progress: Progress
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """The trained tokenizer, from the finished weights if they are there, and what training it took."""
-    from vqbench.tokenizer import load, save
+    from vqbench.tokenizer import DamagedWeightsError, load, save
 
-    record = folder.path / "checkpoints" / "training.json"
-    known = read_json(record)
+    known = read_json(folder.training_record)
     if known is not None and folder.weights.is_file():
-        return load(folder.path), known
+        try:
+            return load(folder.path), known
+        except DamagedWeightsError as error:
+            print(f"{error.what}: the cell is trained again", flush=True)
     from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
     from vqbench.fit import train
@@ -234,8 +239,10 @@ def trained(
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():
+        for name in (RESULT, "per_image.parquet"):  # scores of other weights, which were lost, must not stand beside
+            (folder.path / name).unlink(missing_ok=True)
         save(outcome.tokenizer, folder.weights, spec)
-        write_json(record, training)
+        write_json(folder.training_record, training)
     return outcome.tokenizer, training
 
 
@@ -316,21 +323,32 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
 
 def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
     """Write what an evaluation of `validation` found beside its scores: tables, codes, features, pictures."""
-    import pandas as pd
-
     target = folder.path / "per_image.parquet"
     table = evaluation.per_image
     if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
-        earlier = pd.read_parquet(target)
+        earlier = _earlier_table(target, table)
         table = table.join(earlier[[name for name in earlier if name not in table]])
     with replacing(target) as partial:
         table.to_parquet(partial, index=False)
     write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
     if evaluation.features is not None:
         write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
-        if not folder.reference_features.is_file():  # the same for all cells of the protocol
+        if not is_whole(folder.reference_features):  # the same for all cells of the protocol
             write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
     _write_pictures(folder, evaluation, validation)
+
+
+def _earlier_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """What an earlier evaluation of the same images left, or nothing, said aloud, where it is not whole."""
+    import pandas as pd
+    import pyarrow
+
+    try:
+        earlier = pd.read_parquet(path)
+    except (OSError, ValueError, pyarrow.ArrowException):
+        print(f"{path} is not whole: what earlier metrics found for single images is lost", flush=True)
+        return pd.DataFrame(index=table.index)
+    return earlier
 
 
 def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
@@ -343,7 +361,7 @@ def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: Prep
     kept = kept_positions(len(validation), validation.pixels.shape[1])
     originals = validation.pixels[kept]
     write_arrays_atomically(folder.path / "reconstructions.npz", positions=kept, pixels=evaluation.reconstructions)
-    if not folder.validation_images.is_file():
+    if not is_whole(folder.validation_images):
         write_arrays_atomically(folder.validation_images, positions=kept, pixels=originals)
     shown = [kept.index(position) for position in shown_positions(len(validation))]
     rows = [np.concatenate(list(images[shown]), axis=1) for images in (originals, evaluation.reconstructions)]

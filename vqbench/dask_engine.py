@@ -19,6 +19,7 @@ from typing import Any
 from distributed import Client, LocalCluster
 
 from vqbench.atomic import write_text_atomically
+from vqbench.cell_files import CURVES, STATUS
 from vqbench.errors import VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, STOP_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
 from vqbench.lease import CellBusyError
@@ -130,7 +131,8 @@ class DaskEngine:
                     (folder.path / AWAY).unlink()
                     courier.clear()
                     return True
-                write_job(job, anew=False)  # it failed, and is tried again, as on a shared disk
+                for lost in write_job(job, anew=False):  # it failed, and is tried again, as on a shared disk
+                    self._say(lost)
                 courier.clear()
             if folder.can_go_on and not (is_away and newest):  # what is here is as new as what the store still has
                 courier.clear()
@@ -153,9 +155,9 @@ class DaskEngine:
         if job is None or job.name not in self._futures:
             return
         with contextlib.suppress(OSError):
-            write_json(job.folder / "status.json", message["status"])
+            write_json(job.folder / STATUS, message["status"])
             if "curves" in message:
-                write_text_atomically(job.folder / "metrics.jsonl", message["curves"])
+                write_text_atomically(job.folder / CURVES, message["curves"])
 
     def _bring_home(self, job: CellJob, store: Store, end: Ended) -> Ended:
         """Fetch what a job that ran elsewhere left."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vqbench import interrupts
 from vqbench.engine import Engine, open_engine
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job
+from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job, write_spec
 from vqbench.lease import CellBusyError
 from vqbench.plan import Cell, RunRequest
-from vqbench.results import DONE, FAILED, cell_row
+from vqbench.results import DONE, FAILED, cell_row, spec_problem
 from vqbench.transfer import AWAY
 from vqbench.view import View
 
@@ -30,6 +30,22 @@ def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[
     `error` is the reason of a failure that could not be written to the cell's folder.
     """
     return cell_row(cell.label, cell.spec, cell.folder, state, cell.folder.result or {}, error)
+
+
+def cached_row(cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
+    """The row of a cell that has its result; its spec, which the plan knows, is written again where it was lost.
+
+    `say` hears of it: reports and MLflow see no cell without a spec.
+    """
+    spec = cell.folder.spec
+    if spec_problem(spec) or spec.get("hash") != cell.spec["hash"]:
+        try:
+            with cell.folder.locked():
+                write_spec(CellJob(cell.folder.path, cell.spec, cell.plugin_source))
+            say(f"{cell.folder.name}: spec.json was not whole, and is written again")
+        except (CellBusyError, OSError) as error:
+            say(f"{cell.folder.name}: spec.json is not whole, and cannot be written again: {error}")
+    return row_of(cell, "cached")
 
 
 class Execution:
@@ -72,7 +88,12 @@ class Execution:
             with cell.folder.locked():
                 if cell.folder.stamp() != cell.found and (known := stored_end(job)) is not None:
                     return self._end(cell, "cached" if known.state == DONE else known.state)
-                write_job(job, anew=self._request.rerun)
+                if (later := cell.folder.later) and not self._request.rerun:
+                    hint = "use that vqbench, or another --runs DIR"
+                    error = {"type": "VQBenchError", "message": later, "hint": hint, "stage": "start", "log_tail": ""}
+                    return self._end(cell, FAILED, error)
+                for lost in write_job(job, anew=self._request.rerun):
+                    self._view.note(lost)
                 if self._engine.shares_disk:  # from now on what is here is newer than what a store may hold
                     (cell.folder.path / AWAY).unlink(missing_ok=True)
         except CellBusyError:

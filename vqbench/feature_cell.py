@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqbench.backbone import count_parameters
+from vqbench.cell_files import CURVES
 from vqbench.codewatch import CodeWatch
 from vqbench.collapse import Collapse, CollapseWatch, symptom
 from vqbench.data.features import Features, FeatureSet, open_features
@@ -42,7 +43,6 @@ from vqbench.steps import (
 )
 from vqbench.tokenizer import Coder, projection_from, projection_to, save, seeded_quantizer
 
-CURVES = "metrics.jsonl"
 _EVALUATED = 4096  # tokens at a time
 Report = Callable[[int, int, float], None]
 """Called with (images done, images in all, images per second)."""

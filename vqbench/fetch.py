@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
+from vqbench.cell_files import RESULT, SPEC
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.mirror import FILES_TAG, LEFT_OUT_TAG, RESULT_FILES, SHARED_FOLDER, SHARED_TAG
 from vqbench.registry import file_digest
@@ -127,12 +128,12 @@ def _fetch_cell(client: Any, uri: str, cell: _CellRun, experiment: Path) -> list
     for name in {*RESULT_FILES} - {*(files or ())}:  # of an attempt before
         (folder / name).unlink(missing_ok=True)
     artifacts = _asked(uri, lambda: artifacts_of(client, uri, info.run_id))
-    wanted = files if files is not None else {"spec.json": ""}
+    wanted = files if files is not None else {SPEC: ""}
     bare = files is None and info.status == "FINISHED"  # by a vqbench that sent scores alone, or one that was cut off
     problems = (
         [f"{cell.folder}: its scores are in MLflow and its files are not; `vqbench sync` sends them"] if bare else []
     )
-    for name in sorted({*wanted} & {*RESULT_FILES}, key=lambda name: name == "result.json"):
+    for name in sorted({*wanted} & {*RESULT_FILES}, key=lambda name: name == RESULT):
         if not _download(artifacts, name, wanted[name], folder / name):
             problems.append(f"{cell.folder}: {name} does not arrive as it was sent; `vqbench sync` sends it again")
             break

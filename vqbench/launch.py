@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
+from vqbench.cell_files import CHECKPOINT, RESULT, SPEC, STATUS, TRAINING, WEIGHTS, is_whole, names
 from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.reasons import death_of
-from vqbench.results import DONE, FAILED, CellFolder, write_json
+from vqbench.results import DONE, FAILED, CellFolder, result_problem, write_json
 
 POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0
@@ -27,12 +28,6 @@ PARENT_VARIABLE = "VQBENCH_PARENT"
 """Process id of whoever started a cell's process."""
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
-_TRAINED = (
-    "metrics.jsonl",
-    "checkpoints/last.pt",
-    "checkpoints/tokenizer.safetensors",
-    "checkpoints/training.json",
-)
 
 
 @dataclass(frozen=True)
@@ -73,22 +68,58 @@ class Ended:
     """The reason of a failure that could not be written to the cell's folder."""
 
 
-def write_job(job: CellJob, anew: bool) -> None:
+def write_job(job: CellJob, anew: bool) -> list[str]:
     """Clear what an earlier attempt left that is not to be kept, and write the spec. The folder must be locked.
 
-    `anew` throws away what is trained.
+    `anew` throws away what is trained. Returns a sentence for each file that is not whole, and what happens without it.
     """
     folder = CellFolder(job.folder)
-    stale = ["status.json", "failure.json", *(_TRAINED if anew else ())]
+    lost = [] if anew else _clear_damaged(folder, job.spec)
+    stale = [*names(of_attempt=True), *(names(by_training=True) if anew else ())]
     if anew or (folder.result or {}).get("state") != DONE:  # a result that lacks a metric stays until it is completed
-        stale.append("result.json")
+        stale.append(RESULT)
     for name in stale:
         (folder.path / name).unlink(missing_ok=True)
-    for torn in folder.path.glob(".status.json.*.part"):  # of a process that was killed while it wrote
+    for torn in folder.path.glob(f".{STATUS}.*.part"):  # of a process that was killed while it wrote
         torn.unlink(missing_ok=True)
-    write_json(folder.path / "spec.json", job.spec)
+    write_spec(job)
+    return lost
+
+
+def write_spec(job: CellJob) -> None:
+    """Write what a cell is, which its plan knows, and the plugin that its method is from."""
+    write_json(job.folder / SPEC, job.spec)
     if job.plugin_source is not None:
-        write_bytes_atomically(folder.path / "plugin.py", job.plugin_source)
+        write_bytes_atomically(job.folder / "plugin.py", job.plugin_source)
+
+
+def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:
+    """Take away what a cell could not go on from, and what belongs to it; a sentence for each such file.
+
+    The weights and the record of their training are worth nothing without each other.
+    """
+    damaged = [name for name in (CHECKPOINT, WEIGHTS, TRAINING) if _is_damaged(folder.path / name)]
+    kept = [name for name in (WEIGHTS, TRAINING) if (folder.path / name).exists()]
+    result = folder.result
+    scored = result is not None and not result_problem(result) and result["state"] == DONE
+    # a fit to features is made again for each result, in seconds, and keeps no record
+    if spec["recipe"].get("track", "images") == "images" and (len(kept) == 1 or (not kept and scored)):
+        damaged += [name for name in (WEIGHTS, TRAINING) if name not in kept]
+    if (folder.path / RESULT).exists() and (result is None or result_problem(result)):
+        damaged.append(RESULT)
+    gone = {name for name in damaged if not (folder.path / name).exists()}
+    for name in {*damaged, *((WEIGHTS, TRAINING) if {WEIGHTS, TRAINING} & {*damaged} else ())}:
+        (folder.path / name).unlink(missing_ok=True)
+    if folder.weights.is_file():
+        then = "the cell is evaluated again from its weights"
+    else:
+        then = "training goes on from its checkpoint" if folder.checkpoint.is_file() else "training begins at image 0"
+        then += ", and its scores so far, which are of what is lost, go" if scored else ""
+    return [f"{folder.name}: {name} is {'gone' if name in gone else 'not whole'}; {then}" for name in damaged]
+
+
+def _is_damaged(path: Path) -> bool:
+    return path.exists() and not is_whole(path)
 
 
 def stored_end(job: CellJob) -> Ended | None:
@@ -146,7 +177,7 @@ class CellProcess:
         self.job, self.folder = job, CellFolder(job.folder)
         self._started = time.time()
         self._deadline = time.monotonic() + job.timeout if job.timeout is not None else None
-        self._process = spawn("vqbench.cell", [self.folder.path / "spec.json"], self.folder, job.environment)
+        self._process = spawn("vqbench.cell", [self.folder.path / SPEC], self.folder, job.environment)
 
     def poll(self) -> Ended | None:
         """How it ended; None while it runs. Kills it when its time is up."""

@@ -63,11 +63,13 @@ def _busy(folder: Path, holder: dict[str, Any] | None) -> CellBusyError:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds a lease; None where it does not say."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    whole = isinstance(value, dict) and bool(str(value.get("machine") or "").strip()) and "pid" in value
+    return value if whole else None
 
 
 class Lease:
@@ -110,7 +112,12 @@ class Lease:
     def _take(self) -> None:
         try:
             with self.path.open("x") as file:  # fails where there is one
-                json.dump({"token": self.token, "machine": this_machine(), "pid": os.getpid()}, file)
+                try:
+                    file.write(json.dumps({"token": self.token, "machine": this_machine(), "pid": os.getpid()}))
+                    file.flush()
+                except OSError:  # no room: an empty lease would keep everybody waiting until it is stale
+                    self.path.unlink()
+                    raise
         except FileExistsError:
             raise _busy(self.folder, _read(self.path)) from None
 
@@ -122,7 +129,7 @@ class Lease:
             return False
         except (OSError, ValueError):
             return True
-        return bool(holder.get("token") == self.token)
+        return not isinstance(holder, dict) or bool(holder.get("token", self.token) == self.token)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

@@ -7,6 +7,7 @@ Mirroring is idempotent, so it can go on where it was interrupted, at any time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -27,26 +28,17 @@ from vqbench.board import (
     run_metrics,
     setup_of,
 )
+from vqbench.cell_files import FAILURE, RESULT, TRACKING, is_whole, names
+from vqbench.errors import VQBenchError
 from vqbench.registry import file_digest
 from vqbench.results import DONE, CellFolder, read_json, write_json
 from vqbench.server import all_runs, connect, is_remote, tracking_uri
 
-RESULT_FILES = (
-    "spec.json",
-    "result.json",
-    "failure.json",
-    "metrics.jsonl",
-    "per_image.parquet",
-    "codes.npz",
-    "features.npz",
-    "reconstructions.npz",
-    "recon.png",
-    "log.txt",
-)
-"""Files of a finished cell that a report is made of; MLflow gets a copy of each, and `fetch` brings them back."""
-FAILURE_FILES = ("spec.json", "result.json", "metrics.jsonl", "log.txt")
-"""The same of a cell that failed."""
-ARTIFACTS = (*RESULT_FILES, "codes.png")
+FAILURE_FILES = names(copied="always")
+"""Files of a cell that failed of which MLflow gets a copy."""
+RESULT_FILES = (*names(copied="done"), *FAILURE_FILES)
+"""The same of a finished cell: what a report is made of. `fetch` brings them back."""
+ARTIFACTS = (*RESULT_FILES, *names(copied="only sent"))
 """All that MLflow gets a copy of, beside the weights."""
 FILES_TAG, LEFT_OUT_TAG, SHARED_TAG = "vqbench.files", "vqbench.left_out", "vqbench.shared."
 """Tags of a cell's run: sha256 of each file, sent after the files; files that were too large. Of the experiment: the
@@ -102,7 +94,7 @@ class Mirror:
 
     def command(self, path: Path) -> str:
         """Mirror a command's record as a parent run; returns the run's id."""
-        record, memory_path = read_json(path) or {}, path.with_suffix(".mlflow.json")
+        record, memory_path = _record(path), path.with_suffix(".mlflow.json")
         memory = read_json(memory_path) or {}
         if (memory.get("uri"), memory.get("format")) != (self.uri, _FORMAT):
             experiment_id = self.experiment(record["experiment"])
@@ -144,13 +136,19 @@ class Mirror:
             self.client.set_experiment_tag(experiment_id, NOTE, new)
 
     def cell(self, folder: CellFolder) -> bool:
-        """Bring the run of one cell up to date with its folder; False for a cell of no tracked command."""
-        record = read_json(folder.path / "tracking.json") or {}
-        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record.get('command')}.json"
-        if not spec or not command.is_file():
-            return False
-        parent, path = self.command(command), folder.path / "mlflow.json"
+        """Bring the run of one cell up to date with its folder; False for a cell of no tracked command.
+
+        Raises VQBenchError where its spec or its result is damaged.
+        """
+        path = folder.path / "mlflow.json"
         memory = read_json(path) or {}
+        record = _tracked(folder, memory)
+        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record.get('command')}.json"
+        if not command.is_file():
+            return False
+        if problem := folder.problem:
+            raise VQBenchError(problem, "give the command that made the cell again, then `vqbench sync`")
+        parent = self.command(command)
         if [memory.get(k) for k in ("uri", "format", "attempt")] != [self.uri, _FORMAT, record["attempt"]]:
             points = memory.get("points", 0) if memory.get("attempt") == record["attempt"] else 0
             points = points if memory.get("uri") == self.uri else 0
@@ -204,7 +202,7 @@ class Mirror:
         """Send the points of metrics.jsonl that the run lacks; returns how many it has."""
         from mlflow.entities import Metric
 
-        points = _whole_points(folder.path / "metrics.jsonl")
+        points = folder.curves
         metrics = [
             Metric(f"train/{key}", value, int(1000 * point.get("time", 0)), int(point["images"]))
             for point in points[memory["points"] :]
@@ -224,7 +222,7 @@ class Mirror:
         from mlflow.entities import Metric
 
         # not the time of sending: what is sent twice, because an answer was lost, is there once
-        step, written = int(result.get("images_seen", 0)), (folder.path / "result.json").stat().st_mtime
+        step, written = int(result.get("images_seen", 0)), (folder.path / RESULT).stat().st_mtime
         numbers, done = run_metrics(result), result["state"] == DONE
         metrics = [Metric(key, float(value), int(1000 * written), step) for key, value in numbers.items()]
         self.client.log_batch(run_id, metrics=metrics)
@@ -237,7 +235,7 @@ class Mirror:
         from vqbench.reports.figures import draw_code_histogram
 
         codes = folder.path / "codes.npz"
-        if done and codes.is_file():
+        if done and is_whole(codes):
             draw_code_histogram(codes, codes.with_suffix(".png"))
         if done and folder.weights.is_file():
             self.client.log_artifact(run_id, str(folder.weights), "weights")
@@ -269,29 +267,44 @@ class Mirror:
             write_json(known_path, known)
 
 
+_OF_COMMAND = (
+    "id", "name", "experiment", "methods", "dataset", "recipe", "seeds", "command", "protocol", "note", "state",
+)  # fmt: skip
+
+
+def is_record(found: Mapping[str, Any] | None) -> bool:
+    """Whether this is the whole record of a command."""
+    return all(isinstance((found or {}).get(key), str) for key in _OF_COMMAND)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record of a command. A damaged one is made up, so that its cells have a parent run all the same."""
+    found = read_json(path) or {}
+    if is_record(found):
+        return found
+    experiment, unknown = path.parents[1].name, dict.fromkeys(_OF_COMMAND, "unknown")
+    unknown |= {"experiment": experiment, "name": f"{path.stem} (its record was lost)", "state": "FAILED"}
+    unknown["id"] = hashlib.sha256(f"{experiment}/{path.stem}".encode()).hexdigest()[:32]
+    return unknown | {key: value for key, value in found.items() if isinstance(value, str) or key not in unknown}
+
+
+def _tracked(folder: CellFolder, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Which command's a cell is; {} where it is no tracked one's. Where that file is damaged, what was sent tells it."""
+    path = folder.path / TRACKING
+    record = read_json(path) or {}
+    if not path.exists() or {"attempt", "command", "label"} <= record.keys():
+        return record
+    known = {key: memory[key] for key in ("attempt", "command") if key in memory}
+    if len(known) < 2:
+        raise VQBenchError("tracking.json, which says which command's it is, is not whole", "train it again: --rerun")
+    return {"label": folder.spec.get("label") or folder.spec.get("method"), **known}
+
+
 def _milliseconds(seconds: Any) -> int | None:
     return int(1000 * seconds) if seconds else None
 
 
 def _stamp(folder: CellFolder, result: Mapping[str, Any]) -> str:
     """Tells what has been sent of a finished cell from what is there now."""
-    times = [
-        (folder.path / name).stat().st_mtime_ns
-        for name in ("result.json", "failure.json")
-        if (folder.path / name).is_file()
-    ]
+    times = [(folder.path / name).stat().st_mtime_ns for name in (RESULT, FAILURE) if (folder.path / name).is_file()]
     return " ".join(map(str, (result["state"], *times)))
-
-
-def _whole_points(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text().split("\n")[:-1]  # what follows the last line end is still being written
-    except OSError:
-        return []
-    points = []
-    for line in lines:
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            break
-    return points

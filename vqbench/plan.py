@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vqbench.cell_files import SCHEMA
 from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
 from vqbench.config import build
 from vqbench.errors import UsageError, require_utf8, unknown
@@ -19,8 +20,6 @@ from vqbench.feature_protocol import FeatureProtocol
 from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.results import CellFolder
-
-SCHEMA = 1  # raised when the same spec would no longer give the same numbers
 
 
 @dataclass(frozen=True)

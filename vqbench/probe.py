@@ -29,6 +29,7 @@ from vqbench.cell import (
     write_artifacts,
     write_result,
 )
+from vqbench.cell_files import CURVES, names
 from vqbench.cost import Measured, steps_between
 from vqbench.kept import kept_positions
 from vqbench.mirror import ARTIFACTS
@@ -211,7 +212,7 @@ def _bytes_of_an_image(
     sizes = []
     for part in (fewer, evaluation):
         write_artifacts(folder, part, sample)
-        sizes.append(_bytes_of(folder.path / name for name in ("per_image.parquet", "codes.npz", "features.npz")))
+        sizes.append(_bytes_of(folder.path / name for name in names(by_image=True)))
     growing = (sizes[1] - sizes[0]) / (len(sample) - half)
     resolution = validation.pixels.shape[1]
     kept, in_sample = (len(kept_positions(len(images), resolution)) for images in (validation, sample))
@@ -224,7 +225,7 @@ def _bytes_of(paths: Any) -> int:
 
 def _sizes(folder: CellFolder, short: Recipe, of_images: float = 0.0) -> dict[str, Any]:
     """The sizes among the fields of Measured that do not depend on the validation images, `of_images` bytes apart."""
-    curves = folder.path / "metrics.jsonl"
+    curves = folder.path / CURVES
     weights, checkpoint, points = _bytes_of([folder.weights]), _bytes_of([folder.checkpoint]), _bytes_of([curves])
     everything = _bytes_of(folder.path.rglob("*"))
     copied = weights + _bytes_of(folder.path / name for name in ARTIFACTS) - points - of_images

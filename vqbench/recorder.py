@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,18 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vqbench.atomic import replacing, write_text_atomically
+from vqbench.cell_files import CHECKPOINT as CHECKPOINT_FILE
+from vqbench.cell_files import CURVES
 from vqbench.collapse import symptom
+from vqbench.errors import VQBenchError
 from vqbench.recipe import Recipe
+from vqbench.results import read_curves
 from vqbench.steps import peak_memory_bytes, refuse_not_finite
 
 if TYPE_CHECKING:
     from vqbench.training import TokenizerTraining
 
-CHECKPOINT = "last.pt"
-CURVES = "metrics.jsonl"
+CHECKPOINT = Path(CHECKPOINT_FILE).name
 
 
 class Recorder(lightning.Callback):
@@ -129,23 +134,44 @@ def save_checkpoint(training: TokenizerTraining, folder: Path) -> None:
 
 
 def resume(training: TokenizerTraining, folder: Path) -> None:
-    """Put `training` where the checkpoint under `folder` left off, if there is one."""
-    checkpoint = folder / "checkpoints" / CHECKPOINT
-    if checkpoint.is_file():
-        training.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    """Put `training` where the checkpoint under `folder` left off, if there is a whole one.
+
+    Raises VQBenchError for one that this vqbench cannot go on from.
+    """
+    checkpoint = folder / CHECKPOINT_FILE
+    state = _read_checkpoint(checkpoint) if checkpoint.is_file() else None
+    if state is not None:
+        try:
+            training.restore(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{checkpoint} is not a checkpoint of this training, or a newer vqbench wrote it: {error}"
+            raise VQBenchError(what, "train the cell from the start: --rerun, or remove the file") from error
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _drop_points_after(folder / CURVES, training.images_seen)
 
 
+def _read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds; None, said aloud, where it is damaged: training then begins at image 0."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # of torch, pickle or zipfile, each with a class of its own; or there is no memory for it
+        if _is_sound(path):
+            raise
+    print(f"{path} is damaged: training begins at image 0", flush=True)
+    return None
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether every part of a checkpoint has its checksum; reads it all."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        return False
+
+
 def _drop_points_after(path: Path, images_seen: int) -> None:
     # steps after the checkpoint are run again, and a kill may have cut the last line short
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["images"] <= images_seen:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue
-    write_text_atomically(path, "".join(kept))
+    if path.is_file():
+        kept = [json.dumps(point) + "\n" for point in read_curves(path) if point["images"] <= images_seen]
+        write_text_atomically(path, "".join(kept))

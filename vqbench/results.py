@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_text_atomically
+from vqbench.cell_files import (
+    CHECKPOINT,
+    CURVES,
+    FAILURE,
+    RESULT,
+    SPEC,
+    STATUS,
+    TRAINING,
+    WEIGHTS,
+    later_version,
+)
 from vqbench.lease import exclusive
 
 DONE, FAILED = "done", "failed"
@@ -32,6 +44,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, each an object with `images`; none where there is no file.
+
+    A line may be half written, now or by a process that was killed, also where others were appended to it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    points = []
+    for line in lines:
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(point, dict) and isinstance(point.get("images"), int | float):
+            points.append(point)
+    return points
+
+
 @dataclass(frozen=True)
 class CellFolder:
     """`runs/EXPERIMENT/cells/METHOD-DATASET-sSEED-HASH8`: all that is known of one cell."""
@@ -46,28 +78,29 @@ class CellFolder:
     @property
     def spec(self) -> dict[str, Any]:
         """What the cell is; empty before it was ever started."""
-        return read_json(self.path / "spec.json") or {}
+        return read_json(self.path / SPEC) or {}
 
     @property
     def result(self) -> dict[str, Any] | None:
         """Scores or the reason of a failure; None while there is neither."""
-        return read_json(self.path / "result.json")
+        return read_json(self.path / RESULT)
 
     @property
     def error(self) -> dict[str, Any] | None:
         """Why the last attempt failed; None if it did not."""
-        failure = read_json(self.path / "failure.json") or self.result or {}
-        return failure.get("error")
+        failure = read_json(self.path / FAILURE) or self.result or {}
+        error = failure.get("error")
+        return error if isinstance(error, dict) else None
 
     @property
     def status(self) -> dict[str, Any]:
         """Stage and progress of a running cell."""
-        return read_json(self.path / "status.json") or {}
+        return read_json(self.path / STATUS) or {}
 
     @property
     def checkpoint(self) -> Path:
         """Where training goes on from."""
-        return self.path / "checkpoints" / "last.pt"
+        return self.path / CHECKPOINT
 
     @property
     def can_go_on(self) -> bool:
@@ -77,7 +110,7 @@ class CellFolder:
     @property
     def weights(self) -> Path:
         """The trained tokenizer."""
-        return self.path / "checkpoints" / "tokenizer.safetensors"
+        return self.path / WEIGHTS
 
     @property
     def reference_features(self) -> Path:
@@ -94,9 +127,42 @@ class CellFolder:
         """Everything that the cell's process printed."""
         return self.path / "log.txt"
 
-    def state(self, metrics: tuple[str, ...]) -> str:
-        """cached (a result with all `metrics`), partial (something to go on from), failed, or missing."""
+    @property
+    def training_record(self) -> Path:
+        """What training took, written after the weights."""
+        return self.path / TRAINING
+
+    @property
+    def curves(self) -> list[dict[str, Any]]:
+        """The points of its curves over training so far."""
+        return read_curves(self.path / CURVES)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with its spec or its result, by a sentence; empty if nothing is, or there is no result yet."""
+        if problem := spec_problem(self.spec):
+            return problem
         result = self.result
+        if result is None:
+            there = (self.path / RESULT).is_file()
+            return "result.json is not whole; run its command again" if there else ""
+        return result_problem(result)
+
+    @property
+    def later(self) -> str:
+        """A sentence where a later vqbench wrote its spec or its result, which is not ours to replace; else empty."""
+        return later_version(SPEC, self.spec) or later_version(RESULT, self.result or {})
+
+    def state(self, metrics: tuple[str, ...]) -> str:
+        """cached (a result with all `metrics`), partial (something to go on from), failed, or missing.
+
+        A result that vqbench did not write so is none.
+        """
+        if self.later:
+            return FAILED
+        result = self.result
+        if result is not None and result_problem(result):
+            result = None
         if result is not None and result.get("state") == DONE:
             return "cached" if set(metrics) <= set(result.get("scores", {})) else "partial"
         if self.can_go_on:
@@ -126,7 +192,7 @@ class CellFolder:
         error = {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
         seconds = round(time.time() - started, 3)
         has_scores = (self.result or {}).get("state") == DONE
-        target = self.path / ("failure.json" if has_scores else "result.json")
+        target = self.path / (FAILURE if has_scores else RESULT)
         write_json(target, {"state": FAILED, "error": error, "collapse": collapse, "scores": {}, "seconds": seconds})
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
@@ -136,7 +202,7 @@ class CellFolder:
     def stamp(self) -> tuple[int, int] | None:
         """Tells one result from a later one; None while there is none."""
         try:
-            found = (self.path / "result.json").stat()
+            found = (self.path / RESULT).stat()
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
@@ -171,4 +237,83 @@ def cell_row(
 
 def cell_folders(experiment: Path) -> list[CellFolder]:
     """Every cell of an experiment that has a spec, by name."""
-    return [CellFolder(spec.parent) for spec in sorted((experiment / "cells").glob("*/spec.json"))]
+    return [CellFolder(spec.parent) for spec in sorted((experiment / "cells").glob(f"*/{SPEC}"))]
+
+
+def results_of_nothing(experiment: Path) -> list[str]:
+    """A sentence for each folder that has a result and no spec, which would say of what."""
+    folders = sorted(path.parent for path in experiment.glob(f"cells/*/{RESULT}"))
+    return [
+        f"{folder.name}: there is a result but no spec.json, which says of what"
+        for folder in folders
+        if not (folder / SPEC).is_file()
+    ]
+
+
+_SPEC: tuple[tuple[str, type], ...] = (
+    ("method", str),
+    ("config", dict),
+    ("components", dict),
+    ("recipe", dict),
+    ("recipe.name", str),
+    ("recipe.images", int),
+    ("dataset", dict),
+    ("dataset.slug", str),
+    ("protocol", dict),
+    ("protocol.name", str),
+    ("protocol.hash", str),
+    ("protocol.n_images", int),
+    ("seed", int),
+)
+"""What is read of a spec, by its path, and its type."""
+_KINDS = {str: "text", dict: "an object", int: "a whole number"}
+
+
+def spec_problem(spec: Mapping[str, Any]) -> str:
+    """What is wrong with a spec; empty if nothing is."""
+    if newer := later_version(SPEC, spec):
+        return newer
+    if missing := [key for key in dict.fromkeys(path.split(".")[0] for path, _ in _SPEC) if key not in spec]:
+        return f"spec.json is not whole (no {', '.join(missing)}); the command that made the cell writes it again"
+    for path, kind in _SPEC:
+        if not isinstance(_at(spec, path), kind):
+            return f"spec.json is not what vqbench wrote ({path} is not {_KINDS[kind]})"
+    return _odd_object(SPEC, spec, ("paper", "plugin", "part_of", "paper_unspecified"))
+
+
+def result_problem(result: Mapping[str, Any]) -> str:
+    """What is wrong with a result; empty if nothing is."""
+    if newer := later_version(RESULT, result):
+        return newer
+    if result.get("state") not in (DONE, FAILED):
+        return "result.json names no state"
+    if odd := _odd_object(RESULT, result, ("scores", "params", "collapse", "error")):
+        return odd
+    collapse = result.get("collapse")
+    if collapse and not (isinstance(collapse.get("images"), int) and isinstance(collapse.get("reason"), str)):
+        return "result.json is not what vqbench wrote (collapse has no images or no reason)"
+    if result["state"] == FAILED:
+        return ""
+    if not result.get("scores"):
+        return "result.json has no scores"
+    speed = {name: result[name] for name in ("train_images_per_s",) if result.get(name) is not None}
+    numbers = (*result["scores"].items(), *(result.get("params") or {}).items(), *speed.items())
+    odd_names = [name for name, value in numbers if not _is_finite(value)]
+    return f"result.json is not what vqbench wrote ({', '.join(odd_names)}: no finite number)" if odd_names else ""
+
+
+def _at(spec: Mapping[str, Any], path: str) -> Any:
+    found: Any = spec
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _odd_object(file: str, found: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Names the first of `keys` that is there and no object."""
+    odd = next((key for key in keys if key in found and not isinstance(found[key], dict | None)), "")
+    return f"{file} is not what vqbench wrote ({odd} is not an object)" if odd else ""
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.errors import UsageError
-from vqbench.execution import Execution, row_of
+from vqbench.execution import Execution, cached_row
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import FAILED
 from vqbench.view import Silent, View
@@ -96,7 +96,7 @@ def execute(
         check_disk(plan, todo)
         prepare_training(request, plan.recipe, view.preparing)
     to_train = {cell.folder.name for cell in todo}
-    rows = {cell.folder.name: row_of(cell, "cached") for cell in plan.cells if cell.folder.name not in to_train}
+    rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
         tracker = None
     engine = open_engine(request, view) if todo else None

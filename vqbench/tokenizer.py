@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vqbench.atomic import replacing
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
+from vqbench.cell_files import WEIGHTS as WEIGHTS_FILE
+from vqbench.cell_files import later_version
 from vqbench.config import build
 from vqbench.errors import UsageError
 from vqbench.quantizer import Quantized, Quantizer
@@ -20,7 +22,7 @@ from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, file_digest
 from vqbench.seeds import seeded
 
-WEIGHTS = "tokenizer.safetensors"
+WEIGHTS = Path(WEIGHTS_FILE).name
 
 
 @dataclass
@@ -144,40 +146,88 @@ def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tokenizer.state_dict().items()}
-    header = {key: spec[key] for key in ("method", "config", "recipe", "plugin", "seed", "hash")}
+    header = {key: spec[key] for key in _HEADER}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
 
 
 def _weights_file(path: Path) -> Path:
-    for candidate in (path, path / "checkpoints" / WEIGHTS, path / WEIGHTS):
+    for candidate in (path, path / WEIGHTS_FILE, path / WEIGHTS):
         if candidate.is_file():
             return candidate
     raise UsageError(f"no trained tokenizer at {path}", f"give a finished cell's folder, or a {WEIGHTS}")
 
 
+class DamagedWeightsError(UsageError):
+    """A file of weights that is cut off, or whose parts do not belong together."""
+
+
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tokenizer:
     """A trained tokenizer in eval mode, from a cell's folder or a `tokenizer.safetensors`.
 
-    `tokenizer.encode(images)` takes (B, 3, H, W) in [-1, 1]. Raises UsageError where there is none.
+    `tokenizer.encode(images)` takes (B, 3, H, W) in [-1, 1]. Raises UsageError, which names the file, where there is
+    none, and where it is damaged, another program's or a newer vqbench's.
     """
-    from safetensors import safe_open
-
     weights = _weights_file(Path(path))
-    with safe_open(weights, framework="pt") as file:  # type: ignore[no-untyped-call]
-        metadata = file.metadata() or {}
-        if "vqbench" not in metadata:
-            raise UsageError(
-                f"{weights} was not written by vqbench", f"give a finished cell's folder, or its {WEIGHTS}"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    header = json.loads(metadata["vqbench"])
+    header, tensors = _read(weights)
     _refuse_features(header, weights)
     _make_plugin_known(header, weights)
-    recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
-    tokenizer = build_tokenizer(header["method"], header["config"], recipe, header["seed"])
-    tokenizer.load_state_dict(tensors)
+    try:
+        recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
+        tokenizer = build_tokenizer(header["method"], header["config"], recipe, header["seed"])
+    except UsageError as error:
+        what = f"{weights} cannot be built by this vqbench, a newer one may have written it: {error.what}"
+        raise UsageError(what, f"use the vqbench that trained it, or train it again: --rerun; {error.hint}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(weights, f"its header makes no tokenizer: {error}") from error
+    try:
+        tokenizer.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise _damaged(weights, f"its tensors do not fit what its header says: {reason}") from error
     return tokenizer.to(device).eval()
+
+
+_HEADER: dict[str, Any] = {
+    "method": str,
+    "config": dict,
+    "recipe": dict,
+    "plugin": dict | None,
+    "seed": int,
+    "hash": str,
+}
+"""What the header of weights says, and of which type: all that `load` needs."""
+
+
+def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that `save` wrote. Raises UsageError for any other."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except OSError as error:
+        raise UsageError(f"{weights} cannot be read: {error}", "look at its permissions") from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise _damaged(weights, f"it is not whole: {' '.join(str(error).split())}") from None
+    if "vqbench" not in metadata:
+        raise UsageError(f"{weights} was not written by vqbench", f"give a finished cell's folder, or its {WEIGHTS}")
+    try:
+        header = json.loads(metadata["vqbench"])
+    except ValueError:
+        raise _damaged(weights, "its header is not JSON") from None
+    if isinstance(header, dict) and (newer := later_version(weights, header)):
+        raise UsageError(newer, "use that vqbench, or train it again: --rerun")
+    found = header if isinstance(header, dict) else {}
+    if odd := [key for key, kind in _HEADER.items() if key not in found or not isinstance(found[key], kind)]:
+        raise _damaged(weights, f"its header does not say {', '.join(odd)}")
+    return header, tensors
+
+
+def _damaged(weights: Path, why: str) -> DamagedWeightsError:
+    again = "a metric that is added to its cell trains it again, and so does `vqbench run … --rerun`"
+    return DamagedWeightsError(f"{weights} is damaged, {why}", f"bring back a copy; {again}")
 
 
 def _refuse_features(header: dict[str, Any], weights: Path) -> None:

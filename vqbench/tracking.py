@@ -16,8 +16,8 @@ from vqbench.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.board import shortened
 from vqbench.errors import VQBenchError
 from vqbench.launch import Store
-from vqbench.mirror import Mirror
-from vqbench.results import CellFolder, cell_folders, read_json, write_json
+from vqbench.mirror import Mirror, is_record
+from vqbench.results import CellFolder, cell_folders, read_json, results_of_nothing, write_json
 from vqbench.server import tracking_uri
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def sync(runs: Path) -> SyncReport:
                 report.cells += mirror.cell(folder)
             except Exception as error:
                 report.problems.append(f"{folder.name}: {_first_line(error)}")
+        report.problems += results_of_nothing(experiment)
         for command in _records(experiment / "commands"):
+            if not is_record(read_json(command)):
+                report.problems.append(f"{command.name}: the record of this command is not whole")
+                continue
             try:
                 mirror.command(command)
             except Exception as error:
@@ -101,7 +105,7 @@ class Tracker:
         records = map(read_json, _records(plan.folder / "commands"))
         wanted = (kind, [cell.folder.name for cell in plan.cells], "FINISHED")
         return any(
-            record and (record.get("kind"), record.get("cells"), record["state"]) == wanted for record in records
+            record and (record.get("kind"), record.get("cells"), record.get("state")) == wanted for record in records
         )
 
     def start_command(self, plan: Plan, kind: str, title: str = "") -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vqbench.atomic import write_bytes_atomically
+from vqbench.cell_files import FILES, is_whole, names
 from vqbench.launch import Store
 from vqbench.registry import file_digest
 from vqbench.results import CellFolder
@@ -32,10 +33,6 @@ AWAY = "transfer.json"
 """In the folder of a cell whose files may be in the store, and not here: the run that they belong to."""
 RESULT = "result"
 _ROOT, _SLOTS = "transfer", ("0", "1")
-_CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/tokenizer.safetensors", "checkpoints/training.json")
-_SMALL = ("metrics.jsonl", "log.txt")
-_ARRAYS = ("codes.npz", "features.npz", "reconstructions.npz")
-_FOUND = ("failure.json", "per_image.parquet", "recon.png", *_ARRAYS, "result.json")
 _SHARED = ("reference.npz", "images.npz")
 """Reference features and validation images, which lie beside the cells and are shared by them."""
 
@@ -87,14 +84,15 @@ class Courier:
         if written == self._sent:
             return False
         serial = self.serial + 1
-        self._send(_SLOTS[serial % 2], serial, (*_CHECKPOINTS, *_SMALL))
+        self._send(_SLOTS[serial % 2], serial, names(parcel="checkpoint"))
         self._sent = written
         return True
 
     def send_result(self) -> None:
         """Send all that a cell which has ended leaves; its checkpoint too, if it can go on."""
+        spec, *others = (file.name for file in FILES if file.parcel)
         # the spec first: it says where what is shared belongs
-        self._send(RESULT, self.serial + 1, ("spec.json", *_CHECKPOINTS, *_SMALL, *_SHARED, *_FOUND))
+        self._send(RESULT, self.serial + 1, (spec, *_SHARED, *others))
 
     def _files(self, slot: str) -> set[str]:
         """Names of a parcel's files. Each kind of store has an error of its own for what is not there; all can list."""
@@ -125,7 +123,7 @@ class Courier:
                     return False
                 contents[name] = Path(path)
             for name, path in contents.items():
-                if name not in _SHARED or not self._path(name).is_file():
+                if name not in _SHARED or not is_whole(self._path(name)):
                     write_bytes_atomically(self._path(name), path.read_bytes())
             self.serial = max(self.serial, int(manifest["serial"]))
         return True

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 from distributed import Status, WorkerPlugin, get_worker
 
+from vqbench.cell_files import CURVES
 from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
 from vqbench.results import DONE, CellFolder, read_json, write_json
@@ -140,7 +141,8 @@ def _attempt(
         courier = patiently(lambda: Courier(store, home))
         patiently(courier.fetch_checkpoint)
         if stored_end(here) is None:
-            write_job(here, anew=False)
+            for lost in write_job(here, anew=False):
+                print(lost, flush=True)
     report = _Reporter(home, job.name, courier, tell)
     next_try = 0.0
 
@@ -185,7 +187,7 @@ class _Reporter:
         message = {"cell": self._name, "status": self._folder.status, "serial": serial}
         if now - self._told_curves > CURVES_SECONDS:
             with contextlib.suppress(OSError):
-                message["curves"] = (self._folder.path / "metrics.jsonl").read_text()
+                message["curves"] = (self._folder.path / CURVES).read_text(errors="replace")
                 self._told_curves = now
         self._tell(message)
 

@@ -21,7 +21,6 @@ from vqbench.reports.figures.style import (
     shortened_note,
 )
 from vqbench.reports.report import ReportSection
-from vqbench.reports.stored import read_curves
 
 _MOST_POINTS = 120
 """Of one line: the eye sees no more, and an SVG stays small."""
@@ -70,7 +69,7 @@ def training_curves(section: ReportSection) -> Picture | None:
 
 
 def _points(group: Group) -> list[dict[str, Any]]:
-    found = (read_curves(cell.folder.path / "metrics.jsonl") for cell in group.cells if not cell.failed)
+    found = (cell.folder.curves for cell in group.cells if not cell.failed)
     return [{**point, "seed": seed} for seed, own in enumerate(found) for point in own]
 
 

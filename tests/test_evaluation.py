@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.evaluation import evaluate, to_8_bits, to_input
+from vqbench.evaluation import evaluate, to_8_bits
+from vqbench.inputs import to_input
 from vqbench.kept import kept_positions, shown_positions
 from vqbench.metrics import features
 from vqbench.metrics.definitions import METRICS, default_metrics
@@ -20,6 +22,8 @@ from vqbench.metrics.features import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.precision import plain_float32
 from vqbench.protocol import protocol_for
+from vqbench.recipe import load_recipe
+from vqbench.tokenizer import build_tokenizer
 from vqbench.weights import Missing, find_inception, load_lpips
 
 needs_inception = pytest.mark.skipif(
@@ -41,14 +45,14 @@ class Posterize(nn.Module):
         self.dropout, self.batch_norm = nn.Dropout(), nn.BatchNorm2d(3)
         self.calls = []
 
-    def encode(self, images):
+    def to_indices(self, images):
         assert not any((self.dropout.training, self.batch_norm.training, torch.is_grad_enabled()))
         assert images.dtype == torch.float32
         self.calls.append(len(images))
         grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8).squeeze(1)
         return ((grey + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)
 
-    def decode(self, indices):
+    def from_indices(self, indices):
         value = (indices + 0.5) / self.levels * 2 - 1 + self.shift
         return value[:, None].repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).clone()
 
@@ -62,11 +66,11 @@ class Lossless(nn.Module):
         self.quantizer = SimpleNamespace(codebook_size=len(pixels), num_codebooks=1, bits_per_token=1.0)
         self.seen = 0
 
-    def encode(self, images):
+    def to_indices(self, images):
         first, self.seen = self.seen, self.seen + len(images)
         return torch.arange(first, self.seen).view(-1, 1, 1)
 
-    def decode(self, indices):
+    def from_indices(self, indices):
         return self.images[indices.flatten()]
 
 
@@ -133,14 +137,14 @@ def test_each_module_gets_its_own_training_mode_back():
 
 def test_a_reconstruction_that_is_not_finite_names_its_image():
     tokenizer = Posterize()
-    decode = tokenizer.decode
+    decode = tokenizer.from_indices
 
     def broken(indices):
         images = decode(indices)
         images[1, 0, 0, 0] = float("nan")
         return images
 
-    tokenizer.decode = broken
+    tokenizer.from_indices = broken
     with pytest.raises(VQBenchError, match="image1 has non-finite") as caught:
         run(tokenizer, photographs())
     assert caught.value.exit_code == 1
@@ -154,7 +158,7 @@ def test_what_cannot_be_scored_is_refused_with_a_reason():
     with pytest.raises(UsageError, match="no image"):
         run(Posterize(), photographs(0))
     tokenizer = Posterize()
-    tokenizer.decode = lambda indices: torch.zeros(len(indices), 3, 8, 8)
+    tokenizer.from_indices = lambda indices: torch.zeros(len(indices), 3, 8, 8)
     with pytest.raises(VQBenchError, match="decode gave"):
         run(tokenizer, photographs())
 
@@ -169,8 +173,8 @@ class Blend(Posterize):
             steps = torch.arange(parameter.numel()).view(parameter.shape)
             parameter.data = 0.4 * torch.sin(steps * (1.7 + k))
 
-    def decode(self, indices):
-        return self.gain(self.mix(super().decode(indices)))
+    def from_indices(self, indices):
+        return self.gain(self.mix(super().from_indices(indices)))
 
 
 SETTINGS = [getattr(place, name) for place in (torch.backends.cudnn, torch.backends.mkldnn) for name in ("conv", "rnn")]
@@ -192,7 +196,7 @@ def test_autocast_around_an_evaluation_does_not_change_numbers():
     tokenizer, pixels = Blend(), photographs()
     plain = run(tokenizer, pixels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long)).dtype == torch.bfloat16
+        assert tokenizer.from_indices(torch.zeros(1, 2, 2, dtype=torch.long)).dtype == torch.bfloat16
         cast = run(tokenizer, pixels)
     assert cast.scores == plain.scores
     assert np.array_equal(cast.reconstructions, plain.reconstructions)
@@ -211,8 +215,8 @@ def test_every_float32_operation_is_exact_and_the_settings_come_back(chosen):
         torch.backends.fp32_precision = "tf32"
     before, inside = [setting.fp32_precision for setting in SETTINGS], []
     tokenizer = Blend()
-    encode = tokenizer.encode
-    tokenizer.encode = lambda images: inside.append({s.fp32_precision for s in SETTINGS}) or encode(images)
+    encode = tokenizer.to_indices
+    tokenizer.to_indices = lambda images: inside.append({s.fp32_precision for s in SETTINGS}) or encode(images)
     run(tokenizer, photographs())
     assert inside == [{"ieee"}]
     assert [setting.fp32_precision for setting in SETTINGS] == before
@@ -242,8 +246,26 @@ def test_a_tokenizer_that_was_moved_can_be_trained_afterwards():
     tokenizer = Moved()
     run(tokenizer, photographs())
     assert not any(tensor.is_inference() for tensor in (*tokenizer.parameters(), *tokenizer.buffers()))
-    tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long)).sum().backward()
+    tokenizer.from_indices(torch.zeros(1, 2, 2, dtype=torch.long)).sum().backward()
     assert tokenizer.mix.weight.grad is not None
+
+
+@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae", "vaevq"])
+def test_nothing_waits_for_the_device_between_images_and_reconstruction(method, monkeypatch):
+    """What reads a value back raises in fake mode, where tensors have none; evaluation takes the path without."""
+    recipe = load_recipe("tiny", {"resolution": 16, "channels": 8})
+    with FakeTensorMode():
+        tokenizer = build_tokenizer(method, {}, recipe, 0).eval()
+        images = torch.empty(2, 3, 16, 16)
+        assert tokenizer.from_indices(tokenizer.to_indices(images)).shape == images.shape
+        with pytest.raises(DataDependentOutputException):
+            tokenizer.encode(images)
+        with pytest.raises(DataDependentOutputException):
+            tokenizer.decode(torch.empty(2, 4, 4, dtype=torch.long))
+    tokenizer = build_tokenizer(method, {}, recipe, 0)
+    monkeypatch.setattr("vqbench.tokenizer.checked_images", None)
+    monkeypatch.setattr("vqbench.tokenizer.checked_indices", None)
+    assert run(tokenizer, photographs(3)).scores["tokens"] == 3 * 16
 
 
 @needs_inception

@@ -202,6 +202,18 @@ def test_load_gives_the_tokenizer_that_was_evaluated(comparison: Comparison, ima
         assert np.abs(decoded.astype(int) - shown.astype(int)).max() <= 1
 
 
+def test_images_as_bytes_have_the_codes_that_were_scored(comparison: Comparison) -> None:
+    for row in comparison.first.objects[:3]:
+        cell, tokenizer = Path(row["path"]), package.load(row["path"])
+        with np.load(next(cell.parents[1].glob("images-*.npz"))) as kept, np.load(cell / "codes.npz") as codes:
+            pixels = torch.from_numpy(kept["pixels"]).permute(0, 3, 1, 2)
+            scored = torch.from_numpy(codes["indices"])
+        assert len(pixels) == len(scored) == 12
+        tokens = tokenizer.encode(pixels)
+        assert torch.equal(tokens, scored.view(12, 8, 8).long())
+        assert torch.equal(tokenizer.decode(scored.view(12, 8, 8)), tokenizer.decode(tokens))
+
+
 def test_from_python_the_same_cells_come_as_a_table(comparison: Comparison, images: Path, plugin: Path) -> None:
     table = package.run(
         methods=["vqgan", "fsq"], dataset=f"folder:{images}", images=64, metrics=METRICS.split(","),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.home import home as default_home
+from vqbench.inputs import to_input
 from vqbench.kept import kept_positions
 from vqbench.metrics.codes import CodeHistogram, code_scores
 from vqbench.metrics.definitions import METRICS, needed_weights, too_small
@@ -38,10 +39,10 @@ class Codec(Protocol):
 
     quantizer: Any
 
-    def encode(self, images: Tensor) -> Tensor:
+    def to_indices(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) in [-1, 1] → indices."""
 
-    def decode(self, indices: Tensor) -> Tensor:
+    def from_indices(self, indices: Tensor) -> Tensor:
         """Indices → (B, 3, R, R)."""
 
 
@@ -104,11 +105,6 @@ class _Stopwatch:
     def images_per_s(self) -> float:
         counted = self.batches[1:] or self.batches
         return sum(n for n, _ in counted) / max(sum(s for _, s in counted), 1e-9)
-
-
-def to_input(images: Tensor) -> Tensor:
-    """8-bit images → float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def to_8_bits(images: Tensor) -> Tensor:
@@ -241,8 +237,8 @@ def evaluate(
             reference = reference_features(extract, pixels, validation_digest, home, step)
         for start in range(0, len(pixels), batch_size):
             images = to_planes(pixels[start : start + batch_size], device)
-            indices = encoding.run(tokenizer.encode, to_input(images))
-            decoded = decoding.run(tokenizer.decode, indices)
+            indices = encoding.run(tokenizer.to_indices, to_input(images))
+            decoded = decoding.run(tokenizer.from_indices, indices)
             _check_reconstruction(decoded, images.shape, ids[start : start + batch_size])
             seen.add(images, indices, to_8_bits(decoded))
             step(len(images))

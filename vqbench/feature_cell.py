@@ -215,8 +215,8 @@ def evaluate(coder: FeatureCoder, validation: Features) -> FeatureEvaluation:
     with torch.inference_mode(), plain_float32(device):
         for start in range(0, len(validation), items):
             features = torch.from_numpy(validation[start : start + items]).to(device).permute(0, 3, 1, 2).contiguous()
-            indices = coder.quantize(features).indices
-            decoded = coder.decode_latents(quantizer.decode_indices(indices))
+            indices = coder.to_indices(features)
+            decoded = coder.from_indices(indices)
             if decoded.shape != features.shape:
                 what = f"decode_indices led to {tuple(decoded.shape)} for features {tuple(features.shape)}"
                 raise VQBenchError(what, "`vqbench check` shows what breaks it")

@@ -17,6 +17,7 @@ from vqbench.cell_files import WEIGHTS as WEIGHTS_FILE
 from vqbench.cell_files import later_version
 from vqbench.config import build
 from vqbench.errors import UsageError
+from vqbench.inputs import checked_images, checked_indices
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, file_digest
@@ -49,6 +50,14 @@ class Coder(nn.Module):
         """(B, out_channels, h, w) → what is shaped like the inputs."""
         raise NotImplementedError
 
+    def to_indices(self, inputs: Tensor) -> Tensor:
+        """Indices of a batch of inputs, as training and evaluation have them: nothing is checked."""
+        return self.quantize(inputs).indices
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """Indices → what is shaped like the inputs; nothing is checked."""
+        return self.decode_latents(self.quantizer.decode_indices(indices))
+
     def forward(self, inputs: Tensor) -> Reconstruction:
         """One training pass over a batch of inputs; both paths in one call of the shared decoder."""
         quantized = self.quantize(inputs)
@@ -72,7 +81,8 @@ def projection_from(quantizer: Quantizer, width: int, seed: int) -> nn.Conv2d:
 
 
 class Tokenizer(Coder):
-    """Images to indices and back. `encode` and `decode` are what evaluation uses and nothing else."""
+    """Images to indices and back: `encode` and `decode` for whoever uses one, `to_indices` and `from_indices` for
+    evaluation, which does not look at what it hands over."""
 
     def __init__(self, backbone: BackboneConfig, quantizer: Quantizer, seed: int = 0) -> None:
         super().__init__()
@@ -96,21 +106,47 @@ class Tokenizer(Coder):
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
         return self.decoder(self.from_quantizer(latents))
 
-    @torch.inference_mode()
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """Indices → images (B, 3, H, W) in [-1, 1]."""
+        latents = self.quantizer.decode_indices(indices)  # float32, where the rest was cast to another width
+        return self.decode_latents(latents.to(self.from_quantizer.weight.dtype)).clamp(-1, 1)
+
+    @torch.inference_mode(False)  # what is made in that mode cannot train anything, not even after it
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] → indices (B, h, w), or (B, h, w, G) for G codebooks; int64.
+        """Images (B, 3, H, W) → indices (B, h, w), or (B, h, w, G) for G codebooks; int64.
 
-        The tokenizer must be in eval mode, as `load` returns it. Raises ValueError for another shape.
+        Images are uint8, or floats in [-1, 1] of any width. Floats in [0, 1] look like dull images and are taken as
+        they stand. No gradient passes, and the indices may train another model, whatever mode is around the call.
+
+        Raises TypeError for what is no such tensor, ValueError for another shape or device, NaN and values out of
+        range, RuntimeError in training mode: `load` returns a tokenizer in eval mode.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or any(side % self.downsampling for side in images.shape[2:]):
-            f = self.downsampling
-            raise ValueError(f"expected images (B, 3, H, W) with H and W divisible by {f}, not {tuple(images.shape)}")
-        return self.quantize(images).indices
+        self._require_eval()
+        return self.to_indices(checked_images(images, self.downsampling, self.to_quantizer.weight))
 
-    @torch.inference_mode()
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices as `encode` returned them → images (B, 3, H, W) in [-1, 1]."""
-        return self.decode_latents(self.quantizer.decode_indices(indices)).clamp(-1, 1)
+        """Indices as `encode` returned them, of any integer dtype → images (B, 3, H, W) in [-1, 1].
+
+        No gradient passes, and the images may train another model. Raises as `encode` does.
+        """
+        self._require_eval()
+        size, weight = self.quantizer.codebook_size, self.to_quantizer.weight
+        return self.from_indices(checked_indices(indices, self._indices_per_token(indices), size, weight))
+
+    def _require_eval(self) -> None:
+        if self.training:
+            raise RuntimeError("the tokenizer is in training mode, where codes may be random: tokenizer.eval() first")
+
+    def _indices_per_token(self, indices: object) -> tuple[int, ...]:
+        if self.quantizer.num_codebooks > 1:
+            return (self.quantizer.num_codebooks,)
+        if isinstance(indices, Tensor) and indices.ndim == 4:  # a single codebook may have an axis: ask it
+            z = self.to_quantizer.weight.new_zeros(1, self.quantizer.in_channels, 1, 1)
+            return tuple(self.quantizer(z).indices.shape[3:])
+        return ()
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters by part; `projections` are the 1×1 convolutions around the quantizer."""

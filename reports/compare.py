@@ -16,6 +16,7 @@ from vqbench.reports.pairs import difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import DEFINITIONS
+from vqbench.wording import shell_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,9 @@ def open_experiment(runs: Path, name: str = "", option: str = "--name ") -> Expe
     """
     known = sorted(path.parent.name for path in runs.glob("*/cells"))
     if not name and len(known) > 1:
-        raise UsageError(f"{runs} holds {len(known)} experiments: {_some(known)}", f"choose one: {option}{known[0]}")
+        raise UsageError(
+            f"{runs} holds {len(known)} experiments: {_some(known)}", f"choose one: {option}{shell_command(known[:1])}"
+        )
     return load_experiment(runs, name or next(iter(known), ""))
 
 

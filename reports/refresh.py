@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from vqbench.errors import UsageError
+from vqbench.wording import shell_command
 
 PAGE = "index.html"
 
@@ -27,7 +27,7 @@ def is_current(experiment: Path) -> bool:
 
 def command_for(experiment: Path) -> str:
     """The command that writes the page of an experiment's folder."""
-    return f"vqbench report {shlex.quote(experiment.name)} --runs {shlex.quote(str(experiment.parent))}"
+    return shell_command(["vqbench", "report", experiment.name, "--runs", experiment.parent])
 
 
 def refresh_page(experiment: Path, say: Callable[[str], None]) -> Path | None:
@@ -45,8 +45,6 @@ def refresh_page(experiment: Path, say: Callable[[str], None]) -> Path | None:
     except UsageError:  # no cell has a result: there is nothing to show
         return None
     except Exception as error:
-        say(
-            f"the page could not be written ({type(error).__name__}: {error}); `vqbench report {experiment.name}` tries"
-        )
+        say(f"the page could not be written ({type(error).__name__}: {error}); `{command_for(experiment)}` tries")
         return None
     return page

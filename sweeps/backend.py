@@ -26,7 +26,7 @@ from vqbench.sweeps.samplers import blind_trials, make_pruner, make_sampler
 from vqbench.sweeps.spaces import Parameter, draw
 from vqbench.sweeps.studies import StudyPlan
 from vqbench.sweeps.trials import UNDER_WAY
-from vqbench.wording import masked
+from vqbench.wording import masked, reason_of_library
 
 Direction = Literal["minimize", "maximize"]
 REDRAWS = 10
@@ -57,12 +57,12 @@ def open_storage(
         # a server may have been started anew since the last trial, hours ago: a connection is tried before it is used
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         storage = optuna.storages.get_storage(RDBStorage(url, engine_kwargs=wait))
-        return PatientStorage(storage, masked(url), hint, say)
+        return PatientStorage(storage, url, hint, say)
     except UsageError:
         raise
     except Exception as error:  # SQLAlchemy's, a database's driver's, or the disk's
-        reason = " ".join(str(error).split())[:200]
-        hint = "for example: --storage postgresql://USER:PASSWORD@HOST/DATABASE, or the path of a journal file"
+        reason = reason_of_library(error, where)
+        hint = "for example: --storage postgresql://USER:***@HOST/DATABASE, or the path of a journal file"
         raise UsageError(f"cannot open --storage {masked(where)}: {reason}", hint) from None
 
 

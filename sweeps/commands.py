@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from vqbench.plan import RunRequest
+from vqbench.wording import shell_command
 
 MORE_SEEDS = 3
 
@@ -25,7 +25,7 @@ def more_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
 def resume_command(runs: Path, experiment: str, name: str) -> str:
     """`vqbench sweep --resume …` for a sweep, as it is typed into a shell."""
     words = ["vqbench", "sweep", "--resume", name, "--name", experiment]
-    return shlex.join([*words, *(["--runs", str(runs)] if runs != Path("runs") else [])])
+    return shell_command([*words, *(["--runs", str(runs)] if runs != Path("runs") else [])])
 
 
 def run_command(run: RunRequest, method: str, settings: Sequence[str], seeds: Sequence[int]) -> str:
@@ -47,4 +47,4 @@ def run_command(run: RunRequest, method: str, settings: Sequence[str], seeds: Se
     for setting in settings:
         words += ["--set", setting]
     words += ["--stop-on-collapse"] if run.stop_on_collapse else []
-    return shlex.join([*words, "--seeds", ",".join(map(str, seeds))])
+    return shell_command([*words, "--seeds", ",".join(map(str, seeds))])

@@ -16,7 +16,7 @@ from vqbench.lease import CellBusyError, exclusive
 from vqbench.plan import RunRequest
 from vqbench.results import read_json, write_json
 from vqbench.sweeps.request import SweepRequest
-from vqbench.wording import masked
+from vqbench.wording import masked, shell_command
 
 _DEFINES = (
     "methods", "dataset", "features", "data_root", "recipe", "seeds", "images", "devices", "settings", "plugins",
@@ -161,9 +161,10 @@ def storage_of(request: SweepRequest, file: Path) -> str:
     from_environment = request.resume and asked == os.environ.get("VQBENCH_STORAGE")
     if asked and "://" not in asked:
         asked = str(Path(asked).absolute())
-    if from_environment and masked(asked) != stored:  # it was not given for this command
+    is_another = stored is not None and masked(asked) != masked(stored)
+    if from_environment and (is_another or stored is None):  # it was not given for this command
         asked = ""
-    if asked and stored is not None and masked(asked) != stored:
+    if asked and is_another:
         raise UsageError(f"the trials of this sweep are in {stored or 'optuna.db of its experiment'}",
                          "leave --storage (VQBENCH_STORAGE) out, or start another sweep with --sweep-name")  # fmt: skip
     if not asked and stored and "***" in stored:
@@ -188,7 +189,7 @@ def refuse_another(request: SweepRequest, file: Path, found: Mapping[str, Any] |
     if differs:
         raise UsageError(
             f"there is a sweep '{request.title}' already, with another {' and '.join(differs)}",
-            f"go on with it: --resume {request.title}, or start another: --sweep-name NAME",
+            f"go on with it: {shell_command(['--resume', request.title])}, or start another: --sweep-name NAME",
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from vqbench.errors import VQBenchError
+from vqbench.wording import masked, reason_of_library
 
 PATIENCE_SECONDS = 60.0
 """A database that is started anew is back by then."""
@@ -23,7 +24,8 @@ class PatientStorage:
     """Has what an Optuna storage has. Raises StorageError for what `PATIENCE_SECONDS` of trying have not mended."""
 
     def __init__(self, inner: Any, where: str, hint: str, say: Callable[[str], None]) -> None:
-        self._inner, self._where, self._hint, self._say = inner, where, hint, say
+        self._inner, self._address, self._hint, self._say = inner, where, hint, say
+        self._where = masked(where)
         self._given_up = False
 
     def __getattr__(self, name: str) -> Any:
@@ -42,7 +44,7 @@ class PatientStorage:
                     return True
                 raise
             except (StorageInternalError, OSError) as error:
-                reason = " ".join(str(error.__cause__ or error).splitlines()[:1])[:200]
+                reason = reason_of_library(error.__cause__ or error, self._address)
                 if until is None:  # who cleans up after it was given up asks once
                     until = time.monotonic() + (0 if self._given_up else PATIENCE_SECONDS)
                     if not self._given_up:

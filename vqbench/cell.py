@@ -27,6 +27,7 @@ from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.provenance import device_name, git_commit, versions
 from vqbench.reasons import reason_of
 from vqbench.results import DONE, CellFolder, read_json, write_json
+from vqbench.wording import masked_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -398,8 +399,7 @@ def guarded(folder: CellFolder, started: float, work: Callable[[CellFolder], Non
         work(folder)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log's disk may be full: the result may still find room
-            traceback.print_exc()
-            sys.stderr.flush()
+            print(masked_text(traceback.format_exc()), file=sys.stderr, flush=True)
         if is_secondary():
             return 1
         stage, flag = str(folder.status.get("stage", "start")), getattr(error, "collapse", None)

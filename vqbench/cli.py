@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +53,7 @@ from vqbench.sweep_options import (
     Trials,
     TrialsPerMethod,
 )
-from vqbench.wording import counted
+from vqbench.wording import counted, masked, masked_text, reason_of_library
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
@@ -413,10 +414,11 @@ def sync(runs: Runs = Path("runs")) -> None:
         report = send(runs)
     except Exception as error:
         uri = tracking_uri(runs)
-        raise UsageError(
-            f"no tracking server at {uri}: {' '.join(str(error).split())[:200]}", "look at MLFLOW_TRACKING_URI"
-        ) from error
-    print(f"{counted(report.cells, 'cell')} up to date at {tracking_uri(runs)}")
+        what = f"no tracking server at {masked(uri)}: {reason_of_library(error, uri)}"
+        raise UsageError(what, "look at MLFLOW_TRACKING_URI") from None
+    print(f"{counted(report.cells, 'cell')} up to date at {masked(tracking_uri(runs))}")
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
     for problem in report.problems:
         print(f"not sent: {problem}", file=sys.stderr)
     if report.problems:
@@ -439,7 +441,7 @@ def ui(
 
 
 def _report(what: str, hint: str) -> None:
-    print(f"error: {what}\nhint: {hint}", file=sys.stderr, flush=True)
+    print(masked_text(f"error: {what}\nhint: {hint}"), file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -463,7 +465,7 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
         return int(code) if isinstance(code, int) else 0
     except VQBenchError as error:
         if "--debug" in arguments:
-            raise
+            return _report_traceback(error)
         _report(error.what, error.hint)
         return error.exit_code
     except _ClickError as error:
@@ -481,9 +483,14 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
         return 1
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            return _report_traceback(error)
         _report(f"{type(error).__name__}: {error}", "this is a bug of vqbench; `vqbench --debug …` shows the traceback")
         return 1
+
+
+def _report_traceback(error: Exception) -> int:
+    print(masked_text("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
+    return 1
 
 
 def _report_usage(error: Any) -> int:

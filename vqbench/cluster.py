@@ -17,6 +17,7 @@ from vqbench.gpus import visible_gpus
 from vqbench.plan import RunRequest
 from vqbench.results import read_json
 from vqbench.server import tracking_uri
+from vqbench.wording import masked, reason_of_library, shell_command
 from vqbench.worker import OwnGroup, Surroundings, look_around
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def join_cluster(request: RunRequest, view: View) -> DaskEngine:
         found = _surroundings(client, request.runs.absolute())
         shares_disk = _refuse_strangers(found, request)
         if not shares_disk:
-            view.note(f"not every worker sees {request.runs}: results travel through {tracking_uri(request.runs)}")
+            view.note(
+                f"not every worker sees {request.runs}: results travel through {masked(tracking_uri(request.runs))}"
+            )
         workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
         resources = _resources(request, workers, found, view)
         return DaskEngine(client, resources, int(resources.get("GPU", 0)), shares_disk=shares_disk, say=view.note)
@@ -95,7 +98,7 @@ def _connect(scheduler: str) -> Client:
         return Client(address, timeout=CONNECT_SECONDS, name="vqbench")
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(
-            f"no dask scheduler answers at {scheduler}: {' '.join(str(error).split())[:160]}",
+            f"no dask scheduler answers at {masked(scheduler)}: {reason_of_library(error, scheduler)}",
             "is it running? dask scheduler --host HOST, and dask worker ADDRESS on each machine",
         ) from None
 
@@ -111,12 +114,13 @@ def _address_in(file: Path) -> str:
 def _wait_for_a_worker(client: Client, scheduler: str, view: View) -> None:
     if client.scheduler_info(n_workers=-1)["workers"]:
         return
-    view.note(f"the cluster at {scheduler} has no workers yet; waiting {WORKER_SECONDS} s for one")
+    view.note(f"the cluster at {masked(scheduler)} has no workers yet; waiting {WORKER_SECONDS} s for one")
     try:
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
     except TimeoutError:
         raise UsageError(
-            f"the cluster at {scheduler} has no workers", f"start some: dask worker {scheduler} --nthreads 1"
+            f"the cluster at {masked(scheduler)} has no workers",
+            f"start some: {shell_command(['dask', 'worker', scheduler, '--nthreads', 1])}",
         ) from None
 
 

@@ -25,7 +25,7 @@ from vqbench.launch import BUSY, POLL_SECONDS, STOP_SECONDS, STOPPED, CellJob, E
 from vqbench.lease import CellBusyError
 from vqbench.results import DONE, FAILED, CellFolder, read_json, write_json
 from vqbench.transfer import AWAY, PATIENCE_SECONDS, RESULT, Courier, patiently
-from vqbench.wording import counted
+from vqbench.wording import counted, masked, reason_of_library
 from vqbench.worker import THREADS, Need, run_on_worker
 
 ASK_SECONDS, WATCH_SECONDS, LOOKS = 1.0, 5.0, 2
@@ -110,7 +110,8 @@ class DaskEngine:
             return False
         except Exception as error:
             held.close()
-            self._over.append((job.name, _write_failure(job, type(error).__name__, str(error), _STORE_HINT)))
+            why = reason_of_library(error, store.tracking_uri)
+            self._over.append((job.name, _write_failure(job, type(error).__name__, why, _STORE_HINT)))
             return False
         except BaseException:  # Ctrl-C
             held.close()
@@ -164,16 +165,17 @@ class DaskEngine:
 
         def waiting(error: Exception) -> None:
             minutes = round(PATIENCE_SECONDS / 60)
-            self._say(f"{job.name} has ended, and {store.tracking_uri} does not answer to hand out what it left "
-                      f"({type(error).__name__}); it is asked again for {minutes} minutes")  # fmt: skip
+            self._say(f"{job.name} has ended, and {masked(store.tracking_uri)} does not answer to hand out what it "
+                      f"left ({type(error).__name__}); it is asked again for {minutes} minutes")  # fmt: skip
 
         try:
             courier = patiently(lambda: Courier(store, CellFolder(job.folder)), waiting=waiting)
             if not patiently(courier.fetch_result, waiting=waiting):
-                raise VQBenchError(f"what {job.name} left did not arrive whole at {store.tracking_uri}", _STORE_HINT)
+                place = masked(store.tracking_uri)
+                raise VQBenchError(f"what {job.name} left did not arrive whole at {place}", _STORE_HINT)
         except Exception as error:
             self._held.pop(job.name).close()
-            return _write_failure(job, type(error).__name__, str(error), _STORE_HINT)
+            return _write_failure(job, type(error).__name__, reason_of_library(error, store.tracking_uri), _STORE_HINT)
         (job.folder / AWAY).unlink(missing_ok=True)
         courier.clear()
         self._held.pop(job.name).close()
@@ -232,11 +234,11 @@ class DaskEngine:
             return None
         if name in self._held:
             self._held.pop(name).close()
-        kind, message = type(error).__name__, str(error).strip() or type(error).__name__
+        kind, message = type(error).__name__, reason_of_library(error)
         if kind == "KilledWorker":
             message = "the workers that ran it died, several in a row; out of memory is the usual reason"
         hint = f"look at the workers' logs and {CellFolder(job.folder).log}"
-        return _write_failure(job, kind, message.splitlines()[0], hint)
+        return _write_failure(job, kind, message, hint)
 
     def stop(self, name: str) -> None:
         """Nobody wants the job any more: its worker sees that and ends its process."""

@@ -8,20 +8,22 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from vqbench.wording import masked_text
+
 
 class VQBenchError(Exception):
     """An error with a way out.
 
     `what` says what is wrong and what was expected, `hint` the command or the change that mends it.
-    The command line prints the two as `error:` and `hint:` and exits with `exit_code`.
+    The command line prints the two as `error:` and `hint:` and exits with `exit_code`. Neither keeps the secrets of an
+    address.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        self.what, self.hint = masked_text(what), masked_text(hint)
+        super().__init__(self.what)
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.what, self.hint)

@@ -22,7 +22,8 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.mirror import FILES_TAG, LEFT_OUT_TAG, RESULT_FILES, SHARED_FOLDER, SHARED_TAG
 from vqbench.registry import file_digest
 from vqbench.results import FETCHED, read_json, write_json
-from vqbench.server import all_runs, artifacts_of, connect, database_file, is_remote
+from vqbench.server import all_runs, artifacts_of, connect, database_file, how_to_restore, is_remote
+from vqbench.wording import masked, reason_of_library
 
 _AT_ONCE = 8  # downloads
 _NAME = re.compile(r"[^/\\\0]+")
@@ -68,16 +69,16 @@ def fetch_experiment(uri: str, name: str, runs: Path) -> None:
     client, experiment = _find(uri, name)
     cells = _newest(_asked(uri, lambda: all_runs(client, experiment.experiment_id, "tags.`vqbench.cell` LIKE '%'")))
     if not cells:
-        what = f"the experiment '{name}' at {uri} holds no cells of vqbench"
+        what = f"the experiment '{name}' at {masked(uri)} holds no cells of vqbench"
         raise UsageError(what, "`vqbench sync --runs DIR` sends those of a runs directory")
     folder.mkdir(parents=True, exist_ok=True)
     for gone in {path.name for path in folder.glob("cells/*")} - {cell.folder for cell in cells}:
         shutil.rmtree(folder / "cells" / gone)
-    write_json(folder / FETCHED, {"uri": uri, "missing": []})
+    write_json(folder / FETCHED, {"uri": masked(uri), "missing": []})
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         problems = [p for found in pool.map(lambda cell: _fetch_cell(client, uri, cell, folder), cells) for p in found]
     problems += _fetch_shared(client, uri, experiment, folder, cells)
-    write_json(folder / FETCHED, {"uri": uri, "missing": problems})
+    write_json(folder / FETCHED, {"uri": masked(uri), "missing": problems})
 
 
 def _asked(uri: str, ask: Any) -> Any:
@@ -87,8 +88,8 @@ def _asked(uri: str, ask: Any) -> Any:
     except VQBenchError:
         raise
     except Exception as error:  # of requests, SQLAlchemy or MLflow, each with a class of its own
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"no answer from MLflow at {uri}: {why}", "is the server up, and the address right?") from None
+        what = f"no answer from MLflow at {masked(uri)}: {reason_of_library(error, uri)}"
+        raise UsageError(what, "is the server up, and the address right?") from None
 
 
 def _find(uri: str, name: str) -> tuple[Any, Any]:
@@ -96,7 +97,7 @@ def _find(uri: str, name: str) -> tuple[Any, Any]:
     if (database := database_file(uri)) is not None and not database.is_file():
         raise UsageError(f"there is no file {database}", "sqlite:////FULL/PATH/mlflow.db")
     if not is_remote(uri) and not re.match(r"\w+(\+\w+)?://", uri):
-        raise UsageError(f"'{uri}' is no address of MLflow", "http://HOST:PORT, or sqlite:///runs/mlflow.db")
+        raise UsageError(f"'{masked(uri)}' is no address of MLflow", "http://HOST:PORT, or sqlite:///runs/mlflow.db")
     client = _asked(uri, lambda: connect(uri))
     experiment = _asked(uri, lambda: client.get_experiment_by_name(name))
     if experiment is not None and experiment.lifecycle_stage == "active" and _NAME.fullmatch(name):
@@ -104,8 +105,10 @@ def _find(uri: str, name: str) -> tuple[Any, Any]:
     known = [each.name for each in _asked(uri, client.search_experiments)]
     near = get_close_matches(name, known, n=2, cutoff=0.5)
     question = f"did you mean {' or '.join(near)}?" if near else f"there: {', '.join(sorted(known)[:8]) or 'none'}"
-    deleted = ", it was deleted" if experiment is not None else ""
-    raise UsageError(f"no experiment '{name}' at {uri}{deleted}; {question}", "--experiment NAME says which")
+    if experiment is not None and experiment.lifecycle_stage != "active":
+        what = f"the experiment '{name}' at {masked(uri)} was deleted; {question}"
+        raise UsageError(what, how_to_restore(uri, experiment.experiment_id))
+    raise UsageError(f"no experiment '{name}' at {masked(uri)}; {question}", "--experiment NAME says which")
 
 
 def _newest(runs: Sequence[Any]) -> list[_CellRun]:
@@ -122,7 +125,7 @@ def _fetch_cell(client: Any, uri: str, cell: _CellRun, experiment: Path) -> list
     """Bring one cell; returns what is missing. Its result is written last."""
     folder = experiment / "cells" / cell.folder
     info, files = cell.run.info, cell.files
-    memory = {"uri": uri, "run_id": info.run_id, "experiment_id": info.experiment_id, "files": files}
+    memory = {"uri": masked(uri), "run_id": info.run_id, "experiment_id": info.experiment_id, "files": files}
     if files is not None and read_json(folder / "mlflow.json") == memory:
         return _left_out(cell)
     for name in {*RESULT_FILES} - {*(files or ())}:  # of an attempt before

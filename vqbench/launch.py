@@ -19,6 +19,7 @@ from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, result_problem, write_json
+from vqbench.wording import shell_command
 
 POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0
@@ -34,7 +35,7 @@ _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK"
 class Store:
     """The run of a cell in MLflow, whose artifacts hold its files while they travel (transfer.py)."""
 
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # dask's workers log what they are given
     run_id: str
 
 
@@ -148,7 +149,7 @@ def spawn(
     env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
     env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
     with folder.log.open("ab") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shell_command(command)}\n".encode())
         log.flush()
         # a session of its own: Ctrl-C reaches its parent alone, which then ends it in good order
         return subprocess.Popen(

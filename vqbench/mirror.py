@@ -32,7 +32,8 @@ from vqbench.cell_files import FAILURE, RESULT, TRACKING, is_whole, names
 from vqbench.errors import VQBenchError
 from vqbench.registry import file_digest
 from vqbench.results import DONE, CellFolder, read_json, write_json
-from vqbench.server import all_runs, connect, is_remote, tracking_uri
+from vqbench.server import all_runs, connect, how_to_restore, is_remote, tracking_uri
+from vqbench.wording import masked, masked_text
 
 FAILURE_FILES = names(copied="always")
 """Files of a cell that failed of which MLflow gets a copy."""
@@ -63,11 +64,76 @@ class Mirror:
         if self.uri.startswith("sqlite:///"):
             self.runs.mkdir(parents=True, exist_ok=True)
         self.client: Any = connect(self.uri)
+        self.restored: set[str] = set()
+        """Runs that had been deleted in MLflow, and that it still had."""
+        self.lost: set[str] = set()
+        """Runs that MLflow has no more, for which others were made."""
+        self._shared: dict[str, dict[str, str]] = {}  # experiment → what `_holders` says
+        self._parents: dict[str, str] = {}  # of the runs that are known to be there: the run above each, or ""
+
+    def look(self, experiment: Path) -> None:
+        """Ask which runs of an experiment are there, all at once. Raises VQBenchError where it was deleted as a whole.
+
+        Whoever does not ask has each run asked for when it is needed.
+        """
+        known = self.client.get_experiment_by_name(experiment.name)
+        if known is None:
+            return
+        self._refuse_deleted(known)
+        for run in all_runs(self.client, known.experiment_id, ""):
+            self._parents[run.info.run_id] = run.data.tags.get("mlflow.parentRunId", "")
+
+    def _refuse_deleted(self, experiment: Any) -> None:
+        if experiment.lifecycle_stage != "active":
+            raise VQBenchError(
+                f"the MLflow experiment '{experiment.name}' was deleted",
+                f"{how_to_restore(self.uri, experiment.experiment_id)}; or give the next run another --name",
+            )
+
+    def _believed(self, memory: Mapping[str, Any]) -> dict[str, Any]:
+        """What is remembered of a run, if it is one of this server and the server has it; {} otherwise.
+
+        A run that was deleted, and that MLflow still has, is restored.
+        """
+        if not self._is_ours(memory):
+            return {}
+        if not self._has(str(memory["run_id"])):
+            self.lost.add(str(memory["run_id"]))
+            return {}
+        return dict(memory)
+
+    def _is_ours(self, memory: Mapping[str, Any]) -> bool:
+        """Whether a memory is of this server; those of earlier versions hold its address with the password."""
+        return masked(str(memory.get("uri"))) == masked(self.uri)
+
+    def _has(self, run_id: str) -> bool:
+        """Whether MLflow has a run, which is active then. Raises VQBenchError where its experiment was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id in self._parents:
+            return True
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage != "active":
+            self._refuse_deleted(self.client.get_experiment(run.info.experiment_id))
+            self.client.restore_run(run_id)
+            self.restored.add(run_id)
+        self._parents[run_id] = run.data.tags.get("mlflow.parentRunId", "")
+        return True
 
     def experiment(self, name: str) -> str:
-        """Id of the MLflow experiment `name`, created with its artifacts beside the database if it is local."""
+        """Id of the MLflow experiment `name`, created with its artifacts beside the database if it is local.
+
+        Raises VQBenchError where it was deleted.
+        """
         known = self.client.get_experiment_by_name(name)
-        if known is None:
+        if known is not None:
+            self._refuse_deleted(known)
+        else:
             location = None if is_remote(self.uri) else (self.runs / name / "mlflow-artifacts").as_uri()
             known = self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
         experiment_id = str(known.experiment_id)
@@ -83,33 +149,46 @@ class Mirror:
             run_id = str(found[0].info.run_id)
             self._tag(run_id, tags)
             self.client.update_run(run_id, name=name)
-            return run_id
-        run = self.client.create_run(experiment_id, _milliseconds(started), tags={tag: value, **tags}, run_name=name)
-        return str(run.info.run_id)
+        else:
+            tags = {tag: value, **{key: masked_text(text) for key, text in tags.items()}}
+            run = self.client.create_run(experiment_id, _milliseconds(started), tags=tags, run_name=name)
+            run_id = str(run.info.run_id)
+        self._parents[run_id] = tags.get("mlflow.parentRunId", "")
+        return run_id
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+        self.client.log_batch(run_id, tags=[RunTag(key, masked_text(value)[:8000]) for key, value in tags.items()])
 
     def command(self, path: Path) -> str:
         """Mirror a command's record as a parent run; returns the run's id."""
         record, memory_path = _record(path), path.with_suffix(".mlflow.json")
-        memory = read_json(memory_path) or {}
-        if (memory.get("uri"), memory.get("format")) != (self.uri, _FORMAT):
+        known = read_json(memory_path) or {}
+        memory = self._believed(known)
+        if memory.get("format") != _FORMAT:
             experiment_id = self.experiment(record["experiment"])
             tags, started = command_tags(record), record.get("started")
             run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags, started)
-            for key in ("methods", "dataset", "recipe", "seeds", "command"):
-                self.client.log_param(run_id, key, str(record[key])[:6000])
-            memory = {"uri": self.uri, "format": _FORMAT, "run_id": run_id, "experiment_id": experiment_id, "sent": ""}
+            self._log_params(run_id, {key: record[key] for key in ("methods", "dataset", "recipe", "seeds", "command")})
+            memory = {"format": _FORMAT, "run_id": run_id, "experiment_id": experiment_id, "sent": ""}
         attached = [file for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.suffix in _ATTACHED]
         stamp = " ".join([record["state"], *(f"{file.name}={file.stat().st_mtime_ns}" for file in attached)])
         if memory["sent"] != stamp:
             self._send_command(memory["run_id"], record, attached)
             self._describe(memory["experiment_id"])
-            write_json(memory_path, {**memory, "sent": stamp})
+        memory |= {"uri": masked(self.uri), "sent": stamp}
+        if memory != known:
+            write_json(memory_path, memory)
         return str(memory["run_id"])
+
+    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Log the parameters that a run lacks; MLflow lets none be changed, and an earlier version masked less."""
+        from mlflow.entities import Param
+
+        there = self.client.get_run(run_id).data.params
+        params = [Param(key, masked_text(str(value))[:6000]) for key, value in values.items() if key not in there]
+        self.client.log_batch(run_id, params=params)
 
     def _send_command(self, run_id: str, record: Mapping[str, Any], attached: Iterable[Path]) -> None:
         tags = {"state": record["state"].lower()}
@@ -141,32 +220,36 @@ class Mirror:
         Raises VQBenchError where its spec or its result is damaged.
         """
         path = folder.path / "mlflow.json"
-        memory = read_json(path) or {}
-        record = _tracked(folder, memory)
+        known = read_json(path) or {}
+        record = _tracked(folder, known)
         spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record.get('command')}.json"
         if not command.is_file():
             return False
         if problem := folder.problem:
             raise VQBenchError(problem, "give the command that made the cell again, then `vqbench sync`")
         parent = self.command(command)
-        if [memory.get(k) for k in ("uri", "format", "attempt")] != [self.uri, _FORMAT, record["attempt"]]:
-            points = memory.get("points", 0) if memory.get("attempt") == record["attempt"] else 0
-            points = points if memory.get("uri") == self.uri else 0
+        memory = self._believed(known) if known.get("attempt") == record["attempt"] else {}
+        if memory.get("format") != _FORMAT:
+            points = memory.get("points", 0)
             experiment_id = self.experiment(folder.path.parents[1].name)
             run_id = self._cell_run(experiment_id, folder, record, spec, parent)
-            memory = {"uri": self.uri, "format": _FORMAT, "attempt": record["attempt"], "run_id": run_id}
-            memory |= {"experiment_id": experiment_id, "points": points, "sent": "", "command": record["command"]}
-            write_json(path, memory)
-        if memory["command"] != record["command"]:  # it goes on as a child of the command that goes on with it
+            memory = {"format": _FORMAT, "attempt": record["attempt"], "run_id": run_id}
+            memory |= {"experiment_id": experiment_id, "points": points, "sent": ""}
+        memory |= {"uri": masked(self.uri), "command": record["command"]}
+        if self._parents[memory["run_id"]] != parent:  # another command went on with it, or the run above it is new
             self.client.set_tag(memory["run_id"], "mlflow.parentRunId", parent)
-            memory["command"] = record["command"]
+            self._parents[memory["run_id"]] = parent
+        if memory != known:
+            write_json(path, memory)
         memory["points"] = self._send_curves(folder, memory)
         write_json(path, memory)
         result, given_up = folder.result, "KILLED" if record.get("given_up") else ""
         stamp = _stamp(folder, result) if result else given_up or "RUNNING"
         if memory["sent"] != stamp:
-            self._send_state(folder, memory, parent, given_up)
+            self._send_state(folder, memory, given_up)
             write_json(path, {**memory, "sent": stamp})
+        if result is not None:
+            self._send_shared(folder, str(memory["experiment_id"]), parent)
         return True
 
     def _cell_run(
@@ -180,9 +263,9 @@ class Mirror:
         params = {f"recipe.{k}": v for k, v in spec["recipe"].items()}
         params |= {f"{spec['method']}.{k}": v for k, v in spec["config"].items()}
         params |= {"method": label, "seed": spec["seed"], "dataset": spec["dataset"]["reference"]}
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        self.client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+        self._log_params(run_id, params)
         protocol, source = spec["protocol"], json.dumps({"uri": spec["dataset"]["reference"]})
         images = Dataset(protocol["name"], protocol["validation_digest"][:16], "local", source)
         context = InputTag("mlflow.data.context", "validation")
@@ -213,7 +296,7 @@ class Mirror:
             self.client.log_batch(memory["run_id"], metrics=metrics[start : start + 1000])
         return max(len(points), memory["points"])
 
-    def _send_state(self, folder: CellFolder, memory: Mapping[str, Any], parent: str, given_up: str) -> None:
+    def _send_state(self, folder: CellFolder, memory: Mapping[str, Any], given_up: str) -> None:
         run_id, result = memory["run_id"], folder.result
         if result is None:
             self._tag(run_id, {"state": "killed" if given_up else "running"})
@@ -226,7 +309,6 @@ class Mirror:
         numbers, done = run_metrics(result), result["state"] == DONE
         metrics = [Metric(key, float(value), int(1000 * written), step) for key, value in numbers.items()]
         self.client.log_batch(run_id, metrics=metrics)
-        self._send_shared(folder, memory, parent)
         self._tag(run_id, {**result_tags(str(folder.path), result), **self._send_artifacts(folder, run_id, done)})
         self._end(run_id, "FINISHED" if done else "FAILED", written)
 
@@ -251,20 +333,35 @@ class Mirror:
                 sent[name] = file_digest(path)
         return {FILES_TAG: json.dumps(sent), LEFT_OUT_TAG: json.dumps(left_out)}
 
-    def _send_shared(self, folder: CellFolder, memory: Mapping[str, Any], parent: str) -> None:
-        """Send what cells share to the run of the first command that has it, once."""
+    def _send_shared(self, folder: CellFolder, experiment_id: str, parent: str) -> None:
+        """Send what cells share to the run of the first command that has it, once while that run is there."""
         known_path = folder.path.parents[1] / "shared.mlflow.json"
         known = read_json(known_path) or {}
-        known = known if known.get("uri") == self.uri else {"uri": self.uri}
+        known = {**(known if self._is_ours(known) else {}), "uri": masked(self.uri)}
+        holders = self._holders(experiment_id)
         for path in (folder.reference_features, folder.validation_images):
             name = path.name
-            if not path.is_file() or known.get(name) == path.stat().st_mtime_ns or path.stat().st_size > most_bytes():
+            if not path.is_file() or path.stat().st_size > most_bytes():
+                continue
+            if known.get(name) == path.stat().st_mtime_ns and name in holders and self._has(holders[name]):
                 continue
             self.client.log_artifact(parent, str(path), SHARED_FOLDER)
             value = json.dumps({"run_id": parent, "sha256": file_digest(path)})
-            self.client.set_experiment_tag(memory["experiment_id"], SHARED_TAG + name, value)
+            self.client.set_experiment_tag(experiment_id, SHARED_TAG + name, value)
+            holders[name] = parent
             known[name] = path.stat().st_mtime_ns
             write_json(known_path, known)
+
+    def _holders(self, experiment_id: str) -> dict[str, str]:
+        """File that cells share → the run that has it, as the experiment's tags say."""
+        if experiment_id not in self._shared:
+            tags = self.client.get_experiment(experiment_id).tags
+            self._shared[experiment_id] = {
+                key.removeprefix(SHARED_TAG): json.loads(value)["run_id"]
+                for key, value in tags.items()
+                if key.startswith(SHARED_TAG)
+            }
+        return self._shared[experiment_id]
 
 
 _OF_COMMAND = (
@@ -289,7 +386,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _tracked(folder: CellFolder, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """Which command's a cell is; {} where it is no tracked one's. Where that file is damaged, what was sent tells it."""
+    """Which command's a cell is; {} where it is no tracked one's. Where that file is damaged, what was sent tells."""
     path = folder.path / TRACKING
     record = read_json(path) or {}
     if not path.exists() or {"attempt", "command", "label"} <= record.keys():

@@ -10,6 +10,7 @@ import typer
 
 from vqbench.errors import UsageError
 from vqbench.options import Runs, items
+from vqbench.wording import shell_command
 
 
 def report(
@@ -41,7 +42,9 @@ def report(
     from vqbench.reporting import ReportRequest, execute_report
 
     if experiment and not from_mlflow:
-        raise UsageError("--experiment names an experiment of an MLflow server", f"vqbench report {experiment}")
+        raise UsageError(
+            "--experiment names an experiment of an MLflow server", shell_command(["vqbench", "report", experiment])
+        )
     if experiment and name and experiment != name:
         raise UsageError(f"two experiments are named, '{name}' and '{experiment}'", "leave one out")
     request = ReportRequest(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbench.errors import UsageError, unknown
+from vqbench.wording import masked
 
 if TYPE_CHECKING:
     from vqbench.reports.experiment import Experiment
@@ -76,7 +77,8 @@ def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
         return
     missing = missing or ["no cell has a file"]
     raise UsageError(
-        f"the files of '{request.name}' are not where MLflow at {request.from_mlflow} has put them: {missing[0]}",
+        f"the files of '{request.name}' are not where MLflow at {masked(request.from_mlflow)} has put them: "
+        f"{missing[0]}",
         "its artifact store must be reachable from here; `vqbench sync --runs DIR`, where the results are, sends them",
     )
 

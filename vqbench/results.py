@@ -24,6 +24,7 @@ from vqbench.cell_files import (
     later_version,
 )
 from vqbench.lease import exclusive
+from vqbench.wording import masked_text
 
 DONE, FAILED = "done", "failed"
 FETCHED = "fetched.json"
@@ -189,7 +190,8 @@ class CellFolder:
 
         Scores of an earlier run that only lacked a metric are kept; the failure then stands beside them.
         """
-        error = {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
+        said = {"message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
+        error = {"type": kind, **{name: masked_text(text) for name, text in said.items()}}
         seconds = round(time.time() - started, 3)
         has_scores = (self.result or {}).get("state") == DONE
         target = self.path / (FAILURE if has_scores else RESULT)

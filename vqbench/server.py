@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from vqbench.wording import shell_command
+
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "[::1]")
+"""This machine, as requests, urllib and curl each want it spelled in NO_PROXY."""
+
 
 def tracking_uri(runs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, or a sqlite file in the runs directory."""
@@ -28,8 +33,22 @@ def is_remote(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def past_proxies() -> dict[str, str]:
+    """NO_PROXY in both spellings, with what the user has there and this machine: no proxy knows the way to it."""
+    spellings = ("no_proxy", "NO_PROXY")  # most read the first before the second, some one of them alone
+    either = next((os.environ[name] for name in spellings if os.environ.get(name)), "")
+    found = {}
+    for name in spellings:
+        hosts = [host.strip() for host in (os.environ.get(name) or either).split(",") if host.strip()]
+        found[name] = ",".join(hosts if "*" in hosts else dict.fromkeys([*hosts, *LOOPBACK]))
+    return found
+
+
 def quiet_environment() -> dict[str, str]:
-    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win."""
+    """Settings under which MLflow sends no telemetry, prints nothing and does not retry for minutes; the user's win.
+
+    This machine's servers are asked past any proxy.
+    """
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results go there, and --json must be JSON
@@ -38,7 +57,7 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
     }
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+    return {name: os.environ.get(name, value) for name, value in defaults.items()} | past_proxies()
 
 
 def connect(uri: str) -> Any:
@@ -53,8 +72,14 @@ def connect(uri: str) -> Any:
 
 
 def _hush() -> None:
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3"):  # the last one says which address it asks again
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def how_to_restore(uri: str, experiment_id: str) -> str:
+    """The command that brings a deleted experiment back."""
+    place = shell_command([uri])
+    return f"restore it: MLFLOW_TRACKING_URI={place} mlflow experiments restore --experiment-id {experiment_id}"
 
 
 def artifacts_of(client: Any, uri: str, run_id: str) -> Any:

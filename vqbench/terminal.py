@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from vqbench.wording import masked_text
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -61,7 +63,8 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """Something that must be said aloud."""
-        self.console.print(Text(f"note: {text}"), soft_wrap=True)  # it may hold a command or a path to copy
+        # it may hold a command or a path to copy
+        self.console.print(Text(masked_text(f"note: {text}")), soft_wrap=True)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Images are being decoded."""

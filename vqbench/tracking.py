@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -19,6 +20,7 @@ from vqbench.launch import Store
 from vqbench.mirror import Mirror, is_record
 from vqbench.results import CellFolder, cell_folders, read_json, results_of_nothing, write_json
 from vqbench.server import tracking_uri
+from vqbench.wording import counted, masked, masked_text, reason_of_library, shell_command
 
 if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan
@@ -47,7 +49,13 @@ def _take_number(folder: Path) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(masked_text(text), file=sys.stderr, flush=True)
+
+
+def _command_line() -> str:
+    """The command that this process was started with, as it is typed into a shell."""
+    program = Path(sys.argv[0])
+    return shell_command(sys.argv if program.is_file() and os.access(program, os.X_OK) else sys.orig_argv)
 
 
 @dataclass
@@ -56,18 +64,28 @@ class SyncReport:
 
     cells: int
     problems: list[str]
+    notes: list[str]
+    """What was not there any more, and what became of it."""
 
 
 def sync(runs: Path) -> SyncReport:
     """Send everything below `runs` that the tracking server lacks. Safe to repeat."""
-    report = SyncReport(0, [])
+    report = SyncReport(0, [], [])
     mirror = Mirror(runs)
     for experiment in sorted(p.parent for p in runs.absolute().glob("*/commands")):
+        try:
+            mirror.look(experiment)
+        except VQBenchError as error:
+            report.problems.append(f"{experiment.name}: {error.what}; {error.hint}")
+            continue
+        except Exception as error:
+            report.problems.append(f"{experiment.name}: {reason_of_library(error, mirror.uri)}")
+            continue
         for folder in cell_folders(experiment):
             try:
                 report.cells += mirror.cell(folder)
             except Exception as error:
-                report.problems.append(f"{folder.name}: {_first_line(error)}")
+                report.problems.append(f"{folder.name}: {reason_of_library(error, mirror.uri)}")
         report.problems += results_of_nothing(experiment)
         for command in _records(experiment / "commands"):
             if not is_record(read_json(command)):
@@ -76,12 +94,12 @@ def sync(runs: Path) -> SyncReport:
             try:
                 mirror.command(command)
             except Exception as error:
-                report.problems.append(f"{command.name}: {_first_line(error)}")
+                report.problems.append(f"{command.name}: {reason_of_library(error, mirror.uri)}")
+    if mirror.restored:
+        report.notes.append(f"{counted(len(mirror.restored), 'run')} had been deleted in MLflow: restored")
+    if mirror.lost:
+        report.notes.append(f"{counted(len(mirror.lost), 'run')} MLflow did not have any more: sent again")
     return report
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class Tracker:
@@ -91,6 +109,7 @@ class Tracker:
         self.runs = runs
         self.say = say
         self.trouble = ""
+        self._way_out = ""  # the hint of what is the trouble, where it has one
         self._not_before = 0.0
         self._last_look = 0.0
         self._mirror: Mirror | None = None
@@ -123,7 +142,7 @@ class Tracker:
             "name": f"{number:04d} {title or named}",
             "cells": [] if title else [cell.folder.name for cell in plan.cells],
             "experiment": plan.experiment,
-            "command": " ".join(sys.argv),
+            "command": _command_line(),
             "methods": ",".join(methods),
             "dataset": plan.cells[0].spec["dataset"]["slug"],
             "recipe": plan.recipe.name,
@@ -157,22 +176,29 @@ class Tracker:
 
     def store_of(self, cell: Cell) -> Store:
         """The run of a cell that `start_cell` announced. Raises VQBenchError if the server does not answer."""
-        answer: queue.Queue[str] = queue.Queue()
+        answer: queue.Queue[str | VQBenchError] = queue.Queue()
 
         def ask(mirror: Mirror) -> None:
-            mirror.cell(cell.folder)
+            try:
+                mirror.cell(cell.folder)
+            except VQBenchError as error:  # asking again would not help
+                answer.put(error)
+                return
             answer.put((read_json(cell.folder.path / "mlflow.json") or {})["run_id"])
 
         self._patience[ask] = time.monotonic() + STORE_SECONDS
         self._jobs.put(ask)
         uri = tracking_uri(self.runs)
         try:
-            return Store(uri, answer.get(timeout=STORE_SECONDS))
+            found = answer.get(timeout=STORE_SECONDS)
         except queue.Empty:
             raise VQBenchError(
-                f"MLflow at {uri} does not answer, and without a shared disk results travel through it",
+                f"MLflow at {masked(uri)} does not answer, and without a shared disk results travel through it",
                 "start the server, then give the command again",
             ) from None
+        if isinstance(found, VQBenchError):
+            raise found
+        return Store(uri, found)
 
     def poke(self, folders: list[CellFolder]) -> None:
         """Have the curves of cells that train sent, every few seconds."""
@@ -219,13 +245,14 @@ class Tracker:
             ended = {"ended": round(time.time(), 3)}
             write_json(record, {**(read_json(record) or {}), **cells, **ended, "state": state})
         except Exception as error:  # neither a full disk nor a table that cannot be drawn may cost what was trained
-            self.trouble = _first_line(error)
+            self.trouble = reason_of_library(error)
         self._jobs.put(lambda mirror: mirror.command(record))
         self._jobs.put(None)
         self._thread.join()
         if self.trouble:
-            self.say(f"warning: MLflow at {tracking_uri(self.runs)} did not take everything: {self.trouble}")
-            self.say(f"hint: nothing is lost; `vqbench sync --runs {self.runs}` sends the rest")
+            uri, again = tracking_uri(self.runs), shell_command(["vqbench", "sync", "--runs", self.runs])
+            self.say(f"warning: MLflow at {masked(uri)} did not take everything: {self.trouble}")
+            self.say(f"hint: nothing is lost; {self._way_out}`{again}` sends the rest")
 
     @staticmethod
     def _attach(record: Path, rows: list[dict[str, Any]], texts: Mapping[str, str]) -> None:
@@ -254,7 +281,9 @@ class Tracker:
             self._mirror = self._mirror or Mirror(self.runs)
             job(self._mirror)
         except Exception as error:
-            self.trouble = _first_line(error)
+            self.trouble = reason_of_library(error, tracking_uri(self.runs))
+            self._way_out = f"{error.hint}; then " if isinstance(error, VQBenchError) else ""
+            self._mirror = None  # what it knows of the server's runs may be true no more
             self._not_before = time.monotonic() + RETRY_SECONDS
             return False
         self._not_before = 0.0

@@ -19,6 +19,7 @@ from typing import IO, Any
 from vqbench.board import VIEWS, address_of, has_views
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.server import connect, database_file, is_remote, quiet_environment, tracking_uri
+from vqbench.wording import masked, reason_of_library
 
 START_SECONDS = 180.0
 """That MLflow's server may take to answer; on a quiet machine it takes less than ten."""
@@ -73,9 +74,9 @@ def free_port(port: int) -> int:
 @contextmanager
 def _running(uri: str, port: int) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """MLflow's server and its log; the server and all its processes are gone afterwards, whatever happens."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     env = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a process less
+    env["MLFLOW_BACKEND_STORE_URI"] = uri  # everybody on this machine can read a command line
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         before = {number: signal.signal(number, _interrupt) for number in _ENDING}
@@ -111,11 +112,12 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], log: IO[bytes], address: str) -> None:
     deadline = time.monotonic() + START_SECONDS
+    past_proxies = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise VQBenchError(f"MLflow's server did not start: {_last_line(log)}", "`mlflow doctor` may know why")
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            past_proxies.open(f"{address}/health", timeout=5).close()
             return
         except OSError:
             time.sleep(0.2)
@@ -130,14 +132,14 @@ def _last_line(log: IO[bytes]) -> str:
 
 def _announce(address: str, name: str | None, browser: bool) -> None:
     """Print where the experiments are, and open the first."""
-    shown = experiments_at(address, name)
+    shown, place = experiments_at(address, name), masked(address)
     for experiment in shown[:_MOST]:
-        lines = [f"  {view:<9} {address}" for view, address in experiment.views.items()]
+        lines = [f"  {view:<9} {masked(view_address)}" for view, view_address in experiment.views.items()]
         print("\n".join([experiment.name, *lines]), flush=True)
     if len(shown) > _MOST:
-        print(f"{len(shown) - _MOST} more: {address}/#/experiments", flush=True)
+        print(f"{len(shown) - _MOST} more: {place}/#/experiments", flush=True)
     if not shown:
-        print(f"no experiment of vqbench: {address}", flush=True)
+        print(f"no experiment of vqbench: {place}", flush=True)
     if browser and sys.stdout.isatty():
         _open(shown[0].views["methods"] if shown else address)
 
@@ -150,11 +152,11 @@ def experiments_at(address: str, name: str | None = None) -> list[Shown]:
     try:
         found = connect(address).search_experiments(order_by=["last_update_time DESC"])
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"no tracking server at {address}: {why}", "look at MLFLOW_TRACKING_URI") from None
+        why = reason_of_library(error, address)
+        raise UsageError(f"no tracking server at {masked(address)}: {why}", "look at MLFLOW_TRACKING_URI") from None
     found = [each for each in found if has_views(each.tags)]
     if name is not None and name not in {each.name for each in found}:
-        raise unknown("experiment", name, [each.name for each in found], f"all of them: {address}")
+        raise unknown("experiment", name, [each.name for each in found], f"all of them: {masked(address)}")
     return _shown(address, [each for each in found if name in (None, each.name)])
 
 

@@ -18,9 +18,11 @@ import dask
 from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.cell_files import CURVES
+from vqbench.errors import VQBenchError
 from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
 from vqbench.results import DONE, CellFolder, read_json, write_json
+from vqbench.wording import reason_of_library
 
 if TYPE_CHECKING:
     from vqbench.transfer import Courier
@@ -65,9 +67,13 @@ def run_on_worker(job: CellJob, need: Need, key: str) -> Ended:
 
     environment = {**_of_dask(worker), THREADS: str(_threads(worker, need)), **job.environment}
     job = replace(job, environment=environment)
-    if job.store is not None:
+    if job.store is None:
+        return _run(job, need, wanted)
+    try:
         return _run_far_from_home(job, job.store, need, wanted, lambda message: worker.log_event(need.topic, message))
-    return _run(job, need, wanted)
+    except Exception as error:  # dask logs what is raised here, and MLflow's errors hold its address
+        why = f"{type(error).__name__}: {reason_of_library(error, job.store.tracking_uri)}"
+        raise VQBenchError(why, "look at the MLflow server; the same command then goes on") from None
 
 
 def _run(job: CellJob, need: Need, wanted: Wanted, meanwhile: Callable[[], None] = lambda: None) -> Ended:
@@ -153,7 +159,8 @@ def _attempt(
             try:
                 courier.send_checkpoint()
             except Exception as error:  # the store is away: what is newest later will be sent then
-                print(f"{job.name}: the checkpoint could not be sent: {error}", flush=True)
+                why = reason_of_library(error, store.tracking_uri)
+                print(f"{job.name}: the checkpoint could not be sent: {why}", flush=True)
                 next_try = time.monotonic() + 15
 
     end = _run(here, need, wanted, meanwhile)

@@ -17,6 +17,7 @@ from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
 from vqbench.reports.report import Report, ReportSection
 from vqbench.results import FETCHED, read_json
+from vqbench.wording import masked, shell_command
 
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
@@ -42,10 +43,10 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
     runs = experiment.folder.parent
     if fetched := read_json(experiment.folder / FETCHED):  # into a folder that is gone soon
         uri = shown_address(fetched["uri"])
-        source, root = f"--from-mlflow {uri} --experiment {shlex.quote(experiment.name)}", runs
+        source, root = f"--from-mlflow {uri} --experiment {shell_command([experiment.name])}", runs
         ui = f"MLFLOW_TRACKING_URI={uri} vqbench ui"
     else:
-        source, root = f"{shlex.quote(experiment.name)} --runs {shown_path(runs)}", runs.parent
+        source, root = f"{shell_command([experiment.name])} --runs {shown_path(runs)}", runs.parent
         ui = f"vqbench ui --runs {shown_path(runs)}"
     script = "(() => {\n'use strict';\n" + "\n".join(map(_resource, _SCRIPTS)) + "\n})();"
     style = _resource("page.css")
@@ -100,9 +101,9 @@ def shown_path(path: Path, home: str = "~/") -> str:
 
 def shown_address(uri: str) -> str:
     """An address of MLflow as one would type it here, without user, password, query and the name of the home."""
-    scheme, separator, rest = uri.partition("://")
+    scheme, separator, rest = masked(uri).partition("://")
     if scheme.startswith("sqlite") and rest.startswith("/"):
-        return f"{scheme}:///{shown_path(Path(rest[1:]), '$HOME/')}"
+        return f"{scheme}:///{shown_path(Path(rest[1:].partition('?')[0]), '$HOME/')}"
     place, slash, path = rest.partition("?")[0].partition("/")
     return shlex.quote(f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}")
 

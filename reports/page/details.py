@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from vqbench.reports.experiment import Group, StoredCell
 from vqbench.results import read_json
+from vqbench.wording import masked
 
 MOST_LOG = 6000
 """Characters of a log's tail."""
@@ -94,7 +95,7 @@ def mlflow_place(memory: Path) -> dict[str, str] | None:
     if not isinstance(run, str) or not run:
         return None
     try:
-        parts = urlsplit(uri)
+        parts = urlsplit(masked(uri))
     except ValueError:
         return {"run": run}
     if parts.scheme not in ("http", "https") or not parts.hostname or not run.isalnum():

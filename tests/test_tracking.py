@@ -77,7 +77,7 @@ def test_a_hiccup_of_the_server_fails_no_cell_that_asks_for_its_run(
 
     monkeypatch.setattr(tracking, "Mirror", Hiccup)
     monkeypatch.setattr(tracking, "AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(tracking, "STORE_SECONDS", 20.0)
+    monkeypatch.setattr(tracking, "STORE_SECONDS", 120.0)
     recipe = [text for text in settings() if text != "--set"]
     request = make_request(
         "fsq", f"folder:{images}", runs=tmp_path, name="x", images=8, metrics=["psnr"], settings=recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from vqbench.dask_engine import DaskEngine
 from vqbench.engine import parse_resources
 from vqbench.errors import UsageError
 from vqbench.execution import Execution
-from vqbench.gpus import claim_gpus
+from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import BUSY, STOPPED, CellJob, Ended
 from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
 from vqbench.results import CellFolder, write_json
@@ -212,12 +213,15 @@ def test_what_a_cluster_cannot_give_is_said_at_once(cluster: Cluster, images: Pa
 def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Path) -> None:
     logged = ("--set", "log_images=16")
     ask = one_run(images, tmp_path, "--methods", "faulty", "--images", "80000", "--set", "faulty.pause=0.05", *logged)
-    driver = Background(*ask, "--workers", "2", "--seeds", "0,1", OMP_NUM_THREADS="")
+    cards = {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)}  # their locks apart from those of other tests
+    driver = Background(*ask, "--workers", "2", "--seeds", "0,1", OMP_NUM_THREADS="", **cards)
     until(lambda: len(list(tmp_path.glob("x/cells/*/checkpoints/last.pt"))) == 2, "two checkpoints")
     pids = running(tmp_path)
-    assert len(pids) == 2
-    for pid in pids.values():
-        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert len(pids) == 2  # at once, each on a card of its own
+    environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in pids.values()]
+    shown = {v for variables in environments for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")}
+    assert shown == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    for variables in environments:
         assert f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // 2)}" in variables
         of_dask = ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         assert not [v for v in variables if v.startswith(of_dask)]  # they would halve the speed of training
@@ -463,6 +467,74 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(most) <= 3
     with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
         assert gpus == []
+
+
+@pytest.mark.parametrize(("cells", "count", "cards"), [(2, 1, 2), (8, 1, 8), (4, 2, 8)])
+def test_cells_hold_as_many_gpus_as_they_asked_for_at_a_time(
+    cells: int, count: int, cards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    held: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for cell in range(cells):
+            asked = iter((True, True))  # twice in vain, and it is given up
+            claim = claim_gpus(count, list(map(str, range(cards))), wanted=lambda asked=asked: next(asked, False))
+            held += stack.enter_context(claim)
+            assert len(held) == len(set(held)) == count * (cell + 1)
+        with claim_gpus(1, list(map(str, range(cards))), wanted=lambda: False) as gpus:
+            assert gpus == []
+    with claim_gpus(cards, list(map(str, range(cards)))) as gpus:
+        assert len(gpus) == cards
+
+
+def test_what_does_not_suffice_is_let_go_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vqbench.gpus.POLL_SECONDS", 0.01)
+    asked = threading.Event()
+
+    def wanted() -> bool:
+        asked.set()
+        return True
+
+    got: list[str] = []
+
+    def both() -> None:
+        with claim_gpus(2, ["0", "1"], wanted) as gpus:
+            got.extend(gpus)
+
+    with claim_gpus(1, ["0"]):
+        thread = threading.Thread(target=both)
+        thread.start()
+        assert asked.wait(DEADLINE)
+        with claim_gpus(1, ["1"]) as gpus:  # while the other waits for both
+            assert gpus == ["1"]
+        assert not got
+    thread.join(DEADLINE)
+    assert got == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "seen"),
+    [
+        ("0,1", ["0", "1"]),
+        (" 1, 0 ", ["1", "0"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("0,,1", ["0"]),
+        ("0,none,1", ["0"]),
+        ("0,1,0", []),
+        ("00,0", []),
+        ("NoDevFiles", []),
+        ("GPU-8932f937-d72c,GPU-02", ["GPU-8932f937-d72c", "GPU-02"]),
+        ("MIG-a/1/0,MIG-a/2/0", ["MIG-a/1/0", "MIG-a/2/0"]),
+        ("GPU-a,0", ["GPU-a"]),
+        ("GPU-a,GPU-a", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_show(variable: str, seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_gpus() == seen
 
 
 GPUS_SEEN = """

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -21,12 +22,24 @@ def visible_gpus() -> list[str]:
     """The GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES names them; empty without any."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1"]
+        return _named(chosen)
     if sys.platform == "linux" and not any(next(DEVICES.glob(name), None) for name in _DRIVERS):
         return []  # without asking torch, whose import takes seconds, in which a worker of a cluster answers nobody
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _named(chosen: str) -> list[str]:
+    """As CUDA reads its variable: up to the first name that is no GPU, and none at all where one is named twice."""
+    kind = next((kind for kind in ("GPU-", "MIG-") if chosen.strip().startswith(kind)), "")
+    names = []
+    for text in chosen.split(","):
+        name = re.match(rf"{kind}\S+" if kind else r"\d+", text.strip())
+        if name is None:
+            break
+        names.append(name[0] if kind else str(int(name[0])))
+    return names if len(set(names)) == len(names) else []
 
 
 def _lock_file(name: str) -> Path:
@@ -40,13 +53,20 @@ def claim_gpus(count: int, among: list[str], wanted: Callable[[], bool] = lambda
     """Hold `count` of the GPUs `among` that no other cell of this user holds; waits until there are so many.
 
     Gives an empty list when it is no longer `wanted`. A lock goes with its process, so a GPU is never lost.
+    Nobody queues: who asks for several waits while others take single ones as they come free.
     """
     while True:
         with contextlib.ExitStack() as held:  # all or none: two cells that each hold half would wait for ever
-            names = [name for name in among if held.enter_context(_try_to_lock(name))]
-            if len(names) >= count or not wanted():
-                yield names[:count] if len(names) >= count else []
+            names: list[str] = []
+            for name in among:
+                if len(names) < count and held.enter_context(_try_to_lock(name)):
+                    names.append(name)
+            if len(names) == count:
+                yield names
                 return
+        if not wanted():
+            yield []
+            return
         time.sleep(POLL_SECONDS * (1 + random.random()))
 
 

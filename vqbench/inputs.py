@@ -85,7 +85,8 @@ def checked_indices(indices: Tensor, per_token: tuple[int, ...], codebook_size: 
     _require_device(indices, "indices", like)
     shape = tuple(indices.shape)
     if shape[3:] != per_token or len(shape) < 3 or 0 in shape[1:]:
-        raise ValueError(f"expected indices {layout}, not {shape}")
+        way = ": of a row of tokens indices.reshape(len(indices), h, -1)" if len(shape) == 2 and not per_token else ""
+        raise ValueError(f"expected indices {layout}, not {shape}{way}")
     wide = indices.long()
     if len(wide):
         low, high = torch.stack(torch.aminmax(wide)).tolist()
@@ -104,7 +105,7 @@ def _require_tensor(value: object, name: str, layout: str, way: str) -> None:
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"{name} must be a torch.Tensor {layout}, not {kind}; of an array: {way}")
     if value.layout != torch.strided or value.is_nested:
-        raise TypeError(f"{name} must be a dense torch.Tensor {layout}, not nested or sparse ({value.layout})")
+        raise TypeError(f"{name} must be a dense torch.Tensor {layout}, not a sparse or nested one")
 
 
 def _require_device(tensor: Tensor, name: str, like: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vqbench.cell_files import FILES, CellFile, is_whole
 from vqbench.reports.experiment import Experiment, StoredCell
-from vqbench.results import FETCHED
 
 _AGAIN = "its command with --rerun makes it again"
 
@@ -17,9 +16,8 @@ def damage(experiment: Experiment) -> list[str]:
         lost = [cell for cell in cells if not is_whole(cell.folder.path / file.name)]
         cut = [cell for cell in lost if (cell.folder.path / file.name).exists()]
         said += [f"{cell.folder.name}: {file.name} is not whole; {file.without} ({_AGAIN})" for cell in cut]
-        # what MLflow did not have is said already
         gone = [cell for cell in lost if cell not in cut and _has_kept(cell, file)]
-        if gone and not (experiment.folder / FETCHED).exists():
+        if gone:
             more = f" and in {len(gone) - 1} more" if len(gone) > 1 else ""
             said.append(f"{gone[0].folder.name}: {file.name} is gone{more}; {file.without} ({_AGAIN})")
     shared = {path for cell in cells for path in (cell.folder.reference_features, cell.folder.validation_images)}

@@ -386,7 +386,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _tracked(folder: CellFolder, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """Which command's a cell is; {} where it is no tracked one's. Where that file is damaged, what was sent tells."""
+    """Which command's a cell is; {} where it is no tracked one's. What was sent tells it where that file is damaged."""
     path = folder.path / TRACKING
     record = read_json(path) or {}
     if not path.exists() or {"attempt", "command", "label"} <= record.keys():

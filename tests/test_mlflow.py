@@ -18,19 +18,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAULTY, REPOSITORY, Answer, Command, settings, until
+from conftest import FAULTY, REPOSITORY, Answer, Command, settings, typed, until
 from made_runs import Made, make_runs
-from test_servers import MLflowServer
+from test_servers import MLflowServer, Silence
 
 from vqbench.atomic import write_arrays_atomically
 from vqbench.board import CommandRun, description
 from vqbench.errors import UsageError
 from vqbench.fetch import fetch_experiment
+from vqbench.plan import Plan
 from vqbench.reporting import report
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import FORMATS, build_report, write_report
 from vqbench.results import cell_folders, read_json, write_json
-from vqbench.tracking import sync
+from vqbench.tracking import Tracker, sync
 
 HOSTILE = "it's <script>|`x`_*"
 METHODS = (
@@ -129,6 +130,15 @@ class Place:
         return self.root / "runs"
 
 
+def behind_a_proxy(address: str) -> dict[str, str]:
+    """Variables of somebody whose requests go through a proxy, which cannot know the way to this machine."""
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    return {spelled: address for name in names for spelled in (name, name.upper())} | {
+        "no_proxy": "",
+        "NO_PROXY": "x.y",
+    }
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: Path) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("mlflow")
@@ -138,7 +148,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: 
         run = vqbench(
             "run", "--plugin", FAULTY, "--methods", "vaevq,faulty@tensors", "--dataset", f"folder:{images}",
             "--images", "64", "--metrics", "psnr,usage", "--runs", root / "runs", "--name", "real", "--json", "--page",
-            *settings("log_images=16"), MLFLOW_TRACKING_URI=server.address,
+            *settings("log_images=16"), MLFLOW_TRACKING_URI=server.address, **behind_a_proxy("http://127.0.0.1:9"),
         )  # fmt: skip
         make_tracked(root / "runs", "made")
         with pytest.MonkeyPatch.context() as patch:
@@ -335,6 +345,170 @@ def test_what_is_new_or_gone_comes_with_the_next_fetch(
     assert (back / fsq.name / "result.json").stat().st_ino == untouched
 
 
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """A made experiment that was sent to a server, as somebody deletes from it there."""
+
+    place: Place
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def ids(self, search: str = "") -> dict[str, str]:
+        """Run by what it is of."""
+        runs = self.place.rest.runs(self.name, search)
+        return {run["tags"].get("vqbench.cell") or run["tags"]["vqbench.command"]: run["run_id"] for run in runs}
+
+    def sync(self) -> Answer:
+        return typed("sync", "--runs", self.folder.parent)
+
+    def delete(self, run_id: str, for_good: bool = False) -> None:
+        self.place.rest.ask("runs/delete", {"run_id": run_id})
+        if for_good:
+            self.store._hard_delete_run(run_id)  # as `mlflow gc` does
+
+    @property
+    def store(self) -> Any:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        return SqlAlchemyStore(self.place.server.store, str(self.place.root / "artifacts"))
+
+    def assert_whole(self) -> None:
+        """All is there once, below the command and with its files."""
+        rest, ids = self.place.rest, self.ids()
+        assert len(ids) == len(self.place.rest.runs(self.name)) == 5
+        parent = ids[f"id-of-{self.name}"]
+        assert "shared" in rest.artifacts(parent)
+        for run in rest.runs(self.name, "tags.`vqbench.kind` = 'cell'"):
+            assert run["tags"]["mlflow.parentRunId"] == parent
+            assert {"spec.json", "result.json", "log.txt"} <= rest.artifacts(run["run_id"])
+            assert len(rest.history(run["run_id"], "train/usage")) == 3
+            assert run["status"] == ("FAILED" if run["tags"]["state"] == "failed" else "FINISHED")
+
+
+@pytest.fixture(scope="module")
+def made_to_be_sent(tracked: Place, tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    return Sent(tracked, make_tracked(tmp_path_factory.mktemp("sent") / "runs", "sent", (0,)))
+
+
+@pytest.fixture
+def sent(made_to_be_sent: Sent, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """One experiment for several tests: what each deletes is there again at its end."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made_to_be_sent.place.server.address)
+    assert made_to_be_sent.sync().code == 0
+    made_to_be_sent.assert_whole()
+    return made_to_be_sent
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_runs_that_were_deleted_are_there_again_after_sync(sent: Sent, for_good: bool) -> None:
+    before = sent.ids()
+    command, (cell, *_) = before[f"id-of-{sent.name}"], [key for key in before if "/" in key]
+    for gone in ([before[cell]], [command], list(before.values())):
+        there = set(sent.ids().values())
+        for run_id in {sent.ids()[key] for key in before if before[key] in gone}:
+            sent.delete(run_id, for_good)
+        answer = sent.sync()
+        assert answer.code == 0, answer.err
+        assert "4 cells up to date" in answer.out
+        runs = "1 run" if len(gone) == 1 else "5 runs"
+        said = f"{runs} MLflow did not have any more: sent again" if for_good else f"{runs} had been deleted in MLflow"
+        assert said in answer.err
+        sent.assert_whole()
+        assert (set(sent.ids().values()) == there) != for_good
+        quiet = sent.sync()
+        assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_sync_of_what_is_up_to_date_asks_once_for_each_experiment(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    asked: list[str] = []
+    for name in ("search_runs", "get_run", "get_experiment", "get_experiment_by_name", "log_batch", "set_tag"):
+        real = getattr(MlflowClient, name)
+        monkeypatch.setattr(
+            MlflowClient,
+            name,
+            lambda *args, _name=name, _real=real, **more: asked.append(_name) or _real(*args, **more),
+        )
+    assert sent.sync().code == 0
+    assert sorted(asked) == ["get_experiment", "get_experiment_by_name", "search_runs"]
+
+
+def test_a_server_that_was_begun_anew_gets_everything_again(sent: Sent) -> None:
+    experiment = sent.place.rest.experiment(sent.name)["experiment_id"]
+    runs = sent.ids().values()
+    sent.place.rest.ask("experiments/delete", {"experiment_id": experiment})
+    for run_id in runs:
+        sent.store._hard_delete_run(run_id)
+    sent.store._hard_delete_experiment(experiment)
+    answer = sent.sync()
+    assert answer.code == 0, answer.err
+    assert "5 runs MLflow did not have any more: sent again" in answer.err
+    sent.assert_whole()
+
+
+def test_an_experiment_that_was_deleted_says_how_it_comes_back(
+    sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = sent.place.rest.experiment(sent.name)["experiment_id"]
+    sent.place.rest.ask("experiments/delete", {"experiment_id": experiment})
+    secret = sent.place.server.address.replace("http://", "http://me:zz9@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    way = f"mlflow experiments restore --experiment-id {experiment}"
+    answer = sent.sync()
+    assert answer.code == 1
+    assert f"the MLflow experiment '{sent.name}' was deleted" in answer.err
+    assert "0 cells up to date" in answer.out
+    assert way in answer.err
+    assert "--name" in answer.err
+    with pytest.raises(UsageError, match="was deleted") as error:
+        fetch_experiment(secret, sent.name, tmp_path / "back")
+    assert way in error.value.hint
+    (sent.folder / "commands" / "0001.mlflow.json").unlink()  # what a new command finds
+    said: list[str] = []
+    tracker = Tracker(sent.folder.parent, said.append)
+    tracker._record = sent.folder / "commands" / "0001.json"
+    tracker._thread.start()
+    tracker.finish_command(Plan(sent.name, sent.folder, (), None, None), [], dict)  # type: ignore[arg-type]
+    assert f"the MLflow experiment '{sent.name}' was deleted" in said[0]
+    assert way in said[1]
+    assert "--name" in said[1]
+    assert "zz9" not in answer.out + answer.err + error.value.what + error.value.hint + "".join(said)
+    sent.place.rest.ask("experiments/restore", {"experiment_id": experiment})
+    assert sent.sync().code == 0
+    sent.assert_whole()
+
+
+def test_what_an_earlier_version_remembers_is_believed_and_its_password_goes(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memories hold the address as it was given, and its record the command."""
+    secret = sent.place.server.address.replace("http://", "http://me:zz9@")
+    files = [*sent.folder.glob("cells/*/mlflow.json"), *sent.folder.glob("**/*.mlflow.json")]
+    assert len(files) == 6
+    for file in files:
+        write_json(file, {**(read_json(file) or {}), "uri": secret})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    before = sent.ids()
+    answer = sent.sync()
+    assert (answer.code, answer.err) == (0, "")
+    assert sent.ids() == before
+    assert not [file for file in files if "zz9" in file.read_text()]
+
+    # a parameter cannot be changed: that of a run which holds the password stays, and a new one gets none
+    record, memory = sent.folder / "commands" / "0001.json", sent.folder / "commands" / "0001.mlflow.json"
+    write_json(record, {**(read_json(record) or {}), "command": "vqbench sweep --storage postgresql://me:zz9@host/db"})
+    memory.unlink()
+    assert sent.sync().code == 0
+    sent.delete(before[f"id-of-{sent.name}"], for_good=True)
+    assert sent.sync().code == 0
+    (parent,) = sent.place.rest.runs(sent.name, "tags.`vqbench.kind` = 'command'")
+    assert parent["params"]["command"] == "vqbench sweep --storage postgresql://me:***@host/db"
+
+
 def test_files_that_are_too_large_are_named(tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
     monkeypatch.setenv("VQBENCH_MLFLOW_MAX_MB", "1")
@@ -409,8 +583,9 @@ def test_ui_serves_a_local_store_until_it_is_interrupted(tmp_path: Path, monkeyp
     make_tracked(tmp_path, "local", (0,))
     assert sync(tmp_path).problems == []
     command = [sys.executable, "-m", "vqbench.cli", "ui", "--runs", str(tmp_path), "--port", "0"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    pipe, proxy = subprocess.PIPE, Silence()
+    env = {**os.environ, **behind_a_proxy(proxy.address)}
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=env)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "local\n"  # not before it answers
@@ -426,8 +601,10 @@ def test_ui_serves_a_local_store_until_it_is_interrupted(tmp_path: Path, monkeyp
     finally:
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
+        proxy.end()
     assert process.returncode == 0, err
     assert "Traceback" not in err
+    assert proxy.taken == []
     until(lambda: not processes(tmp_path / "mlflow.db"), "the end of its processes")
 
 

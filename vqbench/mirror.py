@@ -337,6 +337,8 @@ class Mirror:
         """Send what cells share to the run of the first command that has it, once while that run is there."""
         known_path = folder.path.parents[1] / "shared.mlflow.json"
         known = read_json(known_path) or {}
+        if self._is_ours(known) and known["uri"] != masked(self.uri):  # an earlier version kept the password
+            write_json(known_path, {**known, "uri": masked(self.uri)})
         known = {**(known if self._is_ours(known) else {}), "uri": masked(self.uri)}
         holders = self._holders(experiment_id)
         for path in (folder.reference_features, folder.validation_images):

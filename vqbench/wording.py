@@ -16,7 +16,9 @@ _QUERY = re.compile(rf"(?i)([?&;](?:amp;)?{_NAME}=|(?:%3f|%26){_NAME}%3d)([^&]*)
 _QUERY_IN_TEXT = re.compile(_QUERY.pattern.replace("[^&]", r"[^&\s'\"`<>]"))
 _ASSIGNED = re.compile(rf"(?i)(\b[\w.-]*(?:{_STRONG})[\w.-]*=)([^\s&;,'\"`<>]+)")
 _HEADER = re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:\w+ )?|\bBearer(?: |%20))([\w.~+/=-]{4,})")
-_ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]*://[^\s'\"`<>]+")
+_SCHEME = r"[a-z][a-z0-9+.-]*://"
+_ADDRESS = re.compile(rf"(?i){_SCHEME}(?:(?!{_SCHEME})[^\s'\"`<>])+")
+_BARE = re.compile(r"((?<![\w/])[\w.+-]+:)([^\s@/'\"`]+)(?=@[\w.-]+:\d)")  # user:password@host:port
 _OPTION = re.compile(rf"(?i)--?[\w-]*(?:{_STRONG}|{_TOKEN})[\w-]*")
 _REASON = 300  # characters
 _LONG_NAME = 16
@@ -39,7 +41,7 @@ def masked(address: str) -> str:
 def masked_text(text: str) -> str:
     """Any text, with the secrets of every address in it masked, and `Bearer …` and `password=…` outside of one."""
     text = _ADDRESS.sub(lambda found: masked(found[0]), text)
-    for pattern in (_QUERY_IN_TEXT, _ASSIGNED, _HEADER):
+    for pattern in (_QUERY_IN_TEXT, _ASSIGNED, _HEADER, _BARE):
         text = pattern.sub(r"\1***", text)
     return text
 
@@ -72,7 +74,7 @@ def _secrets(address: str) -> set[str]:
     found: list[str] = []
     _hidden(address, lambda secret: found.append(secret) or "***")  # type: ignore[func-returns-value]
     whole = {form for secret in found for form in (secret, unquote(secret))}
-    pieces = {piece for secret in whole for piece in re.split(r"[@/?#:\s]", secret) if len(piece) > 2}
+    pieces = {piece for secret in whole for piece in re.split(r"[^\w.~-]+", secret) if len(piece) > 2}
     return {secret for secret in whole | pieces if secret.strip("*")}
 
 

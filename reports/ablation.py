@@ -12,13 +12,24 @@ from vqbench.reports.pair_words import decimals, p_text
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
-from vqbench.reports.summary import COLUMNS, DEFINITIONS, Column, MethodSummary, interval_note, shown_columns, summarise
+from vqbench.reports.summary import (
+    COLUMNS,
+    DEFINITIONS,
+    MORE_COLUMNS,
+    Column,
+    MethodSummary,
+    interval_note,
+    shown_columns,
+    summarise,
+)
 
 LEVEL = 0.05
 """A difference is called better or worse where its p, adjusted over the rows, is below this."""
-_COMPARED = tuple(
-    column for column in COLUMNS if column.key in DEFINITIONS and DEFINITIONS[column.key].better is not None
-)
+_COMPARED = {
+    column.key: column
+    for column in (*COLUMNS, *MORE_COLUMNS)
+    if column.key in DEFINITIONS and DEFINITIONS[column.key].better is not None
+}
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
 
@@ -83,15 +94,21 @@ class AnalysedRow:
         return f"{self.row.name} {_NOT_PAPER}" if self.marked else self.row.name
 
 
-def analyse(rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool) -> tuple[AnalysedRow, ...]:
-    """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one."""
+def analyse(
+    rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool, asked: Sequence[str] = ()
+) -> tuple[AnalysedRow, ...]:
+    """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one.
+
+    `asked` are the metrics that were asked for by name.
+    """
     of_row = {row.name: tuple(cell for cell in cells if cell["method"] == row.label) for row in rows}
-    summaries = {row.name: next(iter(summarise(of_row[row.name]))) for row in rows if of_row[row.name]}
+    summaries = {row.name: next(iter(summarise(of_row[row.name], asked))) for row in rows if of_row[row.name]}
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
     reader = Reader()
     findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
-    for column in _COMPARED:
+    usual = {column.key for column in COLUMNS}
+    for column in (column for key, column in _COMPARED.items() if key in usual or key in asked):
         found = {
             row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key, reader)
             for row in others
@@ -148,6 +165,7 @@ def _object(analysed: AnalysedRow) -> dict[str, Any]:
         "published": {metric: dict(values) for metric, values in row.published.items()},
         "in_paper": row.paper_row is not None if analysed.marked or row.paper_row else None,
         "collapsed": [{"seed": cell["seed"], **cell["collapse"]} for cell in analysed.cells if cell.get("collapse")],
+        **({"cautions": said} if (said := cautions_of([analysed])) else {}),
         "failed": list(analysed.summary.failures),
         "cells": [cell["cell"] for cell in analysed.cells],
     }
@@ -161,7 +179,8 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool 
     """
     if not rows:
         return Grid((), (), ())
-    columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in _NOT_SHOWN]
+    left_out = set(_NOT_SHOWN) - {key for row in rows for key in row.summary.asked}
+    columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in left_out]
     switches, published = tuple(rows[0].row.components), list(_published(rows))
     heads = switches if apart else (" ".join(switches),)
     titles = ("row", *heads, *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
@@ -208,12 +227,11 @@ def _printed(values: Sequence[float | None]) -> str:
 
 def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     """One line per row and metric: difference to the full method, interval, p, and what that says."""
-    columns = {column.key: column for column in _COMPARED}
     lines = []
     for analysed in rows:
         title = analysed.title
         for metric, finding in analysed.findings.items():
-            lines.append((title, *_delta_cells(columns[metric], finding)))
+            lines.append((title, *_delta_cells(_COMPARED[metric], finding)))
             title = ""
     return Grid(
         ("row", "metric", "Δ to full", "95 % interval", "over", "p", "than full"),
@@ -231,15 +249,21 @@ def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
     return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p_text(finding.p), finding.verdict)
 
 
+def cautions_of(rows: Iterable[AnalysedRow]) -> dict[str, str]:
+    """Metric → what must be said wherever it is shown."""
+    return {name: said for row in rows for cell in row.cells for name, said in cell.get("cautions", {}).items()}
+
+
 def notes(rows: Sequence[AnalysedRow]) -> list[str]:
     """What must be said below the two tables together."""
     (scored, *of_scores), (delta, *of_deltas) = score_notes(rows), delta_notes(rows)
+    of_scores = [text for text in of_scores if text not in of_deltas]
     return [f"{scored}; {delta}", *of_deltas, *of_scores, *(text for row in rows for text in row.summary.collapses)]
 
 
 def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
     """What the table of scores needs to be read."""
-    said = [f"scores: {interval_note([row.summary for row in rows])}"]
+    said = [f"scores: {interval_note([row.summary for row in rows])}", *cautions_of(rows).values()]
     if any(row.marked for row in rows):
         said.append(f"{_NOT_PAPER} not a row of the paper")
     for title, where in _published(rows).items():
@@ -251,7 +275,7 @@ def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
 
 def delta_notes(rows: Sequence[AnalysedRow]) -> list[str]:
     """What the table of differences needs to be read."""
-    said = ["Δ = row − full, p adjusted after Holm over rows"]
+    said = ["Δ = row − full, p adjusted after Holm over rows", *cautions_of(rows).values()]
     if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
         said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
     return said

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import METRICS
+from vqbench.metrics.definitions import METRICS, cautions
 from vqbench.reports.comparison import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
@@ -66,9 +66,14 @@ class Versus:
         return [*several, *(found.sentence for found in single), *(found.outlook.text for found in single[:1])]
 
     @property
+    def cautions(self) -> dict[str, str]:
+        """Metric → what must be said wherever it is shown."""
+        return cautions((found.metric for found in self.findings), int(self.section.protocol["n_images"]))
+
+    @property
     def notes(self) -> list[str]:
-        """What must be said below the table: cells that collapsed, failed, or have no partner."""
-        said = []
+        """What must be said below the table: cautions, and cells that collapsed, failed, or have no partner."""
+        said = [*self.cautions.values()]
         for group in (self.a, self.b):
             said += [*group.summary.collapses, *(f"failed, {text}" for text in group.summary.failures)]
             alone = sorted({row["seed"] for row in group.finished} - set(self.seeds))
@@ -251,6 +256,7 @@ def _object(part: Versus, found: Finding) -> dict[str, Any]:
         "more_seeds_text": found.outlook.text,
         "sentence": found.sentence,
         "collapsed": collapsed,
+        **({"caution": part.cautions[found.metric]} if found.metric in part.cautions else {}),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError
+from vqbench.metrics.definitions import asked_metrics
 from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results import (
@@ -115,7 +116,7 @@ class Group:
     @functools.cached_property
     def summary(self) -> MethodSummary:
         """Means over seeds with intervals, failures and collapses."""
-        return summarise(self.rows)[0]
+        return summarise(self.rows, [name for cell in self.cells for name in asked_metrics(cell.spec)])[0]
 
 
 @dataclass(frozen=True)

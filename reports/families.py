@@ -101,4 +101,5 @@ def _analysed(family: Sequence[Group]) -> tuple[AnalysedRow, ...]:
     full = family[0]
     rows = [_row(full, group) for group in family]
     has_paper_rows = bool((full.spec.get("paper") or {}).get("rows"))
-    return analyse(rows, [row for group in family for row in group.rows], has_paper_rows)
+    asked = [name for group in family for name in group.summary.asked]
+    return analyse(rows, [row for group in family for row in group.rows], has_paper_rows, asked)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vqbench.metrics.definitions import cautions
 from vqbench.reports.ablation import objects
 from vqbench.reports.comparison import MetricComparison, Pair
 from vqbench.reports.experiment import Group
@@ -47,6 +48,8 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         "failures": "; ".join(summary.failures),
         "collapses": "; ".join(summary.collapses),
     }
+    if said := _cautions(section):
+        line["cautions"] = "; ".join(said.values())
     for name in section.section.metrics:
         found = summary.estimates.get(name)
         line |= {f"{name}_{end}": value for end, value in _ends(found).items()}
@@ -81,9 +84,14 @@ def json_text(report: Report) -> str:
     return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _cautions(section: ReportSection) -> dict[str, str]:
+    return cautions(section.section.metrics, int(section.section.protocol["n_images"]))
+
+
 def _section(section: ReportSection) -> dict[str, Any]:
     return {
         "protocol": dict(section.section.protocol),
+        "cautions": _cautions(section),
         "columns": [column.key for column in section.columns],
         "groups": [_group(section, group) for group in section.rows],
         "comparisons": {metric: _comparison(found) for metric, found in section.comparisons.items()},

@@ -17,12 +17,13 @@ def page_of(experiment: Path) -> Path:
 
 
 def is_current(experiment: Path) -> bool:
-    """Whether the page is there, and no cell has a later result."""
+    """Whether the page is there, and no cell has a later result, or was asked for another metric since."""
     try:
         written = page_of(experiment).stat().st_mtime_ns
     except OSError:
         return False
-    return all(path.stat().st_mtime_ns <= written for path in experiment.glob("cells/*/result.json"))
+    found = (path for name in ("result", "spec") for path in experiment.glob(f"cells/*/{name}.json"))
+    return all(path.stat().st_mtime_ns <= written for path in found)
 
 
 def command_for(experiment: Path) -> str:

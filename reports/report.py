@@ -89,7 +89,8 @@ def _default_columns(section: Section) -> tuple[Column, ...]:
     """Those that a comparison has, and beside usage and perplexity the tokens that they are counted over."""
     shown = shown_columns(group.summary for group in section.groups)
     counted = [column.key for column in shown if column.key in ("usage", "perplexity")]
-    if counted and any("tokens" in group.summary.estimates for group in section.groups):
+    there = any("tokens" in group.summary.estimates for group in section.groups)
+    if counted and there and _KNOWN["tokens"] not in shown:
         place = next(i for i, column in enumerate(shown) if column.key == counted[-1])
         shown.insert(place + 1, _KNOWN["tokens"])
     return tuple(shown)

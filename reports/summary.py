@@ -34,6 +34,8 @@ class MethodSummary:
     """One sentence for each failed cell."""
     collapses: tuple[str, ...] = ()
     """One sentence for each finished cell that had collapsed."""
+    asked: tuple[str, ...] = ()
+    """The metrics that were asked for by name."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Column:
     digits: int
     interval: bool = True
     scale: float = 1.0
+    on_request: bool = False
+    """Whether it is shown only where it is asked for, by --metrics or --columns."""
 
     def text(self, estimate: Estimate | None, between: str = " ± ") -> str:
         """The estimate as "mean ± half width", or a dash where there is none."""
@@ -59,8 +63,9 @@ class Column:
 DEFINITIONS = {**FEATURE_METRICS, **METRICS}
 """Every metric of both tracks; what they share means the same."""
 
-COLUMNS = (
+_TABLE = (
     Column("rfid", "rFID ↓", 2),
+    Column("kid", "KID ↓", 4, on_request=True),
     Column("psnr", "PSNR ↑", 2),
     Column("ssim", "SSIM ↑", 3),
     Column("lpips_alex", "LPIPS alex ↓", 3),
@@ -69,25 +74,22 @@ COLUMNS = (
     Column("quantization_error", "q. error ↓", 4),
     Column("usage", "usage ↑", 3),
     Column("perplexity", "perplexity ↑", 1),
+    Column("tokens", "tokens", 0, interval=False, on_request=True),
+    Column("dead_codes", "dead codes ↓", 1, on_request=True),
     Column("bits_per_token", "bits/token", 2, interval=False),
+    Column("entropy_bits_per_token", "bits/token (entropy)", 2, on_request=True),
+    Column("bpp", "bpp", 3, interval=False, on_request=True),
+    Column("bpp_entropy", "bpp (entropy)", 3, on_request=True),
     Column("params_total", "params M", 3, interval=False, scale=1e-6),
+    Column("params_encoder", "encoder M", 3, interval=False, scale=1e-6, on_request=True),
+    Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6, on_request=True),
+    Column("params_projections", "projections M", 3, interval=False, scale=1e-6, on_request=True),
+    Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6, on_request=True),
     Column("train_images_per_s", "images/s", 1, interval=False),
 )
-
-
-MORE_COLUMNS = (
-    Column("kid", "KID ↓", 4),
-    Column("dead_codes", "dead codes ↓", 1),
-    Column("tokens", "tokens", 0, interval=False),
-    Column("bpp", "bpp", 3, interval=False),
-    Column("bpp_entropy", "bpp (entropy)", 3),
-    Column("entropy_bits_per_token", "bits/token (entropy)", 2),
-    Column("params_encoder", "encoder M", 3, interval=False, scale=1e-6),
-    Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6),
-    Column("params_projections", "projections M", 3, interval=False, scale=1e-6),
-    Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6),
-)
-"""What a report shows only where it is asked to; together with COLUMNS every score has one."""
+COLUMNS = tuple(column for column in _TABLE if not column.on_request)
+MORE_COLUMNS = tuple(column for column in _TABLE if column.on_request)
+"""Together with COLUMNS every score has one."""
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -120,9 +122,10 @@ def _collapse(row: dict[str, Any]) -> str:
     return f"{row['method']} s{row['seed']}: collapsed after {found['images']:,} images: {found['reason']}"
 
 
-def summarise(rows: Iterable[dict[str, Any]]) -> list[MethodSummary]:
+def summarise(rows: Iterable[dict[str, Any]], asked: Iterable[str] = ()) -> list[MethodSummary]:
     """Rows as `vqbench run --json` prints them → one summary per method, in the order of the rows.
 
+    `asked` are the metrics that were asked for by name, which a table then shows.
     Raises ValueError for rows of different protocols: their numbers may not share a column.
     """
     by_method: dict[str, list[dict[str, Any]]] = {}
@@ -131,26 +134,29 @@ def summarise(rows: Iterable[dict[str, Any]]) -> list[MethodSummary]:
     protocols = {row["protocol"] for group in by_method.values() for row in group}
     if len(protocols) > 1:
         raise ValueError(f"rows of several protocols cannot share a table: {', '.join(sorted(protocols))}")
-    return [_summary(method, group) for method, group in by_method.items()]
+    named = tuple(dict.fromkeys(asked))
+    return [_summary(method, group, named) for method, group in by_method.items()]
 
 
-def _summary(method: str, rows: list[dict[str, Any]]) -> MethodSummary:
+def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) -> MethodSummary:
     finished = [_values(row) for row in rows if row["state"] != "failed"]
     keys = [key for key in (finished[0] if finished else {}) if all(key in values for values in finished)]
     estimates = {key: estimate([values[key] for values in finished]) for key in keys}
     failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
     collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
-    return MethodSummary(method, estimates, len(finished), failures, collapses)
+    return MethodSummary(method, estimates, len(finished), failures, collapses, asked)
 
 
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
-    """The columns for which at least one method has a value."""
-    present = {key for summary in summaries for key in summary.estimates}
-    return [column for column in COLUMNS if column.key in present]
+    """The columns for which at least one method has a value: the usual ones, and what was asked for."""
+    known = list(summaries)
+    present = {key for summary in known for key in summary.estimates}
+    asked = {key for summary in known for key in summary.asked}
+    return [c for c in _TABLE if c.key in present and (c.key in asked or not c.on_request)]
 
 
-def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
-    """The comparison as a GitHub Markdown table, with the protocol's name and every failure below it."""
+def markdown_table(summaries: Sequence[MethodSummary], protocol: str, cautions: Iterable[str] = ()) -> str:
+    """The comparison as a GitHub Markdown table, with the protocol's name, `cautions` and every failure below it."""
     columns = shown_columns(summaries)
     rows = [
         (
@@ -162,7 +168,7 @@ def markdown_table(summaries: Sequence[MethodSummary], protocol: str) -> str:
     ]
     titles = ("method", *(column.title for column in columns), "n")
     table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
-    said = [f"protocol {protocol}; {interval_note(summaries)}"]
+    said = [f"protocol {protocol}; {interval_note(summaries)}", *cautions]
     said += [f"failed: {text}" for summary in summaries for text in summary.failures]
     said += [text for summary in summaries for text in summary.collapses]
     return "\n".join([table, "", *map(markdown_text, said)]) + "\n"

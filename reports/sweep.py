@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ class SweepReport:
     how: str
     reason: str
     """What ended it before its trials did."""
+    also: tuple[str, ...] = ()
+    """Metrics that were asked for by name and are no objectives."""
+    cautions: Mapping[str, str] = field(default_factory=dict)
+    """Metric → what must be said wherever it is shown."""
     resume: str = ""
     """The command that goes on with it."""
     page: Path | None = None
@@ -117,31 +121,39 @@ class SweepReport:
         """One line per method, level and objective: the best value and what it was found with."""
         levels, several = any(s.level is not None for s in self.studies), len(self.objectives) > 1
         titles = [*(["bits/image"] if levels else []), "method", *(["best in"] if several else []),
-                  *(self._title(name) for name in self.objectives), "trials", "settings"]  # fmt: skip
+                  *(self._title(name) for name in self._shown), "trials", "settings"]  # fmt: skip
         lines = []
         for study, objective, row in self.bests():
             flag = " (collapsed)" if row is not None and row["collapse"] else ""
             line = [f"{study.bits:,.5g}"] if study.bits is not None else []
             line += [study.method + flag, *([objective] if several else [])]
-            line += [_number(row["values"][name]) if row is not None else "–" for name in self.objectives]
+            line += [self._score(row, name) for name in self._shown]
             lines.append((*line, study.trials, " ".join(row["settings"]) if row is not None else "–"))
         numeric = [*([True] if levels else []), False, *([False] if several else []),
-                   *(True for _ in self.objectives), False, False]  # fmt: skip
+                   *(True for _ in self._shown), False, False]  # fmt: skip
         return Grid(tuple(titles), tuple(numeric), tuple(lines))
 
     def front(self) -> Grid:
         """The Pareto front as a table."""
-        titles = ("method", "trial", *(self._title(name) for name in self.objectives), "settings")
+        titles = ("method", "trial", *(self._title(name) for name in self._shown), "settings")
         lines = tuple(
-            (row["method"], str(row["trial"]), *(_number(row["values"][name]) for name in self.objectives),
+            (row["method"], str(row["trial"]), *(self._score(row, name) for name in self._shown),
              " ".join(row["settings"]))
             for row in self.pareto()
         )  # fmt: skip
-        return Grid(titles, (False, True, *(True for _ in self.objectives), False), lines)
+        return Grid(titles, (False, True, *(True for _ in self._shown), False), lines)
+
+    @property
+    def _shown(self) -> tuple[str, ...]:
+        return (*self.objectives, *self.also)
+
+    def _score(self, row: Row | None, name: str) -> str:
+        values = {} if row is None else {**row["scores"], **row["values"]}
+        return _number(values[name]) if name in values else "–"
 
     def _title(self, name: str) -> str:
         definition = self.definitions[name]
-        return f"{definition.title} {'↓' if definition.better == 'lower' else '↑'}"
+        return f"{definition.title}{ {'lower': ' ↓', 'higher': ' ↑'}.get(str(definition.better), '') }"
 
     def commands(self) -> list[tuple[str, str]]:
         """(whose best, the command that runs it again with more seeds), each command once."""
@@ -154,6 +166,7 @@ class SweepReport:
     def notes(self) -> list[str]:
         """What must be said below the tables."""
         said = [f"protocol {self.protocol}", f"tuned by {self.how}; value: mean over the seeds"]
+        said += [text for name, text in self.cautions.items() if name in self._shown]
         if self.reason:
             said.append(f"ended early: {self.reason}; go on with `{self.resume}`")
         if len({study.planned for study in self.studies}) > 1:
@@ -191,6 +204,7 @@ class SweepReport:
                 "cells": " ".join(row["cells"]),
                 "collapse": (row["collapse"] or {}).get("kind"),
                 "error": (row["error"] or {}).get("message"),
+                **({"cautions": "; ".join(row["cautions"].values())} if "cautions" in row else {}),
                 "command": row["command"],
             }
             for row in self.rows

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vqbench.metrics.definitions import cautions
 from vqbench.reports.ablation import LEVEL, delta_notes, delta_table, score_notes, score_table
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
@@ -155,6 +156,7 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     unit = "validation images" if "resolution" in protocol else "validation items"
     size = f" at {protocol['resolution']} px" if "resolution" in protocol else ""
     said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
+    said += cautions((c.key for c in section.columns), int(protocol["n_images"])).values()
     shown = [section.comparisons[c.key] for c in section.columns if c.key in section.comparisons]
     scored = [group for group in section.rows if group.finished]
     if len(scored) > 1 and shown:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vqbench.metrics.definitions import cautions
 from vqbench.reports.comparison import Pair
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import DEFINITIONS, Column, Estimate
@@ -13,8 +14,6 @@ from vqbench.reports.summary import DEFINITIONS, Column, Estimate
 MOST_NAMES = 4
 """So many methods are named in a sentence; the others are counted."""
 MOST_FAILURES = 6
-FEW_IMAGES_FOR_FID = 2048
-"""Below it the covariance of the 2,048 features has not even full rank."""
 Name = Callable[[str], str]
 """How a sentence writes the label of a method."""
 Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
@@ -256,11 +255,8 @@ def _limits(section: ReportSection, findings: Sequence[Finding]) -> tuple[str, .
             "(p ≥ 0.05 after Holm's adjustment over the pairs)."
         )
     images = section.section.protocol.get("n_images")
-    if any(f.metric == "rfid" for f in findings) and isinstance(images, int) and images < FEW_IMAGES_FOR_FID:
-        said.append(
-            f"rFID of {images:,} images is biased upwards: it ranks methods within this table and compares with no "
-            "rFID from elsewhere."
-        )
+    if isinstance(images, int):
+        said += [f"{text}." for text in cautions((f.metric for f in findings), images).values()]
     if len(budgets) == 1:
         said.append(f"Everything was trained on {budgets[0]:,} images; another budget may give another order.")
     elif budgets:

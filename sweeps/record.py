@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from vqbench.metrics.definitions import cautions
 from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.sweep import StudySummary, SweepReport
 from vqbench.results import CellFolder
@@ -27,17 +28,20 @@ def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> Sweep
         shares = [study.importances(i) for i in range(len(plan.request.objectives))]
         summaries.append(_summary(study, found, dict(zip(plan.request.objectives, shares, strict=True))))
     protocol = plan.base.protocol
+    also = tuple(name for name in plan.base.asked if name not in plan.request.objectives)
     return SweepReport(
         name=plan.request.title,
         experiment=plan.base.folder,
         objectives=plan.request.objectives,
-        definitions={name: DEFINITIONS[name] for name in plan.request.objectives},
+        definitions={name: DEFINITIONS[name] for name in (*plan.request.objectives, *also)},
         studies=tuple(summaries),
         rows=tuple(rows),
         protocol=f"{protocol.name} {protocol.hash}, N = {protocol.n_images}",
         how=f"{plan.request.sampler}, pruner {plan.request.pruner}, space {', '.join(plan.request.spaces)}, "
         f"seeds {','.join(map(str, plan.request.run.seeds))}",
         reason=reason,
+        also=also,
+        cautions=cautions((*plan.request.objectives, *also), protocol.n_images),
         resume=plan.resume,
     )
 
@@ -57,6 +61,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
     scored = [result["scores"] for result in results if result.get("state") == "done"]
     values = trial.values if known["state"] == "done" else None
     base, settings = plan.base.cells[0].spec, known["settings"]
+    scores = _means(scored) if values is not None else {}
     return {
         "sweep": request.title,
         "study": study.name,
@@ -72,13 +77,14 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
         "drawn": {p.name: p.typed(trial.params[p.name]) for p in study.plan.parameters if p.name in trial.params},
         "settings": settings,
         "values": dict(zip(request.objectives, values, strict=True)) if values is not None else {},
-        "scores": _means(scored) if values is not None else {},
+        "scores": scores,
         "params": next((result["params"] for result in results if result.get("params")), {}),
         "images": known.get("images", 0),
         "cells": known["cells"],
         "paths": [str(folder.path) for folder in folders],
         "collapse": next((result["collapse"] for result in results if result.get("collapse")), None),
         "error": known["error"],
+        **({"cautions": said} if (said := cautions(scores, plan.base.protocol.n_images)) else {}),
         "command": run_command(request.run, study.plan.method, settings, more_seeds(request.run.seeds)),
     }
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Answer, Command, settings, typed, write_images
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from made_runs import Made, make_runs
 from PIL import Image
+from rich.console import Console
 
-from vqbench.cli import main
+from vqbench import streams
+from vqbench.cli import _exit_code, main
 from vqbench.errors import UsageError
+from vqbench.home import home_of_nobody
+from vqbench.reports.experiment import load_experiment
+from vqbench.reports.page import shown_path
 from vqbench.runner import run as run_in_python
+from vqbench.terminal import Columns
 
 HEAVY = ("torch", "lightning", "mlflow", "matplotlib", "pandas", "torchvision", "optuna", "scipy", "numpy")
 
@@ -345,3 +358,158 @@ def test_an_interrupt_that_python_swallows_is_heard() -> None:
     assert done.stdout == "went on\nheard\n"
     assert "interrupted twice" in done.stderr
     assert done.returncode == 130
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of shell in which `vqbench` is the command."""
+    line = line.replace("vqbench", f'"{sys.executable}" -m vqbench')
+    return subprocess.run(["sh", "-c", line], capture_output=True, env={**os.environ, **env}, timeout=120, check=False)
+
+
+def test_the_version_and_the_name_of_the_command() -> None:
+    asked = shell("vqbench --version; vqbench runn")
+    assert asked.stdout.decode().startswith("vqbench 0.")
+    assert asked.stdout.decode().count("\n") == 1
+    assert "`vqbench --help` lists the options" in asked.stderr.decode()
+    assert asked.returncode == 2
+
+
+POSIX = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "env"),
+    [("ascii", POSIX), ("latin-1", {"PYTHONIOENCODING": "latin-1"})],
+)
+def test_signs_that_a_terminal_lacks_cost_nothing(tmp_path: Path, encoding: str, env: dict[str, str]) -> None:
+    make_runs(tmp_path, "made", [Made("vaevq", method="vaevq"), Made("vqgan", failed={1: "no ✓ left: λ"})])
+    done = shell(f"vqbench compare vaevq vqgan --runs {tmp_path}; vqbench report --help; vqbench methods; "
+                 f"vqbench report --runs {tmp_path} --format md,csv,tex,json", **env)  # fmt: skip
+    out = done.stdout.decode(encoding)
+    assert done.returncode == 0, done.stderr
+    assert "rFID v" in out
+    assert "PSNR ^" in out
+    assert f"{tmp_path}/made/report/report.tex" in out
+    ends = {len(line) for line in out.splitlines() if line.startswith(("metric ", "rFID v", "perplexity ^"))}
+    assert len(ends) == 1, out  # what is shown otherwise still stands in its column
+    assert b"bug" not in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "&-"])
+def test_an_output_that_takes_nothing_is_one_sentence(path: str) -> None:
+    done = shell(f"vqbench methods >{path}; echo $? >&2; vqbench methods 2>{path}; vqbench runn 2>{path}; echo $? >&2")
+    error, hint, first, last = done.stderr.decode().splitlines()
+    assert error.startswith("error: the answer could not be printed to standard output: ")
+    assert hint.startswith("hint: ")
+    assert (first, last) == ("1", "2")
+    assert b"vaevq" in done.stdout
+
+
+def test_closed_ends_and_readers_that_leave() -> None:
+    done = shell("vqbench methods <&- >&- 2>&-; echo $?; vqbench methods | head -1; vqbench methods | true")
+    assert done.stdout.decode().splitlines()[0] == "1"
+    assert done.stdout.decode().splitlines()[1].startswith("method")
+    assert done.stderr == b""
+
+
+def test_a_file_opened_later_is_not_standard_output(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from vqbench import streams; streams.open_standard()\n"
+        f"file = open({str(tmp_path / 'a.db')!r}, 'w'); print('lost'); streams.say('too')\n"
+        "os.write(1, b'raw'); os.write(2, b'raw'); file.close(); sys.exit(streams.lost() is None)"
+    )
+    subprocess.run(f"'{sys.executable}' -c \"$SCRIPT\" >&- 2>&-", shell=True, env={**os.environ, "SCRIPT": script},
+                   check=True)  # fmt: skip
+    assert (tmp_path / "a.db").read_text() == ""
+
+
+def test_a_note_never_stops_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ascii_file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for stream in (ascii_file, None, open("/dev/full", "w")):  # noqa: SIM115
+        monkeypatch.setattr(sys, "stderr", stream)
+        streams.say("5 × 3 → λ")
+        monkeypatch.undo()
+    ascii_file.seek(0)
+    assert ascii_file.read() == "5 x 3 -> \\u03bb\n"
+
+
+def test_a_deleted_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd {tmp_path}/gone && rmdir ../gone && vqbench run --methods fsq --dataset photos")
+    refused(Answer(done.returncode, "", done.stderr.decode()), "no longer exists", "cd DIR")
+
+
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a user's who has no home."""
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME", "VQBENCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))  # what it does where there is no such user
+
+
+def test_a_user_without_a_home_is_told_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vqbench.weights import find_lpips
+
+    nobody(monkeypatch)
+    refused(typed("run", "--methods", "fsq", "--dataset", "photos", "--runs", tmp_path), "HOME is not set",
+            "export VQBENCH_HOME=DIR")  # fmt: skip
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "ours"))
+    assert "ours/weights" in str(find_lpips("alex"))
+    assert home_of_nobody() == {"HOME": str(tmp_path / "ours")}
+    assert shown_path(tmp_path) == str(tmp_path)
+    monkeypatch.undo()
+    assert home_of_nobody() == {}
+
+
+def test_a_disk_that_refuses_is_no_bug() -> None:
+    def refuse() -> None:
+        raise OSError(28, "No space left on device", "/disk/a")
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert _exit_code(refuse, []) == 1
+    assert said.getvalue().startswith("error: No space left on device (/disk/a)\nhint: ")
+
+
+words = st.text("abcdef↓±é", min_size=1, max_size=24)
+numbers = st.floats(-1e6, 1e6).map(lambda x: f"{x:,.2f}")
+cells = st.one_of(st.lists(words, max_size=6).map(" ".join), numbers, st.tuples(numbers, numbers).map("\n± ".join))
+
+
+tables = st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1, max_size=4))
+
+
+@given(st.integers(20, 200), tables, st.sampled_from(["utf-8", "ascii"]))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_no_width_cuts_a_number(width: int, rows: list[list[str]], encoding: str) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="vqbench.readable")
+    titles = ["name", *(f"column {i}" for i in range(1, len(rows[0])))]
+    table = Columns(titles, [False, *(True for _ in titles[1:])])
+    for row in rows:
+        table.add(*row)
+    table.print(Console(file=out, width=width, highlight=False))
+    out.seek(0)
+    shown = out.read()
+    wanted = Counter(word for row in rows for cell in row for word in cell.split() if any(map(str.isdigit, word)))
+    assert not wanted - Counter(shown.split())
+    longest = max(len(word) for word in shown.split() or [""])
+    assert all(len(line) <= max(width, longest + 4) for line in shown.splitlines())
+
+
+def test_a_narrow_terminal_shows_every_number_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vqbench.reports.compare import compare_groups
+    from vqbench.terminal_compare import print_versus
+
+    make_runs(tmp_path, "made", [Made("vaevq", method="vaevq"), Made("vqgan@of-a-long-name", shift=3)])
+    found = compare_groups(load_experiment(tmp_path, "made"), "vaevq", "vqgan@of-a-long-name")
+
+    def shown(width: int) -> list[str]:
+        console = Console(file=io.StringIO(), width=width, highlight=False)
+        monkeypatch.setattr("vqbench.terminal_compare.make_console", lambda: console)
+        print_versus(found)
+        return [line for line in console.file.getvalue().splitlines() if not line.startswith("results")]  # type: ignore[attr-defined]
+
+    wanted = {word.strip("();,.") for line in shown(200) for word in line.split() if any(map(str.isdigit, word))}
+    assert len(wanted) > 20
+    for width in (20, 33, 40, 56, 72, 100):
+        lines = shown(width)
+        assert max(map(len, lines)) <= max(width, 26)
+        assert wanted <= {word.strip("();,.") for line in lines for word in line.split()}

@@ -229,12 +229,12 @@ def execute_ablation(request: AblateRequest, view: View | None = None, tracker: 
     def attach(found: Outcome) -> dict[str, str]:
         if len(found.rows) < len(found.plan.cells):  # interrupted
             return {}
-        analysed[:] = analyse(rows, found.rows, has_paper_rows)
+        analysed[:] = analyse(rows, found.rows, has_paper_rows, found.plan.asked)
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in objects(analysed))
         return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
 
     outcome = execute(as_run(request, rows), view, tracker, attach, "ablate")
-    return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows))
+    return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 
 def _names(asked: str | Iterable[str] | None) -> tuple[str, ...] | None:

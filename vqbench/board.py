@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from vqbench.metrics.definitions import cautions
 from vqbench.results import CellFolder
 
 NOTE = "mlflow.note.content"
@@ -31,10 +32,7 @@ VIEWS = {
 """The prepared views: key of the tag, which counts up when the view changes, and the mode of the page."""
 _SCORES = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
            "perplexity")  # fmt: skip
-_COLUMNS = (
-    *(f"metrics.`{name}`" for name in (*_SCORES, "params_total")),
-    *(f"tags.`{name}`" for name in ("method", "seed", "collapsed", "state", "protocol_name")),
-)
+_TAGS = tuple(f"tags.`{name}`" for name in ("method", "seed", "collapsed", "state", "protocol_name"))
 _TRAINING = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 _CURVES = {"usage": "usage", "psnr": "PSNR of a batch, dB", "perplexity": "perplexity", "loss/pixel": "pixel loss"}
 """Curves that can be compared across methods, which the sum of all losses cannot."""
@@ -74,8 +72,13 @@ def cell_tags(label: str, spec: Mapping[str, Any], setup: str, group: str) -> di
         "seed": str(spec["seed"]),
         "state": "running",
         "collapsed": "no",
+        **({"caution": "; ".join(said.values())} if (said := _cautions(spec)) else {}),
         **{f"component.{name}": "on" if on else "off" for name, on in spec["components"].items()},
     }
+
+
+def _cautions(spec: Mapping[str, Any]) -> dict[str, str]:
+    return cautions(spec.get("metrics") or (), spec["protocol"]["n_images"])
 
 
 def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
@@ -158,10 +161,12 @@ def description(old: str, experiment_id: str, commands: Sequence[CommandRun]) ->
         links.append(f"[report of {_plain(paged.name)}]({link})")
     links += [f"[{view}]({address_of(here, view)})" for view in VIEWS]
     parts.append(" · ".join(links))  # MLflow folds the description, and shows its first line
-    notes = dict.fromkeys(c.tags["vqbench.protocol"] for c in commands if c.tags.get("vqbench.protocol"))
+    notes: dict[str, str] = {}  # by name and hash: another version may have more to say of the same protocol
+    for note in (c.tags["vqbench.protocol"] for c in commands if c.tags.get("vqbench.protocol")):
+        notes.setdefault(note.partition("\n")[0], note)
     if len(notes) > 1:
         parts.append(f"{len(notes)} protocols: their numbers are measured differently and must not be compared.")
-    parts += [protocol_markdown(note) for note in notes]
+    parts += [protocol_markdown(note) for note in notes.values()]
     parts.append("**Commands**\n\n" + "\n".join(_command_line(here, c) for c in commands[:20]))
     text = "\n\n".join(parts)
     return text if len(text) <= _NOTE_BYTES + len(own) else text[: _NOTE_BYTES + len(own)] + " …"
@@ -180,13 +185,18 @@ def address_of(here: str, view: str) -> str:
     return f"{here}/runs{_TRAINING}&viewStateShareKey={key}&compareRunsMode={mode}"
 
 
-def experiment_tags() -> dict[str, str]:
-    """Tags of an experiment that open MLflow's pages for training, not those for language models, and the views."""
+def experiment_tags(asked: Iterable[str] = ()) -> dict[str, str]:
+    """Tags of an experiment that open MLflow's pages for training, not those for language models, and the views.
+
+    The views show the usual scores, and after them those that were `asked` for by name.
+    """
+    scores = tuple(dict.fromkeys((*_SCORES, *asked)))
+    cells, charts = _state(scores, _CELLS, "metrics.`psnr`"), _charts(scores)
     states = {
-        "methods": ("vqbench: methods, mean over seeds", _state(_CELLS, "metrics.`psnr`") | _GROUPED),
-        "commands": ("vqbench: commands and their cells", _state()),
-        "curves": ("vqbench: curves, mean over seeds", _state(_CELLS, "metrics.`psnr`") | _GROUPED | _charts()),
-        "cells": ("vqbench: curves of each cell", _state(_CELLS, "metrics.`psnr`") | _charts()),
+        "methods": ("vqbench: methods, mean over seeds", cells | _GROUPED),
+        "commands": ("vqbench: commands and their cells", _state(scores)),
+        "curves": ("vqbench: curves, mean over seeds", cells | _GROUPED | charts),
+        "cells": ("vqbench: curves of each cell", cells | charts),
     }
     born = 1_764_000_000_000  # milliseconds; always the same, so that the tag is
     tags = {
@@ -198,6 +208,27 @@ def experiment_tags() -> dict[str, str]:
     return {"mlflow.experimentKind": "custom_model_development", **tags}
 
 
+def missing_tags(there: Mapping[str, str], asked: Iterable[str] = ()) -> dict[str, str]:
+    """Those of `experiment_tags` that an experiment with the tags `there` lacks; what somebody has changed stays."""
+    before = _asked_in(there)
+    ours, wanted = experiment_tags(before), experiment_tags(dict.fromkeys((*before, *asked)))
+    return {
+        key: value
+        for key, value in wanted.items()
+        if key not in there or (there[key] == ours[key] and value != ours[key])
+    }
+
+
+def _asked_in(there: Mapping[str, str]) -> list[str]:
+    """The metrics that a view of ours shows beside the usual ones."""
+    try:
+        columns = json.loads(json.loads(there[_VIEW + VIEWS["commands"][0]])["state"])["columnOrder"]
+    except (KeyError, ValueError, TypeError):
+        return []
+    shown = [name.removeprefix("metrics.`").removesuffix("`") for name in columns if name.startswith("metrics.")]
+    return [name for name in shown if name not in (*_SCORES, "params_total")]
+
+
 def has_views(tags: Mapping[str, str]) -> bool:
     """Whether an experiment with these tags has our views."""
     return any(_VIEW + key in tags for key, _ in VIEWS.values())
@@ -207,25 +238,26 @@ _CELLS = "tags.`vqbench.kind` = 'cell'"
 _GROUPED = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "group"}]}}
 
 
-def _state(search: str = "", order: str = "attributes.start_time") -> dict[str, Any]:
+def _state(scores: Sequence[str], search: str = "", order: str = "attributes.start_time") -> dict[str, Any]:
     """A view of the runs page; ordered by start time, and by that alone, MLflow shows children below their parent."""
+    columns = [*(f"metrics.`{name}`" for name in (*scores, "params_total")), *_TAGS]
     return {
         "searchFilter": search,
         "orderByKey": order,
         "orderByAsc": False,
-        "selectedColumns": list(_COLUMNS),
-        "columnOrder": list(_COLUMNS),
-        "columnWidths": {column: 130 if "lpips" in column else 85 for column in _COLUMNS if "metrics" in column},
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {column: 130 if "lpips" in column else 85 for column in columns if "metrics" in column},
         "runsHiddenMode": "SHOW_ALL",
     }
 
 
-def _charts() -> dict[str, Any]:
+def _charts(scores: Sequence[str]) -> dict[str, Any]:
     """Curves in one section, scores as bars in another; what MLflow adds by itself stays folded."""
     sections = [("curves", "Training, against images seen", True), ("scores", "Scores", True)]
     sections += [(name, name, False) for name in ("train", "train/loss", "train/quantizer", "Model metrics")]
     lines = [_line_chart(f"train/{name}", title) for name, title in _CURVES.items()]
-    bars = [_card("BAR", "scores", name, name) for name in _SCORES]
+    bars = [_card("BAR", "scores", name, name) for name in scores]
     return {
         "compareRunCharts": lines + bars,
         "compareRunSections": [

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` and comple
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqbench import interrupts
+from vqbench import interrupts, streams
 from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
+from vqbench.home import working_folder
 from vqbench.options import (
     DataRoot,
     DatasetName,
@@ -53,7 +55,7 @@ from vqbench.sweep_options import (
     Trials,
     TrialsPerMethod,
 )
-from vqbench.wording import counted, masked, masked_text, reason_of_library
+from vqbench.wording import counted, masked, reason_of_library
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
@@ -69,21 +71,28 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from vqbench import __version__
 
         print(f"vqbench {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    working_folder()
     for path in filter(None, os.environ.get("VQBENCH_PLUGINS", "").split(os.pathsep)):
         try:
             METHODS.add_file(Path(path))
         except UsageError as error:  # it was not named in this command, so it must not stop it
-            print(f"warning: VQBENCH_PLUGINS: {error.what}", file=sys.stderr)
+            streams.say(f"warning: VQBENCH_PLUGINS: {error.what}")
 
 
 def _add_plugins(plugins: list[Path] | None) -> None:
@@ -147,7 +156,7 @@ def ablate(
     if options.dry_run:
         selected, left_out = make_rows(request)
         for note in left_out:
-            print(f"note: {note}", file=sys.stderr)
+            streams.say(f"note: {note}")
         _show_plan(as_run(request, selected), options.as_json, options.probe)
         return
     with TerminalView() as view:
@@ -369,7 +378,7 @@ def prepare(
     """Check and cache the data and weights that a run needs, before a machine goes offline."""
     from vqbench.plan import RunRequest
     from vqbench.preflight import prepare_everything
-    from vqbench.terminal import TerminalView
+    from vqbench.terminal import TerminalView, print_text
 
     request = RunRequest(
         methods=(),
@@ -385,7 +394,7 @@ def prepare(
     )
     with TerminalView() as view:
         lines = prepare_everything(request, view.note, view.preparing)
-    print("\n".join(lines))
+    print_text("\n".join(lines))
 
 
 @app.command()
@@ -418,9 +427,9 @@ def sync(runs: Runs = Path("runs")) -> None:
         raise UsageError(what, "look at MLFLOW_TRACKING_URI") from None
     print(f"{counted(report.cells, 'cell')} up to date at {masked(tracking_uri(runs))}")
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        streams.say(f"note: {note}")
     for problem in report.problems:
-        print(f"not sent: {problem}", file=sys.stderr)
+        streams.say(f"not sent: {problem}")
     if report.problems:
         raise typer.Exit(1)
 
@@ -441,18 +450,36 @@ def ui(
 
 
 def _report(what: str, hint: str) -> None:
-    print(masked_text(f"error: {what}\nhint: {hint}"), file=sys.stderr, flush=True)
+    streams.say(f"error: {what}\nhint: {hint}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C, 143 SIGTERM)."""
+    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C, 143 SIGTERM).
+
+    1 is also the code of a command whose answer could not be printed; what it trained or wrote is in its place.
+    """
+    streams.open_standard()
     interrupts.hear()
-    sys.exit(_exit_code(lambda: app(args=arguments, standalone_mode=False), arguments or sys.argv[1:]))
+    words = sys.argv[1:] if arguments is None else arguments
+    code = _exit_code(lambda: app(args=words, prog_name="vqbench", standalone_mode=False), words)
+    problem = streams.lost()
+    if problem is not None:
+        if problem.errno != errno.EPIPE:  # whoever reads has seen enough, as `| head` does
+            _report(
+                f"the answer could not be printed to standard output: {problem.strerror}",
+                "nothing else is lost: the same command with another output (`> FILE`) prints it",
+            )
+        code = code or 1
+    sys.exit(code)
 
 
 # click's classes, whether typer brings them itself or imports them
 _BadUsage: Any = typer.BadParameter.__base__
 _ClickError: Any = _BadUsage.__base__
+
+
+_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""What a disk says that is full, broken, or not ours to write to: no fault of vqbench."""
 
 
 def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
@@ -473,23 +500,22 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _report(interrupts.reason(), "the same command goes on from the last checkpoint")
         return interrupts.exit_code()
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except PermissionError as error:
-        if "--debug" in arguments:
-            raise
-        _report(f"{error.filename or 'a file'}: {error.strerror}", f"{remedy(error)}, then give the command again")
-        return 1
     except Exception as error:
         if "--debug" in arguments:
             return _report_traceback(error)
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            where = f" ({error.filename})" if error.filename else ""
+            _report(
+                f"{error.strerror}{where}",
+                f"{remedy(error)}, then give the same command again: it goes on where it was",
+            )
+            return 1
         _report(f"{type(error).__name__}: {error}", "this is a bug of vqbench; `vqbench --debug …` shows the traceback")
         return 1
 
 
 def _report_traceback(error: Exception) -> int:
-    print(masked_text("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
+    streams.say("".join(traceback.format_exception(error)).rstrip())
     return 1
 
 

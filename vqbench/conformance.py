@@ -88,4 +88,6 @@ def render(properties: Iterable[Property]) -> str:
 
 def print_properties(name: str, properties: Iterable[Property]) -> None:
     """The answer of `check_method` for one method, on standard output."""
-    print(f"{name}\n{render(properties)}")
+    from vqbench.terminal import print_text
+
+    print_text(f"{name}\n{render(properties)}")

@@ -100,8 +100,10 @@ def exit_code(findings: list[Finding]) -> int:
 
 def main(inception: Path | None = None, lpips: Path | None = None) -> int:
     """Diagnose, print the report, return the exit code."""
+    from vqbench.terminal import print_text
+
     findings = diagnose(inception, lpips)
-    print(render(findings))
+    print_text(render(findings))
     return exit_code(findings)
 
 
@@ -126,7 +128,7 @@ def _versions() -> Iterator[Finding]:
 
 def _home(home: Path) -> Finding:
     nearest = next(p for p in (home, *home.parents) if p.exists())
-    if os.access(nearest, os.W_OK):
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
         return Finding("home", "ok", f"{home} (weights, reference features; VQBENCH_HOME moves it)")
     return Finding("home", "wrong", f"{home} cannot be written", "export VQBENCH_HOME=DIR with a folder that can")
 

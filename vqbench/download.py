@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vqbench.home import folder_in_home, keep_text, open_like_its_folder
+from vqbench.streams import say
 
 PATIENCE_S = 3600
 """How long an optional file that could not be had is not asked for again: offline, each try costs seconds."""
@@ -27,7 +27,7 @@ def download(url: str, target: Path, check: Callable[[Path], str | None], option
     note = target.with_name(f"{target.name}.unreachable")
     if optional and (reason := _recent_failure(note)):
         return reason
-    print(f"downloading {'optional ' if optional else ''}{url} to {target.parent}", file=sys.stderr)
+    say(f"downloading {'optional ' if optional else ''}{url} to {target.parent}")
     reason = _fetch(url, target, check)
     with suppress(OSError):  # a home that cannot be written remembers nothing
         if reason is None:

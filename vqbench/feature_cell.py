@@ -180,7 +180,7 @@ def fit(
             raise lasting
         if seen >= total or seen // recipe.log_images > (seen - recipe.batch_size) // recipe.log_images:
             point = training.curve_point()
-            with curves.open("a") as file:
+            with curves.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(point) + "\n")
             report(seen, total, seen / (time.perf_counter() - started))
         if seen >= total:

@@ -72,7 +72,7 @@ def claim_gpus(count: int, among: list[str], wanted: Callable[[], bool] = lambda
 
 @contextlib.contextmanager
 def _try_to_lock(name: str) -> Iterator[bool]:
-    with _lock_file(name).open("a") as handle:
+    with _lock_file(name).open("a", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

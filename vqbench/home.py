@@ -8,13 +8,30 @@ import stat
 from pathlib import Path
 
 from vqbench.atomic import write_text_atomically
-from vqbench.errors import require_utf8
+from vqbench.errors import UsageError, require_utf8
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` as the user's home; as it stands where there is no such user, as a shell has it."""
+    return Path(os.path.expanduser(path))
 
 
 def home() -> Path:
-    """`$VQBENCH_HOME`, or `vqbench` in the user's cache folder. The folder need not exist yet."""
+    """`$VQBENCH_HOME`, or `vqbench` in the user's cache folder. The folder need not exist yet.
+
+    Raises UsageError where the user has no home either.
+    """
     chosen = os.environ.get("VQBENCH_HOME")
-    place = Path(chosen).expanduser() if chosen else cache_root() / "vqbench"
+    if chosen:
+        place = expanded(chosen)
+    elif (cache := cache_root()) is not None:
+        place = cache / "vqbench"
+    else:
+        raise UsageError(
+            f"there is no folder for weights and prepared images: HOME is not set, and user {os.getuid()} has no entry "
+            "among the users of this machine",
+            "export VQBENCH_HOME=DIR with a folder that can be written",
+        )
     require_utf8(place)
     return place
 
@@ -49,13 +66,30 @@ def keep_text(path: Path, text: str) -> None:
     open_like_its_folder(path)
 
 
-def cache_root() -> Path:
-    """The user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+def home_of_nobody() -> dict[str, str]:
+    """`HOME` for what insists on one, as MLflow does: ours, for a user without. Empty for everybody else."""
+    return {"HOME": str(home())} if os.path.expanduser("~") == "~" else {}
 
 
-def torch_hub_checkpoints() -> Path:
-    """Where `torch.hub` keeps downloaded weights; found without importing torch."""
-    torch_home = os.environ.get("TORCH_HOME")
-    root = Path(torch_home).expanduser() if torch_home else cache_root() / "torch"
-    return root / "hub" / "checkpoints"
+def cache_root() -> Path | None:
+    """The user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`; None for a user without a home."""
+    root = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if root.parts[:1] == ("~",) else root
+
+
+def torch_hub_checkpoints() -> Path | None:
+    """Where `torch.hub` keeps downloaded weights, found without importing torch; None for a user without a home."""
+    torch_home, cache = os.environ.get("TORCH_HOME"), cache_root()
+    root = expanded(torch_home) if torch_home else cache / "torch" if cache is not None else None
+    return root / "hub" / "checkpoints" if root is not None else None
+
+
+def working_folder() -> Path:
+    """The folder in which a command was given. Raises UsageError where somebody has deleted it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the folder in which this command was given no longer exists",
+            "go to one that does (`cd DIR`), then give the command again",
+        ) from None

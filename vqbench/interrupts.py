@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -40,7 +41,8 @@ def reason() -> str:
 
 
 def _at_once(*_: object) -> None:
-    os.write(2, b"error: interrupted twice\nhint: the same command goes on; `vqbench sync` tells MLflow the rest\n")
+    with contextlib.suppress(OSError):  # there may be nobody left to tell
+        os.write(2, b"error: interrupted twice\nhint: the same command goes on; `vqbench sync` tells MLflow the rest\n")
     os._exit(130)
 
 

@@ -17,8 +17,10 @@ from vqbench.atomic import write_bytes_atomically
 from vqbench.cell_files import CHECKPOINT, RESULT, SPEC, STATUS, TRAINING, WEIGHTS, is_whole, names
 from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
+from vqbench.metrics.definitions import asked_metrics
 from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, result_problem, write_json
+from vqbench.streams import LOG_ENCODING
 from vqbench.wording import shell_command
 
 POLL_SECONDS = 0.25
@@ -89,7 +91,9 @@ def write_job(job: CellJob, anew: bool) -> list[str]:
 
 def write_spec(job: CellJob) -> None:
     """Write what a cell is, which its plan knows, and the plugin that its method is from."""
-    write_json(job.folder / SPEC, job.spec)
+    stored = CellFolder(job.folder).spec
+    asked = dict.fromkeys((*asked_metrics(stored), *job.spec.get("asked", ())))  # what was asked for is shown still
+    write_json(job.folder / SPEC, {**job.spec, "asked": list(asked)})
     if job.plugin_source is not None:
         write_bytes_atomically(job.folder / "plugin.py", job.plugin_source)
 
@@ -147,6 +151,7 @@ def spawn(
     command = [sys.executable, "-m", module, *map(str, arguments)]
     wanted = {**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
     env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
+    env |= LOG_ENCODING
     env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
     with folder.log.open("ab") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shell_command(command)}\n".encode())

@@ -33,7 +33,7 @@ class CellBusyError(VQBenchError):
 def this_machine() -> str:
     """Name of this machine and of the time since it started: what a lock of the operating system reaches."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         boot = ""
     return f"{socket.gethostname()} {boot}".strip()
@@ -43,7 +43,7 @@ def this_machine() -> str:
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder`, which is created. Raises CellBusyError if another process, here or elsewhere, holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as handle:
+    with (folder / "lock").open("a", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,7 +65,7 @@ def _busy(folder: Path, holder: dict[str, Any] | None) -> CellBusyError:
 def _read(path: Path) -> dict[str, Any] | None:
     """Who holds a lease; None where it does not say."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     whole = isinstance(value, dict) and bool(str(value.get("machine") or "").strip()) and "pid" in value
@@ -111,7 +111,7 @@ class Lease:
 
     def _take(self) -> None:
         try:
-            with self.path.open("x") as file:  # fails where there is one
+            with self.path.open("x", encoding="utf-8") as file:  # fails where there is one
                 try:
                     file.write(json.dumps({"token": self.token, "machine": this_machine(), "pid": os.getpid()}))
                     file.flush()
@@ -124,7 +124,7 @@ class Lease:
     def is_ours(self) -> bool:
         """Whether nobody has taken the folder over. A disk that does not answer leaves it ours."""
         try:
-            holder = json.loads(self.path.read_text())
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return False
         except (OSError, ValueError):

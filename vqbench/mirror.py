@@ -22,7 +22,7 @@ from vqbench.board import (
     cell_tags,
     command_tags,
     description,
-    experiment_tags,
+    missing_tags,
     newest_first,
     result_tags,
     run_metrics,
@@ -30,6 +30,7 @@ from vqbench.board import (
 )
 from vqbench.cell_files import FAILURE, RESULT, TRACKING, is_whole, names
 from vqbench.errors import VQBenchError
+from vqbench.metrics.definitions import asked_metrics
 from vqbench.registry import file_digest
 from vqbench.results import DONE, CellFolder, read_json, write_json
 from vqbench.server import all_runs, connect, how_to_restore, is_remote, tracking_uri
@@ -125,10 +126,10 @@ class Mirror:
         self._parents[run_id] = run.data.tags.get("mlflow.parentRunId", "")
         return True
 
-    def experiment(self, name: str) -> str:
+    def experiment(self, name: str, asked: Iterable[str] = ()) -> str:
         """Id of the MLflow experiment `name`, created with its artifacts beside the database if it is local.
 
-        Raises VQBenchError where it was deleted.
+        Its views show the metrics that were `asked` for by name. Raises VQBenchError where it was deleted.
         """
         known = self.client.get_experiment_by_name(name)
         if known is not None:
@@ -137,9 +138,8 @@ class Mirror:
             location = None if is_remote(self.uri) else (self.runs / name / "mlflow-artifacts").as_uri()
             known = self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
         experiment_id = str(known.experiment_id)
-        for key, value in experiment_tags().items():
-            if key not in known.tags:  # what somebody changed in MLflow stays
-                self.client.set_experiment_tag(experiment_id, key, value)
+        for key, value in missing_tags(known.tags, asked).items():
+            self.client.set_experiment_tag(experiment_id, key, value)
         return experiment_id
 
     def _run(self, experiment_id: str, tag: str, value: str, name: str, tags: dict[str, str], started: Any) -> str:
@@ -167,7 +167,7 @@ class Mirror:
         known = read_json(memory_path) or {}
         memory = self._believed(known)
         if memory.get("format") != _FORMAT:
-            experiment_id = self.experiment(record["experiment"])
+            experiment_id = self.experiment(record["experiment"], record.get("asked", ()))
             tags, started = command_tags(record), record.get("started")
             run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags, started)
             self._log_params(run_id, {key: record[key] for key in ("methods", "dataset", "recipe", "seeds", "command")})
@@ -231,7 +231,7 @@ class Mirror:
         memory = self._believed(known) if known.get("attempt") == record["attempt"] else {}
         if memory.get("format") != _FORMAT:
             points = memory.get("points", 0)
-            experiment_id = self.experiment(folder.path.parents[1].name)
+            experiment_id = self.experiment(folder.path.parents[1].name, asked_metrics(spec))
             run_id = self._cell_run(experiment_id, folder, record, spec, parent)
             memory = {"format": _FORMAT, "attempt": record["attempt"], "run_id": run_id}
             memory |= {"experiment_id": experiment_id, "points": points, "sent": ""}

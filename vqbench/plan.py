@@ -17,6 +17,7 @@ from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, 
 from vqbench.config import build
 from vqbench.errors import UsageError, require_utf8, unknown
 from vqbench.feature_protocol import FeatureProtocol
+from vqbench.metrics.definitions import asked_metrics
 from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.results import CellFolder
@@ -101,6 +102,11 @@ class Plan:
     protocol: Protocol | FeatureProtocol
     notes: tuple[str, ...] = field(default=())
     """What must be said aloud before the run."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The metrics that were asked for by name."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in asked_metrics(cell.spec)))
 
 
 def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str | Variant, ...]) -> None:
@@ -229,6 +235,7 @@ def _spec(
         "protocol": {**protocol.as_dict(), "hash": protocol.hash},
         "seed": seed,
         "metrics": list(metrics),
+        "asked": list(metrics) if request.metrics else [],  # by name: reports show them
         "devices": request.devices,
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,

@@ -233,7 +233,7 @@ def _sizes(folder: CellFolder, short: Recipe, of_images: float = 0.0) -> dict[st
         "weights_bytes": weights,
         "checkpoint_bytes": checkpoint,
         "folder_bytes": max(0, int(everything - weights - checkpoint - points - of_images)),
-        "point_bytes": points / max(1, len(curves.read_text().splitlines())),
+        "point_bytes": points / max(1, len(curves.read_text(encoding="utf-8").splitlines())),
         "copied_bytes": max(weights, int(copied)),
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqbench.metrics.definitions import METRICS, VERSION
+from vqbench.metrics.definitions import METRICS, VERSION, cautions
 from vqbench.weights import BACKBONES, INCEPTION, LPIPS_HEADS
 
 CENTRE_CROP = "centre square"
@@ -79,6 +79,7 @@ class Protocol(Hashed):
                 f"  rounding: {self.rounding}",
                 f"  images {self.validation_digest[:12]}, Inception {self.weights['inception'][:12]}, "
                 f"definitions {self.version} (docs/protocol.md)",
+                *(f"  {text}" for text in cautions(METRICS, self.n_images).values()),
             )
         )
 

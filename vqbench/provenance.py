@@ -21,8 +21,10 @@ def git_commit(path: Path) -> str | None:
     try:
         if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10).returncode:
             return None  # installed somewhere inside a repository that is not ours
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", timeout=10, check=True
+        )
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
@@ -35,7 +37,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -77,7 +77,7 @@ class Recorder(lightning.Callback):
             refuse_divergence(pl_module)
             point = pl_module.curve_point()
             if trainer.is_global_zero:
-                with (self.folder / CURVES).open("a") as file:
+                with (self.folder / CURVES).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(point) + "\n")
         if trainer.is_global_zero:
             elapsed = pl_module.seconds + time.perf_counter() - self._clock

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
+from vqbench.home import expanded
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ class Registry(Generic[T]):
         Raises UsageError where there is no such file, it does not parse, or a name in it is taken; with `replace`
         the file takes the name over.
         """
-        path = path.expanduser().resolve()
+        path = expanded(path).resolve()
         require_utf8(path)
         try:
             declared = _declarations(path)

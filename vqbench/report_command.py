@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from vqbench.errors import UsageError
 from vqbench.options import Runs, items
+from vqbench.streams import say
 from vqbench.wording import shell_command
 
 
@@ -59,10 +59,10 @@ def report(
     )
     written = execute_report(request)
     for note in written.report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     _print_files(written.files)
     if not written.report.experiment.has_scores:
-        print("note: no cell has scores; the tables list what failed", file=sys.stderr)
+        say("note: no cell has scores; the tables list what failed")
         raise typer.Exit(1)
 
 

@@ -24,6 +24,7 @@ from vqbench.cell_files import (
     later_version,
 )
 from vqbench.lease import exclusive
+from vqbench.metrics.definitions import cautions
 from vqbench.wording import masked_text
 
 DONE, FAILED = "done", "failed"
@@ -173,7 +174,7 @@ class CellFolder:
     def log_tail(self, lines: int = 12) -> str:
         """The last lines of the log."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
 
@@ -234,6 +235,7 @@ def cell_row(
         "path": str(folder.path),
         "collapse": stored.get("collapse"),
         "error": (error or folder.error) if state == FAILED else None,
+        **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import deque
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.errors import UsageError
 from vqbench.execution import Execution, cached_row
+from vqbench.home import working_folder
+from vqbench.lease import CellBusyError
+from vqbench.metrics.definitions import asked_metrics
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import FAILED
+from vqbench.results import FAILED, write_json
 from vqbench.view import Silent, View
 
 if TYPE_CHECKING:
@@ -34,6 +38,11 @@ class Outcome:
     """The experiment's page, where it was asked for."""
 
     @property
+    def cautions(self) -> dict[str, str]:
+        """Metric → what must be said wherever it is shown."""
+        return {name: said for row in self.rows for name, said in row.get("cautions", {}).items()}
+
+    @property
     def failed(self) -> list[dict[str, Any]]:
         """The rows of failed cells."""
         return [row for row in self.rows if row["state"] == FAILED]
@@ -48,6 +57,7 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     from vqbench.preflight import perceptual_problem, track_metrics
     from vqbench.registry import METHODS
 
+    working_folder()
     refuse_odd_engine(request)
     for plugin in request.plugins:
         METHODS.add_file(plugin)
@@ -69,7 +79,8 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
 def _comparison(outcome: Outcome) -> dict[str, str]:
     from vqbench.reports.summary import markdown_table, summarise
 
-    table = markdown_table(summarise(outcome.rows), outcome.plan.protocol.name)
+    summaries = summarise(outcome.rows, outcome.plan.asked)
+    table = markdown_table(summaries, outcome.plan.protocol.name, outcome.cautions.values())
     return {"md": table, "jsonl": "".join(json.dumps(row) + "\n" for row in outcome.rows)}
 
 
@@ -95,6 +106,7 @@ def execute(
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
         prepare_training(request, plan.recipe, view.preparing)
+    _remember_asked([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
@@ -115,6 +127,19 @@ def execute(
         if tracker is not None:
             tracker.finish_command(plan, ordered, lambda: attach(outcome), files=[page] if page is not None else [])
     return outcome
+
+
+def _remember_asked(cells: Iterable[Cell]) -> None:
+    """Have finished cells carry what this command asks of them by name, so that reports show it too."""
+    for cell in cells:
+        if not cell.spec["asked"]:
+            continue
+        stored = cell.folder.spec
+        before = asked_metrics(stored)
+        asked = dict.fromkeys((*before, *cell.spec["asked"]))
+        if stored and len(asked) > len(before):
+            with contextlib.suppress(OSError, CellBusyError), cell.folder.locked():
+                write_json(cell.folder.path / "spec.json", {**stored, "asked": list(asked)})
 
 
 def write_page(experiment: Path, view: View, trained: bool) -> Path | None:
@@ -207,8 +232,9 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
     flat = []
     for row in rows:
-        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error")}
+        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error", "cautions")}
+        said = {"cautions": "; ".join(row["cautions"].values())} if "cautions" in row else {}
         params = {f"params_{part}": count for part, count in row["params"].items()}
         error = row["error"]["message"] if row["error"] else None
-        flat.append({**plain, **row["scores"], **params, "error": error})
+        flat.append({**plain, **row["scores"], **params, **said, "error": error})
     return pd.DataFrame(flat)

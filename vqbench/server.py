@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from vqbench.home import home_of_nobody
 from vqbench.wording import shell_command
 
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "[::1]")
@@ -56,6 +57,7 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
+        **home_of_nobody(),
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | past_proxies()
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from vqbench.streams import readable
 from vqbench.wording import masked_text
 
 if TYPE_CHECKING:
@@ -94,7 +98,8 @@ class TerminalView:
         if row["error"]:
             self.console.print(Text(f"{title} failed after {took}: {row['error']['message']}", style="red"))
             return
-        shown = {name: row["scores"].get(name) for name in ("rfid", "psnr", "quantization_error", "usage")}
+        names = cell.spec.get("asked") or ("rfid", "psnr", "quantization_error", "usage")
+        shown = {name: row["scores"].get(name) for name in names}
         scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         said = {"done": "done in", "cached": "done by another command after"}.get(row["state"], f"{row['state']} after")
         self.console.print(Text(f"{title} {said} {took}{': ' * bool(scores)}{scores}"))
@@ -114,32 +119,116 @@ class TerminalView:
             self.progress.remove_task(self._tasks.pop(name))
 
 
-def make_table(*titles: str) -> Table:
-    """A table without lines, whose long cells fold."""
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
+class Columns:
+    """A table that never cuts a number: side by side where its numbers fit, else a block of lines for each row."""
+
+    def __init__(self, titles: Sequence[str], numeric: Sequence[bool] = (), gap: int = 2) -> None:
+        """`numeric` columns (none: of text all) are set to the right; `gap` blanks stand between two columns."""
+        self.titles = tuple(titles)
+        self.numeric = tuple(numeric) or (False,) * len(self.titles)
+        self.gap = gap
+        self.whole: frozenset[int] = frozenset()
+        """Columns whose text stays on its line."""
+        self.sections = False
+        """Whether a line is left free after each row."""
+        self._rows: list[tuple[Text, ...]] = []
+        self._styles: list[str] = []
+
+    def add(self, *cells: str | Text, style: str = "") -> None:
+        """A row; a line end in a cell begins another line of it."""
+        if len(cells) != len(self.titles):
+            raise ValueError(f"expected {len(self.titles)} cells under {self.titles}, found {len(cells)}")
+        self._rows.append(tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+        self._styles.append(style)
+
+    def print(self, console: Console) -> None:
+        """Print it as wide as the console."""
+        for gap in dict.fromkeys((self.gap, 1)):
+            table = self._side_by_side(console, gap)
+            if self._is_whole(console, table):
+                console.print(table)
+                return
+        for row, style in zip(self._rows, self._styles, strict=True):
+            console.print(Text("\n").join(self._block(row, console)), style=style or None, soft_wrap=True)
+
+    def _side_by_side(self, console: Console, gap: int) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+        table.padding = (0, 1, 0, gap - 1)
+        for i, (title, numeric) in enumerate(zip(self.titles, self.numeric, strict=True)):
+            justify: Literal["right", "left"] = "right" if numeric else "left"
+            table.add_column(_shown(Text(title), console), justify=justify, overflow="fold", no_wrap=i in self.whole)
+        for row, style in zip(self._rows, self._styles, strict=True):
+            cells = (_shown(cell, console) for cell in row)
+            table.add_row(*cells, style=style or None, end_section=self.sections)
+        return table
+
+    def natural_width(self, console: Console) -> int:
+        """Columns that it takes where nothing is wrapped."""
+        options = console.options.update(max_width=10_000)
+        return console.measure(self._side_by_side(console, self.gap), options=options).maximum
+
+    def _is_whole(self, console: Console, table: Table) -> bool:
+        """Whether every number stands on a line as it is, and every word but a very long one."""
+        lines = console.render_lines(table, pad=False)
+        there = Counter(word for line in lines for word in "".join(segment.text for segment in line).split())
+        cells = (cell for row in (map(Text, self.titles), *self._rows) for cell in row)
+        words = (word for cell in cells for word in _shown(cell, console).plain.split())
+        return not Counter(filter(_stays_whole, words)) - there
+
+    def _block(self, row: Sequence[Text], console: Console) -> list[Text]:
+        """A row below each other: its first cell, then a line for each other one, wrapped between words."""
+        head, *cells = (_shown(cell, console) for cell in row)
+        lines = [Text(line, style=head.style or "bold") for line in _wrapped(head.plain, console.width)]
+        for title, cell in zip(self.titles[1:], cells, strict=True):
+            said = " ".join(f"{_shown(Text(title), console).plain}: {cell.plain}".split())
+            if cell.plain.strip():
+                lines += [Text(line, style=cell.style) for line in _wrapped(f"  {said}", console.width, "    ")]
+        return lines
+
+
+_LONG = 20
+"""Longer words than this, a path or the type of a field, may be folded; a number never."""
+
+
+def _stays_whole(word: str) -> bool:
+    return len(word) <= _LONG or any(sign.isdigit() for sign in word)
+
+
+def _shown(text: Text, console: Console) -> Text:
+    """The text as the console's encoding shows it, so that what stands below it stays below it."""
+    return Text(readable(text.plain, console.encoding), style=text.style)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of at most `width` columns; a word that is longer stays whole on a line of its own."""
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
+        text
+    ]
+
+
+def print_text(text: str) -> None:
+    """Lines on stdout; on a terminal wrapped between words, for a terminal that is too narrow breaks numbers."""
+    console = make_console()
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        print("\n".join(_wrapped(line, console.width, indent) or [""]) if console.is_terminal else line)
 
 
 def print_comparison(outcome: Outcome) -> None:
     """The table of a run on stdout, its failures, and where everything else is."""
     from vqbench.reports.summary import interval_note, shown_columns, summarise
 
-    console, summaries = make_console(), summarise(outcome.rows)
+    console, summaries = make_console(), summarise(outcome.rows, outcome.plan.asked)
     columns = shown_columns(summaries)
-    several = any(summary.seeds > 1 for summary in summaries)
-    table = make_table("method")
-    for column in columns:
-        table.add_column(column.title, justify="right", overflow="fold")
-    table.add_column("n", justify="right")
+    table = Columns(("method", *(c.title for c in columns), "n"), (False, *(True for _ in columns), True))
+    table.sections = any(summary.seeds > 1 for summary in summaries)
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
         mark = " (failed)" if not summary.seeds else " (collapsed)" if summary.collapses else ""
-        name = Text(summary.method + mark, style="red" if mark else "")
-        table.add_row(name, *cells, str(summary.seeds), end_section=several)
-    console.print(table)
-    _print_foot(outcome, [interval_note(summaries), *(text for s in summaries for text in s.collapses)])
+        table.add(Text(summary.method + mark, style="red" if mark else ""), *cells, str(summary.seeds))
+    table.print(console)
+    said = [interval_note(summaries), *outcome.cautions.values()]
+    _print_foot(outcome, [*said, *(text for s in summaries for text in s.collapses)])
 
 
 def _print_foot(outcome: Outcome, notes: list[str]) -> None:
@@ -170,13 +259,11 @@ def print_ablation(ablation: Ablation) -> None:
     for grid in (score_table(ablation.rows, between="\n± "), delta_table(ablation.rows)):
         if not grid.rows:
             continue
-        table = make_table()
-        table.padding = (0, 1, 0, 0)  # a dozen columns with intervals in 100 characters
-        for title, numeric in zip(grid.titles, grid.numeric, strict=True):
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
+        table = Columns(grid.titles, grid.numeric, gap=1)
+        table.whole = frozenset(i for i, numeric in enumerate(grid.numeric) if not numeric)
         for row in grid.rows:
-            table.add_row(*row)
-        make_console().print(table)
+            table.add(*row)
+        table.print(make_console())
         make_console().print()
     _print_foot(ablation.outcome, notes(ablation.rows))
 
@@ -185,12 +272,10 @@ def print_sweep(report: SweepReport) -> None:
     """The best of each method, the Pareto front, what must be said, and the commands that run the best again."""
     console = make_console()
     for grid in (report.table(), *([report.front()] if len(report.objectives) > 1 else [])):
-        table = make_table()
-        for title, numeric in zip(grid.titles, grid.numeric, strict=True):
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
+        table = Columns(grid.titles, grid.numeric)
         for row in grid.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+            table.add(*row)
+        table.print(console)
         console.print()
     for note in report.notes():
         console.print(Text(note))

@@ -6,12 +6,11 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vqbench.reports.pair_words import decimals, interval_text, p_text
 from vqbench.reports.summary import COLUMNS, DEFINITIONS
-from vqbench.terminal import make_console
+from vqbench.terminal import Columns, make_console
 
 if TYPE_CHECKING:
     from vqbench.reports.compare import Comparison, Finding, Versus
@@ -48,9 +47,9 @@ def _print_part(out: Console, part: Versus) -> None:
     _say(out, f"protocol {part.section.title}, N = {part.section.protocol['n_images']}; {seeds}")
     out.print()
     table = _table(part)
-    if out.measure(table, options=out.options.update(max_width=1000)).maximum > out.width:
-        table.padding = (0, 1, 0, 0)
-    out.print(table)
+    if table.natural_width(out) > out.width:
+        table.gap = 1
+    table.print(out)
     out.print()
     _say(out, part.overall, style="bold")
     out.print()
@@ -64,21 +63,17 @@ def _print_part(out: Console, part: Versus) -> None:
 def _say(out: Console, text: str, style: str = "", indent: str = "") -> None:
     """A sentence, wrapped without trailing blanks."""
     width = min(out.width, 100)
-    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False)
     out.print(Text("\n".join(lines), style=style))
 
 
-def _table(part: Versus) -> Table:
+def _table(part: Versus) -> Columns:
     names = [g.label if len(g.label) <= _LONGEST else letter for g, letter in ((part.a, "A"), (part.b, "B"))]
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    table.add_column("metric", no_wrap=True)
-    for title in (*names, "A − B", "95 % interval", "p"):
-        table.add_column(Text(title), justify="right", overflow="fold")
-    for title in ("over", "A is …"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("more\nseeds", justify="right", no_wrap=True)
+    titles = ("metric", *names, "A − B", "95 % interval", "p", "over", "A is …", "more\nseeds")
+    table = Columns(titles, (False, True, True, True, True, True, False, False, True))
+    table.whole = frozenset((0, 6, 7, 8))
     for found in part.findings:
-        table.add_row(*_cells(found))
+        table.add(*_cells(found))
     return table
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from vqbench.registry import METHODS, Outline
-from vqbench.terminal import make_console, make_table
+from vqbench.terminal import Columns, make_console
 
 if TYPE_CHECKING:
     from vqbench.recipe import Recipe
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 def print_outlines(kind: str, outlines: list[Outline], with_components: bool) -> None:
     """Plugins of one kind, one row each; a broken one says why."""
     titles = ("paper", "components", "origin") if with_components else ("origin",)
-    table = make_table(kind, "what", *titles)
+    table = Columns((kind, "what", *titles))
     for outline in outlines:
         summary = Text(f"broken: {outline.problem}", style="red") if outline.problem else Text(outline.summary)
         more = (outline.paper, ", ".join(outline.components) or "–", outline.origin)
-        table.add_row(Text(outline.name), summary, *map(Text, more if with_components else more[-1:]))
-    make_console().print(table)
+        table.add(Text(outline.name), summary, *map(Text, more if with_components else more[-1:]))
+    table.print(make_console())
 
 
 def print_recipes(recipes: list[Recipe]) -> None:
     """The shipped recipes, one row each."""
-    table = make_table("recipe", "px", "f", "images", "batch", "K", "d", "perceptual", "GAN")
+    table = Columns(("recipe", "px", "f", "images", "batch", "K", "d", "perceptual", "GAN"))
     for r in recipes:
         numbers = (r.resolution, r.downsampling, f"{r.images:,}", r.batch_size, r.codebook_size, r.codebook_dim)
-        table.add_row(r.name, *map(str, numbers), r.perceptual, r.gan)
-    make_console().print(table)
+        table.add(r.name, *map(str, numbers), r.perceptual, r.gan)
+    table.print(make_console())
 
 
 def _print_fields(cls: type, values: dict[str, Any]) -> None:
     from vqbench.config import describe
 
-    table = make_table("field", "type", "default", "meaning")
+    table = Columns(("field", "type", "default", "meaning"))
     for field in describe(cls):
         default = values.get(field.name, field.default)
         meaning = field.meaning + (" (The paper leaves it open.)" if field.unspecified else "")
-        table.add_row(*(Text(str(x)) for x in (field.name, field.type, default, meaning)))
-    make_console().print(table)
+        table.add(*(Text(str(x)) for x in (field.name, field.type, default, meaning)))
+    table.print(make_console())
 
 
 def print_recipe(name: str) -> None:

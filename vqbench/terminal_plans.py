@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from vqbench.terminal import make_console, make_table
+from vqbench.terminal import Columns, make_console
 from vqbench.wording import counted
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
     """The studies of a sweep, and what each draws."""
-    console, table = make_console(), make_table("study", "trials", "told", "cells left", "parameter", "drawn from")
+    console, table = make_console(), Columns(("study", "trials", "told", "cells left", "parameter", "drawn from"))
     for study in studies:
         lines = list(study["parameters"].items()) or [("–", "–")]
         cells = ", ".join(f"{n} {state}" for state, n in study["cells"].items()) or "–"
         for i, (name, domain) in enumerate(lines):
             first = (study["study"], str(study["trials"]), str(study["told"]), cells) if i == 0 else ("",) * 4
-            table.add_row(*map(Text, (*first, name, domain)))
-    console.print(table)
+            table.add(*map(Text, (*first, name, domain)))
+    table.print(console)
     total, seeds = sum(study["left"] for study in studies), len(plan.request.run.seeds)
     images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else counted(seeds, "cell")
     console.print(f"\n{counted(total, 'trial')} left, of {each} each: {images:,} training images at most")
@@ -37,10 +37,10 @@ def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells of a plan and what is known of each."""
-    console, table = make_console(), make_table("cell", "method", "seed", "state")
+    console, table = make_console(), Columns(("cell", "method", "seed", "state"))
     for cell in plan.cells:
-        table.add_row(cell.folder.name, cell.label, str(cell.seed), cell.state)
-    console.print(table)
+        table.add(cell.folder.name, cell.label, str(cell.seed), cell.state)
+    table.print(console)
     counts = Counter(cell.state for cell in plan.cells)
     states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     console.print(f"\n{counted(len(plan.cells), 'cell')}: {states}")
@@ -69,20 +69,19 @@ def print_sweep_costs(costs: SweepCosts) -> None:
 def print_costs(costs: PlanCost) -> None:
     """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
     unit = costs.unit
-    table = make_table("method")
-    for column in ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk"):
-        table.add_column(column, justify="right")
+    numbers = ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk")
+    table = Columns(("method", *numbers), (False, *(True for _ in numbers)))
     rows = costs.methods()
     for row in rows:
-        table.add_row(*_cost_cells(row))
+        table.add(*_cost_cells(row))
     if costs.reference_seconds:
         hours = costs.total().device_hours - sum(row.device_hours for row in rows)
         size = _bytes(costs.reference_bytes)
-        table.add_row("reference features, once", "", "", "", _hours(hours), size, "")
-    table.add_row(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
+        table.add("reference features, once", "", "", "", _hours(hours), size, "")
+    table.add(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
     console = make_console()
     console.print()
-    console.print(table)
+    table.print(console)
     if costs.device_name is not None:
         each = ", one cell after the other" if unit == "CPU-hours" else ""
         console.print(Text(f"\nfrom 20 steps of each method on {costs.device_name}{each}"))

@@ -20,7 +20,8 @@ from vqbench.launch import Store
 from vqbench.mirror import Mirror, is_record
 from vqbench.results import CellFolder, cell_folders, read_json, results_of_nothing, write_json
 from vqbench.server import tracking_uri
-from vqbench.wording import counted, masked, masked_text, reason_of_library, shell_command
+from vqbench.streams import say
+from vqbench.wording import counted, masked, reason_of_library, shell_command
 
 if TYPE_CHECKING:
     from vqbench.plan import Cell, Plan
@@ -46,10 +47,6 @@ def _take_number(folder: Path) -> int:
             return number
         except FileExistsError:
             number += 1
-
-
-def _say(text: str) -> None:
-    print(masked_text(text), file=sys.stderr, flush=True)
 
 
 def _command_line() -> str:
@@ -105,7 +102,7 @@ def sync(runs: Path) -> SyncReport:
 class Tracker:
     """Mirrors a running command from a thread, so that neither training nor Ctrl-C waits for a server."""
 
-    def __init__(self, runs: Path, say: Callable[[str], None] = _say) -> None:
+    def __init__(self, runs: Path, say: Callable[[str], None] = say) -> None:
         self.runs = runs
         self.say = say
         self.trouble = ""
@@ -149,6 +146,7 @@ class Tracker:
             "seeds": ",".join(str(s) for s in dict.fromkeys(cell.seed for cell in plan.cells)),
             "protocol": plan.protocol.hash,
             "note": plan.protocol.describe(),
+            "asked": list(plan.asked),
             "started": round(time.time(), 3),
             "state": "RUNNING",
         }

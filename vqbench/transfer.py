@@ -71,7 +71,7 @@ class Courier:
                 entries[name] = {"file": copy.name, "sha256": file_digest(copy)}
                 self._repository.log_artifact(str(copy), target)
             manifest = Path(draft) / "manifest.json"
-            manifest.write_text(json.dumps({"serial": serial, "files": entries}))
+            manifest.write_text(json.dumps({"serial": serial, "files": entries}), encoding="utf-8")
             self._repository.log_artifact(str(manifest), target)
         self.serial = serial  # not before: what is tried again goes to the same place, and the other stays whole
 
@@ -105,7 +105,7 @@ class Courier:
         with tempfile.TemporaryDirectory() as draft:
             path = self._repository.download_artifacts(f"{_ROOT}/{slot}/manifest.json", draft)
             try:
-                found: dict[str, Any] = json.loads(Path(path).read_text())
+                found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             except ValueError:
                 return None
         return found

@@ -25,6 +25,7 @@ from vqbench.config import build
 from vqbench.errors import unknown
 from vqbench.quantizer import Quantized, Quantizer, TrainingState
 from vqbench.registry import METHODS
+from vqbench.streams import LOG_ENCODING
 
 CODEBOOK_SIZE, DIM = 64, 8  # asked for through `matched`
 # 1024 tokens: enough that rounding to bfloat16 would move some of them to another code. Height and width differ, so
@@ -154,13 +155,14 @@ def run_on_two_ranks(method: str) -> list[str]:
 
 
 def _run_ranks(command: list[str]) -> list[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **LOG_ENCODING, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [*command, "--rank", str(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
         )
         for rank in range(2)

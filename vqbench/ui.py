@@ -19,6 +19,7 @@ from typing import IO, Any
 from vqbench.board import VIEWS, address_of, has_views
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.server import connect, database_file, is_remote, quiet_environment, tracking_uri
+from vqbench.streams import LOG_ENCODING, say
 from vqbench.wording import masked, reason_of_library
 
 START_SECONDS = 180.0
@@ -51,10 +52,10 @@ def serve(runs: Path, port: int, name: str | None = None, browser: bool = True) 
     port = free_port(port)
     address = f"http://127.0.0.1:{port}"
     with _running(uri, port) as (server, log):
-        print(f"starting MLflow at {address} …", file=sys.stderr, flush=True)
+        say(f"starting MLflow at {address} …")
         _wait_until_it_answers(server, log, address)
         _announce(address, name, browser)
-        print("Ctrl-C ends it", file=sys.stderr, flush=True)
+        say("Ctrl-C ends it")
         server.wait()
         raise VQBenchError(f"MLflow's server ended by itself: {_last_line(log)}", "give the command again")
 
@@ -75,7 +76,8 @@ def free_port(port: int) -> int:
 def _running(uri: str, port: int) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """MLflow's server and its log; the server and all its processes are gone afterwards, whatever happens."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    env = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a process less
+    env = {**os.environ, **quiet_environment(), **LOG_ENCODING}
+    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a process less
     env["MLFLOW_BACKEND_STORE_URI"] = uri  # everybody on this machine can read a command line
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

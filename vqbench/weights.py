@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqbench.download import download
 from vqbench.errors import UsageError
+from vqbench.home import expanded, torch_hub_checkpoints
 from vqbench.home import home as default_home
-from vqbench.home import torch_hub_checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,7 +193,8 @@ def _verify(path: Path, pin: Pin, source: str) -> WeightFile | str:
 def _places(pin: Pin, home: Path) -> Iterator[tuple[Path, str]]:
     for file in (*pin.also, pin.file):
         yield home / "weights" / file, "$VQBENCH_HOME/weights"
-    yield torch_hub_checkpoints() / pin.file, "torch's hub cache"
+    if (cached := torch_hub_checkpoints()) is not None:
+        yield cached / pin.file, "torch's hub cache"
 
 
 def _fid_helper_file() -> Path | None:
@@ -209,7 +210,7 @@ def _find(
     home = home or default_home()
     looked = []
     if explicit is not None:
-        given = _given_file(pin, explicit.expanduser())
+        given = _given_file(pin, expanded(explicit))
         if given is not None:
             return _take_explicit(pin, given)
         looked.append(f"{explicit} (a folder without it)")

@@ -22,6 +22,7 @@ from vqbench.errors import VQBenchError
 from vqbench.gpus import claim_gpus, visible_gpus
 from vqbench.launch import BUSY, POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
 from vqbench.results import DONE, CellFolder, read_json, write_json
+from vqbench.streams import say
 from vqbench.wording import reason_of_library
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _run_far_from_home(
 def _alone(lock: Path, wanted: Wanted) -> Iterator[bool]:
     """Whether we hold `lock`: an earlier attempt on this machine may still be sending; False when nobody wants it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
+    with lock.open("a", encoding="utf-8") as handle:
         while wanted():
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +161,7 @@ def _attempt(
                 courier.send_checkpoint()
             except Exception as error:  # the store is away: what is newest later will be sent then
                 why = reason_of_library(error, store.tracking_uri)
-                print(f"{job.name}: the checkpoint could not be sent: {why}", flush=True)
+                say(f"{job.name}: the checkpoint could not be sent: {why}")
                 next_try = time.monotonic() + 15
 
     end = _run(here, need, wanted, meanwhile)
@@ -194,7 +195,7 @@ class _Reporter:
         message = {"cell": self._name, "status": self._folder.status, "serial": serial}
         if now - self._told_curves > CURVES_SECONDS:
             with contextlib.suppress(OSError):
-                message["curves"] = (self._folder.path / CURVES).read_text(errors="replace")
+                message["curves"] = (self._folder.path / CURVES).read_text(encoding="utf-8", errors="replace")
                 self._told_curves = now
         self._tell(message)
 

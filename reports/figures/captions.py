@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vqbench.metrics.definitions import cautions
 from vqbench.reports.experiment import Group, Section
 from vqbench.wording import counted
 
@@ -30,15 +31,17 @@ def means(section: Section, groups: Sequence[Group]) -> str:
     """What points and bars are."""
     counts = {group.summary.seeds for group in groups}
     if counts == {1}:
-        return f"{measured_on(section)}; one seed each, so no interval over seeds.{_collapsed(groups)}"
+        return f"{measured_on(section)}; one seed each, so no interval over seeds.{_limits(section, groups)}"
     single = "; a group with one seed has no interval" if 1 in counts else ""
     seeds = f"mean over {seeds_of(groups)}, bars: 95 % Student t interval over seeds{single}"
-    return f"{measured_on(section)}; {seeds}.{_collapsed(groups)}"
+    return f"{measured_on(section)}; {seeds}.{_limits(section, groups)}"
 
 
-def _collapsed(groups: Sequence[Group]) -> str:
+def _limits(section: Section, groups: Sequence[Group]) -> str:
     names = [group.label for group in groups if group.summary.collapses]
-    return f" Collapsed: {', '.join(names)}." if names else ""
+    collapsed = f" Collapsed: {', '.join(names)}." if names else ""
+    said = cautions(section.metrics, int(section.protocol["n_images"])).values()
+    return collapsed + "".join(f" {text}." for text in said)
 
 
 def first_of(drawn: int, there: int, what: str = "rows") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import shlex
@@ -93,9 +94,10 @@ def script_json(value: object) -> str:
 
 def shown_path(path: Path, home: str = "~/") -> str:
     """A folder as one would type it here; the name of the user's home is not printed, since pages are passed on."""
-    for start, prefix in ((Path.cwd(), ""), (Path.home(), home)):
-        if path.is_relative_to(start):
-            return prefix + shlex.quote(str(path.relative_to(start)))
+    for folder, prefix in ((Path.cwd, ""), (Path.home, home)):
+        with contextlib.suppress(OSError, RuntimeError):  # a folder that is deleted, a user without a home
+            if path.is_relative_to(start := folder()):
+                return prefix + shlex.quote(str(path.relative_to(start)))
     return shlex.quote(str(path))
 
 

@@ -38,7 +38,9 @@ def cached_folder(base: Path, name: str, fill: Callable[[Path], None]) -> Path:
 def is_whole(folder: Path) -> bool:
     """Whether the folder was finished and its pixels still have their full length."""
     try:
-        return bool((folder / PIXELS).stat().st_size == json.loads((folder / META).read_text())["bytes"])
+        return bool(
+            (folder / PIXELS).stat().st_size == json.loads((folder / META).read_text(encoding="utf-8"))["bytes"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -109,7 +111,7 @@ def _locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for mode in ("a", "r"):  # another user's can be locked too where it can be read, on most disks
             try:
-                handle = held.enter_context(open(path, mode))
+                handle = held.enter_context(open(path, mode, encoding="utf-8"))
             except PermissionError:
                 continue
             open_like_its_folder(path, lock=True)

@@ -24,6 +24,7 @@ from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open
 from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
 from vqbench.feature_protocol import VERSION, FeatureProtocol
+from vqbench.home import expanded
 from vqbench.recipe import Recipe
 
 Features = NDArray[np.float32]
@@ -146,7 +147,7 @@ class EncodedDataset(FeatureSource):
             folder = cached_folder(home / "prepared", name, lambda folder: self._fill(folder, progress))
         except OSError as error:
             raise not_kept(home, error) from None
-        shape = json.loads((folder / META).read_text())["shape"]
+        shape = json.loads((folder / META).read_text(encoding="utf-8"))["shape"]
         both: Features = np.memmap(folder / PIXELS, np.float32, "r", shape=tuple(shape))
         return both[: len(self.images)], both[len(self.images) :]
 
@@ -167,7 +168,8 @@ class EncodedDataset(FeatureSource):
                 shape = (total, *part.shape[1:])
                 if progress is not None:
                     progress(stop, total)
-        (folder / META).write_text(json.dumps({"bytes": (folder / PIXELS).stat().st_size, "shape": shape}))
+        meta = {"bytes": (folder / PIXELS).stat().st_size, "shape": shape}
+        (folder / META).write_text(json.dumps(meta), encoding="utf-8")
 
     @functools.cached_property
     def _encode(self) -> Callable[[NDArray[np.uint8]], Features]:
@@ -194,7 +196,7 @@ class FeatureFile(FeatureSource):
     """Features from a .npy file: floats (N, D), a vector a row, or (N, h, w, D), a map a row."""
 
     def __init__(self, path: Path, validation_rows: int | None = None) -> None:
-        self.path = path.expanduser().absolute()
+        self.path = expanded(path).absolute()
         require_utf8(self.path)
         array = _open_array(self.path)
         with self.path.open("rb") as file:

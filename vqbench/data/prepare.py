@@ -99,7 +99,7 @@ def prepare_validation(dataset: Dataset, home: Path, progress: Progress | None =
         return PreparedImages(pixels, ids, pixels_digest(pixels, ids))
     folder = _decoded(dataset, "validation", images, len(images) * R * R * 3, home, progress)
     pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(images), R, R, 3))
-    return PreparedImages(pixels, ids, json.loads((folder / META).read_text())["digest"])
+    return PreparedImages(pixels, ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"])
 
 
 def prepare_train(
@@ -251,7 +251,7 @@ def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> N
     if validation is not None:
         ids, R = validation
         meta["digest"] = pixels_digest(np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(ids), R, R, 3)), ids)
-    (folder / META).write_text(json.dumps(meta))
+    (folder / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _decode_all(images: Images) -> Iterator[Pixels | ImageFileError]:

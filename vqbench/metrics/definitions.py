@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vqbench.errors import unknown
+from vqbench.wording import counted
 
 VERSION = "v1"
 """Version of the definitions. A sentence below that changes in meaning makes a new version."""
@@ -33,6 +34,8 @@ class Definition:
     """The definition, as the protocol pins it."""
     min_resolution: int = 1
     """The smallest image, in pixels a side, that it is defined for."""
+    few_images: int = 0
+    """Of fewer validation images the score carries a caution (`cautions`). No part of the definition, nor of a hash."""
 
 
 _LPIPS = (
@@ -46,6 +49,7 @@ _TABLE = (
         "Fréchet distance between Gaussians fitted to the 2048-d pool features of torch-fidelity's inception-v3-compat "
         "of the 8-bit reconstructions and of the 8-bit validation images that they reconstruct; float32 features, "
         "float64 mean and unbiased covariance.",
+        few_images=2048,  # the features: of fewer images their covariance has not even full rank
     ),
     Definition(
         "kid", "KID", "", "lower", False, "inception", True,
@@ -121,6 +125,32 @@ def select_metrics(asked: Iterable[str] = ()) -> tuple[str, ...]:
 def too_small(name: str, resolution: int) -> bool:
     """Whether images of `resolution` pixels a side are smaller than those that the metric is defined for."""
     return resolution < METRICS[name].min_resolution
+
+
+def cautions(metrics: Iterable[str], n_images: int) -> dict[str, str]:
+    """Metric → what must be said wherever its score over `n_images` is shown; empty where nothing must."""
+    named = [(name, METRICS[name]) for name in dict.fromkeys(metrics) if name in METRICS]
+    return {name: _caution(known, n_images) for name, known in named if n_images < known.few_images}
+
+
+def _caution(metric: Definition, n_images: int) -> str:
+    return (
+        f"{metric.title} of {counted(n_images, 'image')} is biased upwards: of fewer than {metric.few_images:,} the "
+        "covariance of its features is singular; it ranks methods within this table and compares with no "
+        f"{metric.title} from elsewhere"
+    )
+
+
+_IN_EVERY_DEFAULT = frozenset(("usage", "perplexity", "dead_codes", "bits_per_token", "tokens"))
+"""What is computed on either track where no metric is asked for."""
+
+
+def asked_metrics(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics of a cell that were asked for by name; a spec of an older version does not say which those were."""
+    if "asked" in spec:
+        return tuple(spec["asked"])
+    metrics = tuple(spec.get("metrics") or ())
+    return () if set(metrics) >= _IN_EVERY_DEFAULT else metrics
 
 
 def needed_weights(metrics: Iterable[str]) -> tuple[str, ...]:

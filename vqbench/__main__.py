@@ -1,0 +1,5 @@
+"""`python -m vqbench` is the command `vqbench`."""
+
+from vqbench.cli import main
+
+main()

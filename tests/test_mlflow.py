@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from made_runs import Made, make_runs
 from test_servers import MLflowServer, Silence
 
 from vqbench.atomic import write_arrays_atomically
-from vqbench.board import CommandRun, description
+from vqbench.board import VIEWS, CommandRun, cell_tags, description, experiment_tags, missing_tags
 from vqbench.errors import UsageError
 from vqbench.fetch import fetch_experiment
 from vqbench.plan import Plan
+from vqbench.protocol import protocol_for
 from vqbench.reporting import report
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import FORMATS, build_report, write_report
@@ -636,3 +637,47 @@ def test_a_description_keeps_what_somebody_wrote_above_it_and_says_that_protocol
     assert "<script>" not in second
     assert description(second, "5", [command(2, "faces-64-v1"), command(1, "photos-32-v1")]) == second
     assert len(description("", "5", [command(n, f"p{n}" * 200) for n in range(100)])) <= 20_000
+
+
+def test_views_show_what_was_asked_for_and_keep_what_somebody_changed() -> None:
+    def columns(tags: Mapping[str, str], view: str) -> list[str]:
+        return json.loads(json.loads(tags[f"mlflow.sharedViewState.{VIEWS[view][0]}"])["state"])["columnOrder"]
+
+    tags = missing_tags({})
+    assert tags == experiment_tags()
+    assert missing_tags(tags) == missing_tags(tags, ["psnr"]) == {}
+    later = missing_tags(tags, ["kid", "dead_codes"])
+    for view in VIEWS:
+        assert {"metrics.`kid`", "metrics.`dead_codes`"} <= set(columns(later, view))
+        assert columns(later, view)[:2] == columns(tags, view)[:2]
+    both = missing_tags({**tags, **later}, ["bpp"])
+    assert {"metrics.`kid`", "metrics.`bpp`"} <= set(columns(both, "methods"))
+    mine = {**tags, f"mlflow.sharedViewState.{VIEWS['methods'][0]}": "{}"}
+    assert columns(missing_tags(mine, ["kid"]), "cells")
+    assert not [key for key in missing_tags(mine, ["kid"]) if "methods" in key]
+
+
+def test_a_cell_and_a_protocol_carry_the_caution_of_few_images() -> None:
+    from made_runs import _shared
+
+    recipe, dataset, protocol = _shared(48)
+    spec = {
+        "recipe": recipe,
+        "dataset": dataset,
+        "protocol": protocol,
+        "seed": 0,
+        "components": {},
+        "metrics": ["rfid"],
+    }
+    assert "rFID of 48 images" in cell_tags("vqgan", spec, "abc", "vqgan")["caution"]
+    assert "caution" not in cell_tags("vqgan", {**spec, "metrics": ["psnr"]}, "abc", "vqgan")
+    few = protocol_for("photos", 32, "0" * 64, 48, "the right-hand quarter")
+    many = protocol_for("photos", 32, "0" * 64, 5000, "the right-hand quarter")
+    assert "rFID of 48 images is biased upwards" in few.describe()
+    assert "biased" not in many.describe()
+    assert few.hash == "a32faf69bbce"  # a caution is no part of what a number means
+    tags = {"vqbench.protocol": "protocol a (b)\n  7 images", "methods": "fsq", "seeds": "0"}
+    older = CommandRun("1", "0001 run", "FINISHED", tags)
+    newer = CommandRun("2", "0002 run", "FINISHED", {**tags, "vqbench.protocol": tags["vqbench.protocol"] + "\n  more"})
+    assert "2 protocols" not in description("", "5", [newer, older])
+    assert "- more" in description("", "5", [newer, older])

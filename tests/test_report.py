@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -24,21 +25,27 @@ from hypothesis import strategies as st
 from made_runs import Made, make_runs
 from markdown_it import MarkdownIt
 from scipy import stats
+from stored import write_cell
 
 import vqbench
 from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
+from vqbench.metrics.definitions import METRICS, cautions
 from vqbench.plan import RunRequest, make_plan
 from vqbench.reports.ablation import Finding, delta_table
+from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
 from vqbench.reports.families import families
 from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
+from vqbench.reports.page import page_html
 from vqbench.reports.report import Report, build_report, write_report
 from vqbench.reports.statistics import Difference
-from vqbench.results import read_json, write_json
+from vqbench.reports.summary import markdown_table, summarise
+from vqbench.results import CellFolder, read_json, write_json
+from vqbench.terminal_compare import print_versus
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
 HOSTILE += "w" * (200 - len(HOSTILE))
@@ -635,3 +642,75 @@ def test_a_published_number_of_no_metric_is_the_authors_mistake(vqbench: Command
 def test_sections_are_what_the_experiment_says(report: Report) -> None:
     assert isinstance(report.sections[0].section, Section)
     assert report.notes == ()
+
+
+def scored(tmp_path: Path, n_images: int = 48, **spec: Any) -> Path:
+    """An experiment whose cells have every score of images; what else is in their specs is given."""
+    scores = {"rfid": 9.5, "kid": 0.0123, "psnr": 20.0, "usage": 0.5, "perplexity": 9.0, "dead_codes": 3.0, "bpp": 0.5}
+    for method in ("vqgan", "fsq"):
+        for seed in (0, 1):
+            write_cell(tmp_path / "made", method, seed, {k: v + seed / 100 for k, v in scores.items()},
+                       n_images=n_images, **spec)  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spec", "more"),
+    [
+        ({}, []),
+        ({"metrics": ["kid", "dead_codes"]}, ["KID ↓", "dead codes ↓"]),  # by an older version
+        ({"metrics": [*METRICS], "asked": []}, []),
+        ({"metrics": [*METRICS], "asked": ["dead_codes", "bpp"]}, ["dead codes ↓", "bpp"]),
+    ],
+)
+def test_a_report_shows_what_its_cells_were_asked_for(tmp_path: Path, spec: dict[str, Any], more: list[str]) -> None:
+    report = build_report(load_experiment(scored(tmp_path, **spec), "made"))
+    (section,) = report.sections
+    titles = [column.title for column in section.columns]
+    assert [t for t in titles if t in ("KID ↓", "dead codes ↓", "bpp")] == more
+    assert {"rFID ↓", "PSNR ↑", "usage ↑", "perplexity ↑"} <= set(titles)
+    assert all(f"| {title} " in markdown_document(report) for title in more)
+
+
+def test_what_a_finished_cell_is_asked_for_later_is_shown_too(tmp_path: Path) -> None:
+    from vqbench.runner import _remember_asked
+
+    folder = write_cell(tmp_path / "made", "vqgan", 0, {"kid": 0.01, "psnr": 20.0}, metrics=[*METRICS], asked=["psnr"])
+    spec = read_json(folder / "spec.json") or {}
+    cell = SimpleNamespace(folder=CellFolder(folder), spec={**spec, "asked": ["kid"]})
+    _remember_asked([cell])  # type: ignore[list-item]
+    assert read_json(folder / "spec.json") == {**spec, "asked": ["psnr", "kid"]}
+    assert "KID ↓" in markdown_document(build_report(load_experiment(tmp_path, "made")))
+
+
+CAUTION = "rFID of 48 images is biased upwards: of fewer than 2,048 the covariance of its features is singular"
+
+
+def test_rfid_of_few_images_carries_a_caution_wherever_it_is_shown(tmp_path: Path) -> None:
+    experiment = load_experiment(scored(tmp_path), "made")
+    report = build_report(experiment)
+    files = {
+        file.name: file.read_text() for file in write_report(report, tmp_path / "out", ("md", "csv", "tex", "json"))
+    }
+    files["page"] = page_html(report, [], {})
+    assert all(CAUTION in text for text in files.values()), [
+        name for name, text in files.items() if CAUTION not in text
+    ]
+    compared = vqbench.compare("vqgan", "fsq", name="made", runs=tmp_path)
+    assert compared.set_index("metric")["caution"].dropna().index.tolist() == ["rfid"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        print_versus(compare_groups(experiment, "vqgan", "fsq"))
+    assert CAUTION[:60] in out.getvalue()
+    rows = [row for group in experiment.groups for row in group.rows]
+    assert all(row["cautions"]["rfid"].startswith(CAUTION) for row in rows)
+    assert CAUTION in markdown_table(summarise(rows), "p", rows[0]["cautions"].values())
+    assert build_report(experiment, ["psnr"]).sections[0].columns[0].key == "psnr"
+    assert "rFID of" not in markdown_document(build_report(experiment, ["psnr"]))
+
+
+def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:
+    experiment = load_experiment(scored(tmp_path, n_images=2048), "made")
+    assert "biased" not in page_html(build_report(experiment), [], {})
+    assert all("cautions" not in row for group in experiment.groups for row in group.rows)
+    assert cautions(METRICS, 2047).keys() == {"rfid"}
+    assert cautions(METRICS, 2048) == {}

@@ -160,6 +160,15 @@ def test_the_table_fits_100_columns_and_names_the_protocol(comparison: Compariso
     assert "rFID" not in answer.out  # it was not asked for
 
 
+def test_what_was_asked_for_by_name_is_shown_by_run_and_report(comparison: Comparison) -> None:
+    answer = comparison.again()
+    for title in ("dead codes", "tokens", "bpp", "(entropy)"):
+        assert title in answer.out
+    assert typed("report", "all", "--runs", comparison.runs, "--format", "md").code == 0
+    heads = (comparison.runs / "all" / "report" / "report.md").read_text().split("| --- |")[0]
+    assert all(f"| {title} |" in heads for title in ("dead codes ↓", "tokens", "bpp", "bpp (entropy)"))
+
+
 def test_a_dry_run_says_what_is_cached(comparison: Comparison) -> None:
     plan = comparison.again("--dry-run", "--seeds", "2")
     assert plan.code == 0

@@ -29,7 +29,8 @@ VERSION = 2
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 ELSEWHERE = "set VQBENCH_HOME to another folder"
 _LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"

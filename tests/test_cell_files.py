@@ -29,7 +29,7 @@ from vqbench.reports.damage import damage
 from vqbench.reports.experiment import load_experiment
 from vqbench.results import CellFolder, read_curves, write_json
 from vqbench.runner import execute, make_request, prepare_plan
-from vqbench.tracking import Tracker, sync
+from vqbench.tracking import Tracker
 from vqbench.view import Silent
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
@@ -330,29 +330,9 @@ def test_a_lease_that_does_not_say_whose_it_is_keeps_others_away_until_it_is_old
     assert not lease.exists()
 
 
-def test_sync_names_what_is_damaged_and_sends_the_rest(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqbench.tracking._say", lambda text: None)
-    tracker, plan = Tracker(place.runs), prepare_plan(place.request(), Silent())
-    tracker.start_command(plan, "run")
-    cells = place.runs / "x" / "cells"
-    for name in ("b-spec", "c-result", "d-nothing", "e-tracking", "f-codes", "g-lost"):
-        shutil.copytree(cells / "other", cells / name)
-    for cell in cells.iterdir():
-        known = {"attempt": cell.name[:8], "command": "0001", "label": "vqgan", "started": 1.0}
-        write_json(cell / "tracking.json", {**known, **({"command": "0003"} if cell.name == "g-lost" else {})})
-    tracker.finish_command(plan, [], dict)
-    (cells / "b-spec" / "spec.json").write_text("[]")
-    (cells / "c-result" / "result.json").write_text("{")
-    (cells / "d-nothing" / "spec.json").unlink()
-    (cells / "e-tracking" / "tracking.json").write_text("")
-    spoil(cells / "f-codes" / "codes.npz", "cut off")
-    (place.runs / "x" / "commands" / "0002.json").touch()
-    (place.runs / "x" / "commands" / "0003.json").write_text('{"name": ')
-    report = sync(place.runs)
-    said = sorted(problem.partition(":")[0] for problem in report.problems)
-    assert said == ["0002.json", "0003.json", "b-spec", "c-result", "d-nothing", "e-tracking"]
-    assert all("is not whole" in problem or "no spec.json" in problem for problem in report.problems)
-    assert report.cells == len(list(cells.iterdir())) - 4
-    assert not tracker.knows(plan, "sweep")
-    again = sync(place.runs)
-    assert (again.cells, sorted(again.problems)) == (report.cells, sorted(report.problems))
+def test_a_command_whose_record_is_damaged_is_none_that_had_the_same_cells(place: Place) -> None:
+    commands = place.runs / "x" / "commands"
+    commands.mkdir()
+    for number, content in enumerate(("", "[]", "{}", '{"kind": "run", "cells"', "\x00")):
+        (commands / f"{number:04d}.json").write_text(content)
+    assert not Tracker(place.runs).knows(prepare_plan(place.request(), Silent()), "run")

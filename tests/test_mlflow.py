@@ -510,6 +510,33 @@ def test_what_an_earlier_version_remembers_is_believed_and_its_password_goes(
     assert parent["params"]["command"] == "vqbench sweep --storage postgresql://me:***@host/db"
 
 
+def test_sync_names_what_is_damaged_and_sends_the_rest(
+    tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
+    folder = make_tracked(tmp_path, "damaged")
+    cells = [cell.path for cell in cell_folders(folder) if (cell.result or {})["state"] == "done"]
+    spec, result, nothing, tracking, codes, lost = cells[:6]
+    (spec / "spec.json").write_text("[]")
+    (result / "result.json").write_text("{")
+    (nothing / "spec.json").unlink()
+    (tracking / "tracking.json").write_text("")
+    (codes / "codes.npz").write_bytes(b"PK cut off")
+    write_json(lost / "tracking.json", {**(read_json(lost / "tracking.json") or {}), "command": "0003"})
+    (folder / "commands" / "0002.json").touch()
+    (folder / "commands" / "0003.json").write_text('{"name": ')
+    damaged = {"0002.json", "0003.json", *(cell.name for cell in (spec, result, nothing, tracking))}
+    for _ in range(2):
+        report = sync(tmp_path)
+        assert {problem.partition(":")[0] for problem in report.problems} == damaged
+        assert len(report.problems) == len(damaged)
+        assert all("is not whole" in problem or "no spec.json" in problem for problem in report.problems)
+        assert report.cells == len(list((folder / "cells").iterdir())) - 4
+    assert len(tracked.rest.runs("damaged", "tags.`vqbench.kind` = 'command'")) == 2
+    (codes / "tracking.json").write_text("{}")  # what was sent tells whose it is
+    assert {problem.partition(":")[0] for problem in sync(tmp_path).problems} == damaged
+
+
 def test_files_that_are_too_large_are_named(tracked: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
     monkeypatch.setenv("VQBENCH_MLFLOW_MAX_MB", "1")

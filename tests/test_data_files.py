@@ -311,6 +311,19 @@ def test_half_written_or_cut_cache_is_not_read(tmp_path: Path) -> None:
     assert is_whole(cache)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", b"garbage"])
+def test_a_cache_whose_list_of_shapes_is_damaged_is_made_again(tmp_path: Path, content: bytes | None) -> None:
+    dataset = opened(folder(tmp_path / "set"))
+    first = prepare_train(dataset, tmp_path)
+    (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    if content is None:
+        (cache / "shapes.npy").unlink()
+    else:
+        (cache / "shapes.npy").write_bytes(content)
+    again = prepare_train(dataset, tmp_path)
+    assert [again.measure(i) for i in range(len(again))] == [first.measure(i) for i in range(len(first))]
+
+
 def test_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     dataset = opened(folder(tmp_path / "set"))
 

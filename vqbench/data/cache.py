@@ -17,31 +17,34 @@ from vqbench.home import folder_in_home, open_like_its_folder
 PIXELS, META = "pixels.bin", "meta.json"
 
 
-def cached_folder(base: Path, name: str, fill: Callable[[Path], None]) -> Path:
-    """`base/name`, made by `fill(folder)` unless an earlier call has made it.
+def cached_folder(base: Path, name: str, fill: Callable[[Path], None], arrays: tuple[str, ...] = ()) -> Path:
+    """`base/name`, made by `fill(folder)` unless an earlier call has made it; `arrays` are its .npy files.
 
     `fill` writes `pixels.bin` and last `meta.json` with its length as "bytes". Processes that want the same folder
     wait for one another; where they cannot lock they work twice, and the first to finish is kept. Raises OSError.
     """
     final = base / name
-    if is_whole(final):
+    if is_whole(final, arrays):
         return final
     folder_in_home(base)
     with _locked(base / f".{name}.lock"):
-        if not is_whole(final):
+        if not is_whole(final, arrays):
             _refuse_unreadable(final)
             _remove_leftovers(base, name)
-            _make(base, name, fill)
+            _make(base, name, fill, arrays)
     return final
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder was finished and its pixels still have their full length."""
+def is_whole(folder: Path, arrays: tuple[str, ...] = ()) -> bool:
+    """Whether the folder was finished and its pixels, and its .npy files, still have their full length."""
+    import numpy as np
+
     try:
-        return bool(
-            (folder / PIXELS).stat().st_size == json.loads((folder / META).read_text(encoding="utf-8"))["bytes"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        for name in arrays:
+            np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        expected = json.loads((folder / META).read_text(encoding="utf-8"))["bytes"]
+        return bool((folder / PIXELS).stat().st_size == expected)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -57,7 +60,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _make(base: Path, name: str, fill: Callable[[Path], None]) -> None:
+def _make(base: Path, name: str, fill: Callable[[Path], None], arrays: tuple[str, ...]) -> None:
     final = base / name
     temporary = base / f"{_prefix(name)}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir()  # as the umask says, which tempfile's own does not ask
@@ -67,12 +70,12 @@ def _make(base: Path, name: str, fill: Callable[[Path], None]) -> None:
         for file in temporary.iterdir():
             _flush(file)  # else a power cut may keep the rename and lose the pixels
             open_like_its_folder(file)
-        if final.exists() and not is_whole(final):
+        if final.exists() and not is_whole(final, arrays):
             os.replace(final, temporary / "damaged")
         os.replace(temporary, final)
         shutil.rmtree(final / "damaged", ignore_errors=True)
     except OSError as error:
-        lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_whole(final)
+        lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_whole(final, arrays)
         if not lost_race:
             raise
     finally:

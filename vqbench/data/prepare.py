@@ -204,7 +204,7 @@ def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: P
         _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
 
     try:
-        return cached_folder(home / "prepared", name, fill)
+        return cached_folder(home / "prepared", name, fill, (_SHAPES,))
     except OSError as error:
         raise not_kept(home, error, _elsewhere(side)) from None
 

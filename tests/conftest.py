@@ -21,6 +21,8 @@ import postgres as postgresql
 import pytest
 from PIL import Image
 
+from vqbench.server import past_proxies
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = Path(__file__).with_name("faulty.py")
 DEADLINE = 600.0
@@ -40,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Caches of the tests live apart from the user's, and no test reads the user's settings."""
+    """Caches of the tests live apart from the user's, and no test reads the user's settings or asks his proxy."""
+    os.environ.update(past_proxies())
     for name in [name for name in os.environ if name.startswith(("VQBENCH_", "MLFLOW_")) and name != "VQBENCH_SHARED"]:
         del os.environ[name]
     os.environ["VQBENCH_HOME"] = str(tmp_path_factory.mktemp("home"))

@@ -466,6 +466,7 @@ def test_numbers_that_are_not_json_are_refused() -> None:
     [
         ({"uri": "https://host/base/", "run_id": "ab12"}, {"run": "ab12", "link": "https://host/base/#/runs/ab12"}),
         ({"uri": "http://me:secret@host:5000", "run_id": "ab"}, {"run": "ab", "link": "http://host:5000/#/runs/ab"}),
+        ({"uri": "http://me:a/secret@host", "run_id": "ab"}, {"run": "ab", "link": "http://host/#/runs/ab"}),
         ({"uri": "sqlite:////runs/mlflow.db", "run_id": "ab"}, {"run": "ab"}),
         ({"uri": "javascript://host/%0aalert(1)", "run_id": "ab"}, {"run": "ab"}),
         ({"uri": "http://[host", "run_id": "ab"}, {"run": "ab"}),
@@ -530,6 +531,8 @@ def test_paths_do_not_name_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert shown_address(f"sqlite:///{tmp_path}/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert shown_address("https://me:p@ss@host:5000/ml") == "https://host:5000/ml"
     assert shown_address("postgresql://host/db?user=me&password=secret") == "postgresql://host/db"
+    assert shown_address("postgresql://me:a/secret@host/db") == "postgresql://host/db"
+    assert shown_address("sqlite:////x y/m.db?uri=true&password=secret") == "sqlite:///'/x y/m.db'"
     assert shown_address("http://host:5000") == "http://host:5000"
 
 

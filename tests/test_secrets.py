@@ -170,6 +170,8 @@ def test_servers_that_do_not_answer_are_named_without_their_secrets(
             answer = typed(*words)
             assert answer.code
             assert SECRET not in answer.out + answer.err
+    (tmp_path / "c.yaml").write_text(f"storage: postgresql://me:{SECRET}@h/db\nscheduler: tcp://me:{SECRET}@h:1\n")
+    assert SECRET not in typed("sweep", "--config", tmp_path / "c.yaml", "--help").out  # where defaults are shown
     bare = f"me:{SECRET}@{here}"
     for words in (
         ["report", "x", "--from-mlflow", bare],

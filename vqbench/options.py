@@ -161,7 +161,12 @@ Workers = Annotated[
 ]
 Scheduler = Annotated[
     str,
-    typer.Option(metavar="ADDRESS|FILE", envvar="VQBENCH_SCHEDULER", help="Run the cells on a dask cluster."),
+    typer.Option(
+        metavar="ADDRESS|FILE",
+        envvar="VQBENCH_SCHEDULER",
+        show_default=False,  # a --config's may hold a password
+        help="Run the cells on a dask cluster.",
+    ),
 ]
 Resources = Annotated[
     str,

@@ -35,7 +35,7 @@ Pruner = Annotated[
 SamplerSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of what is drawn.", show_default="0")]
 Storage = Annotated[
     str,
-    typer.Option(metavar="URL|FILE", envvar="VQBENCH_STORAGE",
+    typer.Option(metavar="URL|FILE", envvar="VQBENCH_STORAGE", show_default=False,  # a --config's may hold a password
                  help="Optuna's storage: postgresql://…, or a journal file; default: optuna.db of the experiment."),
 ]  # fmt: skip
 SameBits = Annotated[

@@ -201,8 +201,8 @@ class DamagedWeightsError(UsageError):
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tokenizer:
     """A trained tokenizer in eval mode, from a cell's folder or a `tokenizer.safetensors`.
 
-    `tokenizer.encode(images)` takes (B, 3, H, W) in [-1, 1]. Raises UsageError, which names the file, where there is
-    none, and where it is damaged, another program's or a newer vqbench's.
+    `tokenizer.encode(images)` takes (B, 3, H, W), uint8 or floats in [-1, 1]. Raises UsageError, which names the file,
+    where there is none, and where it is damaged, another program's or a newer vqbench's.
     """
     weights = _weights_file(Path(path))
     header, tensors = _read(weights)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import METRICS, cautions
 from vqbench.reports.comparison import Verdict, verdict_of
@@ -94,7 +96,12 @@ class Comparison:
 
 
 def compare(
-    a: str, b: str, *, name: str = "", runs: str | Path = "runs", metrics: str | Iterable[str] = ()
+    a: str,
+    b: str,
+    *,
+    name: str = "",
+    runs: str | os.PathLike[str] = "runs",
+    metrics: str | Iterable[str] = (),
 ) -> pd.DataFrame:
     """Compare two methods of a stored experiment, as `vqbench compare` does; one row per protocol and metric.
 
@@ -103,8 +110,10 @@ def compare(
     """
     import pandas as pd
 
-    asked = metrics.split(",") if isinstance(metrics, str) else metrics
-    return pd.DataFrame(objects(compare_groups(open_experiment(Path(runs), name), a, b, tuple(asked))))
+    asked = arguments.names("--metrics", metrics if metrics is not None else ())
+    names = [arguments.text(option, given or "") for option, given in (("A", a), ("B", b), ("--name", name))]
+    experiment = open_experiment(arguments.path("--runs", runs), names[2])
+    return pd.DataFrame(objects(compare_groups(experiment, names[0], names[1], asked)))
 
 
 def open_experiment(runs: Path, name: str = "", option: str = "--name ") -> Experiment:
@@ -144,14 +153,13 @@ def compare_groups(experiment: Experiment, a: str, b: str, metrics: Sequence[str
 
 
 def _ranking(metrics: Sequence[str]) -> tuple[str, ...]:
-    names = [name.strip() for name in metrics if name.strip()]
     ranking = [name for name in dict.fromkeys(("quantization_error", *METRICS)) if DEFINITIONS[name].better]
-    for name in names:
+    for name in metrics:
         if name not in DEFINITIONS:
             raise unknown("metric", name, DEFINITIONS, f"metrics that rank: {', '.join(ranking)}")
         if name not in ranking:
             raise UsageError(f"{name} describes a tokenizer and does not rank it", f"choose among {', '.join(ranking)}")
-    return tuple(name for name in ranking if name in names or not names)
+    return tuple(name for name in ranking if name in metrics or not metrics)
 
 
 def _with_both(experiment: Experiment, a: str, b: str) -> list[tuple[Section, Group, Group]]:

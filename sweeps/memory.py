@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vqbench.arguments import option_of
 from vqbench.errors import UsageError, unknown
 from vqbench.lease import CellBusyError, exclusive
 from vqbench.plan import RunRequest
@@ -125,9 +126,8 @@ def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
 
 
 def _disagrees(name: str, stored: Any) -> UsageError:
-    option = {"settings": "set", "plugins": "plugin"}.get(name, name.replace("_", "-"))
     return UsageError(
-        f"the sweep was started with another --{option}: {stored}",
+        f"the sweep was started with another {option_of(name)}: {stored}",
         "leave it out, or start another sweep with --sweep-name",
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqbench import arguments
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
 from vqbench.feature_protocol import FEATURE_METRICS
@@ -17,6 +18,22 @@ from vqbench.sweeps.grammar import Raw
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
 PRUNERS = ("none", "median", "hyperband")
 DEFAULT_TRIALS = 20
+
+
+_READERS: dict[str, arguments.Reader] = {
+    "spaces": arguments.names,
+    "trials": arguments.whole,
+    "trials_per_method": arguments.whole,
+    "objectives": arguments.names,
+    "sampler": arguments.text,
+    "pruner": arguments.text,
+    "sampler_seed": arguments.whole,
+    "storage": arguments.text,
+    "same_bits": arguments.flag,
+    "timeout": arguments.seconds,
+    "max_images": arguments.whole,
+    "name": arguments.text,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,10 @@ class SweepRequest:
     given: tuple[str, ...] = ()
     """Fields that were asked for by name, so that a default is meant where it stands."""
 
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
+
     @property
     def references(self) -> tuple[str, ...]:
         """method or method@preset, each once."""
@@ -71,6 +92,7 @@ def given(**asked: Any) -> dict[str, Any]:
 
 def one_name(resume: str, name: str) -> str:
     """The name of a sweep that goes on, or of one that begins. Raises UsageError where both are given."""
+    resume, name = arguments.text("--resume", resume or ""), arguments.text("--sweep-name", name or "")
     if resume and name and resume != name:
         raise UsageError(f"--resume {resume} goes on with that sweep, and --sweep-name {name} begins another",
                          "give one of them")  # fmt: skip

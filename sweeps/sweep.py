@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from vqbench import arguments
 from vqbench.choice import choose_method, read_settings
 from vqbench.plan import Cell, Plan, resolve
 from vqbench.registry import METHODS
@@ -246,27 +248,20 @@ def _run_trials(
     return driver.reason
 
 
-def _names(asked: str | Iterable[str] | None) -> tuple[str, ...]:
-    """A list, or text with commas, as on the command line."""
-    if asked is None:
-        return ()
-    return tuple(name.strip() for name in asked.split(",") if name.strip()) if isinstance(asked, str) else tuple(asked)
-
-
 def sweep(
-    methods: Sequence[str] | str = (),
-    dataset: str = "",
+    methods: str | Iterable[str] = (),
+    dataset: str | os.PathLike[str] = "",
     *,
-    space: str | Iterable[str] | None = None,
+    space: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     trials: int | None = None,
     trials_per_method: int | None = None,
     objective: str | Iterable[str] | None = None,
     sampler: str | None = None,
     pruner: str | None = None,
     sampler_seed: int | None = None,
-    storage: str = "",
+    storage: str | os.PathLike[str] = "",
     same_bits: bool = False,
-    timeout: float | None = None,
+    timeout: float | str | None = None,
     max_images: int | None = None,
     sweep_name: str = "",
     resume: str = "",
@@ -276,19 +271,20 @@ def sweep(
     """Search for settings of methods, as `vqbench sweep` does; one row per trial.
 
     What is None has the command's default, or with `resume` what the sweep has.
-    `timeout` is in seconds, the other `options` are those of `run`. Columns: method, trial, state, bits, a column for
-    each drawn parameter and each score. Raises UsageError for what cannot be swept or run at all.
+    `timeout` is in seconds, or text (45m); the other `options` are those of `run`. Columns: method, trial, state, bits,
+    a column for each drawn parameter and each score. Raises UsageError for what cannot be swept or run at all.
     """
     import pandas as pd
 
     from vqbench.runner import make_request, make_tracker
 
-    request = SweepRequest(
-        run=make_request(methods or (), dataset, **options),
-        spaces=_names(space),
+    request = arguments.asked(
+        SweepRequest,
+        run=make_request(methods, dataset, sweep, **options),
+        spaces=space,
         trials=trials,
         trials_per_method=trials_per_method,
-        objectives=_names(objective),
+        objectives=objective,
         storage=storage,
         same_bits=same_bits,
         timeout=timeout,
@@ -297,5 +293,5 @@ def sweep(
         resume=bool(resume),
         **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
     )
-    report = execute_sweep(request, tracker=make_tracker(request.run) if track else None)
+    report = execute_sweep(request, tracker=make_tracker(request.run) if arguments.flag("track", track) else None)
     return pd.DataFrame(report.flat())

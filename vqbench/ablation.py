@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
+from vqbench import arguments
 from vqbench.choice import Variant, choose_method, read_settings, split_reference
 from vqbench.errors import UsageError, unknown
 from vqbench.paper import paper_rows
@@ -29,6 +31,16 @@ Switches = frozenset[str]
 """The components that are on."""
 
 
+_READERS: dict[str, arguments.Reader] = {
+    "drop": arguments.names,
+    "keep": arguments.names,
+    "leave_one_out": arguments.flag,
+    "add_one_in": arguments.flag,
+    "every": arguments.flag,
+    "rows": arguments.text,
+}
+
+
 @dataclass(frozen=True)
 class AblateRequest:
     """What `vqbench ablate` was asked for. Several kinds of rows add up; none asked for is leave-one-out."""
@@ -46,6 +58,13 @@ class AblateRequest:
     """Every subset of the components."""
     rows: str = ""
     """"paper": the rows that the method declares."""
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
+        if len(self.run.methods) != 1:
+            names = ", ".join(m if isinstance(m, str) else m.label for m in self.run.methods) or "none"
+            raise UsageError(f"an ablation takes one method apart, not {len(self.run.methods)}: {names}", "name one")
 
     @property
     def reference(self) -> str:
@@ -237,16 +256,9 @@ def execute_ablation(request: AblateRequest, view: View | None = None, tracker: 
     return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 
-def _names(asked: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    """A list, or text with commas, as on the command line."""
-    if asked is None:
-        return None
-    return tuple(name.strip() for name in asked.split(",") if name.strip()) if isinstance(asked, str) else tuple(asked)
-
-
 def ablate(
     method: str,
-    dataset: str,
+    dataset: str | os.PathLike[str] = "",
     *,
     drop: str | Iterable[str] | None = None,
     keep: str | Iterable[str] | None = None,
@@ -267,16 +279,18 @@ def ablate(
     from vqbench.reports.ablation import objects
     from vqbench.runner import make_request, make_tracker
 
-    request = AblateRequest(
-        run=make_request([method], dataset, **options),
-        drop=_names(drop),
-        keep=_names(keep),
+    request = arguments.asked(
+        AblateRequest,
+        run=make_request(method, dataset, ablate, **options),
+        drop=drop,
+        keep=keep,
         leave_one_out=leave_one_out,
         add_one_in=add_one_in,
         every=every,
         rows=rows,
     )
-    found = objects(execute_ablation(request, tracker=make_tracker(request.run) if track else None).rows)
+    tracker = make_tracker(request.run) if arguments.flag("track", track) else None
+    found = objects(execute_ablation(request, tracker=tracker).rows)
     deltas = ("delta", "delta_low", "delta_high", "p")
     return pd.DataFrame(
         {"row": o["row"], "paper_row": o["paper_row"], "metric": metric, "score": score}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqbench import interrupts, streams
+from vqbench import arguments, interrupts, streams
 from vqbench.compare_command import compare
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.home import working_folder
@@ -34,8 +34,6 @@ from vqbench.options import (
     Settings,
     ValidationImages,
     complete_methods,
-    duration,
-    items,
     takes_run_options,
 )
 from vqbench.registry import DATASETS, METHODS
@@ -111,7 +109,7 @@ def run(
     ],
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
-    request = options.request(items(methods))
+    request = options.request(methods)
     _show_plan(request, options.as_json, options.probe) if options.dry_run else _run(request, options.as_json)
 
 
@@ -144,10 +142,11 @@ def ablate(
     from vqbench.runner import make_tracker
     from vqbench.terminal import TerminalView, print_ablation
 
-    request = AblateRequest(
-        run=options.request((method,)),
-        drop=items(drop) if drop is not None else None,
-        keep=items(keep) if keep is not None else None,
+    request = arguments.asked(
+        AblateRequest,
+        run=options.request(method),
+        drop=drop,
+        keep=keep,
         leave_one_out=leave_one_out,
         add_one_in=add_one_in,
         every=every,
@@ -197,15 +196,16 @@ def sweep(
     """Search for good settings of each method, with the same number of trials for all."""
     from vqbench.sweeps.request import SweepRequest, given, one_name
 
-    request = SweepRequest(
-        run=options.request(items(methods)),
-        spaces=items(space),
+    request = arguments.asked(
+        SweepRequest,
+        run=options.request(methods),
+        spaces=space,
         trials=trials,
         trials_per_method=trials_per_method,
-        objectives=items(objective),
+        objectives=objective,
         storage=storage,
         same_bits=same_bits,
-        timeout=duration("--timeout", timeout) if timeout else None,
+        timeout=timeout,
         max_images=max_images,
         name=one_name(resume, sweep_name),
         resume=bool(resume),
@@ -380,13 +380,13 @@ def prepare(
     from vqbench.preflight import prepare_everything
     from vqbench.terminal import TerminalView, print_text
 
-    request = RunRequest(
-        methods=(),
+    request = arguments.asked(
+        RunRequest,
         dataset=dataset,
         data_root=data_root,
-        recipe=recipe or "",
-        settings=tuple(settings or ()),
-        metrics=items(metrics),
+        recipe=recipe,
+        settings=settings,
+        metrics=metrics,
         lpips=lpips,
         inception_weights=inception_weights,
         lpips_weights=lpips_weights,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vqbench.options import AsJson, Runs, items
+from vqbench import arguments
+from vqbench.options import AsJson, Runs
 
 Who = 'A row of the experiment\'s table: a method, NAME@PRESET, or "NAME without PART".'
 
@@ -29,7 +30,7 @@ def compare(
     """Is A better than B? Differences over the same seeds and images, from stored results."""
     from vqbench.reports.compare import compare_groups, objects, open_experiment
 
-    comparison = compare_groups(open_experiment(runs, name), a, b, items(metrics))
+    comparison = compare_groups(open_experiment(runs, name), a, b, arguments.names("--metrics", metrics or ()))
     if as_json:
         for row in objects(comparison):
             print(json.dumps(row, allow_nan=False))

@@ -5,49 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.registry import DATASETS, METHODS
 from vqbench.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
     from vqbench.plan import RunRequest
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def items(texts: list[str] | None) -> tuple[str, ...]:
-    """Options that may be repeated and may hold several items between commas."""
-    return tuple(item.strip() for text in texts or () for item in text.split(",") if item.strip())
-
-
-def seed_numbers(texts: list[str]) -> tuple[int, ...]:
-    """`--seeds` as numbers. Raises UsageError for what is none."""
-    try:
-        return tuple(int(item) for item in items(texts))
-    except ValueError:
-        raise UsageError(f"--seeds {','.join(texts)} are not whole numbers", "for example: --seeds 0,1,2") from None
-
-
-def duration(option: str, text: str) -> float:
-    """`90`, `90s`, `45m` or `12h` in seconds. Raises UsageError, naming `option`, for what is no time above zero."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    try:
-        seconds = float(number) * _UNITS[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"{option} {text} is not a time", f"for example: {option} 90s, {option} 45m or {option} 12h")
-    return seconds
 
 
 def complete_methods(incomplete: str) -> list[str]:
@@ -225,38 +197,16 @@ class RunOptions:
     as_json: AsJson = False
     config: Config = None
 
-    def request(self, methods: tuple[str, ...]) -> RunRequest:
-        """What these options ask of `methods`. Raises UsageError for seeds that are no numbers, and a stray --probe."""
+    def request(self, methods: Sequence[str] | str | None) -> RunRequest:
+        """What these options ask of `methods`. Raises UsageError as RunRequest does, and for a stray --probe."""
         from vqbench.plan import RunRequest
 
         if self.probe and not self.dry_run:
             raise UsageError("--probe measures what a run will cost, and a run needs none", "add --dry-run")
-        return RunRequest(
-            methods=methods,
-            dataset=self.dataset,
-            features=self.features,
-            data_root=self.data_root,
-            recipe=self.recipe or "",
-            seeds=seed_numbers(self.seeds),
-            images=self.images,
-            devices=self.devices,
-            runs=self.runs,
-            name=self.name,
-            settings=tuple(self.settings or ()),
-            plugins=tuple(self.plugin or ()),
-            metrics=items(self.metrics),
-            lpips=self.lpips,
-            inception_weights=self.inception_weights,
-            lpips_weights=self.lpips_weights,
-            validation_images=self.validation_images,
-            rerun=self.rerun,
-            stop_on_collapse=self.stop_on_collapse,
-            workers=self.workers,
-            scheduler=self.scheduler,
-            resources=self.resources,
-            cell_timeout=duration("--cell-timeout", self.cell_timeout) if self.cell_timeout else None,
-            page=self.page,
-        )
+        renamed = {"plugin": "plugins"}
+        only_here = ("dry_run", "probe", "as_json", "config")
+        asked = {renamed.get(name, name): value for name, value in vars(self).items() if name not in only_here}
+        return arguments.asked(RunRequest, methods=methods, **asked)
 
 
 def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vqbench import arguments
 from vqbench.cell_files import SCHEMA
 from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
 from vqbench.config import build
@@ -23,11 +25,47 @@ from vqbench.recipe import Recipe, load_recipe
 from vqbench.results import CellFolder
 
 
+def _methods(option: str, value: Any) -> tuple[str | Variant, ...]:
+    """Names as `arguments.names` reads them; variants stay what they are."""
+    if isinstance(value, tuple | list):
+        each = [(item,) if isinstance(item, Variant) else arguments.names(option, [item]) for item in value]
+        return tuple(itertools.chain.from_iterable(each))
+    return (value,) if isinstance(value, Variant) else arguments.names(option, value)
+
+
+_READERS: dict[str, arguments.Reader] = {
+    "methods": _methods,
+    "dataset": arguments.source,
+    "data_root": arguments.path,
+    "recipe": arguments.text,
+    "seeds": arguments.seeds,
+    "images": arguments.whole,
+    "devices": arguments.whole,
+    "runs": arguments.path,
+    "name": arguments.text,
+    "settings": arguments.settings,
+    "plugins": arguments.paths,
+    "metrics": arguments.names,
+    "lpips": arguments.text,
+    "inception_weights": arguments.path,
+    "lpips_weights": arguments.path,
+    "validation_images": arguments.whole,
+    "rerun": arguments.flag,
+    "stop_on_collapse": arguments.flag,
+    "features": arguments.path,
+    "workers": arguments.whole,
+    "scheduler": arguments.text,
+    "resources": arguments.text,
+    "cell_timeout": arguments.seconds,
+    "page": arguments.flag,
+}
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """What `vqbench run` was asked for; its fields are the command's options."""
 
-    methods: tuple[str | Variant, ...]
+    methods: tuple[str | Variant, ...] = ()
     dataset: str = ""
     """Empty only where `features` are given."""
     data_root: Path | None = None
@@ -62,6 +100,10 @@ class RunRequest:
     """Seconds after which a cell is ended."""
     page: bool = False
     """Whether the experiment's page is written at the end."""
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
 
 
 @dataclass(frozen=True)

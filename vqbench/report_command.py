@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vqbench import arguments
 from vqbench.errors import UsageError
-from vqbench.options import Runs, items
+from vqbench.options import Runs
 from vqbench.streams import say
 from vqbench.wording import shell_command
 
@@ -47,12 +48,13 @@ def report(
         )
     if experiment and name and experiment != name:
         raise UsageError(f"two experiments are named, '{name}' and '{experiment}'", "leave one out")
-    request = ReportRequest(
+    request = arguments.asked(
+        ReportRequest,
         name=experiment or name,
         runs=runs,
-        formats=items(formats),
+        formats=formats,
         out=out,
-        columns=items(columns),
+        columns=columns,
         sort=sort,
         published=published,
         from_mlflow=from_mlflow,

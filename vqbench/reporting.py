@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.wording import masked
 
 if TYPE_CHECKING:
     from vqbench.reports.experiment import Experiment
     from vqbench.reports.report import Report
+
+
+_READERS: dict[str, arguments.Reader] = {
+    "name": arguments.text,
+    "runs": arguments.path,
+    "formats": arguments.names,
+    "out": arguments.path,
+    "columns": arguments.names,
+    "sort": arguments.text,
+    "published": arguments.flag,
+    "from_mlflow": arguments.text,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,10 @@ class ReportRequest:
     published: bool = False
     from_mlflow: str = ""
     """Address of an MLflow server, instead of `runs`."""
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
 
 
 @dataclass(frozen=True)
@@ -95,9 +113,9 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
 def report(
     name: str = "",
     *,
-    runs: Path | str = "runs",
+    runs: str | os.PathLike[str] = "runs",
     formats: str | Iterable[str] = (),
-    out: Path | str | None = None,
+    out: str | os.PathLike[str] | None = None,
     columns: str | Iterable[str] = (),
     sort: str = "",
     published: bool = False,
@@ -107,20 +125,15 @@ def report(
 
     formats: of md, csv, tex, json, html; none is all. Raises UsageError where there is nothing to report on.
     """
-    request = ReportRequest(
+    request = arguments.asked(
+        ReportRequest,
         name=name,
-        runs=Path(runs),
-        formats=_names(formats),
-        out=Path(out) if out is not None else None,
-        columns=_names(columns),
+        runs=runs,
+        formats=formats,
+        out=out,
+        columns=columns,
         sort=sort,
         published=published,
         from_mlflow=from_mlflow,
     )
     return list(execute_report(request).files)
-
-
-def _names(asked: str | Iterable[str]) -> tuple[str, ...]:
-    """A list, or text with commas, as on the command line."""
-    parts = asked.split(",") if isinstance(asked, str) else asked
-    return tuple(part.strip() for part in parts if part.strip())

@@ -66,6 +66,15 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
     return points
 
 
+def as_whole(value: Any) -> Any:
+    """The whole number that text, a float or a bool stands for; anything else as it is."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
+    return value if isinstance(value, float) and number != value else number
+
+
 @dataclass(frozen=True)
 class CellFolder:
     """`runs/EXPERIMENT/cells/METHOD-DATASET-sSEED-HASH8`: all that is known of one cell."""
@@ -79,8 +88,12 @@ class CellFolder:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What the cell is; empty before it was ever started."""
-        return read_json(self.path / SPEC) or {}
+        """What the cell is; empty before it was ever started.
+
+        Earlier versions took seeds and devices from Python as they came, and stored "1", 1.0 or true for 1.
+        """
+        spec = read_json(self.path / SPEC) or {}
+        return {**spec, **{key: as_whole(spec[key]) for key in ("seed", "devices") if key in spec}}
 
     @property
     def result(self) -> dict[str, Any] | None:

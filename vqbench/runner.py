@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from vqbench import arguments
+from vqbench.choice import Variant
 from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.errors import UsageError
 from vqbench.execution import Execution, cached_row
@@ -167,56 +171,66 @@ def _run_all(todo: Iterable[Cell], execution: Execution, rows: dict[str, dict[st
 
 
 class RunKeywords(TypedDict, total=False):
-    """What `run` and `ablate` take beside methods and dataset: the options of the commands (`settings` is --set)."""
+    """What `run` and `ablate` take beside methods and dataset: the options of the commands (`settings` is --set).
+
+    A list may be one value, any iterable, or text with commas; a number may be text; None is the option's default.
+    """
 
     features: str | os.PathLike[str] | None
     data_root: str | os.PathLike[str] | None
-    recipe: str
-    seeds: Iterable[int]
-    images: int | None
-    devices: int
-    runs: str | os.PathLike[str]
-    name: str
-    settings: Iterable[str]
-    plugins: Iterable[str | os.PathLike[str]]
-    metrics: Iterable[str]
+    recipe: str | os.PathLike[str] | None
+    seeds: int | str | Iterable[int | str] | None
+    images: int | str | None
+    devices: int | str | None
+    runs: str | os.PathLike[str] | None
+    name: str | None
+    settings: str | Iterable[str] | Mapping[str, Any] | None
+    plugins: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None
+    metrics: str | Iterable[str] | None
     lpips: str | None
     inception_weights: str | os.PathLike[str] | None
     lpips_weights: str | os.PathLike[str] | None
-    validation_images: int | None
+    validation_images: int | str | None
     rerun: bool
     stop_on_collapse: bool
-    workers: int
-    scheduler: str
-    resources: str
-    cell_timeout: float | None
+    workers: int | str | None
+    scheduler: str | os.PathLike[str] | None
+    resources: str | None
+    cell_timeout: float | str | None
+    """In seconds, or text: 90s, 45m, 12h."""
     page: bool
 
 
-_PATHS = ("features", "data_root", "runs", "inception_weights", "lpips_weights")
-_LISTS = ("seeds", "settings", "metrics")
+def make_request(
+    methods: str | Variant | Iterable[str | Variant],
+    dataset: str | os.PathLike[str] = "",
+    asked_by: Callable[..., Any] | None = None,
+    **options: Unpack[RunKeywords],
+) -> RunRequest:
+    """Keyword arguments of `asked_by` (or `run`) as a request, each read as RunRequest says.
 
-
-def make_request(methods: Sequence[str] | str, dataset: str = "", **options: Unpack[RunKeywords]) -> RunRequest:
-    """Keyword arguments as a request. Raises TypeError for one that does not exist."""
-    values: dict[str, Any] = dict(options)
-    values |= {name: Path(values[name]) for name in _PATHS if values.get(name) is not None}
-    values |= {name: tuple(values[name]) for name in _LISTS if name in values}
-    values["plugins"] = tuple(map(Path, values.get("plugins", ())))
-    names = tuple(m.strip() for m in methods.split(",")) if isinstance(methods, str) else tuple(methods)
-    return RunRequest(methods=names, dataset=dataset, **values)
+    Raises TypeError for one that does not exist, UsageError for what one does not take.
+    """
+    call, known = asked_by or run, RunKeywords.__annotations__
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, [*known, *inspect.signature(call).parameters], n=1, cutoff=0.5)
+            question = f"; did you mean '{near[0]}'?" if near else ""
+            raise TypeError(f"{call.__name__}() got an unexpected keyword argument '{name}'{question}")
+    return arguments.asked(RunRequest, methods=methods, dataset=dataset, **options)
 
 
 def run(
-    methods: Sequence[str] | str, dataset: str = "", *, track: bool = True, **options: Unpack[RunKeywords]
-) -> pd.DataFrame:
+    methods: str | Iterable[str], dataset: str | os.PathLike[str] = "", *, track: bool = True,
+    **options: Unpack[RunKeywords],
+) -> pd.DataFrame:  # fmt: skip
     """Train and compare methods, as `vqbench run` does; one row per cell, one column per score.
 
     `options` are the command's, see RunKeywords; `track=False` leaves MLflow out. A failed cell is a row whose
     `error` says why. Raises UsageError for what cannot be run at all.
     """
     request = make_request(methods, dataset, **options)
-    return frame(execute(request, tracker=make_tracker(request) if track else None).rows)
+    return frame(execute(request, tracker=make_tracker(request) if arguments.flag("track", track) else None).rows)
 
 
 def make_tracker(request: RunRequest) -> Tracker:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqbench import arguments
 from vqbench.atomic import replacing
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
 from vqbench.cell_files import WEIGHTS as WEIGHTS_FILE
@@ -21,6 +22,7 @@ from vqbench.inputs import checked_images, checked_indices
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, file_digest
+from vqbench.results import as_whole
 from vqbench.seeds import seeded
 
 WEIGHTS = Path(WEIGHTS_FILE).name
@@ -204,7 +206,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     `tokenizer.encode(images)` takes (B, 3, H, W), uint8 or floats in [-1, 1]. Raises UsageError, which names the file,
     where there is none, and where it is damaged, another program's or a newer vqbench's.
     """
-    weights = _weights_file(Path(path))
+    weights = _weights_file(arguments.path("a tokenizer", path))
     header, tensors = _read(weights)
     _refuse_features(header, weights)
     _make_plugin_known(header, weights)
@@ -256,9 +258,10 @@ def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(header, dict) and (newer := later_version(weights, header)):
         raise UsageError(newer, "use that vqbench, or train it again: --rerun")
     found = header if isinstance(header, dict) else {}
+    found["seed"] = as_whole(found.get("seed"))
     if odd := [key for key, kind in _HEADER.items() if key not in found or not isinstance(found[key], kind)]:
         raise _damaged(weights, f"its header does not say {', '.join(odd)}")
-    return header, tensors
+    return found, tensors
 
 
 def _damaged(weights: Path, why: str) -> DamagedWeightsError:

@@ -1,0 +1,189 @@
+"""What a request is made of, read in one way: as it was typed after an option, or as Python gives it.
+
+A reader takes the name of an option and a value, and returns what a request holds: plain, immutable, JSON-ready. It
+raises UsageError for what the option does not take. What it has returned it takes again, and leaves as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vqbench.errors import UsageError
+
+T = TypeVar("T")
+Reader = Callable[[str, Any], Any]
+_OPTIONS = {"settings": "set", "plugins": "plugin", "spaces": "space", "objectives": "objective", "formats": "format"}
+"""Fields of requests whose options are called otherwise."""
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def option_of(field: str) -> str:
+    """The option that sets a field of a request."""
+    return f"--{_OPTIONS.get(field, field.replace('_', '-'))}"
+
+
+def asked(request: type[T], **given: Any) -> T:
+    """A request of what was typed, or given in Python, which its `settle` reads."""
+    return request(**given)
+
+
+def settle(request: Any, readers: Mapping[str, Reader]) -> None:
+    """Read the fields of a frozen dataclass, each with its reader; None stands for a field's default.
+
+    Raises UsageError for what a field does not take.
+    """
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if value is None and field.default is not dataclasses.MISSING:
+            value = field.default
+        if value is not None and field.name in readers:
+            value = readers[field.name](option_of(field.name), value)
+        object.__setattr__(request, field.name, value)
+
+
+def text(option: str, value: Any) -> str:
+    """One text; a path stands for its text."""
+    value = _plain(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise UsageError(f"{option} takes text, not {_shown(value)}", "write it as on the command line")
+    return str.__str__(value)
+
+
+def source(option: str, value: Any) -> str:
+    """A dataset's name; a path stands for the folder of images that it names."""
+    name = text(option, value)
+    return f"folder:{name}" if isinstance(value, os.PathLike) and not name.startswith("folder:") else name
+
+
+def path(option: str, value: Any) -> Path:
+    """One path, which may be text."""
+    value = _plain(value)
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise UsageError(f"{option} takes a path, not {_shown(value)}", "give it as text, or as a Path")
+    return Path(value)
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False, and no text: "false" would count as true."""
+    value = _plain(value)
+    if not isinstance(value, bool):
+        raise UsageError(f"{option} is True or False, not {_shown(value)}", "give one of the two, or leave it out")
+    return value
+
+
+def whole(option: str, value: Any) -> int:
+    """One whole number, which may be text; neither a float nor a bool."""
+    number = _whole(value)
+    if number is None:
+        value = _plain(value)
+        integral = isinstance(value, float) and value.is_integer()
+        example = int(value) if integral and abs(value) < 1e15 else 1
+        raise UsageError(f"{option} takes a whole number, not {_shown(value)}", f"for example: {option} {example}")
+    return number
+
+
+def seconds(option: str, value: Any) -> float | None:
+    """A time above zero in seconds: a number, or `90`, `90s`, `45m` or `12h`; None for empty text."""
+    value = _plain(value)
+    if value == "":
+        return None
+    number, unit = value, "s"
+    if isinstance(value, str) and value[-1] in _UNITS:
+        number, unit = value[:-1], value[-1]
+    try:
+        found = math.nan if isinstance(value, bool) else float(number) * _UNITS[unit]
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        shown = value if isinstance(value, str) else _shown(value)
+        raise UsageError(f"{option} {shown} is not a time", f"for example: {option} 90s, {option} 45m or {option} 12h")
+    return found
+
+
+def names(option: str, value: Any) -> tuple[str, ...]:
+    """Names between commas, one after the other, or both; a path counts as one name."""
+    return tuple(name for item in _each(option, value) for name in _split(option, item))
+
+
+def seeds(option: str, value: Any) -> tuple[int, ...]:
+    """Whole numbers: one, several, or text with commas."""
+    each = [item for given in _each(option, value) for item in (_split(option, given) if _is_text(given) else (given,))]
+    numbers = [_whole(item) for item in each]
+    if None in numbers:
+        shown = ",".join(map(str, map(_plain, each)))
+        raise UsageError(f"{option} {shown} are not whole numbers", f"for example: {option} 0,1,2, or [0, 1, 2]")
+    return tuple(number for number in numbers if number is not None)
+
+
+def paths(option: str, value: Any) -> tuple[Path, ...]:
+    """One path, or several; a comma is part of a path."""
+    return tuple(path(option, item) for item in _each(option, value))
+
+
+def settings(option: str, value: Any) -> tuple[str, ...]:
+    """One `METHOD.FIELD=VALUE`, or several, whose values may hold commas; or a mapping of METHOD.FIELD to value."""
+    if isinstance(value, Mapping):
+        return tuple(f"{text(option, field)}={_as_typed(option, field, given)}" for field, given in value.items())
+    return tuple(text(option, item) for item in _each(option, value))
+
+
+def _as_typed(option: str, field: str, value: Any) -> str:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, str):
+        return plain
+    if not isinstance(plain, Mapping):
+        try:
+            return json.dumps(plain, allow_nan=False)
+        except (TypeError, ValueError):
+            pass
+    raise UsageError(f"{option} {field} takes a value, not {_shown(value)}", f"for example: {option} {field}=1")
+
+
+def _each(option: str, value: Any) -> list[Any]:
+    """A value by itself, or what is in a collection, in its order; a set has none, and is sorted."""
+    if _is_text(value) or getattr(value, "ndim", 1) == 0 or not isinstance(value, Iterable):
+        return [value]
+    if isinstance(value, Mapping | bytes | bytearray):
+        raise UsageError(f"{option} takes a list, not {_shown(value)}", "give a list, or text with commas")
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else list(value)
+
+
+def _split(option: str, item: Any) -> tuple[str, ...]:
+    """The names in one item."""
+    name = text(option, item)
+    parts = (name,) if isinstance(item, os.PathLike) else name.split(",")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _plain(value: Any) -> Any:
+    """What NumPy, torch and pandas wrap a single value in is taken off."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _whole(value: Any) -> int | None:
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    """A value as one types it, and what it is where that does not say it; short."""
+    words = " ".join(repr(value).split())
+    short = words if len(words) <= 60 else f"{words[:57]}..."
+    return short if isinstance(value, str | int | float | None) else f"{short} ({type(value).__name__})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vqbench.errors import UsageError
+from vqbench.plugin import keep_copy, read_plugin
 from vqbench.registry import Registry
 
 PLUGIN = '''
@@ -140,3 +142,46 @@ def test_an_installed_package_brings_methods_by_its_entry_points(tmp_path: Path)
     assert lines[0] == "elsewhere 2.0 ('smoothing',)"
     assert "nowhere" in lines[1]
     assert lines[2:] == ["[]", "Mine"]
+
+
+def test_neighbours_that_cannot_be_used_are_named(things: Registry[object], tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text("def (\n")
+    with pytest.raises(UsageError, match=r"parts\.py, line 1, which plugin .*mine\.py imports: invalid syntax"):
+        things.add_file(write(tmp_path / "mine.py", PLUGIN + "\nimport parts\n"))
+    (tmp_path / "parts.py").write_text("import nowhere_to_be_found\n")
+    things.add_file(tmp_path / "mine.py")
+    with pytest.raises(UsageError, match=r"does not import: .*No module named 'nowhere_to_be_found'") as refused:
+        things.get("mine")
+    assert refused.value.hint == f"`vqbench --debug check {tmp_path / 'mine.py'}` shows the traceback"
+
+
+def test_a_plugin_may_be_the_neighbour_of_another(
+    things: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write(tmp_path / "base.py", PLUGIN)
+    more = PLUGIN.replace('"mine"', '"more"').replace("class Mine:", "class More(Mine):")
+    other = write(tmp_path / "other.py", more.replace("from tests_reg", "from base import Mine\nfrom tests_reg"))
+    for files in ((other, base), (base, other), (other,)):
+        registry: Registry[object] = Registry("thing", "THINGS", "vqbench.tests.things")
+        monkeypatch.setattr(sys.modules["tests_registry"], "THINGS", registry)
+        for file in files:
+            registry.add_file(file)
+        assert registry.get("more").__mro__[1].__name__ == "Mine"
+        assert registry.get("mine").__name__ == "Mine"
+        assert registry.file_of("mine") == (base if base in files else other)
+    registry.add_file(base)
+    assert registry.file_of("mine") == base
+
+
+def test_one_file_has_the_digest_and_the_copy_that_it_always_had(tmp_path: Path) -> None:
+    text = "import os, torch, json\nfrom vqbench.registry import METHODS\n"
+    for name in ("json.py", "torch.py", "beside.py"):
+        write(tmp_path / name, "# not meant\n")
+    (tmp_path / "vqbench").mkdir()
+    plugin = read_plugin(write(tmp_path / "mine.py", text))
+    assert (plugin.digest, plugin.packed()) == (hashlib.sha256(text.encode()).hexdigest(), text.encode())
+    whole = read_plugin(write(tmp_path / "whole.py", text + "import beside\n"))
+    copy = tmp_path / "cell" / "plugin.zip"
+    keep_copy(copy.parent, whole.packed())
+    assert read_plugin(copy).digest == whole.digest != plugin.digest
+    assert list(whole.files) == ["whole.py", "beside.py"]

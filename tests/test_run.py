@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from conftest import Answer, Command, settings, typed
 from PIL import Image
 
 import vqbench as package
+from vqbench.registry import METHODS
 from vqbench.results import CellFolder
 
 METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
@@ -348,6 +350,40 @@ def test_a_changed_plugin_is_another_cell_and_the_copy_still_loads(
     assert tampered.returncode != 0
     assert "not what was trained" not in tampered.stdout
     assert "was trained with a plugin file of sha256" in tampered.stderr
+
+
+def test_a_plugin_takes_its_neighbours_along(images: Path, plugin: Path, tmp_path: Path) -> None:
+    """What it imports from beside it is part of the cell, of its copy, and of nobody else's plugin."""
+    for name, bits in (("one", 3), ("two", 5)):
+        (tmp_path / name / "parts").mkdir(parents=True)
+        text = plugin.read_text().replace('"signs"', f'"{name}"').replace("bits: int = 6", "bits: int = BITS")
+        text = text.replace("import torch\n", "import torch\nfrom layers import BITS\nimport parts.inner as inner\n", 1)
+        lazy = "super().__init__(config)\n        from . import late\n        assert late.inner is inner.BITS"
+        (tmp_path / name / "my_vq.py").write_text(text.replace("super().__init__(config)", lazy))
+        (tmp_path / name / "layers.py").write_text("from parts.inner import BITS\nimport torch\n")
+        (tmp_path / name / "parts" / "inner.py").write_text(f"from math import pi\nBITS = {bits}\n")
+        (tmp_path / name / "late.py").write_text("import parts.inner\ninner = parts.inner.BITS\n")
+        (tmp_path / name / "torch.py").write_text("raise ImportError('this is not torch')\n")
+        (tmp_path / name / "unused.py").write_text("nothing of it is imported\n")
+    arguments = one_cell(images, tmp_path / "one" / "my_vq.py", tmp_path / "runs", "--methods", "one", "--json")
+    answer = typed(*arguments)
+    assert answer.code == 0, answer.err
+    cell = CellFolder(Path(answer.objects[0]["path"]))
+    assert cell.spec["config"]["bits"] == 3
+    assert cell.spec["plugin"]["files"] == ["my_vq.py", "late.py", "layers.py", "parts/inner.py"]
+    assert cell.spec["code"] == cell.spec["plugin"]["sha256"]
+    other = ("--plugin", tmp_path / "two" / "my_vq.py", "--methods", "one,two", "--dry-run")
+    both = {row["method"]: row for row in typed(*arguments, *other).objects}
+    assert {name: row["state"] for name, row in both.items()} == {"one": "cached", "two": "missing"}
+    assert METHODS.get("two").Config().bits == 5
+    assert {"layers", "parts", "late", "my_vq"}.isdisjoint(sys.modules)
+
+    inner = tmp_path / "one" / "parts" / "inner.py"
+    inner.write_text(inner.read_text() + "# changed\n")
+    assert [row["state"] for row in typed(*arguments, "--dry-run").objects] == ["missing"]
+    shutil.rmtree(tmp_path / "one")
+    assert (cell.path / "plugin.zip").is_file()
+    assert package.load(cell.path).quantizer.codebook_size == 2**3
 
 
 def test_two_devices_train_one_cell(

@@ -166,14 +166,15 @@ def fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progr
 
 def load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
     """Register the plugin that the spec names, as it was when the plan was made. Raises VQBenchError if it is gone."""
-    from vqbench.registry import METHODS, file_digest
+    from vqbench.plugin import find_plugin
+    from vqbench.registry import METHODS
 
     if spec["plugin"] is None:
         return
-    for path in (Path(spec["plugin"]["path"]), folder.path / "plugin.py"):  # the file, or our copy if it changed since
-        if path.is_file() and file_digest(path) == spec["plugin"]["sha256"]:
-            METHODS.add_file(path)
-            return
+    path = find_plugin(spec["plugin"]["sha256"], [Path(spec["plugin"]["path"])], folder.path)
+    if path is not None:  # the file, or our copy if it changed since
+        METHODS.add_file(path)
+        return
     raise VQBenchError(f"the plugin {spec['plugin']['path']} has changed", "give the command again, it plans anew")
 
 

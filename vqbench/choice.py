@@ -19,6 +19,7 @@ from vqbench.config import as_dict, build, components, part_of, split_setting
 from vqbench.errors import UsageError, unknown
 from vqbench.home import home, keep_text
 from vqbench.paper import paper_facts
+from vqbench.plugin import Plugin, read_plugin
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 
@@ -51,11 +52,12 @@ class MethodChoice:
     """What the method's paper says of this configuration (`vqbench.paper.paper_facts`)."""
     remark: str
     """What must be said of this configuration; empty where there is nothing."""
-    plugin: dict[str, str] | None
-    """Path and sha256 of the file that the method is in, unless it is installed."""
+    plugin: dict[str, Any] | None
+    """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
     plugin_source: bytes | None
+    """What a cell keeps of it (`Plugin.packed`)."""
     code: str | None
-    """sha256 of the method's source, unless it is one of vqbench's own."""
+    """sha256 of the method's source, neighbours included, unless it is one of vqbench's own."""
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -132,9 +134,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     _refuse_idle(name, cls.Config, typed, {c for c, on in switches.items() if not on} - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
     unspecified = {field: as_dict(config)[field] for field in open_fields}
-    source, file = _source_of(name, cls), _plugin_file(name, cls)
-    digest = hashlib.sha256(source).hexdigest() if source is not None else None
-    plugin = {"path": str(file), "sha256": str(digest)} if file is not None else None
+    plugin = None if cls.__module__.startswith("vqbench.") else _plugin_of(name, cls)
     return MethodChoice(
         label=variant.label,
         name=name,
@@ -145,9 +145,9 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
-        plugin=plugin,
-        plugin_source=source if file is not None else None,
-        code=digest,
+        plugin=_in_words(plugin) if plugin is not None else None,
+        plugin_source=plugin.packed() if plugin is not None else None,
+        code=plugin.digest if plugin is not None else _digest_of_source(cls),
     )
 
 
@@ -169,8 +169,8 @@ def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> 
             )
 
 
-def _plugin_file(name: str, cls: type) -> Path | None:
-    """The file that a cell's process must read to know the method; None for an installed one.
+def _plugin_of(name: str, cls: type) -> Plugin | None:
+    """The file that a cell's process must read to know the method, and its neighbours; None for an installed one.
 
     Raises UsageError for a class that was typed at a prompt or in the script that is running.
     """
@@ -185,12 +185,15 @@ def _plugin_file(name: str, cls: type) -> Path | None:
             f"method '{name}' exists in this process only, and each cell has a process of its own",
             "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
         )
-    return file
+    return read_plugin(file)
 
 
-def _source_of(name: str, cls: type) -> bytes | None:
-    """Source text of the method, since its numbers depend on it; None for vqbench's own, which has a version."""
-    if cls.__module__.startswith("vqbench."):
-        return None
-    file = _plugin_file(name, cls) or inspect.getsourcefile(cls)
-    return Path(file).read_bytes() if file else None
+def _in_words(plugin: Plugin) -> dict[str, Any]:
+    files = {"files": list(plugin.files)} if len(plugin.files) > 1 else {}
+    return {"path": str(plugin.path), "sha256": plugin.digest, **files}
+
+
+def _digest_of_source(cls: type) -> str | None:
+    """sha256 of the source of an installed method, since its numbers depend on it; None for vqbench's own."""
+    file = None if cls.__module__.startswith("vqbench.") else inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

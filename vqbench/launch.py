@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import write_bytes_atomically
 from vqbench.cell_files import CHECKPOINT, RESULT, SPEC, STATUS, TRAINING, WEIGHTS, is_whole, names
 from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.metrics.definitions import asked_metrics
+from vqbench.plugin import keep_copy
 from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, result_problem, write_json
 from vqbench.streams import LOG_ENCODING
@@ -48,7 +48,7 @@ class CellJob:
     folder: Path
     spec: dict[str, Any]
     plugin_source: bytes | None = None
-    """The plugin file as it was when the plan was made; its sha256 is in the spec."""
+    """The plugin as it was when the plan was made (`Plugin.packed`); its sha256 is in the spec."""
     timeout: float | None = None
     """Seconds after which the process is killed."""
     environment: Mapping[str, str | None] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def write_spec(job: CellJob) -> None:
     asked = dict.fromkeys((*asked_metrics(stored), *job.spec.get("asked", ())))  # what was asked for is shown still
     write_json(job.folder / SPEC, {**job.spec, "asked": list(asked)})
     if job.plugin_source is not None:
-        write_bytes_atomically(job.folder / "plugin.py", job.plugin_source)
+        keep_copy(job.folder, job.plugin_source)
 
 
 def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:

@@ -117,7 +117,7 @@ class Cell:
     state: str
     """cached, partial, missing or failed."""
     plugin_source: bytes | None = None
-    """The plugin file as it was when the plan was made; its sha256 is in the spec."""
+    """The plugin as it was when the plan was made (`Plugin.packed`); its sha256 is in the spec."""
     found: tuple[int, int] | None = None
     """Stamp of the result that was there when the plan was made."""
 

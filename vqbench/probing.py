@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import write_bytes_atomically
 from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, copied_bytes, images_done
 from vqbench.launch import POLL_SECONDS, end, spawn
 from vqbench.plan import Cell, Plan, RunRequest
+from vqbench.plugin import keep_copy
 from vqbench.reasons import death_of
 from vqbench.results import CellFolder, read_json, write_json
 from vqbench.server import tracking_uri
@@ -160,7 +160,7 @@ def probe(cell: Cell, view: View) -> Answer:
         folder.path.mkdir(parents=True)
         write_json(folder.path / "spec.json", cell.spec)
         if cell.plugin_source is not None:
-            write_bytes_atomically(folder.path / "plugin.py", cell.plugin_source)
+            keep_copy(folder.path, cell.plugin_source)
         process = spawn("vqbench.probe", [folder.path / "spec.json", time.monotonic()], folder)
         returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
         ended = time.monotonic()

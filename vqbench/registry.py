@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
 from vqbench.home import expanded
+from vqbench.plugin import read_plugin
 
 T = TypeVar("T")
 
@@ -66,6 +68,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _file_of_class(cls: type) -> str | None:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+
+
+def _is_copy(known: type, cls: type) -> bool:
+    """Whether two classes are of the same text, which was run for two plugins."""
+    if known.__module__ == cls.__module__ or known.__qualname__ != cls.__qualname__:
+        return False
+    file = _file_of_class(known)
+    return file is not None and file == _file_of_class(cls)
+
+
 @dataclass(frozen=True)
 class _Declaration:
     """A class in a source file, with the name it is registered under if the decorator says it in so many words."""
@@ -75,7 +89,8 @@ class _Declaration:
 
 
 def _declarations(path: Path) -> list[_Declaration]:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    plugin = read_plugin(path)
+    tree = ast.parse(plugin.files[plugin.main], filename=str(path))
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -132,6 +147,9 @@ class Registry(Generic[T]):
 
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
+            if known is not None and _is_copy(known, cls):  # of a plugin that another one has for a neighbour
+                self._classes[name] = cls if "." in known.__module__ else known
+                return cls
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 places = (f"{c.__module__}.{c.__qualname__}" for c in (known, cls))
                 raise self._taken(name, *places)
@@ -152,6 +170,8 @@ class Registry(Generic[T]):
             declared = _declarations(path)
         except OSError as error:
             raise UsageError(f"cannot read plugin {path}: {error.strerror}", "give the path of a Python file") from None
+        except zipfile.BadZipFile as error:
+            raise UsageError(f"plugin {path}: {error}", "give the path of a Python file") from None
         except (SyntaxError, ValueError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             what = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -164,7 +184,8 @@ class Registry(Generic[T]):
         for name in names:
             if self._files.get(name) == path:
                 continue
-            if name in self.names() and not replace:
+            is_known = name in self._classes and _file_of_class(self._classes[name]) == str(path)
+            if name in self.names() and not replace and not is_known:
                 raise self._taken(name, self._place(name).origin, str(path))
             self._classes.pop(name, None)
         self._files |= dict.fromkeys(names, path)
@@ -239,21 +260,19 @@ class Registry(Generic[T]):
 
     def _import_file(self, path: Path) -> None:
         module_name = f"vqbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            read_plugin(path).load(module_name)
         except VQBenchError:
             raise
         except Exception as error:
-            raise UsageError(f"plugin {path} does not import: {_last_line(error)}", f"python {path}") from error
+            what = f"plugin {path} does not import: {_last_line(error)}"
+            raise UsageError(what, f"`vqbench --debug check {path}` shows the traceback") from error
         self._unread.remove(path)
         self._read.add(path)
-        mine = (name for name, cls in self._classes.items() if cls.__module__ == module_name)
-        self._files |= dict.fromkeys(mine, path)  # not what the file imports, such as a built-in that it subclasses
+        # not what the file imports, such as a built-in that it subclasses; of its neighbours what nobody else brings
+        mine = [name for name, cls in self._classes.items() if cls.__module__ == module_name]
+        beside = [name for name, cls in self._classes.items() if cls.__module__.startswith(f"{module_name}.")]
+        self._files |= dict.fromkeys([*mine, *(name for name in beside if name not in self._files)], path)
 
     def _place(self, name: str) -> _Place:
         return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))

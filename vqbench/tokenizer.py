@@ -19,9 +19,10 @@ from vqbench.cell_files import later_version
 from vqbench.config import build
 from vqbench.errors import UsageError
 from vqbench.inputs import checked_images, checked_indices
+from vqbench.plugin import find_plugin
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
-from vqbench.registry import METHODS, file_digest
+from vqbench.registry import METHODS
 from vqbench.results import as_whole
 from vqbench.seeds import seeded
 
@@ -284,13 +285,13 @@ def _make_plugin_known(header: dict[str, Any], weights: Path) -> None:
         return
     wanted, name = header["plugin"]["sha256"], header["method"]
     known = METHODS.file_of(name)
-    beside = weights.parent.parent / "plugin.py"  # the copy that a cell keeps
-    for path in filter(None, (known, Path(header["plugin"]["path"]), beside)):
-        if path.is_file() and file_digest(path) == wanted:
-            if path != known:
-                METHODS.add_file(path, replace=True)
-            return
+    cell = weights.parent.parent
+    found = find_plugin(wanted, [known, Path(header["plugin"]["path"])], kept_in=cell)
+    if found is not None:
+        if found != known:
+            METHODS.add_file(found, replace=True)
+        return
     raise UsageError(
         f"'{name}' was trained with a plugin file of sha256 {wanted[:12]}…, and there is none",
-        f"{header['plugin']['path']} and {beside} are gone or have changed: bring the file back",
+        f"{header['plugin']['path']} and the copy in {cell} are gone or have changed: bring the file back",
     )

@@ -77,7 +77,11 @@ class Versus:
         """What must be said below the table: cautions, and cells that collapsed, failed, or have no partner."""
         said = [*self.cautions.values()]
         for group in (self.a, self.b):
-            said += [*group.summary.collapses, *(f"failed, {text}" for text in group.summary.failures)]
+            said += [
+                *group.summary.matched,
+                *group.summary.collapses,
+                *(f"failed, {text}" for text in group.summary.failures),
+            ]
             alone = sorted({row["seed"] for row in group.finished} - set(self.seeds))
             if alone:
                 said.append(f"{group.label} s{', s'.join(map(str, alone))}: left out, for the other has no such seed")

@@ -47,6 +47,7 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         "collapsed": len(summary.collapses),
         "failures": "; ".join(summary.failures),
         "collapses": "; ".join(summary.collapses),
+        "matched": "; ".join(summary.matched),
     }
     if said := _cautions(section):
         line["cautions"] = "; ".join(said.values())
@@ -116,6 +117,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "tied": [metric for metric, found in section.comparisons.items() if group.label in found.tied],
         "failures": list(summary.failures),
         "collapses": list(summary.collapses),
+        "matched": list(summary.matched),
         "paper": spec.get("paper"),
         "cells": [_cell(row) for row in group.rows],
     }

@@ -36,6 +36,8 @@ class MethodSummary:
     """One sentence for each finished cell that had collapsed."""
     asked: tuple[str, ...] = ()
     """The metrics that were asked for by name."""
+    matched: tuple[str, ...] = ()
+    """What it was matched to, where its size is not what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
     estimates = {key: estimate([values[key] for values in finished]) for key in keys}
     failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
     collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
-    return MethodSummary(method, estimates, len(finished), failures, collapses, asked)
+    matched = tuple(dict.fromkeys(f"{method}: {row['matched']}" for row in rows if row.get("matched")))
+    return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched)
 
 
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
@@ -170,7 +173,7 @@ def markdown_table(summaries: Sequence[MethodSummary], protocol: str, cautions: 
     table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
     said = [f"protocol {protocol}; {interval_note(summaries)}", *cautions]
     said += [f"failed: {text}" for summary in summaries for text in summary.failures]
-    said += [text for summary in summaries for text in summary.collapses]
+    said += [text for summary in summaries for text in (*summary.matched, *summary.collapses)]
     return "\n".join([table, "", *map(markdown_text, said)]) + "\n"
 
 

@@ -157,6 +157,7 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     size = f" at {protocol['resolution']} px" if "resolution" in protocol else ""
     said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
     said += cautions((c.key for c in section.columns), int(protocol["n_images"])).values()
+    said += [text for group in section.rows for text in group.summary.matched]
     shown = [section.comparisons[c.key] for c in section.columns if c.key in section.comparisons]
     scored = [group for group in section.rows if group.finished]
     if len(scored) > 1 and shown:

@@ -329,7 +329,7 @@ def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: P
         ("vaevq", 0, "missing"), ("fsq", 0, "missing"), ("vaevq", 1, "missing"), ("fsq", 1, "missing"),
     ]  # fmt: skip
     assert {"cell", "method", "dataset", "recipe", "seed", "protocol", "state", "scores", "params",
-            "train_images_per_s", "path", "collapse", "error"} == set(rows[0])  # fmt: skip
+            "train_images_per_s", "path", "collapse", "matched", "error"} == set(rows[0])  # fmt: skip
     assert len({row["protocol"] for row in rows}) == 1
 
 
@@ -513,3 +513,57 @@ def test_a_narrow_terminal_shows_every_number_of_a_comparison(tmp_path: Path, mo
         lines = shown(width)
         assert max(map(len, lines)) <= max(width, 26)
         assert wanted <= {word.strip("();,.") for line in lines for word in line.split()}
+
+
+GROUPED = """
+from dataclasses import dataclass
+from vqbench.quantizer import Quantizer
+from vqbench.registry import METHODS
+
+
+@METHODS.register("grouped")
+class Grouped(Quantizer):
+    @dataclass(frozen=True)
+    class Config:
+        codebook_size: int = 16
+        groups: int = 1
+        broken: bool = False
+
+        def __post_init__(self):
+            object.__setattr__(self, "codebook_size", 1 << (self.codebook_size - 1).bit_length())
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.broken:
+            raise RuntimeError("not here")
+        self.in_channels = self.out_channels = 4
+        self.codebook_size, self.num_codebooks = config.codebook_size, config.groups
+"""
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["codebook_size=2"], {"fsq": "15 codes (3.907 bits per token), where 2 (1 bit) were asked for"}),
+        (["codebook_size=3"], {"fsq": "15 codes (3.907 bits per token), where 3 (1.585 bits) were asked for",
+                               "grouped": "4 codes (2 bits per token), where 3 (1.585 bits) were asked for"}),
+        (["codebook_size=512"], {}),
+        (["codebook_size=512", "fsq.levels=8,8", "grouped.codebook_size=32"], {}),
+        (["codebook_size=512", "grouped.groups=2"], {}),
+        (["codebook_size=512", "grouped.broken=true"], {}),
+        (["codebook_size=1024"], {"fsq": "1,000 codes (9.966 bits per token), where 1,024 (10 bits) were asked for"}),
+    ],
+)  # fmt: skip
+def test_a_size_that_is_not_what_was_asked_for_is_said_in_the_plan(
+    sets: list[str], said: dict[str, str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "grouped.py"
+    plugin.write_text(GROUPED)
+    words = ["run", "--methods", "fsq,vqgan,grouped", "--dataset", "photos", "--metrics", "psnr", "--dry-run", "--json"]
+    words += [part for text in sets for part in ("--set", text)]
+    answer = typed(*words, "--plugin", plugin, "--runs", tmp_path)
+    assert answer.code == 0, answer.err
+    assert {row["method"]: row["matched"] for row in answer.objects if row["matched"]} == said
+    assert [line for line in answer.err.splitlines() if "codes (" in line] == [
+        f"note: {method}: {text}" for method, text in said.items()
+    ]

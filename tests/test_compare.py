@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, typed
 from scipy import stats
 from stored import section_of, write_cell, write_failure
 
@@ -306,3 +306,23 @@ def test_a_cell_is_read_once_for_all_its_pairs(tmp_path: Path, monkeypatch: pyte
     for pair in first["psnr"].pairs:
         assert difference(rows[pair.base], rows[pair.other], "psnr", tight) == pair.difference
     assert len(read) > 16
+
+
+def test_a_size_that_is_not_what_was_asked_for_is_said_wherever_scores_are(tmp_path: Path) -> None:
+    sizes = {"fsq": {"codebook_size": 15, "num_codebooks": 1, "asked": 2}, "vqgan": None,
+             "rq": {"codebook_size": 16, "num_codebooks": 2, "asked": 512}}  # fmt: skip
+    for method, size in sizes.items():
+        for seed in (0, 1):
+            write_cell(tmp_path / "sizes", method, seed, {"psnr": 20.0 + seed}, size=size)
+    said = (
+        "fsq: 15 codes (3.907 bits per token), where 2 (1 bit) were asked for",
+        "rq: 2 codebooks of 16 codes (8 bits per token), where 512 (9 bits) were asked for",
+    )
+    compared = typed("compare", "fsq", "rq", "--runs", tmp_path)
+    files = typed("report", "--runs", tmp_path, "--format", "md,json,csv,html").out.splitlines()
+    pages = [Path(file).read_text() for file in files if Path(file).suffix in (".md", ".json", ".csv", ".html")]
+    assert len(pages) == 4
+    for text in (compared.out, *pages):
+        words = " ".join(text.split()).replace("\\", "")
+        assert [words.count(sentence) > 0 for sentence in said] == [True, True]
+        assert "vqgan: " not in text

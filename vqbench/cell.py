@@ -310,6 +310,7 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
         "method": spec["method"],
         "config": spec["config"],
         "components": spec["components"],
+        "size": spec.get("size"),
         "paper_unspecified": spec["paper_unspecified"],
         "recipe": spec["recipe"],
         "dataset": spec["dataset"],

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class MethodChoice:
     """What the method's paper says of this configuration (`vqbench.paper.paper_facts`)."""
     remark: str
     """What must be said of this configuration; empty where there is nothing."""
+    size: dict[str, Any] | None
+    """Codes of a codebook, codebooks, and how many codes were asked for, if any were; None where it cannot be built."""
     plugin: dict[str, Any] | None
     """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
     plugin_source: bytes | None
@@ -129,6 +131,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         values |= cls.presets[preset]
     typed = {**settings.get(name, {}), **(settings.get(reference, {}) if preset is not None else {})}
     see = f"vqbench show {name}"
+    chosen = {**(cls.presets[preset] if preset is not None else {}), **typed}
     config = build(cls.Config, _without(cls.Config, values | typed, variant.off), name, see)
     switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
     _refuse_idle(name, cls.Config, typed, {c for c, on in switches.items() if not on} - variant.off)
@@ -145,10 +148,42 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
+        size=_size(cls, config, chosen, recipe),
         plugin=_in_words(plugin) if plugin is not None else None,
         plugin_source=plugin.packed() if plugin is not None else None,
         code=plugin.digest if plugin is not None else _digest_of_source(cls),
     )
+
+
+def _size(cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
+    """The size of a quantizer beside what was asked for: by its own `codebook_size`, else by the recipe.
+
+    Who `chose` another size by other fields of the method, such as FSQ's levels, has what was asked for.
+    """
+    found, asked = _built_size(cls, config), recipe.codebook_size
+    if found is None:
+        return None
+    if "codebook_size" in chosen:
+        return {**found, "asked": int(config.codebook_size) ** found["num_codebooks"]}
+    if not chosen:
+        return {**found, "asked": asked}
+    kept = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in chosen}
+    try:
+        unchosen = build(cls.Config, kept | cls.matched(asked, recipe.codebook_dim), cls.__name__, "")
+    except UsageError:  # it means nothing without what was chosen
+        return {**found, "asked": None}
+    return {**found, "asked": asked if _built_size(cls, unchosen) == found else None}
+
+
+def _built_size(cls: Any, config: Any) -> dict[str, int] | None:
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            quantizer = cls(config)
+        return {"codebook_size": int(quantizer.codebook_size), "num_codebooks": int(quantizer.num_codebooks)}
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return None
 
 
 def _without(cls: type, values: dict[str, Any], off: frozenset[str]) -> dict[str, Any]:

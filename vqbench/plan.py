@@ -23,6 +23,7 @@ from vqbench.metrics.definitions import asked_metrics
 from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.results import CellFolder
+from vqbench.wording import size_text
 
 
 def _methods(option: str, value: Any) -> tuple[str | Variant, ...]:
@@ -214,7 +215,8 @@ def make_plan(
     from vqbench.sources import open_source
 
     recipe, choices = resolve(request)
-    remarks = tuple(f"{choice.label}: {choice.remark}" for choice in choices if choice.remark)
+    said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
+    remarks = tuple(f"{label}: {text}" for label, text in said)
     dataset, protocol = source or open_source(request, recipe, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
@@ -261,6 +263,7 @@ def _spec(
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
         "part_of": choice.part_of,
+        "size": choice.size,
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,

@@ -25,7 +25,7 @@ from vqbench.cell_files import (
 )
 from vqbench.lease import exclusive
 from vqbench.metrics.definitions import cautions
-from vqbench.wording import masked_text
+from vqbench.wording import masked_text, size_text
 
 DONE, FAILED = "done", "failed"
 FETCHED = "fetched.json"
@@ -247,6 +247,7 @@ def cell_row(
         "train_images_per_s": result.get("train_images_per_s"),
         "path": str(folder.path),
         "collapse": stored.get("collapse"),
+        "matched": size_text(spec.get("size")) or None,
         "error": (error or folder.error) if state == FAILED else None,
         **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
     }
@@ -295,7 +296,7 @@ def spec_problem(spec: Mapping[str, Any]) -> str:
     for path, kind in _SPEC:
         if not isinstance(_at(spec, path), kind):
             return f"spec.json is not what vqbench wrote ({path} is not {_KINDS[kind]})"
-    return _odd_object(SPEC, spec, ("paper", "plugin", "part_of", "paper_unspecified"))
+    return _odd_object(SPEC, spec, ("paper", "plugin", "part_of", "paper_unspecified", "size"))
 
 
 def result_problem(result: Mapping[str, Any]) -> str:

@@ -227,8 +227,8 @@ def print_comparison(outcome: Outcome) -> None:
         mark = " (failed)" if not summary.seeds else " (collapsed)" if summary.collapses else ""
         table.add(Text(summary.method + mark, style="red" if mark else ""), *cells, str(summary.seeds))
     table.print(console)
-    said = [interval_note(summaries), *outcome.cautions.values()]
-    _print_foot(outcome, [*said, *(text for s in summaries for text in s.collapses)])
+    of_methods = (text for s in summaries for text in (*s.matched, *s.collapses))
+    _print_foot(outcome, [interval_note(summaries), *outcome.cautions.values(), *of_methods])
 
 
 def _print_foot(outcome: Outcome, notes: list[str]) -> None:

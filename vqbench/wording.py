@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from urllib.parse import unquote
 
 _STRONG = r"pass(?:word|wd|phrase)|pwd|secret|api[-_.]?key|(?:access|account|private)[-_.]?key|credentials?"
@@ -28,6 +30,22 @@ _LONG_NAME = 16
 def counted(number: int, noun: str) -> str:
     """`1 cell`, `2 cells`, `1,000 cells`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size_text(size: Mapping[str, Any] | None) -> str:
+    """How a quantizer's size differs from what was asked for (`MethodChoice.size`); empty where it does not.
+
+    The size is the number of messages that a token can carry: the codes of one codebook to the power of how many.
+    """
+    if not size or size.get("asked") is None:
+        return ""
+    codes, codebooks, asked = size["codebook_size"], size["num_codebooks"], size["asked"]
+    if codes**codebooks == asked:
+        return ""
+    several = f"{codebooks} codebooks of " if codebooks > 1 else ""
+    bits, wanted = codebooks * math.log2(codes), math.log2(asked)
+    unit = "bit" if asked == 2 else "bits"
+    return f"{several}{codes:,} codes ({bits:.4g} bits per token), where {asked:,} ({wanted:.4g} {unit}) were asked for"
 
 
 def masked(address: str) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -731,13 +732,23 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]
 RUN = launch.Store("http://nowhere", "run")
 
 
+SPEC = {"protocol": {"hash": "h"}, "metrics": ["psnr"], "recipe": {"track": "images"}}
+
+
+def images_of(folder: CellFolder) -> int:
+    """Where the checkpoint of `cell_at` is."""
+    with zipfile.ZipFile(folder.checkpoint) as archive:
+        return int(archive.read("images"))
+
+
 def cell_at(path: Path, images: int = 0, state: str = "") -> CellFolder:
     """A cell whose checkpoint is at `images`, and which has ended as `state`."""
     folder = CellFolder(path)
     folder.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path / "spec.json", {"protocol": {"hash": "h"}, "metrics": ["psnr"]})
+    write_json(path / "spec.json", SPEC)
     if images:
-        folder.checkpoint.write_text(str(images))
+        with zipfile.ZipFile(folder.checkpoint, "w") as archive:
+            archive.writestr("images", str(images))
     if state:
         error = {"error": {"message": "odd"}} if state == "failed" else {}
         write_json(path / "result.json", {"state": state, "scores": {"psnr": 1.0}, **error})
@@ -745,7 +756,7 @@ def cell_at(path: Path, images: int = 0, state: str = "") -> CellFolder:
 
 
 def job_of(path: Path) -> CellJob:
-    return CellJob(path, {"protocol": {"hash": "h"}, "metrics": ["psnr"]}, store=RUN)
+    return CellJob(path, SPEC, store=RUN)
 
 
 def end_of(engine: DaskEngine, job: CellJob) -> Ended:
@@ -804,7 +815,7 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path: Path, store:
             fetch()
     store.clear()
     assert courier.fetch_checkpoint()  # into a folder in which nothing is yet
-    assert here.checkpoint.read_text() == "80"
+    assert images_of(here) == 80
     write_json(there.path / "result.json", {"state": "done"})
     sender.send_result()
     assert courier.fetch_checkpoint()  # the result is newer than the last checkpoint
@@ -912,7 +923,7 @@ def test_a_far_cell_that_failed_and_could_not_be_fetched_is_tried_again(tmp_path
     assert cluster.results == [None]
     another = CellFolder(tmp_path / "y" / "cells" / "cell")
     assert Courier(RUN, another).fetch_checkpoint()  # its checkpoint, without the failure
-    assert (another.checkpoint.read_text(), another.result) == ("80", None)
+    assert (images_of(another), another.result) == (80, None)
 
 
 def test_a_worker_sends_what_it_could_not_send_before(tmp_path: Path, store: set[str]) -> None:

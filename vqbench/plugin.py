@@ -184,8 +184,8 @@ def _importable(names: tuple[str, ...]) -> frozenset[str]:
         return known
     code = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n)))"
     answer = subprocess.run(
-        [sys.executable, "-P", "-c", code, *names],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONSAFEPATH": "1"},
+        [sys.executable, "-X", "utf8", "-P", "-c", code, *names],
+        capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONSAFEPATH": "1"},
     )  # fmt: skip
     return known | frozenset(answer.stdout.split())
 

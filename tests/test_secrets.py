@@ -204,12 +204,13 @@ def test_a_storage_that_cannot_be_opened_keeps_its_password(where: str, tmp_path
 def test_a_sweep_that_an_earlier_version_began_knows_its_storage(tmp_path: Path) -> None:
     where, file = f"postgresql://host/db?api_key={SECRET}", tmp_path / "s.json"
     request = SweepRequest(make_request("vqgan"), storage=where)
+    sweep = {"spaces": ["codebook"], "definition": {"run": {}}}
     for stored in (where, masked(where)):  # the first is how it was kept when fewer secrets were known
-        write_json(file, {"storage": stored})
+        write_json(file, {**sweep, "storage": stored})
         assert storage_of(request, file) == where
-    write_json(file, {"storage": where})
+    write_json(file, {**sweep, "storage": where})
     assert storage_of(SweepRequest(make_request("vqgan")), file) == where
-    write_json(file, {"storage": masked(where)})
+    write_json(file, {**sweep, "storage": masked(where)})
     with pytest.raises(UsageError, match="password"):
         storage_of(SweepRequest(make_request("vqgan")), file)
 

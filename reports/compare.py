@@ -115,8 +115,9 @@ def compare(
     import pandas as pd
 
     asked = arguments.names("--metrics", metrics if metrics is not None else ())
-    names = [arguments.text(option, given or "") for option, given in (("A", a), ("B", b), ("--name", name))]
-    experiment = open_experiment(arguments.path("--runs", runs), names[2])
+    given = (("A", a), ("B", b), ("--name", name))
+    names = [arguments.text(option, text if text is not None else "") for option, text in given]
+    experiment = open_experiment(arguments.path("--runs", runs if runs is not None else "runs"), names[2])
     return pd.DataFrame(objects(compare_groups(experiment, names[0], names[1], asked)))
 
 

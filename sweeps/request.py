@@ -92,7 +92,8 @@ def given(**asked: Any) -> dict[str, Any]:
 
 def one_name(resume: str, name: str) -> str:
     """The name of a sweep that goes on, or of one that begins. Raises UsageError where both are given."""
-    resume, name = arguments.text("--resume", resume or ""), arguments.text("--sweep-name", name or "")
+    resume = arguments.text("--resume", resume if resume is not None else "")
+    name = arguments.text("--sweep-name", name if name is not None else "")
     if resume and name and resume != name:
         raise UsageError(f"--resume {resume} goes on with that sweep, and --sweep-name {name} begins another",
                          "give one of them")  # fmt: skip

@@ -73,6 +73,12 @@ def test_one_seed_needs_no_list() -> None:
         ("cell_timeout", 0, "is not a time"),
         ("cell_timeout", True, "is not a time"),
         ("cell_timeout", "soon", "--cell-timeout soon is not a time"),
+        ("cell_timeout", b"9", "is not a time"),
+        ("cell_timeout", np.array([1, 2]), "is not a time"),
+        ("cell_timeout", pd.NA, "is not a time"),
+        ("seeds", memoryview(b"1"), "--seeds takes a list"),
+        ("plugins", "a\0b.py", "--plugin holds a NUL character"),
+        ("runs", "a\0b", "--runs holds a NUL character"),
         ("rerun", "false", "--rerun is True or False, not 'false'"),
         ("page", 1, "--page is True or False, not 1"),
         ("runs", 3, "--runs takes a path, not 3"),
@@ -145,6 +151,9 @@ def test_every_option_of_python_is_read_and_none_is_its_default() -> None:
         (lambda _: ReportRequest(formats=[1]), "--format takes text"),  # type: ignore[arg-type]
         (lambda _: ReportRequest(out=True), "--out takes a path"),  # type: ignore[arg-type]
         (lambda _: vqbench.compare("a", 3), "B takes text"),  # type: ignore[arg-type]
+        (lambda _: vqbench.compare(False, "b"), "A takes text"),  # type: ignore[arg-type]
+        (lambda _: vqbench.compare("a", "b", name=np.array(["x", "y"])), "--name takes text"),  # type: ignore[arg-type]
+        (lambda _: vqbench.sweep("fsq", "photos", resume=np.array(["x", "y"])), "--resume takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.compare("a", "b", metrics=3), "--metrics takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.load(3), "a tokenizer takes a path, not 3"),  # type: ignore[arg-type]
     ],
@@ -153,6 +162,13 @@ def test_the_other_calls_refuse_alike(make: Callable[[RunRequest], Any], said: s
     with pytest.raises(UsageError) as refused:
         make(RunRequest(("fsq",), "photos"))
     assert said in refused.value.what
+
+
+def test_a_name_that_no_disk_takes_is_no_bug_of_ours(tmp_path: Path) -> None:
+    answer = typed("report", "--runs", tmp_path / ("n" * 300))
+    assert answer.code == 1
+    assert "File name too long" in answer.err
+    assert "hint: use shorter names" in answer.err
 
 
 def test_the_other_calls_read_alike() -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,7 @@ def text(option: str, value: Any) -> str:
         value = os.fspath(value)
     if not isinstance(value, str):
         raise UsageError(f"{option} takes text, not {_shown(value)}", "write it as on the command line")
+    _refuse_nul(option, value)
     return str.__str__(value)
 
 
@@ -68,6 +70,7 @@ def path(option: str, value: Any) -> Path:
     value = _plain(value)
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise UsageError(f"{option} takes a path, not {_shown(value)}", "give it as text, or as a Path")
+    _refuse_nul(option, os.fspath(value))
     return Path(value)
 
 
@@ -93,14 +96,15 @@ def whole(option: str, value: Any) -> int:
 def seconds(option: str, value: Any) -> float | None:
     """A time above zero in seconds: a number, or `90`, `90s`, `45m` or `12h`; None for empty text."""
     value = _plain(value)
-    if value == "":
+    if isinstance(value, str) and not value:
         return None
     number, unit = value, "s"
     if isinstance(value, str) and value[-1] in _UNITS:
         number, unit = value[:-1], value[-1]
+    is_number = isinstance(value, str | Real) and not isinstance(value, bool)
     try:
-        found = math.nan if isinstance(value, bool) else float(number) * _UNITS[unit]
-    except (TypeError, ValueError, OverflowError):
+        found = float(number) * _UNITS[unit] if is_number else math.nan
+    except (ValueError, OverflowError):
         found = math.nan
     if not 0 < found < math.inf:
         shown = value if isinstance(value, str) else _shown(value)
@@ -151,7 +155,7 @@ def _each(option: str, value: Any) -> list[Any]:
     """A value by itself, or what is in a collection, in its order; a set has none, and is sorted."""
     if _is_text(value) or getattr(value, "ndim", 1) == 0 or not isinstance(value, Iterable):
         return [value]
-    if isinstance(value, Mapping | bytes | bytearray):
+    if isinstance(value, Mapping | bytes | bytearray | memoryview):
         raise UsageError(f"{option} takes a list, not {_shown(value)}", "give a list, or text with commas")
     return sorted(value, key=str) if isinstance(value, set | frozenset) else list(value)
 
@@ -161,6 +165,11 @@ def _split(option: str, item: Any) -> tuple[str, ...]:
     name = text(option, item)
     parts = (name,) if isinstance(item, os.PathLike) else name.split(",")
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _refuse_nul(option: str, text: str) -> None:
+    if "\0" in text:  # no command line and no name of a file can hold one
+        raise UsageError(f"{option} holds a NUL character: {_shown(text)}", "leave it out")
 
 
 def _is_text(value: Any) -> bool:

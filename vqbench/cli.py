@@ -478,8 +478,11 @@ _BadUsage: Any = typer.BadParameter.__base__
 _ClickError: Any = _BadUsage.__base__
 
 
-_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
-"""What a disk says that is full, broken, or not ours to write to: no fault of vqbench."""
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG),
+}
+"""What a disk says that is full, broken, not ours to write to or asked for too much: no fault of vqbench."""
 
 
 def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:

@@ -73,6 +73,8 @@ def test_one_seed_needs_no_list() -> None:
         ("cell_timeout", 0, "is not a time"),
         ("cell_timeout", True, "is not a time"),
         ("cell_timeout", "soon", "--cell-timeout soon is not a time"),
+        ("seeds", 10**300, "is too long for the folder of a cell"),
+        ("workers", 10**6, "--workers 1000000 are more processes than this machine can carry"),
         ("cell_timeout", b"9", "is not a time"),
         ("cell_timeout", np.array([1, 2]), "is not a time"),
         ("cell_timeout", pd.NA, "is not a time"),
@@ -169,6 +171,28 @@ def test_a_name_that_no_disk_takes_is_no_bug_of_ours(tmp_path: Path) -> None:
     assert answer.code == 1
     assert "File name too long" in answer.err
     assert "hint: use shorter names" in answer.err
+
+
+def test_a_configs_values_are_read_as_they_would_be_typed(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    lines = ["methods: fsq", "dataset: photos", "recipe: atomic", f"runs: {tmp_path / 'runs'}"]
+
+    def planned(*more: str) -> Any:
+        config.write_text("\n".join([*lines, *more]))
+        return typed("run", "--config", config, "--dry-run", "--json")
+
+    left_out = [f"{option}: null" for option in ("seeds", "metrics", "images", "plugin", "rerun", "name", "set")]
+    assert planned(*left_out).out == planned().out != ""
+    for line, said in (
+        ("images: true", "--images"),
+        ("devices: yes", "--devices"),
+        ("workers: 1.5", "--workers"),
+        ("seeds: true", "--seeds True"),
+        ("rerun: maybe", "--rerun"),
+    ):
+        answer = planned(line)
+        assert (answer.code, answer.out) == (2, ""), line
+        assert said in answer.err, line
 
 
 def test_the_other_calls_read_alike() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from typing import Protocol
@@ -12,6 +13,9 @@ from vqbench.launch import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, f
 from vqbench.plan import RunRequest
 from vqbench.results import FAILED
 from vqbench.view import View
+
+_WORKERS_PER_PROCESSOR = 16
+"""More are a slip of the keyboard, and would take the machine down."""
 
 
 class Engine(Protocol):
@@ -107,6 +111,9 @@ def refuse_odd_engine(request: RunRequest) -> None:
     """Raise UsageError for an engine that cannot be, before anything is looked at."""
     if request.workers < 1:
         raise UsageError(f"--workers {request.workers}, but at least one has to work", "for example: --workers 2")
+    if request.workers > (most := _WORKERS_PER_PROCESSOR * (os.cpu_count() or 1)):
+        what = f"--workers {request.workers} are more processes than this machine can carry"
+        raise UsageError(what, f"choose at most {most}, or a cluster: --scheduler ADDRESS")
     if request.scheduler and request.workers > 1:
         raise UsageError(
             f"--scheduler {request.scheduler} has workers of its own, --workers {request.workers} would start others",

@@ -45,7 +45,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             if name not in parameters:
                 hint = f"`{context.command_path} --help` lists them"
                 raise unknown(f"option in {path}", name, parameters, hint)
-            defaults[parameters[name].name] = _as_typed(value, getattr(parameters[name], "multiple", False))
+            if value is not None:  # as if the line were not there
+                defaults[parameters[name].name] = _as_typed(value, parameters[name])
         context.default_map = defaults
     return path
 
@@ -62,10 +63,12 @@ def _yaml_mapping(path: Path) -> dict[Any, Any]:
     return values
 
 
-def _as_typed(value: Any, multiple: bool) -> Any:
-    """A YAML value as it would be typed: text, or a list of texts where the option may be repeated."""
-    if not multiple:
+def _as_typed(value: Any, parameter: Any) -> Any:
+    """A YAML value as it would be typed: text, or a list of texts where the option may be repeated; a switch's as is."""
+    if getattr(parameter, "is_flag", False):
         return value
+    if not getattr(parameter, "multiple", False):
+        return str(value)
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 

@@ -34,6 +34,7 @@ def _methods(option: str, value: Any) -> tuple[str | Variant, ...]:
     return (value,) if isinstance(value, Variant) else arguments.names(option, value)
 
 
+_LONGEST_NAME = 255  # bytes; what disks take
 _READERS: dict[str, arguments.Reader] = {
     "methods": _methods,
     "dataset": arguments.source,
@@ -226,6 +227,8 @@ def make_plan(
         for choice in choices:
             spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics)
             name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
+            if len(name) > _LONGEST_NAME:
+                raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
             cell_folder = CellFolder(folder / "cells" / name)
             found, state = cell_folder.stamp(), cell_folder.state(metrics)
             cells.append(Cell(choice.label, spec, cell_folder, state, choice.plugin_source, found))

@@ -73,8 +73,6 @@ def test_one_seed_needs_no_list() -> None:
         ("cell_timeout", 0, "is not a time"),
         ("cell_timeout", True, "is not a time"),
         ("cell_timeout", "soon", "--cell-timeout soon is not a time"),
-        ("seeds", 10**300, "is too long for the folder of a cell"),
-        ("workers", 10**6, "--workers 1000000 are more processes than this machine can carry"),
         ("cell_timeout", b"9", "is not a time"),
         ("cell_timeout", np.array([1, 2]), "is not a time"),
         ("cell_timeout", pd.NA, "is not a time"),
@@ -155,7 +153,7 @@ def test_every_option_of_python_is_read_and_none_is_its_default() -> None:
         (lambda _: vqbench.compare("a", 3), "B takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.compare(False, "b"), "A takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.compare("a", "b", name=np.array(["x", "y"])), "--name takes text"),  # type: ignore[arg-type]
-        (lambda _: vqbench.sweep("fsq", "photos", resume=np.array(["x", "y"])), "--resume takes text"),  # type: ignore[arg-type]
+        (lambda _: vqbench.sweep(resume=np.array(["x", "y"])), "--resume takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.compare("a", "b", metrics=3), "--metrics takes text"),  # type: ignore[arg-type]
         (lambda _: vqbench.load(3), "a tokenizer takes a path, not 3"),  # type: ignore[arg-type]
     ],
@@ -171,6 +169,21 @@ def test_a_name_that_no_disk_takes_is_no_bug_of_ours(tmp_path: Path) -> None:
     assert answer.code == 1
     assert "File name too long" in answer.err
     assert "hint: use shorter names" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seeds", 10**300, "is too long for the folder of a cell"),
+        ("workers", 10**6, "--workers 1000000 are more processes than this machine can carry"),
+    ],
+)
+def test_numbers_that_no_machine_carries_are_refused(field: str, value: int, said: str, tmp_path: Path) -> None:
+    options: Any = {"recipe": "atomic", "runs": tmp_path / "runs", field: value}
+    with pytest.raises(UsageError) as refused:
+        vqbench.run("fsq", "photos", **options)
+    assert said in refused.value.what
+    assert not list(tmp_path.rglob("cells"))
 
 
 def test_a_configs_values_are_read_as_they_would_be_typed(tmp_path: Path) -> None:

@@ -438,6 +438,9 @@ def test_what_the_umask_opens_is_read_by_others(open_place: Path) -> None:
     os.chown(home, 5001, 4321)
     assert prepared_as(5001, open_place, "022") == "decoded 12"
     assert prepared_as(5002, open_place, "022") == "decoded 0"
+    said = prepared_as(5002, open_place, "022", 12)  # which is not there yet, nor a lock for it
+    assert "Permission denied" in said
+    assert "have user 5001, who owns " in said
 
 
 def test_two_at_once_decode_once(tmp_path: Path) -> None:

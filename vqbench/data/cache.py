@@ -115,7 +115,7 @@ def _locked(path: Path) -> Iterator[None]:
         for mode in ("a", "r"):  # another user's can be locked too where it can be read, on most disks
             try:
                 handle = held.enter_context(open(path, mode, encoding="utf-8"))
-            except PermissionError:
+            except (PermissionError, FileNotFoundError):  # not ours to make: what is made below it says so
                 continue
             open_like_its_folder(path, lock=True)
             with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network disks

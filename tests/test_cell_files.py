@@ -19,7 +19,7 @@ import vqbench
 from vqbench.cell import Progress, open_data, run_cell
 from vqbench.cell import trained as train
 from vqbench.cell_files import FILES, is_whole, names
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, VQBenchError
 from vqbench.execution import cached_row
 from vqbench.launch import CellJob, write_job
 from vqbench.lease import CellBusyError, exclusive
@@ -271,6 +271,16 @@ def test_what_a_newer_vqbench_wrote_is_named_and_left_alone(place: Place, file: 
     assert row["state"] == "failed"
     assert row["error"]["message"] == newer
     assert path.read_bytes() == content
+
+
+def test_a_record_of_training_that_a_newer_vqbench_wrote_hinders_only_what_needs_it(place: Place) -> None:
+    path = place.folder.training_record
+    write_json(path, {**json.loads(path.read_bytes()), "schema": 99})
+    content, before = path.read_bytes(), place.folder.result
+    assert place.again()[0]["state"] == "cached"
+    with pytest.raises(VQBenchError, match="training.json was written by a newer vqbench"):
+        place.again("psnr,usage,ssim")
+    assert (path.read_bytes(), place.folder.result) == (content, before)
 
 
 @pytest.mark.parametrize("name", ["reference_features", "validation_images"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import replacing, write_arrays_atomically
-from vqbench.cell_files import RESULT, STATUS, is_whole
+from vqbench.cell_files import RESULT, STATUS, TRAINING, is_whole, later_version
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.interrupts import TerminatedError, die_of_sigterm
 from vqbench.launch import PARENT_VARIABLE
@@ -204,6 +204,8 @@ def trained(
 
     known = read_json(folder.training_record)
     if known is not None and folder.weights.is_file():
+        if newer := later_version(TRAINING, known):
+            raise VQBenchError(newer, "use that vqbench, or train it again: --rerun")
         try:
             return load(folder.path), known
         except DamagedWeightsError as error:

@@ -516,23 +516,25 @@ def test_sync_names_what_is_damaged_and_sends_the_rest(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
     folder = make_tracked(tmp_path, "damaged")
     cells = [cell.path for cell in cell_folders(folder) if (cell.result or {})["state"] == "done"]
-    spec, result, nothing, tracking, codes, lost = cells[:6]
+    spec, result, nothing, tracking, codes, lost, deleted = cells[:7]
     (spec / "spec.json").write_text("[]")
     (result / "result.json").write_text("{")
     (nothing / "spec.json").unlink()
     (tracking / "tracking.json").write_text("")
     (codes / "codes.npz").write_bytes(b"PK cut off")
     write_json(lost / "tracking.json", {**(read_json(lost / "tracking.json") or {}), "command": "0003"})
+    write_json(deleted / "tracking.json", {**(read_json(deleted / "tracking.json") or {}), "command": "0004"})
     (folder / "commands" / "0002.json").touch()
     (folder / "commands" / "0003.json").write_text('{"name": ')
-    damaged = {"0002.json", "0003.json", *(cell.name for cell in (spec, result, nothing, tracking))}
+    damaged = {"0002.json", "0003.json", "0004.json", *(cell.name for cell in (spec, result, nothing, tracking))}
     for _ in range(2):
         report = sync(tmp_path)
         assert {problem.partition(":")[0] for problem in report.problems} == damaged
         assert len(report.problems) == len(damaged)
-        assert all("is not whole" in problem or "no spec.json" in problem for problem in report.problems)
+        said = ("is not whole", "no spec.json", "is gone")
+        assert all(any(words in problem for words in said) for problem in report.problems)
         assert report.cells == len(list((folder / "cells").iterdir())) - 4
-    assert len(tracked.rest.runs("damaged", "tags.`vqbench.kind` = 'command'")) == 2
+    assert len(tracked.rest.runs("damaged", "tags.`vqbench.kind` = 'command'")) == 3
     (codes / "tracking.json").write_text("{}")  # what was sent tells whose it is
     assert {problem.partition(":")[0] for problem in sync(tmp_path).problems} == damaged
 

@@ -69,6 +69,8 @@ class Mirror:
         """Runs that had been deleted in MLflow, and that it still had."""
         self.lost: set[str] = set()
         """Runs that MLflow has no more, for which others were made."""
+        self.gone: set[Path] = set()
+        """Records of commands that are not there any more, and that cells name."""
         self._shared: dict[str, dict[str, str]] = {}  # experiment → what `_holders` says
         self._parents: dict[str, str] = {}  # of the runs that are known to be there: the run above each, or ""
 
@@ -164,6 +166,8 @@ class Mirror:
     def command(self, path: Path) -> str:
         """Mirror a command's record as a parent run; returns the run's id."""
         record, memory_path = _record(path), path.with_suffix(".mlflow.json")
+        if not path.exists():
+            self.gone.add(path)
         known = read_json(memory_path) or {}
         memory = self._believed(known)
         if memory.get("format") != _FORMAT:
@@ -222,11 +226,11 @@ class Mirror:
         path = folder.path / "mlflow.json"
         known = read_json(path) or {}
         record = _tracked(folder, known)
-        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record.get('command')}.json"
-        if not command.is_file():
+        if "command" not in record:
             return False
+        spec, command = folder.spec, folder.path.parents[1] / "commands" / f"{record['command']}.json"
         if problem := folder.problem:
-            raise VQBenchError(problem, "give the command that made the cell again, then `vqbench sync`")
+            raise VQBenchError(problem, "give the command that made the cell again")
         parent = self.command(command)
         memory = self._believed(known) if known.get("attempt") == record["attempt"] else {}
         if memory.get("format") != _FORMAT:
@@ -377,7 +381,7 @@ def is_record(found: Mapping[str, Any] | None) -> bool:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The record of a command. A damaged one is made up, so that its cells have a parent run all the same."""
+    """The record of a command. A lost one is made up, so that its cells have a parent run all the same."""
     found = read_json(path) or {}
     if is_record(found):
         return found

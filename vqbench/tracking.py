@@ -84,9 +84,11 @@ def sync(runs: Path) -> SyncReport:
             except Exception as error:
                 report.problems.append(f"{folder.name}: {reason_of_library(error, mirror.uri)}")
         report.problems += results_of_nothing(experiment)
-        for command in _records(experiment / "commands"):
+        gone = {path for path in mirror.gone if path.parent.parent == experiment}
+        for command in sorted({*_records(experiment / "commands"), *gone}):
             if not is_record(read_json(command)):
-                report.problems.append(f"{command.name}: the record of this command is not whole")
+                lost = "gone" if command in gone else "not whole"
+                report.problems.append(f"{command.name}: the record of this command is {lost}")
                 continue
             try:
                 mirror.command(command)

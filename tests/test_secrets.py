@@ -74,6 +74,11 @@ def test_an_address_is_shown_without_its_secrets(address: str) -> None:
         assert SECRET not in shell_command(words)
 
 
+def test_what_follows_a_masked_address_stays() -> None:
+    said = f"cannot open {masked(f'sqlite:///w.db?key={SECRET}')}: no room; then ({masked(f'http://h/?key={SECRET}')})"
+    assert masked_text(said) == said
+
+
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert masked(text) == masked_text(text) == text
@@ -204,13 +209,13 @@ def test_a_storage_that_cannot_be_opened_keeps_its_password(where: str, tmp_path
 def test_a_sweep_that_an_earlier_version_began_knows_its_storage(tmp_path: Path) -> None:
     where, file = f"postgresql://host/db?api_key={SECRET}", tmp_path / "s.json"
     request = SweepRequest(make_request("vqgan"), storage=where)
-    sweep = {"spaces": ["codebook"], "definition": {"run": {}}}
+    whole: dict[str, object] = {"spaces": [], "definition": {"run": {}}}
     for stored in (where, masked(where)):  # the first is how it was kept when fewer secrets were known
-        write_json(file, {**sweep, "storage": stored})
+        write_json(file, {**whole, "storage": stored})
         assert storage_of(request, file) == where
-    write_json(file, {**sweep, "storage": where})
+    write_json(file, {**whole, "storage": where})
     assert storage_of(SweepRequest(make_request("vqgan")), file) == where
-    write_json(file, {**sweep, "storage": masked(where)})
+    write_json(file, {**whole, "storage": masked(where)})
     with pytest.raises(UsageError, match="password"):
         storage_of(SweepRequest(make_request("vqgan")), file)
 

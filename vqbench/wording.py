@@ -14,7 +14,7 @@ _TOKEN = r"tokens?(?![a-z])"
 _SHORT = r"(?:[\w.%-]*[-_.])?(?:key|pass|auth|jwt)|sig|pw|authorization"
 _NAME = rf"(?:[\w.%-]*(?:{_STRONG}|{_TOKEN}|signature)[\w.%-]*|{_SHORT})"
 """What a secret is called in the query of an address."""
-_QUERY = re.compile(rf"(?i)([?&;](?:amp;)?{_NAME}=|(?:%3f|%26){_NAME}%3d)([^&]*)")
+_QUERY = re.compile(rf"(?i)([?&;](?:amp;)?{_NAME}=|(?:%3f|%26){_NAME}%3d)(?!\*{{3}}(?:\W|$))([^&]*)")
 _QUERY_IN_TEXT = re.compile(_QUERY.pattern.replace("[^&]", r"[^&\s'\"`<>]"))
 _ASSIGNED = re.compile(rf"(?i)(\b[\w.-]*(?:{_STRONG})[\w.-]*=)([^\s&;,'\"`<>]+)")
 _HEADER = re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:\w+ )?|\bBearer(?: |%20))([\w.~+/=-]{4,})")

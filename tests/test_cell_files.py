@@ -278,7 +278,7 @@ def test_a_record_of_training_that_a_newer_vqbench_wrote_hinders_only_what_needs
     write_json(path, {**json.loads(path.read_bytes()), "schema": 99})
     content, before = path.read_bytes(), place.folder.result
     assert place.again()[0]["state"] == "cached"
-    with pytest.raises(VQBenchError, match="training.json was written by a newer vqbench"):
+    with pytest.raises(VQBenchError, match=r"training\.json was written by a newer vqbench"):
         place.again("psnr,usage,ssim")
     assert (path.read_bytes(), place.folder.result) == (content, before)
 

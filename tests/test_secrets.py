@@ -99,6 +99,12 @@ def test_secrets_outside_of_addresses_are_masked_too() -> None:
     assert shell_command(["--tokenizer", "fsq"]) == "--tokenizer fsq"
 
 
+def test_a_full_disk_below_mlflow_is_what_is_said() -> None:
+    """SQLAlchemy says first, where it does, how it came to write at all."""
+    said = "(raised as a result of Query-invoked autoflush; …)\n(sqlite3.OperationalError) disk is full\n[SQL"
+    assert reason_of_library(OSError(said)) == "(sqlite3.OperationalError) disk is full"
+
+
 def test_a_command_is_typed_again_as_it_was() -> None:
     words = ["vqbench", "run", "--runs", '/a b/it\'s "here"', "--set", "x=$HOME;*", "--name", "ü"]
     assert shlex.split(shell_command(words)) == words

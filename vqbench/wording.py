@@ -23,6 +23,7 @@ _ADDRESS = re.compile(rf"(?i){_SCHEME}(?:(?!{_SCHEME})[^\s'\"`<>])+")
 _BARE = re.compile(r"((?<![\w/])[\w.+-]+:)([^\s@/'\"`]+)(?=@[\w.-]+:\d)")  # user:password@host:port
 _OPTION = re.compile(rf"(?i)--?[\w-]*(?:{_STRONG}|{_TOKEN})[\w-]*")
 _REASON = 300  # characters
+_PREAMBLE = "(raised as a result of"  # a line of SQLAlchemy's, before the one with the reason
 _LONG_NAME = 16
 """Characters from which on a user without a password is taken for a token: `https://TOKEN@host`."""
 
@@ -69,7 +70,8 @@ def reason_of_library(error: BaseException, address: str = "") -> str:
 
     Libraries quote addresses whole, decoded, and in the pieces into which they have cut them.
     """
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(_PREAMBLE)]
+    text = (lines or [type(error).__name__])[0]
     if address:
         text = text.replace(address, masked(address))
     for secret in sorted(_secrets(address), key=len, reverse=True):

@@ -97,6 +97,7 @@ def test_secrets_outside_of_addresses_are_masked_too() -> None:
         assert SECRET not in masked_text(text)
     assert SECRET not in shell_command(["train.py", "--hf-token", SECRET, f"--password={SECRET}"])
     assert shell_command(["--tokenizer", "fsq"]) == "--tokenizer fsq"
+    assert shell_command(["--set", "mine.secret_dim=4"]) == "--set mine.secret_dim=4"  # or it would not replay
 
 
 def test_a_full_disk_below_mlflow_is_what_is_said() -> None:

@@ -82,10 +82,13 @@ def reason_of_library(error: BaseException, address: str = "") -> str:
 def shell_command(words: Iterable[object]) -> str:
     """Words as one types them into a shell, quoted where that is needed, and without secrets."""
     typed: list[str] = []
-    hide = False
+    before = ""
     for word in map(str, words):
-        typed.append("***" if hide else masked_text(masked(word)))
-        hide = _OPTION.fullmatch(word) is not None
+        if _OPTION.fullmatch(before):
+            typed.append("***")
+        else:  # a field of a method may be called `secret_dim`
+            typed.append(masked(word) if before == "--set" else masked_text(masked(word)))
+        before = word
     return shlex.join(typed)
 
 

@@ -299,8 +299,9 @@ def test_what_cells_share_is_written_again_by_the_next_evaluation(place: Place, 
 def test_values_per_image_that_are_lost_do_not_stop_a_metric_from_being_added(place: Place) -> None:
     for how in ("cut off", "emptied"):
         spoil(place.folder.path / "per_image.parquet", how)
-        result, _ = place.again("psnr,usage,ssim" if how == "emptied" else "psnr,usage,bpp")
+        result, said = place.again("psnr,usage,ssim" if how == "emptied" else "psnr,usage,bpp")
         assert {"psnr", "usage"} < set(result["scores"])
+        assert "per_image.parquet is not whole" in " ".join(said)
         assert place.notes() == []
 
 

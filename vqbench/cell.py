@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.atomic import replacing, write_arrays_atomically
-from vqbench.cell_files import RESULT, STATUS, TRAINING, is_whole, later_version
+from vqbench.cell_files import PER_IMAGE, RESULT, STATUS, TRAINING, is_whole, later_version
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.interrupts import TerminatedError, die_of_sigterm
 from vqbench.launch import PARENT_VARIABLE
@@ -151,7 +151,7 @@ def fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progr
     from vqbench.feature_cell import run_feature_cell
 
     outcome = run_feature_cell(folder.path, folder.weights, spec, recipe, progress.enter, progress)
-    target = folder.path / "per_image.parquet"
+    target = folder.path / PER_IMAGE
     with replacing(target) as partial:
         pyarrow.parquet.write_table(pyarrow.table(outcome.per_image), partial)
     write_arrays_atomically(folder.path / "codes.npz", histogram=outcome.histogram, indices=outcome.indices)
@@ -243,7 +243,7 @@ def trained(
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():
-        for name in (RESULT, "per_image.parquet"):  # scores of other weights, which were lost, must not stand beside
+        for name in (RESULT, PER_IMAGE):  # scores of other weights, which were lost, must not stand beside
             (folder.path / name).unlink(missing_ok=True)
         save(outcome.tokenizer, folder.weights, spec)
         write_json(folder.training_record, training)
@@ -328,7 +328,7 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
 
 def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
     """Write what an evaluation of `validation` found beside its scores: tables, codes, features, pictures."""
-    target = folder.path / "per_image.parquet"
+    target = folder.path / PER_IMAGE
     table = evaluation.per_image
     if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
         earlier = _earlier_table(target, table)

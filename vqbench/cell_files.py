@@ -20,7 +20,7 @@ STATUS = "status.json"
 SPEC, RESULT, FAILURE, CURVES = "spec.json", "result.json", "failure.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoints/last.pt", "checkpoints/tokenizer.safetensors"
 TRAINING = "checkpoints/training.json"
-TRACKING = "tracking.json"
+TRACKING, PER_IMAGE = "tracking.json", "per_image.parquet"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ FILES = (
     CellFile(CURVES, "rerun", by_training=True, parcel="checkpoint", copied="always"),
     CellFile("log.txt", "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
-    CellFile("per_image.parquet", "rerun", "its images take no part in tests",
+    CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
              parcel="result", copied="done", by_image=True),
     CellFile("recon.png", "rerun", "it has no small picture", parcel="result", copied="done"),
     CellFile("codes.npz", "rerun", "its codes take no part in tests and figures",

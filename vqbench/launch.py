@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqbench.cell_files import CHECKPOINT, RESULT, SPEC, STATUS, TRAINING, WEIGHTS, is_whole, names
+from vqbench.cell_files import CHECKPOINT, PER_IMAGE, RESULT, SPEC, STATUS, TRAINING, WEIGHTS, is_whole, names
 from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.metrics.definitions import asked_metrics
@@ -120,7 +120,11 @@ def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:
     else:
         then = "training goes on from its checkpoint" if folder.checkpoint.is_file() else "training begins at image 0"
         then += ", and its scores so far, which are of what is lost, go" if scored else ""
-    return [f"{folder.name}: {name} is {'gone' if name in gone else 'not whole'}; {then}" for name in damaged]
+    said = [f"{folder.name}: {name} is {'gone' if name in gone else 'not whole'}; {then}" for name in damaged]
+    if scored and folder.weights.is_file() and not is_whole(folder.path / PER_IMAGE):
+        said.append(f"{folder.name}: {PER_IMAGE} is not whole; what earlier metrics found for single images is lost, "
+                    "and --rerun brings it back")  # fmt: skip
+    return said
 
 
 def _is_damaged(path: Path) -> bool:

@@ -454,6 +454,7 @@ def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(
     assert len({row["cell"] for plan in plans for row in plan}) == 2
 
 
+@pytest.mark.slow  # its parts: test_cluster (a job carries its plugin), test_registry and the test above (digests)
 def test_a_plugin_edited_during_a_run_is_not_trained_under_the_old_name(
     vqbench: Command, images: Path, plugin: Path, tmp_path: Path
 ) -> None:
@@ -471,6 +472,7 @@ def test_a_plugin_edited_during_a_run_is_not_trained_under_the_old_name(
     assert {hashlib.sha256(copy).hexdigest() for copy in copies} == {spec["plugin"]["sha256"] for spec in specs}
 
 
+@pytest.mark.slow  # test_cell_files has each way in which weights are lost, in one process
 def test_scores_survive_a_failure_while_a_metric_is_added(images: Path, plugin: Path, tmp_path: Path) -> None:
     arguments = one_cell(images, plugin, tmp_path, "--methods", "fsq", "--json")
     first = typed(*arguments).objects[0]

@@ -454,7 +454,6 @@ def test_a_plugin_that_subclasses_a_built_in_leaves_its_cell_alone(
     assert len({row["cell"] for plan in plans for row in plan}) == 2
 
 
-@pytest.mark.slow  # its parts: test_cluster (a job carries its plugin), test_registry and the test above (digests)
 def test_a_plugin_edited_during_a_run_is_not_trained_under_the_old_name(
     vqbench: Command, images: Path, plugin: Path, tmp_path: Path
 ) -> None:

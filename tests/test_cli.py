@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections import Counter
 from pathlib import Path
 
@@ -452,6 +455,7 @@ def test_a_user_without_a_home_is_told_of_ours(monkeypatch: pytest.MonkeyPatch, 
     nobody(monkeypatch)
     refused(typed("run", "--methods", "fsq", "--dataset", "photos", "--runs", tmp_path), "HOME is not set",
             "export VQBENCH_HOME=DIR")  # fmt: skip
+    refused(typed("sync", "--runs", tmp_path), "HOME is not set", "export VQBENCH_HOME=DIR")
     monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "ours"))
     assert "ours/weights" in str(find_lpips("alex"))
     assert home_of_nobody() == {"HOME": str(tmp_path / "ours")}
@@ -492,6 +496,19 @@ def test_no_width_cuts_a_number(width: int, rows: list[list[str]], encoding: str
     assert not wanted - Counter(shown.split())
     longest = max(len(word) for word in shown.split() or [""])
     assert all(len(line) <= max(width, longest + 4) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("kind", ["dumb", "xterm"])
+def test_a_terminal_is_as_wide_as_it_says(kind: str) -> None:
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 20, 61, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": kind}
+    asks = "from vqbench.terminal import make_console as m; print(m().width, m(stderr=True).width)"
+    with os.fdopen(master, "rb", 0) as shown, os.fdopen(slave, "w") as terminal:
+        subprocess.run(
+            [sys.executable, "-c", asks], stdin=terminal, stdout=terminal, stderr=terminal, env=env, check=True
+        )
+        assert shown.read(100).split() == [b"61", b"61"]
 
 
 def test_a_narrow_terminal_shows_every_number_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

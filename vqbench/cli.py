@@ -421,6 +421,8 @@ def sync(runs: Runs = Path("runs")) -> None:
         raise UsageError(f"there is no runs directory {runs}", "give the one that holds your results: --runs DIR")
     try:
         report = send(runs)
+    except VQBenchError:
+        raise
     except Exception as error:
         uri = tracking_uri(runs)
         what = f"no tracking server at {masked(uri)}: {reason_of_library(error, uri)}"

@@ -64,7 +64,7 @@ def _yaml_mapping(path: Path) -> dict[Any, Any]:
 
 
 def _as_typed(value: Any, parameter: Any) -> Any:
-    """A YAML value as it would be typed: text, texts where the option may be repeated, or a switch as it is."""
+    """A YAML value as it would be typed: text, several where the option may be repeated, or a switch as it is."""
     if getattr(parameter, "is_flag", False):
         return value
     if not getattr(parameter, "multiple", False):

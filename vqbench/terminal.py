@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 import time
@@ -32,7 +33,10 @@ def make_console(stderr: bool = False) -> Console:
     """Of the terminal's width, or 100 columns where it has none."""
     file = sys.stderr if stderr else sys.stdout
     width = None if file.isatty() else 100  # a file or a pipe has no width of its own
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    console = Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    if console.is_dumb_terminal and width is None:  # which rich takes to have 80 columns, whatever it says
+        console.width = shutil.get_terminal_size().columns
+    return console
 
 
 def clock(seconds: float) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -34,8 +34,8 @@ def make_console(stderr: bool = False) -> Console:
     file = sys.stderr if stderr else sys.stdout
     width = None if file.isatty() else 100  # a file or a pipe has no width of its own
     console = Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
-    if console.is_dumb_terminal and width is None:  # which rich takes to have 80 columns, whatever it says
-        console.width = shutil.get_terminal_size().columns
+    if console.is_dumb_terminal:  # which rich takes to have 80 columns, whatever it says
+        console.size = ConsoleDimensions(*shutil.get_terminal_size())
     return console
 
 

@@ -471,7 +471,6 @@ def test_a_plugin_edited_during_a_run_is_not_trained_under_the_old_name(
     assert {hashlib.sha256(copy).hexdigest() for copy in copies} == {spec["plugin"]["sha256"] for spec in specs}
 
 
-@pytest.mark.slow  # test_cell_files has each way in which weights are lost, in one process
 def test_scores_survive_a_failure_while_a_metric_is_added(images: Path, plugin: Path, tmp_path: Path) -> None:
     arguments = one_cell(images, plugin, tmp_path, "--methods", "fsq", "--json")
     first = typed(*arguments).objects[0]

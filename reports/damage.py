@@ -30,10 +30,10 @@ def damage(experiment: Experiment) -> list[str]:
 
 
 def _has_kept(cell: StoredCell, file: CellFile) -> bool:
-    """Whether a finished cell must have had the file: as long as cells keep logs, all have kept what `always` says."""
+    """Whether a finished cell must have had the file; without a log it is no whole copy of one."""
     if cell.failed or not (cell.folder.path / "log.txt").exists():
         return False
-    always = {"per_image.parquet": True, "codes.npz": True}
-    always["features.npz"] = bool({"rfid", "kid"} & cell.result["scores"].keys())
-    always["recon.png"] = cell.spec["recipe"].get("track", "images") == "images"
-    return always.get(file.name, False)
+    if file.kept_by == "features":
+        return bool({"rfid", "kid"} & cell.result["scores"].keys())
+    of_images = cell.spec["recipe"].get("track", "images") == "images"
+    return file.kept_by == "all" or (file.kept_by == "images" and of_images)

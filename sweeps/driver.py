@@ -208,7 +208,8 @@ class Driver:
         numbers = [value for value in values if value is not None] if values is not None else None
         live.study.tell(live.trial, numbers, state, record)
         self.live.remove(live)
-        shown = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.objectives, numbers or (), strict=False))
+        few = {name: " (of few images)" for row in rows for name in row.get("cautions", {})}
+        shown = ", ".join(f"{n} {v:.4g}{few.get(n, '')}" for n, v in zip(self.objectives, numbers or (), strict=False))
         said = {"done": shown, "failed": f"failed: {(error or {}).get('message', '')}", "pruned": "pruned"}[state]
         self.view.note(f"{live.title} {said}{' (cached)' if record['cached'] else ''}")
 

@@ -32,12 +32,13 @@ from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
 from vqbench.metrics.definitions import METRICS, cautions
-from vqbench.plan import RunRequest, make_plan
+from vqbench.plan import Cell, RunRequest, make_plan
 from vqbench.reports.ablation import Finding, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
 from vqbench.reports.families import families
+from vqbench.reports.figures.forest import comparison
 from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.page import page_html
@@ -45,6 +46,7 @@ from vqbench.reports.report import Report, build_report, write_report
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import markdown_table, summarise
 from vqbench.results import CellFolder, read_json, write_json
+from vqbench.terminal import TerminalView
 from vqbench.terminal_compare import print_versus
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
@@ -693,6 +695,9 @@ def test_rfid_of_few_images_carries_a_caution_wherever_it_is_shown(tmp_path: Pat
         file.name: file.read_text() for file in write_report(report, tmp_path / "out", ("md", "csv", "tex", "json"))
     }
     files["page"] = page_html(report, [], {})
+    drawn = comparison(report.sections[0])
+    assert drawn is not None
+    assert CAUTION in drawn.caption
     assert all(CAUTION in text for text in files.values()), [
         name for name, text in files.items() if CAUTION not in text
     ]
@@ -704,6 +709,12 @@ def test_rfid_of_few_images_carries_a_caution_wherever_it_is_shown(tmp_path: Pat
     rows = [row for group in experiment.groups for row in group.rows]
     assert all(row["cautions"]["rfid"].startswith(CAUTION) for row in rows)
     assert CAUTION in markdown_table(summarise(rows), "p", rows[0]["cautions"].values())
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        view, folder = TerminalView(), CellFolder(Path(rows[0]["path"]))
+        cell = Cell(rows[0]["method"], {**folder.spec, "asked": []}, folder, "missing")
+        view.cell_started(cell, 1, 1)
+        view.cell_finished(cell, rows[0])
+    assert f"rfid {rows[0]['scores']['rfid']:.3f} (of few images), psnr" in " ".join(err.getvalue().split())
     assert build_report(experiment, ["psnr"]).sections[0].columns[0].key == "psnr"
     assert "rFID of" not in markdown_document(build_report(experiment, ["psnr"]))
 

@@ -45,6 +45,9 @@ class CellFile:
     """Whether MLflow gets a copy, of failed cells too or of finished ones, and `fetch` brings it back."""
     by_image: bool = False
     """Whether it grows with each validation image."""
+    kept_by: Literal["all", "features", "images", ""] = ""
+    """The finished cells, of whatever version, that must have it: all, those with scores over features of images, those
+    of images; empty where earlier versions kept none."""
 
 
 FILES = (
@@ -56,13 +59,13 @@ FILES = (
     CellFile("log.txt", "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
     CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
-             parcel="result", copied="done", by_image=True),
-    CellFile("recon.png", "rerun", "it has no small picture", parcel="result", copied="done"),
+             parcel="result", copied="done", by_image=True, kept_by="all"),
+    CellFile("recon.png", "rerun", "it has no small picture", parcel="result", copied="done", kept_by="images"),
     CellFile("codes.npz", "rerun", "its codes take no part in tests and figures",
-             parcel="result", copied="done", by_image=True),
+             parcel="result", copied="done", by_image=True, kept_by="all"),
     CellFile("codes.png", "", copied="only sent"),
     CellFile("features.npz", "rerun", "its features take no part in tests",
-             parcel="result", copied="done", by_image=True),
+             parcel="result", copied="done", by_image=True, kept_by="features"),
     CellFile("reconstructions.npz", "rerun", "it has no reconstructions to show", parcel="result", copied="done"),
     CellFile(STATUS, "", of_attempt=True),
     CellFile("plugin.py", "written"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from vqbench import arguments
+from vqbench.cell_files import SPEC
 from vqbench.choice import Variant
 from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.errors import UsageError
@@ -143,7 +144,7 @@ def _remember_asked(cells: Iterable[Cell]) -> None:
         asked = dict.fromkeys((*before, *cell.spec["asked"]))
         if stored and len(asked) > len(before):
             with contextlib.suppress(OSError, CellBusyError), cell.folder.locked():
-                write_json(cell.folder.path / "spec.json", {**stored, "asked": list(asked)})
+                write_json(cell.folder.path / SPEC, {**stored, "asked": list(asked)})
 
 
 def write_page(experiment: Path, view: View, trained: bool) -> Path | None:

@@ -104,7 +104,8 @@ class TerminalView:
             return
         names = cell.spec.get("asked") or ("rfid", "psnr", "quantization_error", "usage")
         shown = {name: row["scores"].get(name) for name in names}
-        scores = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+        few = dict.fromkeys(row.get("cautions", {}), " (of few images)")  # the table has the whole sentence
+        scores = ", ".join(f"{name} {v:.3f}{few.get(name, '')}" for name, v in shown.items() if v is not None)
         said = {"done": "done in", "cached": "done by another command after"}.get(row["state"], f"{row['state']} after")
         self.console.print(Text(f"{title} {said} {took}{': ' * bool(scores)}{scores}"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vqbench.metrics.definitions import cautions
 from vqbench.reports.experiment import Group, Section
@@ -40,8 +40,12 @@ def means(section: Section, groups: Sequence[Group]) -> str:
 def _limits(section: Section, groups: Sequence[Group]) -> str:
     names = [group.label for group in groups if group.summary.collapses]
     collapsed = f" Collapsed: {', '.join(names)}." if names else ""
-    said = cautions(section.metrics, int(section.protocol["n_images"])).values()
-    return collapsed + "".join(f" {text}." for text in said)
+    return collapsed + cautioned(section, section.metrics)
+
+
+def cautioned(section: Section, metrics: Iterable[str]) -> str:
+    """What must be said wherever one of `metrics` is drawn; empty where nothing must."""
+    return "".join(f" {text}." for text in cautions(metrics, int(section.protocol["n_images"])).values())
 
 
 def first_of(drawn: int, there: int, what: str = "rows") -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
-from vqbench.reports.figures.captions import CUT, first_of, measured_on
+from vqbench.reports.figures.captions import CUT, cautioned, first_of, measured_on
 from vqbench.reports.figures.points import within
 from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, plain, short_labels, shortened_note
 from vqbench.reports.report import ReportSection
@@ -49,6 +49,7 @@ def comparison(section: ReportSection) -> Picture | None:
         "Difference to the group with the best mean (diamond), paired over the same seeds and images, with 95 % "
         f"intervals; filled: told apart (p adjusted after Holm below 0.05), hollow: not. {measured_on(section.section)}"
         f"; {_over(panels.values())}.{CUT if cut else ''}{first_of(len(drawn), len(rows))}"
+        f"{cautioned(section.section, panels)}"
     )
     return Picture("comparison", "Difference to the best", caption + shortened_note(labels, _LABEL), figure)
 
@@ -96,6 +97,7 @@ def _ablation(section: ReportSection, ablation: Ablation, panels: dict[str, list
         "seeds and images, with 95 % intervals; filled: told apart (p adjusted after Holm over the rows below 0.05), "
         f"hollow: not. {measured_on(section.section)}; {_over(panels.values())}.{CUT if cut else ''}"
         f"{first_of(len(labels), sum(bool(row.findings) for row in ablation.rows))}{shortened_note(labels, _LABEL)}"
+        f"{cautioned(section.section, panels)}"
     )
     suffix = f"-{number + 1}" if number else ""
     return Picture(f"ablation{suffix}", f"Ablation of {ablation.label}", caption, figure)

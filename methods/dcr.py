@@ -1,4 +1,4 @@
-"""Distance of a codebook's distribution to the standard normal: equations 8 to 11 of VAEVQ (arXiv:2511.06863)."""
+"""Distance of a codebook's distribution to a normal: equations 8 to 11 of VAEVQ (arXiv:2511.06863)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _square_root(eigenvalues: Tensor) -> Tensor:
 
 
 def moments(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of codes (K, d), K ≥ 2: equations 9 and 10."""
+    """Mean (d,) and unbiased covariance (d, d) of codes (K, d), of one code 0: equations 9 and 10."""
     mean = codes.mean(0)
     centered = codes - mean
-    return mean, centered.t() @ centered / (len(codes) - 1)
+    return mean, centered.t() @ centered / max(len(codes) - 1, 1)
 
 
 def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
@@ -36,3 +36,24 @@ def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
     roots = _square_root(torch.linalg.eigvalsh(covariance))
     distance = mean.square().sum() + covariance.trace() - 2 * roots.sum() + codes.shape[1]
     return distance.to(codes.dtype)
+
+
+def squared_w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """W₂² between the normal with the moments of codes (K, d) and N(mean, covariance), a scalar of `codes`' dtype.
+
+    mean (d,) and covariance (d, d) may carry gradients. For N(0, I) it is equation 11 with its + d.
+    """
+    wide = codes if codes.device.type == "mps" else codes.double()
+    mean, covariance = mean.to(wide), covariance.to(wide)
+    variance = covariance.detach().trace() / codes.shape[1] + 1e-30
+    # In units of the target's own size, so that the chord under the root means the same for latents of any scale.
+    own_mean, own = moments(wide / variance.sqrt())
+    target = covariance / variance
+    # Σ = L Lᵀ: the eigenvalues of Lᵀ Σ_codes L are those under the square root of W₂, and the gradient of a Cholesky
+    # factor needs no gaps between eigenvalues. The jitter keeps directions in which no latent moves.
+    jitter = 1e-6 * torch.eye(len(target), dtype=target.dtype, device=target.device)
+    factor = torch.linalg.cholesky(target + jitter)
+    roots = _square_root(torch.linalg.eigvalsh(factor.t() @ own @ factor))
+    apart = (own_mean - mean / variance.sqrt()).square().sum()
+    distance = apart + own.trace() + target.trace() - 2 * roots.sum()
+    return (variance * distance).to(codes.dtype)

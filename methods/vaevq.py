@@ -22,7 +22,7 @@ from vqbench.methods.codebook import (
     straight_through,
     vq_losses,
 )
-from vqbench.methods.dcr import squared_w2_to_standard_normal
+from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
 from vqbench.methods.vaevq_paper import PAPER_ROWS, PUBLISHED
 from vqbench.quantizer import Choices, GradientRoutes, PaperRow, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
@@ -33,6 +33,8 @@ DEFAULT_KL_WEIGHT = 1e-6  # per image, as latent diffusion has it; the paper nam
 _OPEN = {"paper_unspecified": True}  # a choice that the paper leaves open
 _VLQ, _RCS, _DCR = {"part_of": "vlq"}, {"part_of": "rcs"}, {"part_of": "dcr"}  # without the component, no effect
 _SIGMA = {"part_of": ("vlq", "rcs")}
+_LATER = {"added_later": True}
+_MOMENTS_DECAY = 0.99  # per step, as codebooks that are moving averages have it
 
 
 def rcs_per_token(z_q: Tensor, mean: Tensor, sigma: Tensor | float) -> Tensor:
@@ -48,6 +50,17 @@ def kl_per_image(mean: Tensor, log_variance: Tensor) -> Tensor:
 def _fixed_noise(like: Tensor) -> Tensor:
     """(d, h, w) standard normal noise that is the same in every call: evaluation is deterministic."""
     return torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _over_processes(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The moments of all devices' latents together, from those of each one's."""
+    if not torch.distributed.is_initialized():
+        return mean, covariance
+    moment = covariance + mean.outer(mean)
+    for part in (whole := mean.clone(), moment):
+        torch.distributed.all_reduce(part)
+        part /= torch.distributed.get_world_size()
+    return whole, moment - whole.outer(whole)
 
 
 @METHODS.register("vaevq")
@@ -100,6 +113,12 @@ class VAEVQ(Quantizer):
         """Over the channels; over tokens and images it is always the mean."""
         dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
+        dcr_target: Literal["prior", "latents", "latents_live"] = field(
+            default="prior", metadata=_OPEN | _DCR | _LATER
+        )
+        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents, which it moves too where live."""
+        dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)
+        """Over the channels: eq. 11 is a sum, as eq. 7 is; where one is a mean, the other should be."""
         estimator: Literal["straight_through", "reparameterised"] = field(
             default="straight_through", metadata=_OPEN | _VLQ
         )
@@ -188,12 +207,20 @@ class VAEVQ(Quantizer):
         self.in_channels = 2 * config.dim if config.vlq else config.dim  # no head for a variance that nobody uses
         self.embedding = nn.Parameter(initial_codebook(config.codebook_size, config.dim, config.init))
         self.projection = nn.Linear(config.dim, config.dim) if config.codebook_param == "linear" else None
+        if config.dcr and config.dcr_target != "prior":
+            self.register_buffer("latent_mean", torch.zeros(config.dim))
+            self.register_buffer("latent_covariance", torch.zeros(config.dim, config.dim))
+            self.register_buffer("moments_weight", torch.zeros(()))
 
     def _codes(self) -> Tensor:
         if self.projection is None:
             return self.embedding
         codes: Tensor = self.projection(self.embedding)
         return codes
+
+    latent_mean: Tensor
+    latent_covariance: Tensor
+    moments_weight: Tensor
 
     @property
     def codebook(self) -> Tensor:
@@ -248,7 +275,7 @@ class VAEVQ(Quantizer):
         else:
             losses = vq_losses(z, z_q, config.beta, config.beta_on)
         if config.dcr:
-            losses["dcr"] = config.dcr_weight * squared_w2_to_standard_normal(codes)
+            losses["dcr"] = self._dcr(z, codes)
         diagnostics = {**norms(mean, codes), **self._spread(z_q, mean, sigma)}
         return Quantized(self._estimate(mean, z, z_q, sigma), indices, losses, diagnostics=diagnostics)
 
@@ -276,6 +303,28 @@ class VAEVQ(Quantizer):
             floored = self._floored(weighing)
         per_token = rcs_per_token(z_q, mean, floored).mean()
         return config.rcs_weight * per_token / (1 if config.rcs_reduction == "sum" else mean.shape[1])
+
+    def _dcr(self, z: Tensor, codes: Tensor) -> Tensor:
+        config = self.config
+        if config.dcr_target == "prior":
+            distance = squared_w2_to_standard_normal(codes)
+        else:
+            distance = squared_w2_to_normal(codes, *self._latent_moments(z))
+        return config.dcr_weight * distance / (1 if config.dcr_reduction == "sum" else config.dim)
+
+    def _latent_moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Running mean (d,) and covariance (d, d) of the latents; where they are live, this batch's carry gradients."""
+        mean, covariance = moments(z.movedim(1, -1).flatten(0, -2))
+        with torch.no_grad():
+            self.moments_weight.mul_(_MOMENTS_DECAY).add_(1 - _MOMENTS_DECAY)
+            share = (1 - _MOMENTS_DECAY) / self.moments_weight  # an average of all batches so far, while they are few
+            of_batch = _over_processes(mean, covariance)
+            self.latent_mean.lerp_(of_batch[0], share)
+            self.latent_covariance.lerp_(of_batch[1], share)
+        running_mean, running_covariance = self.latent_mean.clone(), self.latent_covariance.clone()
+        if self.config.dcr_target == "latents":
+            return running_mean, running_covariance
+        return running_mean + mean - mean.detach(), running_covariance + covariance - covariance.detach()
 
     def _estimate(self, mean: Tensor, z: Tensor, z_q: Tensor, sigma: Tensor | None) -> Tensor:
         """z_q in value; the estimator says where the decoder's gradient goes."""

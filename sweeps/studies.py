@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.choice import choose_method, read_settings, split_reference
+from vqbench.config import from_stored
 from vqbench.errors import UsageError, unknown
 from vqbench.plan import RunRequest, resolve_recipe
 from vqbench.recipe import Recipe
@@ -118,7 +119,7 @@ def _study(reference: str, request: SweepRequest, space: Raw, recipe: Recipe) ->
     check_order(parameters)
     choice = choose_method(reference, recipe, read_settings(settings))
     base = {("recipe", field): value for field, value in recipe.as_dict().items()}
-    base |= {(name, field): value for field, value in choice.config.items()}
+    base |= {(name, field): value for field, value in from_stored(METHODS.get(name).Config, choice.config).items()}
     return StudyPlan(reference, settings, tuple(parameters), base, 0), notes
 
 

@@ -10,12 +10,12 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqbench.config import as_dict, build, components, part_of, split_setting
+from vqbench.config import as_dict, build, components, first_default, part_of, split_setting, stored
 from vqbench.errors import UsageError, unknown
 from vqbench.home import home, keep_text
 from vqbench.paper import paper_facts
@@ -132,9 +132,12 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     typed = {**settings.get(name, {}), **(settings.get(reference, {}) if preset is not None else {})}
     see = f"vqbench show {name}"
     chosen = {**(cls.presets[preset] if preset is not None else {}), **typed}
-    config = build(cls.Config, _without(cls.Config, values | typed, variant.off), name, see)
+    given = _without(cls.Config, values | typed, variant.off)
+    config = build(cls.Config, given, name, see)
     switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
-    _refuse_idle(name, cls.Config, typed, {c for c, on in switches.items() if not on} - variant.off)
+    off = {component for component, on in switches.items() if not on}
+    config = build(cls.Config, _idle(cls.Config, off) | given, name, see)
+    _refuse_idle(name, cls.Config, typed, off - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
     unspecified = {field: as_dict(config)[field] for field in open_fields}
     plugin = None if cls.__module__.startswith("vqbench.") else _plugin_of(name, cls)
@@ -142,7 +145,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         label=variant.label,
         name=name,
         preset=preset,
-        config=as_dict(config),
+        config=stored(config),
         components=switches,
         unspecified=unspecified,
         part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
@@ -187,12 +190,16 @@ def _built_size(cls: Any, config: Any) -> dict[str, int] | None:
 
 
 def _without(cls: type, values: dict[str, Any], off: frozenset[str]) -> dict[str, Any]:
-    """Values with components off. What has no effect then is left at its default: one configuration, one cell."""
-    if not off:
-        return values
-    idle = {field for field, parts in part_of(cls).items() if off.intersection(parts)}
+    """Values with components off, and without those that have no effect then."""
+    idle = _idle(cls, off)
     kept = {field: value for field, value in values.items() if field not in idle}
     return kept | {field: False for component, field in components(cls).items() if component in off}
+
+
+def _idle(cls: type, off: Collection[str]) -> dict[str, Any]:
+    """What has no effect while components are off, at its first default: one configuration, one cell."""
+    idle = {field for field, parts in part_of(cls).items() if not set(off).isdisjoint(parts)}
+    return {f.name: first_default(f) for f in dataclasses.fields(cls) if f.name in idle}
 
 
 def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> None:

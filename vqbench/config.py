@@ -159,6 +159,31 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
 
 
+def first_default(field: dataclasses.Field[Any]) -> Any:
+    """What a field was by default when it was new, or what it did before there was one.
+
+    `metadata={"first_default": value}` where its default is another today: of that value nothing that is stored can
+    have heard, so what does not name the field, or leaves it idle, means its first one.
+    """
+    return field.metadata.get("first_default", default_of(field))
+
+
+def stored(config: Any) -> dict[str, Any]:
+    """A Config as it is stored and hashed: JSON-ready, without fields of later that stand at their first default.
+
+    `metadata={"added_later": True}` marks such a field: cells from before it keep their hash.
+    """
+    values = as_dict(config)
+    return {f.name: values[f.name] for f in dataclasses.fields(config)
+            if not (f.metadata.get("added_later") and getattr(config, f.name) == first_default(f))}  # fmt: skip
+
+
+def from_stored(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stored Config, with those that `stored` leaves out."""
+    later = {f.name: first_default(f) for f in dataclasses.fields(cls) if f.metadata.get("added_later")}
+    return {**later, **values}
+
+
 def split_setting(text: str) -> tuple[str, str, str]:
     """`owner.field=value` into its parts; the owner is empty where there is none."""
     key, equals, value = text.partition("=")

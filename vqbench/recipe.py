@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vqbench.config import as_dict, build
+from vqbench.config import as_dict, build, stored
 from vqbench.errors import UsageError
 from vqbench.yaml_files import read_yaml, shipped
 
 _SHIPPED = "vqbench.recipes"
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
-_ADDED_LATER = {"added_later": True}  # is part of a cell's hash only where it is set: cells from before keep theirs
+_ADDED_LATER = {"added_later": True}  # see config.stored
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,8 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The fields that influence the trained weights; one that was added later only where it is set."""
-        fields, values = {f.name: f for f in dataclasses.fields(self)}, self.as_dict()
-        kept = [name for name, f in fields.items() if name != "name" and not f.metadata.get("bookkeeping")]
-        later = {
-            name for name, f in fields.items() if f.metadata.get("added_later") and getattr(self, name) == f.default
-        }
-        return {name: values[name] for name in kept if name not in later}
+        outside = {f.name for f in dataclasses.fields(self) if f.name == "name" or f.metadata.get("bookkeeping")}
+        return {name: value for name, value in stored(self).items() if name not in outside}
 
 
 def recipe_names() -> list[str]:

@@ -16,7 +16,7 @@ from vqbench.atomic import replacing
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
 from vqbench.cell_files import WEIGHTS as WEIGHTS_FILE
 from vqbench.cell_files import later_version
-from vqbench.config import build
+from vqbench.config import build, from_stored
 from vqbench.errors import UsageError
 from vqbench.inputs import checked_images, checked_indices
 from vqbench.plugin import find_plugin
@@ -163,9 +163,9 @@ class Tokenizer(Coder):
 
 
 def build_quantizer(method: str, config: dict[str, Any]) -> Quantizer:
-    """A quantizer by its method's name and Config fields. Raises UsageError for a wrong name or field."""
+    """A quantizer by its method's name and stored Config. Raises UsageError for a wrong name or field."""
     cls = METHODS.get(method)
-    quantizer: Quantizer = cls(build(cls.Config, config, method, f"vqbench show {method}"))
+    quantizer: Quantizer = cls(build(cls.Config, from_stored(cls.Config, config), method, f"vqbench show {method}"))
     return quantizer
 
 

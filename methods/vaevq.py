@@ -116,7 +116,7 @@ class VAEVQ(Quantizer):
         dcr_target: Literal["prior", "latents", "latents_live"] = field(
             default="prior", metadata=_OPEN | _DCR | _LATER
         )
-        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents, which it moves too where live."""
+        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents; where live, it moves these too."""
         dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)
         """Over the channels: eq. 11 is a sum, as eq. 7 is; where one is a mean, the other should be."""
         estimator: Literal["straight_through", "reparameterised"] = field(

@@ -113,10 +113,8 @@ class VAEVQ(Quantizer):
         """Over the channels; over tokens and images it is always the mean."""
         dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
-        dcr_target: Literal["prior", "latents", "latents_live"] = field(
-            default="prior", metadata=_OPEN | _DCR | _LATER
-        )
-        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents; where live, it moves these too."""
+        dcr_target: Literal["prior", "latents", "latents_live"] = field(default="prior", metadata=_OPEN | _DCR | _LATER)
+        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents; live, it moves these too."""
         dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)
         """Over the channels: eq. 11 is a sum, as eq. 7 is; where one is a mean, the other should be."""
         estimator: Literal["straight_through", "reparameterised"] = field(

@@ -22,7 +22,7 @@ from vqbench.errors import UsageError
 from vqbench.fit import train as fit
 from vqbench.methods import nearest as nearest_module
 from vqbench.methods.codebook import quantize, vq_losses
-from vqbench.methods.dcr import moments, squared_w2_to_standard_normal
+from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
 from vqbench.methods.fsq import FSQ, RECOMMENDED
 from vqbench.methods.nearest import nearest
 from vqbench.methods.sqvae import SQVAE, assignment_logits, latent_terms
@@ -387,6 +387,85 @@ def test_dcr_widens_a_small_codebook(size: int, scale: float) -> None:
     assert codes.grad.isfinite().all()
     if scale < 1:
         assert (codes.grad * (codes - codes.mean(0)).detach()).sum() < 0
+
+
+@quick
+@given(seed=st.integers(0, 999), d=st.integers(1, 6), scale=st.sampled_from([1e-3, 0.05, 1.0, 30.0]))
+def test_dcr_to_any_normal_against_matrix_square_root(seed: int, d: int, scale: float) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    codes = torch.randn(40, d, generator=noise, dtype=torch.float64) * 0.5 * scale + 0.2 * scale
+    spread = torch.randn(d, d, generator=noise, dtype=torch.float64) * scale
+    covariance, mean = spread @ spread.T + 0.1 * scale**2 * torch.eye(d), torch.randn(d, generator=noise) * scale
+    own_mean, own = moments(codes)
+    root = scipy.linalg.sqrtm(covariance.numpy())
+    cross = np.trace(np.real(scipy.linalg.sqrtm(root @ own.numpy() @ root)))
+    expected = float((own_mean - mean).square().sum() + own.trace() + covariance.trace()) - 2 * cross
+    assert float(squared_w2_to_normal(codes, mean, covariance)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dcr_to_the_standard_normal_is_one_of_any() -> None:
+    codes = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    general = squared_w2_to_normal(codes, torch.zeros(5), torch.eye(5))  # but for the jitter
+    torch.testing.assert_close(general, squared_w2_to_standard_normal(codes), rtol=1e-4, atol=0)
+    gradients = (torch.autograd.grad(f, codes)[0] for f in (general, squared_w2_to_standard_normal(codes)))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_dcr_to_its_own_moments_is_nothing_and_moves_nothing() -> None:
+    codes = (0.05 * torch.randn(64, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1.0).detach()
+    codes.requires_grad_()
+    distance = squared_w2_to_normal(codes, *(part.detach() for part in moments(codes)))
+    assert distance.item() == pytest.approx(0, abs=1e-6 * 0.05**2 * 6 * 10)
+    assert float(torch.autograd.grad(distance, codes)[0].abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-12])
+def test_dcr_to_latents_is_finite_for_codes_in_one_point(spread: float) -> None:
+    codes = (torch.full((16, 4), 0.3) + spread * 1e-9 * torch.randn(16, 4)).requires_grad_()
+    distance = squared_w2_to_normal(codes, torch.zeros(4), 0.01 * torch.eye(4))
+    (gradient,) = torch.autograd.grad(distance, codes)
+    assert gradient.isfinite().all()
+    assert (gradient > 0).all()  # to the latents' mean at 0
+
+
+def latents_dcr(target: str, **config: Any) -> Any:
+    return seeded(VAEVQ, codebook_size=32, dim=3, dcr_target=target, quantize="mean", **config)
+
+
+def test_dcr_follows_the_running_moments_of_the_latents() -> None:
+    quantizer = latents_dcr("latents", dcr_weight=1.0, dcr_reduction="sum")
+    batches = [torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(i)) * (1 + i) for i in range(3)]
+    losses = [quantizer(z).losses["dcr"] for z in batches]
+    rows = [z[:, :3].permute(0, 2, 3, 1).reshape(-1, 3) for z in batches]
+    weights = np.array([0.99**2, 0.99, 1.0]) / (0.99**2 + 0.99 + 1.0)
+    mean = sum(w * r.mean(0) for w, r in zip(weights, rows, strict=True))
+    covariance = sum(w * torch.cov(r.T) for w, r in zip(weights, rows, strict=True))
+    torch.testing.assert_close(quantizer.latent_mean, mean, check_dtype=False, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(quantizer.latent_covariance, covariance, check_dtype=False, rtol=1e-4, atol=1e-6)
+    expected = squared_w2_to_normal(quantizer.embedding, mean, covariance)
+    torch.testing.assert_close(losses[-1], expected, check_dtype=False, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "moves"), [("prior", False), ("latents", False), ("latents_live", True)])
+def test_dcr_moves_the_latents_only_where_they_are_a_live_target(target: str, moves: bool) -> None:
+    z = torch.randn(2, 6, 4, 4).requires_grad_()
+    loss = latents_dcr(target)(z).losses["dcr"]
+    (at_z,) = torch.autograd.grad(loss, z, allow_unused=True)
+    assert (at_z is not None and bool((at_z[:, :3] != 0).any())) == moves
+
+
+def test_evaluation_leaves_the_running_moments() -> None:
+    quantizer = latents_dcr("latents")
+    quantizer(torch.randn(2, 6, 4, 4))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.eval()(torch.randn(2, 6, 4, 4))
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+def test_dcr_as_a_mean_is_a_share_of_its_sum() -> None:
+    summed, meant = (seeded(VAEVQ, codebook_size=8, dim=5, dcr_reduction=r) for r in ("sum", "mean"))
+    z = torch.randn(1, 10, 2, 2)
+    assert float(summed(z).losses["dcr"]) == pytest.approx(5 * float(meant(z).losses["dcr"]), rel=1e-6)
 
 
 def test_kl_in_closed_form() -> None:

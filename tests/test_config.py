@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqbench.config import as_dict, build, components, describe, split_setting
+from vqbench.config import as_dict, build, components, describe, from_stored, split_setting, stored
 from vqbench.errors import UsageError
 from vqbench.recipe import Recipe, load_recipe, recipe_names
 
@@ -32,6 +32,26 @@ class Config:
     def __post_init__(self) -> None:
         if self.size < 2:
             raise ValueError("size must be at least 2")
+
+
+@dataclass(frozen=True)
+class Grown(Config):
+    late: str = field(default="new", metadata={"added_later": True, "first_default": "old"})
+    """Came later, and its default has moved since."""
+    lately: int = field(default=3, metadata={"added_later": True})
+    """Came later."""
+
+
+def test_what_was_stored_before_a_field_came_means_its_first_default() -> None:
+    yesterday = as_dict(Config())
+    assert stored(Grown(late="old")) == yesterday  # and so the hash of its cells
+    assert Grown(**from_stored(Grown, yesterday)) == Grown(late="old", lately=3)
+
+
+@given(st.sampled_from(["old", "new", "other"]), st.integers(0, 5), st.integers(2, 9))
+def test_a_stored_config_is_read_back(late: str, lately: int, size: int) -> None:
+    config = Grown(size=size, late=late, lately=lately)
+    assert build(Grown, from_stored(Grown, stored(config)), "thing", "") == config
 
 
 def made(**values: object) -> Config:

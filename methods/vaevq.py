@@ -255,7 +255,7 @@ class VAEVQ(Quantizer):
         if not self.training:
             sampled = self.config.evaluate == "sample"
             chosen = mean + (0.5 * log_variance).exp() * _fixed_noise(mean) if sampled else mean
-            return Quantized(*quantize(chosen, self._codes()))
+            return Quantized(*quantize(chosen, self._codes()), continuous=chosen)
         sample = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)  # eq. 1
         quantized = self._align(mean, sample if self.config.quantize == "sample" else mean, log_variance)
         quantized.continuous, quantized.continuous_weight = sample, self.config.dual_weight  # eq. 3 and 4

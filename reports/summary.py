@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.feature_protocol import FEATURE_METRICS
-from vqbench.metrics.definitions import METRICS
+from vqbench.metrics.definitions import COMPANIONS, METRICS, companions
 from vqbench.reports.grid import Grid, markdown, markdown_text
 
 
@@ -50,7 +50,7 @@ class Column:
     interval: bool = True
     scale: float = 1.0
     on_request: bool = False
-    """Whether it is shown only where it is asked for, by --metrics or --columns."""
+    """Whether it is shown only where it, or what it stands beside, is asked for, by --metrics or --columns."""
 
     def text(self, estimate: Estimate | None, between: str = " ± ") -> str:
         """The estimate as "mean ± half width", or a dash where there is none."""
@@ -62,13 +62,15 @@ class Column:
         return f"{mean}{between}{estimate.half_width * self.scale:,.{self.digits}f}"
 
 
-DEFINITIONS = {**FEATURE_METRICS, **METRICS}
-"""Every metric of both tracks; what they share means the same."""
+DEFINITIONS = {**FEATURE_METRICS, **METRICS, **COMPANIONS}
+"""Every score of both tracks; what they share means the same."""
 
 _TABLE = (
     Column("rfid", "rFID ↓", 2),
+    Column("rfid_continuous", "rFID cont.", 2, on_request=True),
     Column("kid", "KID ↓", 4, on_request=True),
     Column("psnr", "PSNR ↑", 2),
+    Column("psnr_continuous", "PSNR cont.", 2),
     Column("ssim", "SSIM ↑", 3),
     Column("lpips_alex", "LPIPS alex ↓", 3),
     Column("lpips_vgg", "LPIPS vgg ↓", 3),
@@ -155,6 +157,7 @@ def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
     known = list(summaries)
     present = {key for summary in known for key in summary.estimates}
     asked = {key for summary in known for key in summary.asked}
+    asked |= {*companions(asked)}
     return [c for c in _TABLE if c.key in present and (c.key in asked or not c.on_request)]
 
 

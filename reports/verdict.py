@@ -20,8 +20,10 @@ Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
 
 GLOSSES = {
     "rfid": "how far the reconstructions, as a set, are from the originals in what an image classifier sees",
+    "rfid_continuous": "rFID without quantization: what rFID has over it is the cost of quantization alone",
     "kid": "the same distance as rFID, estimated without bias from few images",
     "psnr": "how close each pixel comes to the original, in decibels",
+    "psnr_continuous": "PSNR without quantization: what it has over PSNR is the cost of quantization alone",
     "ssim": "how much of the local structure is kept; 1 is an identical image",
     "lpips_alex": "how different the images look to a neural network; 0 is identical",
     "lpips_vgg": "how different the images look to a neural network; 0 is identical",

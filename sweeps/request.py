@@ -11,7 +11,7 @@ from vqbench import arguments
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
 from vqbench.feature_protocol import FEATURE_METRICS
-from vqbench.metrics.definitions import METRICS
+from vqbench.metrics.definitions import COMPANIONS, METRICS
 from vqbench.plan import RunRequest
 from vqbench.sweeps.grammar import Raw
 
@@ -131,7 +131,7 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
 
     `metrics` are those that the trials compute.
     """
-    known = METRICS if track == "images" else FEATURE_METRICS
+    known = {**METRICS, **COMPANIONS} if track == "images" else FEATURE_METRICS
     ranking = [name for name, definition in known.items() if definition.better is not None]
     objectives = tuple(dict.fromkeys(request.objectives)) or tuple([m for m in metrics if m in ranking][:1])
     if not objectives:

@@ -476,6 +476,26 @@ def test_each_mistake_fails_its_own_property(tmp_path: Path, mistake: str) -> No
     assert failures(properties) == expected, render(properties)
 
 
+@pytest.mark.parametrize(
+    ("continuous", "expected"),
+    [
+        ("z", set()),
+        ("z if self.training else None", {"shapes and types"}),
+        ("None if self.training else z", {"shapes and types"}),
+        ("z[:, :1]", {"shapes and types"}),
+        ("z + torch.randn_like(z)", {"eval is deterministic"}),
+        ("z - z.mean()", {"eval ignores other images"}),
+    ],
+)
+def test_a_continuous_path_is_held_to_what_its_score_needs(
+    tmp_path: Path, continuous: str, expected: set[str]
+) -> None:
+    source = RIGHT.replace("indices, losses)", f"indices, losses, continuous={continuous})")
+    only = ["shapes and types", "eval is deterministic", "eval has no side effects", "eval ignores other images"]
+    properties = check_method("dual", write(tmp_path, "dual", [], source), only=only)
+    assert failures(properties) == expected, render(properties)
+
+
 def test_codebooks_that_drift_apart_on_two_ranks(tmp_path: Path) -> None:
     plugin = write(tmp_path, "unreduced", UNREDUCED)
     (result,) = check_method("unreduced", plugin, only=["same on two ranks"])

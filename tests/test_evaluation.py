@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +23,9 @@ from vqbench.metrics.features import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.precision import plain_float32
 from vqbench.protocol import protocol_for
+from vqbench.quantizer import Quantized
 from vqbench.recipe import load_recipe
-from vqbench.tokenizer import build_tokenizer
+from vqbench.tokenizer import Coder, build_tokenizer
 from vqbench.weights import Missing, find_inception, load_lpips
 
 needs_inception = pytest.mark.skipif(
@@ -109,6 +111,99 @@ def test_the_reconstruction_is_clamped_and_rounded_once():
     assert (result.reconstructions == expected).all()
     mse = ((pixels - expected) ** 2).mean(axis=(1, 2, 3))
     assert result.per_image.psnr.tolist() == pytest.approx((10 * np.log10(255**2 / mse)).tolist(), rel=1e-9)
+
+
+def dual(**config):
+    """An untrained vaevq on images of 16 px, 16 tokens each."""
+    recipe = load_recipe("tiny", {"resolution": 16, "channels": 8, "codebook_size": 8, "codebook_dim": 4})
+    return build_tokenizer("vaevq", {"codebook_size": 8, "dim": 4, **config}, recipe, 0)
+
+
+def quantized_by(tokenizer, pixels):
+    """(N, dim, h, w) means of what the encoder says."""
+    with torch.no_grad():
+        z = tokenizer.to_quantizer(tokenizer.encoder(to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2))))
+    return z[:, :4]
+
+
+@pytest.mark.parametrize("evaluate_", ["mean", "sample"])
+def test_the_continuous_path_decodes_what_evaluation_quantizes(evaluate_):
+    pixels, tokenizer = photographs(), dual(evaluate=evaluate_, sigma_init=2.0).eval()
+    found = run(tokenizer, pixels, batch_size=4)
+    noise = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = tokenizer.to_quantizer(tokenizer.encoder(to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2))))
+        latents = z[:, :4] + (2.0 * torch.exp(z[:, 4:] / 2) * noise if evaluate_ == "sample" else 0)
+        images = tokenizer.decoder(tokenizer.from_quantizer(latents)).permute(0, 2, 3, 1).numpy()
+    eight_bits = np.round((np.clip(images, -1, 1) + 1) * 127.5)
+    psnr = 10 * np.log10(255**2 / ((pixels - eight_bits) ** 2).mean((1, 2, 3)))
+    assert found.per_image.psnr_continuous.tolist() == pytest.approx(psnr.tolist(), abs=1e-3)
+    assert found.scores["psnr_continuous"] == pytest.approx(psnr.mean(), abs=1e-3)
+    assert abs(found.scores["psnr_continuous"] - found.scores["psnr"]) > 0.01
+
+    class Plain:  # what evaluation asks of any tokenizer, and no more
+        quantizer, to_indices, from_indices = tokenizer.quantizer, tokenizer.to_indices, tokenizer.from_indices
+
+    plain = run(Plain(), pixels, batch_size=4)
+    assert {**plain.scores, "psnr_continuous": found.scores["psnr_continuous"]} == found.scores
+    assert plain.per_image.equals(found.per_image.drop(columns="psnr_continuous"))
+    assert np.array_equal(plain.reconstructions, found.reconstructions)
+
+
+@needs_inception
+def test_a_codebook_that_holds_every_latent_leaves_no_gap(tmp_path):
+    pixels = photographs(2)
+    names, apart, tokenizer = ("rfid", "psnr"), dual().eval(), dual(codebook_size=32).eval()
+    tokenizer.quantizer.embedding.data = quantized_by(tokenizer, pixels).permute(0, 2, 3, 1).reshape(32, 4).clone()
+    same, other = (run(t, pixels, names, home=tmp_path).scores for t in (tokenizer, apart))
+    assert set(same) == {"rfid", "rfid_continuous", "psnr", "psnr_continuous"}
+    assert same["psnr_continuous"] == pytest.approx(same["psnr"], abs=1e-3)
+    assert same["rfid_continuous"] == pytest.approx(same["rfid"], rel=1e-3)
+    assert abs(other["psnr_continuous"] - other["psnr"]) > 0.01
+    assert other["rfid_continuous"] != pytest.approx(other["rfid"], rel=1e-2)
+    assert other["rfid_continuous"] == pytest.approx(same["rfid_continuous"], rel=1e-3), "whatever the codes are"
+
+
+def test_only_a_continuous_path_beside_its_metric_has_a_score_of_its_own():
+    pixels, recipe = photographs(3), load_recipe("tiny", {"resolution": 16, "channels": 8})
+    off = dict.fromkeys(("vlq", "rcs", "dcr"), False)
+    for tokenizer in (build_tokenizer("vqgan", {}, recipe, 0), dual(**off), dual(vlq=False)):
+        found = run(tokenizer, pixels)
+        assert set(found.scores) == set(NO_WEIGHTS)
+        assert "psnr_continuous" not in found.per_image
+    assert set(run(dual(rcs=False, dcr=False), pixels).scores) == {*NO_WEIGHTS, "psnr_continuous"}
+    assert set(run(dual(), pixels, ("ssim", "usage")).scores) == {"ssim", "usage"}
+
+
+class Halves(Coder):
+    """Grey blocks in two levels, with a continuous path that takes its time."""
+
+    def __init__(self, seconds=0.0, spoil=0.0):
+        super().__init__()
+        self.quantizer = SimpleNamespace(codebook_size=2, num_codebooks=1, bits_per_token=1.0)
+        self.quantizer.decode_indices = lambda indices: indices[:, None] - 0.5
+        self.seconds, self.spoil = seconds, spoil
+
+    def quantize(self, images):
+        grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8)
+        indices = (grey > 0).long().squeeze(1)
+        return Quantized(indices[:, None] - 0.5, indices, continuous=grey + self.spoil)
+
+    def decode_latents(self, latents):
+        if not bool((latents.abs() == 0.5).all()):
+            time.sleep(self.seconds)
+        return latents.repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).clone()
+
+
+def test_images_per_second_are_those_of_the_codes_alone():
+    slow = run(Halves(seconds=0.5), photographs(8), batch_size=4)
+    assert slow.scores["psnr_continuous"] > slow.scores["psnr"]
+    assert min(slow.encode_images_per_s, slow.decode_images_per_s) > 4 / 0.5
+
+
+def test_a_continuous_path_that_is_not_finite_is_named():
+    with pytest.raises(VQBenchError, match="image0 without quantization has non-finite"):
+        run(Halves(spoil=float("nan")), photographs())
 
 
 def test_reconstructions_are_kept_up_to_16_mib_and_those_shown_are_among_them():

@@ -165,6 +165,8 @@ def test_a_request_that_means_nothing_is_refused(fields: dict[str, Any], said: s
 def test_metrics_of_images_are_refused() -> None:
     with pytest.raises(UsageError, match="rfid is a metric of images"):
         select_feature_metrics(["usage", "rfid"])
+    with pytest.raises(UsageError, match="psnr_continuous is a metric of images"):
+        select_feature_metrics(["psnr_continuous"])
     with pytest.raises(UsageError, match="did you mean quantization_error"):
         select_feature_metrics(["quantisation_error"])
     assert select_feature_metrics(["usage", "quantization_error"]) == ("quantization_error", "usage")

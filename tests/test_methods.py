@@ -617,7 +617,7 @@ def test_vaevq_samples_in_training_and_not_in_evaluation() -> None:
     assert not torch.equal(quantizer(z).continuous, quantizer(z).continuous)
     quantizer.eval()
     result = quantizer(z)
-    assert result.continuous is None
+    assert torch.equal(result.continuous, z[:, :3])
     assert torch.equal(result.indices, quantize(z[:, :3], quantizer.embedding)[1])  # the mean
     assert torch.equal(result.latents, quantizer(torch.cat([z[:, :3], z[:, 3:] + 5], 1)).latents)
 
@@ -630,7 +630,10 @@ def test_vaevq_evaluates_a_sample_with_the_same_noise_for_every_image() -> None:
     assert torch.equal(indices[:1], quantizer(one).indices)
     certain = torch.cat([one[:, :3], torch.full((1, 3, 4, 4), -30.0)], 1)  # without variance the sample is the mean
     assert torch.equal(quantizer(certain).indices, quantize(one[:, :3], quantizer.embedding)[1])
+    assert torch.allclose(quantizer(certain).continuous, one[:, :3], atol=1e-6)
     uncertain = torch.cat([one[:, :3], torch.full((1, 3, 4, 4), 5.0)], 1)
+    assert not torch.allclose(quantizer(uncertain).continuous, one[:, :3], atol=0.1)
+    assert torch.equal(quantize(quantizer(uncertain).continuous, quantizer.embedding)[1], quantizer(uncertain).indices)
     assert not torch.equal(quantizer(uncertain).indices, quantizer(certain).indices)
 
 

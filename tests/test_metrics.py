@@ -16,7 +16,16 @@ from vqbench import probing
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.metrics import frechet
 from vqbench.metrics.codes import CodeHistogram, code_scores, code_statistics
-from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
+from vqbench.metrics.definitions import (
+    COMPANIONS,
+    METRICS,
+    cautions,
+    companions,
+    default_metrics,
+    needed_weights,
+    select_metrics,
+    too_small,
+)
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.pixels import PSNR_CAP, psnr, ssim
 from vqbench.weights import Missing, find_inception, load_inception, load_lpips
@@ -277,9 +286,20 @@ def test_a_metric_says_from_which_size_it_is_defined():
 
 
 def test_every_metric_defines_itself():
-    for name, definition in METRICS.items():
+    for name, definition in {**METRICS, **COMPANIONS}.items():
         assert definition.name == name
         assert definition.sentence.endswith(".")
+
+
+def test_a_companion_comes_with_its_metric_and_is_not_asked_for():
+    assert not COMPANIONS.keys() & METRICS.keys()  # whose sentences are part of every protocol
+    assert {known.companion_of for known in COMPANIONS.values()} <= METRICS.keys()
+    assert companions(["rfid", "usage"]) == ("rfid_continuous",)
+    assert companions(default_metrics()) == ("rfid_continuous", "psnr_continuous")
+    with pytest.raises(UsageError, match="psnr_continuous is not asked for: it comes with psnr") as refused:
+        select_metrics(["ssim,psnr_continuous"])
+    assert "--metrics psnr" in refused.value.hint
+    assert cautions(["rfid_continuous"], 48) == cautions(["rfid", "rfid_continuous"], 48) == cautions(["rfid"], 48) != {}
 
 
 def test_definitions_weights_and_protocol_import_no_torch():

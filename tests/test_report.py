@@ -31,7 +31,7 @@ import vqbench
 from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
-from vqbench.metrics.definitions import METRICS, cautions
+from vqbench.metrics.definitions import COMPANIONS, METRICS, cautions
 from vqbench.plan import Cell, RunRequest, make_plan
 from vqbench.reports.ablation import Finding, delta_table
 from vqbench.reports.compare import compare_groups
@@ -44,7 +44,7 @@ from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.page import page_html
 from vqbench.reports.report import Report, build_report, write_report
 from vqbench.reports.statistics import Difference
-from vqbench.reports.summary import markdown_table, summarise
+from vqbench.reports.summary import markdown_table, shown_columns, summarise
 from vqbench.results import CellFolder, read_json, write_json
 from vqbench.terminal import TerminalView
 from vqbench.terminal_compare import print_versus
@@ -717,6 +717,28 @@ def test_rfid_of_few_images_carries_a_caution_wherever_it_is_shown(tmp_path: Pat
     assert f"rfid {rows[0]['scores']['rfid']:.3f} (of few images), psnr" in " ".join(err.getvalue().split())
     assert build_report(experiment, ["psnr"]).sections[0].columns[0].key == "psnr"
     assert "rFID of" not in markdown_document(build_report(experiment, ["psnr"]))
+
+
+def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
+    beside = {"psnr_continuous": 22.0, "rfid_continuous": 8.5}
+    for method, more in (("vaevq", beside), ("vqgan", {})):
+        for seed in (0, 1):
+            write_cell(tmp_path / "made", method, seed, {"rfid": 9.5 + seed, "psnr": 20.0 + seed, **more})
+    experiment = load_experiment(tmp_path, "made")
+    report = build_report(experiment)
+    assert [column.title for column in report.sections[0].columns[:3]] == ["rFID ↓", "PSNR ↑", "PSNR cont."]
+    assert "| vqgan | **10.00 ± 6.35** | **20.50 ± 6.35** | – |" in markdown_document(report)
+    assert set(report.sections[0].comparisons) == {"rfid", "psnr"}
+    page = page_html(report, [], {})
+    assert COMPANIONS["psnr_continuous"].sentence in page
+    both = build_report(experiment, ["rfid_continuous", "psnr_continuous"], "psnr_continuous")
+    assert "| vaevq | 8.50 ± 0.00 | 22.00 ± 0.00 | 2 |" in markdown_document(both)
+    assert CAUTION.replace("48", "30") in markdown_document(both)
+    asked = [summary for group in experiment.groups for summary in summarise(group.rows, ["rfid"])]
+    assert "rFID cont." in [column.title for column in shown_columns(asked)]
+    with pytest.raises(UsageError, match="psnr_continuous describes a tokenizer and does not rank it"):
+        compare_groups(experiment, "vaevq", "vqgan", ["psnr_continuous"])
+    assert [found.metric for found in compare_groups(experiment, "vaevq", "vqgan").parts[0].findings] == ["rfid", "psnr"]
 
 
 def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:

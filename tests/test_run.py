@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,7 +113,8 @@ def test_every_cell_is_done_with_finite_scores(comparison: Comparison) -> None:
     for row in rows:
         assert row["state"] == "done"
         assert row["error"] is None
-        assert set(row["scores"]) == set(METRICS.split(","))
+        beside = {"psnr_continuous"} if row["method"] == "vaevq" else set()
+        assert set(row["scores"]) == {*METRICS.split(","), *beside}
         assert all(np.isfinite(list(row["scores"].values())))
         assert 0 < row["scores"]["usage"] <= 1
         assert row["train_images_per_s"] > 0
@@ -132,7 +134,8 @@ def test_the_folder_of_a_cell_holds_what_was_promised(comparison: Comparison) ->
             assert key in result
         table = pd.read_parquet(folder / "per_image.parquet")
         assert len(table) == 12
-        assert table["psnr"].mean() == pytest.approx(row["scores"]["psnr"])
+        for name in {"psnr", "psnr_continuous"} & row["scores"].keys():
+            assert table[name].mean() == pytest.approx(row["scores"][name])
         histogram = np.load(folder / "codes.npz")["histogram"]
         assert histogram.sum() == row["scores"]["tokens"]
         assert (histogram > 0).mean() == pytest.approx(row["scores"]["usage"])
@@ -162,6 +165,33 @@ def test_the_table_fits_100_columns_and_names_the_protocol(comparison: Compariso
     for text in ("vqgan", "fsq", "vaevq", "PSNR", "usage", "bits/token", "±", "protocol", "N = 12"):
         assert text in answer.out
     assert "rFID" not in answer.out  # it was not asked for
+
+
+def test_a_method_without_a_continuous_path_has_a_dash_in_its_column(comparison: Comparison) -> None:
+    words = [a if a != METRICS else "psnr,ssim,usage" for a in comparison.arguments]
+    lines = typed(*words, "--methods", "vqgan,vaevq").out.splitlines()
+    head = next(line for line in lines if line.startswith("method "))
+    (vqgan,), (vaevq,) = ([line for line in lines if line.startswith(f"{name} ")] for name in ("vqgan", "vaevq"))
+    assert max(map(len, lines[:8])) <= 100
+    assert "PSNR cont." in head
+    end = head.index("PSNR cont.") + len("PSNR cont.")
+    assert vqgan[:end].endswith(" –")
+    assert re.search(r" \d\d?\.\d\d$", vaevq[:end])
+
+
+def test_a_cell_that_was_scored_before_there_was_a_continuous_score_stays_cached(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    runs = shutil.copytree(comparison.runs, tmp_path / "runs")
+    for file in runs.rglob("result.json"):
+        result = json.loads(file.read_text())
+        result["scores"].pop("psnr_continuous", None)
+        file.write_text(json.dumps(result))
+    words = [a if a != comparison.runs else runs for a in comparison.arguments]
+    rows = typed(*words, "--json").objects
+    assert [row["state"] for row in rows] == ["cached"] * 6
+    assert not any("psnr_continuous" in row["scores"] for row in rows)
+    assert "cont." not in typed(*words).out
 
 
 def test_what_was_asked_for_by_name_is_shown_by_run_and_report(comparison: Comparison) -> None:

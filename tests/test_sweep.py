@@ -300,6 +300,7 @@ def test_a_file_that_is_no_space_is_refused(content: bytes, what: str, tmp_path:
         ({"spaces": ()}, "no space to search"),
         ({"objectives": ("rfidd",)}, "unknown objective 'rfidd'; did you mean rfid"),
         ({"objectives": ("bpp",)}, "bpp has no better direction"),
+        ({"objectives": ("psnr_continuous",)}, "psnr_continuous has no better direction"),
         ({"objectives": ("rfid", "usage"), "pruner": "median"}, "there are 2 objectives"),
         ({"sampler": "nsga2", "pruner": "hyperband"}, "nsga2"),
         ({"objectives": ("ssim",)}, "the objective ssim is not among the metrics of the trials"),

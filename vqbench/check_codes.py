@@ -50,15 +50,25 @@ def _require_finite(result: Quantized, where: str) -> None:
         require(bool(value.isfinite().all()), f"not finite {where}: {name}")
 
 
+def _require_both(trained: bool, scored: bool) -> None:
+    """A continuous path is scored where it is trained, and nowhere else."""
+    advice = "in eval mode, return what is quantized"
+    require(scored or not trained, f"forward gives continuous in training alone, so it is not scored: {advice}")
+    require(trained or not scored, "forward gives continuous in eval mode alone, so it is scored and not trained")
+
+
 def shapes(trial: Trial) -> str:
     """Latents, indices, losses, codebook and bits have the shapes, types and sizes of the contract."""
+    continuous = {True: False, False: False}
     for make, when in ((trial.quantizer, "at the start"), (trial.trained, "after some steps")):
         for training in (True, False):
             quantizer = make(training=training)
             result = quantizer(trial.latents(quantizer))
+            continuous[training] |= result.continuous is not None
             _require_shapes(quantizer, result)
             _require_finite(result, when)
             _require_sizes(quantizer)
+    _require_both(trained=continuous[True], scored=continuous[False])
     sizes = f"latents {tuple(result.latents.shape)}, indices {tuple(result.indices.shape)}"
     return f"{sizes}, {quantizer.bits_per_token:.2f} bits per token"
 
@@ -120,6 +130,7 @@ def eval_deterministic(trial: Trial) -> str:
     one, two = in_eval(first, z, seed=1), in_eval(second, z, seed=2)
     require(torch.equal(one.indices, two.indices), "two eval passes from the same state give different indices")
     require(torch.equal(one.latents, two.latents), "two eval passes from the same state give different latents")
+    require(same(one.continuous, two.continuous), "two eval passes from the same state give different continuous")
     return "same indices and latents under two seeds"
 
 
@@ -141,6 +152,7 @@ def eval_no_side_effects(trial: Trial) -> str:
         decoded_again = quantizer.decode_indices(first.indices)
     require(torch.equal(first.indices, second.indices), "the second eval pass gives other indices")
     require(torch.equal(first.latents, second.latents), "the second eval pass gives other latents")
+    require(same(first.continuous, second.continuous), "the second eval pass gives another continuous")
     require(torch.equal(decoded, decoded_again), "after other eval passes the same indices decode to other latents")
     return "state, codebook and answers unchanged by eval passes"
 
@@ -159,6 +171,10 @@ def eval_ignores_other_images(trial: Trial) -> str:
         apart = ((whole.latents[:1] - single.latents).abs() * agree[:, None]).max()
         scale = 1 + float(single.latents.abs().max())
         require(float(apart) <= 1e-4 * scale, f"alone, latents of the same codes are {float(apart):.3g} away")
+        if whole.continuous is not None and single.continuous is not None:
+            apart = (whole.continuous[:1] - single.continuous).abs().max()
+            scale = 1 + float(single.continuous.abs().max())
+            require(float(apart) <= 1e-4 * scale, f"alone, continuous is {float(apart):.3g} away")
     return f"{agree.numel()} tokens alone as in a batch of {BATCH}"
 
 

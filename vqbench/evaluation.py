@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,22 +21,27 @@ from vqbench.home import home as default_home
 from vqbench.inputs import to_input
 from vqbench.kept import kept_positions
 from vqbench.metrics.codes import CodeHistogram, code_scores
-from vqbench.metrics.definitions import METRICS, needed_weights, too_small
+from vqbench.metrics.definitions import COMPANIONS, METRICS, companions, needed_weights, too_small
 from vqbench.metrics.features import FeatureExtractor, reference_features, to_planes
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.inception import Inception
 from vqbench.metrics.pixels import psnr, ssim
 from vqbench.precision import plain_float32
+from vqbench.tokenizer import Coder
 from vqbench.weights import load_inception, load_lpips
 
 Pixels = NDArray[np.uint8]
 """(N, R, R, 3) uint8 images."""
 PairMetric = Callable[[Tensor, Tensor], Tensor]
 """8-bit references and reconstructions (B, 3, R, R) → values (B,)."""
+_Made = TypeVar("_Made")
 
 
 class Codec(Protocol):
-    """What evaluation asks of a tokenizer; its quantizer tells codebook_size, num_codebooks and bits_per_token."""
+    """What evaluation asks of a tokenizer; its quantizer tells codebook_size, num_codebooks and bits_per_token.
+
+    One that is a `Coder` may have a continuous path besides, which is scored too.
+    """
 
     quantizer: Any
 
@@ -53,7 +59,7 @@ class Evaluation:
     scores: dict[str, float]
     """Every value is finite, so it is valid JSON."""
     per_image: pd.DataFrame
-    """`id`, one column per per-image metric, `codes`: how many different codes (tuples, for G codebooks) it uses."""
+    """`id`, one column per per-image score, `codes`: how many different codes (tuples, for G codebooks) it uses."""
     histogram: NDArray[np.int64]
     """(G, K) counts over the whole split."""
     indices: NDArray[np.unsignedinteger]
@@ -89,7 +95,7 @@ class _Stopwatch:
     device: torch.device
     batches: list[tuple[int, float]] = field(default_factory=list)
 
-    def run(self, stage: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+    def run(self, stage: Callable[[Tensor], _Made], argument: Tensor) -> _Made:
         self._synchronize()
         start = time.perf_counter()
         result = stage(argument)
@@ -130,14 +136,24 @@ def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_
             )
 
 
-def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object]) -> None:
+def _encode(tokenizer: Codec, images: Tensor) -> tuple[Tensor, Callable[[], Tensor] | None]:
+    """Indices and, where the method has a continuous path, what decodes the latents that they are of."""
+    if not isinstance(tokenizer, Coder):
+        return tokenizer.to_indices(images), None
+    quantized = tokenizer.quantize(images)
+    if quantized.continuous is None:
+        return quantized.indices, None
+    return quantized.indices, functools.partial(tokenizer.from_latents, quantized.continuous)
+
+
+def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = "") -> None:
     if images.shape != expected:
         what = f"decode gave {tuple(images.shape)} for images {tuple(expected)}"
         raise VQBenchError(what, "`vqbench check` shows what breaks it")
     bad = (~torch.isfinite(images)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise VQBenchError(
-            f"the reconstruction of image {ids[bad[0]]} has non-finite values (NaN or infinity)",
+            f"the reconstruction of image {ids[bad[0]]}{source} has non-finite values (NaN or infinity)",
             "training diverged: lower the learning rate, or see the curves of the cell",
         )
 
@@ -164,14 +180,20 @@ class _Pass:
     """What accumulates over the batches of one evaluation."""
 
     def __init__(
-        self, quantizer: Any, pairs: dict[str, PairMetric], extract: FeatureExtractor | None, wanted: set[int]
+        self,
+        quantizer: Any,
+        pairs: dict[str, PairMetric],
+        extract: FeatureExtractor | None,
+        wanted: set[int],
+        beside: tuple[str, ...],
     ) -> None:
         self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
-        self.pairs, self.extract, self.wanted = pairs, extract, wanted
+        self.pairs, self.extract, self.wanted, self.beside = pairs, extract, wanted, beside
         self.columns: dict[str, list[float]] = {name: [] for name in pairs}
         self.codes: list[int] = []
         self.indices: list[NDArray[np.unsignedinteger]] = []
         self.features: list[NDArray[np.float32]] = []
+        self.continuous_features: list[NDArray[np.float32]] = []
         self.kept: dict[int, Pixels] = {}
 
     def add(self, references: Tensor, indices: Tensor, reconstructions: Tensor) -> None:
@@ -188,6 +210,15 @@ class _Pass:
         for i in self.wanted & set(range(first, len(self.codes))):
             self.kept[i] = reconstructions[i - first].permute(1, 2, 0).cpu().numpy()
 
+    def add_continuous(self, references: Tensor, reconstructions: Tensor) -> None:
+        """The same of the continuous path: no indices, and no picture is kept."""
+        for name in self.beside:
+            metric = self.pairs.get(COMPANIONS[name].companion_of)
+            if metric is not None:
+                self.columns.setdefault(name, []).extend(metric(references, reconstructions).tolist())
+        if self.extract is not None and "rfid_continuous" in self.beside:
+            self.continuous_features.append(self.extract(reconstructions))
+
     def _codes_by_position(self, indices: Tensor) -> Tensor:
         return indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
 
@@ -199,6 +230,8 @@ def _scores(seen: _Pass, reference: NDArray[np.float32] | None, quantizer: Any, 
     if reference is not None:
         features = np.concatenate(seen.features)
         scores |= {"rfid": frechet_distance(reference, features), "kid": kernel_distance(reference, features)}
+    if reference is not None and seen.continuous_features:
+        scores["rfid_continuous"] = frechet_distance(reference, np.concatenate(seen.continuous_features))
     return scores
 
 
@@ -227,7 +260,8 @@ def evaluate(
     device, home = device or torch.device("cpu"), home or default_home()
     extract = _extractor(metrics, inception_weights, device, home)
     kept = kept_positions(len(pixels), pixels.shape[1])
-    seen = _Pass(tokenizer.quantizer, _pair_metrics(metrics, lpips_weights, device, home), extract, set(kept))
+    pairs, beside = _pair_metrics(metrics, lpips_weights, device, home), companions(metrics)
+    seen = _Pass(tokenizer.quantizer, pairs, extract, set(kept), beside)
     step = _counter(progress, len(pixels) * (1 if extract is None else 2))
     encoding, decoding, reference = _Stopwatch(device), _Stopwatch(device), None
     if isinstance(tokenizer, nn.Module):
@@ -237,14 +271,18 @@ def evaluate(
             reference = reference_features(extract, pixels, validation_digest, home, step)
         for start in range(0, len(pixels), batch_size):
             images = to_planes(pixels[start : start + batch_size], device)
-            indices = encoding.run(tokenizer.to_indices, to_input(images))
+            indices, undiscretised = encoding.run(functools.partial(_encode, tokenizer), to_input(images))
             decoded = decoding.run(tokenizer.from_indices, indices)
             _check_reconstruction(decoded, images.shape, ids[start : start + batch_size])
             seen.add(images, indices, to_8_bits(decoded))
+            if undiscretised is not None and beside:  # decoded by itself: the scores of codes stay what they are
+                continuous = undiscretised()
+                _check_reconstruction(continuous, images.shape, ids[start : start + batch_size], " without quantization")
+                seen.add_continuous(images, to_8_bits(continuous))
             step(len(images))
     scores = _scores(seen, reference, tokenizer.quantizer, pixels)
     return Evaluation(
-        scores={name: scores[name] for name in scores if name.partition("/")[0] in metrics},
+        scores={name: scores[name] for name in scores if name.partition("/")[0] in {*metrics, *beside}},
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
         histogram=seen.histogram.counts,
         indices=np.concatenate(seen.indices),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import METRICS, Definition
+from vqbench.metrics.definitions import COMPANIONS, METRICS, Definition
 from vqbench.protocol import Hashed
 
 VERSION = "v1"
@@ -54,7 +54,7 @@ def select_feature_metrics(asked: Iterable[str]) -> tuple[str, ...]:
     names = list(asked)
     listed = ", ".join(FEATURE_METRICS)
     for name in names:
-        if name in METRICS and name not in FEATURE_METRICS:
+        if name in {**METRICS, **COMPANIONS} and name not in FEATURE_METRICS:
             raise UsageError(
                 f"{name} is a metric of images, and this recipe fits features: nothing is decoded to an image",
                 f"leave out --metrics (and VQBENCH_METRICS), or choose among {listed}",

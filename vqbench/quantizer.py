@@ -28,7 +28,10 @@ class Quantized:
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Scalars that are added to the training loss as they stand: each has its own weight applied."""
     continuous: Tensor | None = None
-    """A second latent, shaped like `latents`, that the recipe decodes too in training (VAEVQ's dual path)."""
+    """A second latent, shaped like `latents`, that the recipe decodes too in training (VAEVQ's dual path).
+
+    A method that has one in training has one in eval mode: what it quantizes there, as it was before, so that
+    `psnr_continuous` less `psnr` is the cost of quantization alone."""
     continuous_weight: float = 1.0
     """Weight of the reconstruction loss of `continuous`, relative to that of `latents`."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)

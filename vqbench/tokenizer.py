@@ -59,7 +59,11 @@ class Coder(nn.Module):
 
     def from_indices(self, indices: Tensor) -> Tensor:
         """Indices → what is shaped like the inputs; nothing is checked."""
-        return self.decode_latents(self.quantizer.decode_indices(indices))
+        return self.from_latents(self.quantizer.decode_indices(indices))
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """(B, out_channels, h, w), codes or what was quantized → what is shaped like the inputs, as evaluation has it."""
+        return self.decode_latents(latents)
 
     def forward(self, inputs: Tensor) -> Reconstruction:
         """One training pass over a batch of inputs; both paths in one call of the shared decoder."""
@@ -109,9 +113,9 @@ class Tokenizer(Coder):
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
         return self.decoder(self.from_quantizer(latents))
 
-    def from_indices(self, indices: Tensor) -> Tensor:
-        """Indices → images (B, 3, H, W) in [-1, 1]."""
-        latents = self.quantizer.decode_indices(indices)  # float32, where the rest was cast to another width
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """(B, out_channels, h, w), codes or what was quantized → images (B, 3, H, W) in [-1, 1]."""
+        # a quantizer's are float32, where the rest was cast to another width
         return self.decode_latents(latents.to(self.from_quantizer.weight.dtype)).clamp(-1, 1)
 
     @torch.inference_mode(False)  # what is made in that mode cannot train anything, not even after it

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.metrics.definitions import COMPANIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.page.details import Pool, cell_details, settings
 from vqbench.reports.page.pictures import sheet_data
@@ -45,9 +46,14 @@ def _column(column: Column, protocol: Mapping[str, Any]) -> dict[str, Any]:
         "title": column.title,
         "better": definition.better if definition else None,
         "gloss": GLOSSES.get(column.key, ""),
-        "definition": (protocol.get("definitions") or {}).get(column.key, ""),
+        "definition": (protocol.get("definitions") or {}).get(column.key, "") or _unhashed(column.key),
         "strip": column.interval,
     }
+
+
+def _unhashed(key: str) -> str:
+    """The definition of a companion, which no protocol holds."""
+    return COMPANIONS[key].sentence if key in COMPANIONS else ""
 
 
 def _group(section: ReportSection, group: Group) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vqbench.errors import unknown
+from vqbench.errors import UsageError, unknown
 from vqbench.wording import counted
 
 VERSION = "v1"
@@ -36,6 +36,8 @@ class Definition:
     """The smallest image, in pixels a side, that it is defined for."""
     few_images: int = 0
     """Of fewer validation images the score carries a caution (`cautions`). No part of the definition, nor of a hash."""
+    companion_of: str = ""
+    """The metric that it is computed beside, unasked, where a method has what it scores; "" for a metric itself."""
 
 
 _LPIPS = (
@@ -104,6 +106,26 @@ _TABLE = (
 
 METRICS: dict[str, Definition] = {definition.name: definition for definition in _TABLE}
 
+_CONTINUOUS = (
+    " of the images that the decoder makes of the latents which evaluation quantizes, as they are before that; only of "
+    "methods that train the decoder on such latents too."
+)
+
+_COMPANIONS = (
+    Definition(
+        "rfid_continuous", "rFID (continuous)", "", None, False, "inception", True,
+        "Fréchet distance, all else as for rfid," + _CONTINUOUS, companion_of="rfid",
+    ),
+    Definition(
+        "psnr_continuous", "PSNR (continuous)", "dB", None, True, None, True,
+        "PSNR, all else as for psnr," + _CONTINUOUS, companion_of="psnr",
+    ),
+)  # fmt: skip
+
+COMPANIONS: dict[str, Definition] = {definition.name: definition for definition in _COMPANIONS}
+"""Scores that nobody asks for. They are no part of METRICS, whose sentences are in the hash of every protocol, and no
+cell has to have them: those of methods without such a path, and those that are older, have none."""
+
 
 def default_metrics() -> tuple[str, ...]:
     """The metrics that are computed when none is asked for."""
@@ -117,9 +139,21 @@ def select_metrics(asked: Iterable[str] = ()) -> tuple[str, ...]:
     """
     names = [part.strip() for text in asked for part in text.split(",") if part.strip()]
     for name in names:
+        if name in COMPANIONS:
+            beside = COMPANIONS[name].companion_of
+            raise UsageError(
+                f"{name} is not asked for: it comes with {beside}, of methods that train a continuous path",
+                f"ask for {beside}: --metrics {beside}",
+            )
         if name not in METRICS:
             raise unknown("metric", name, METRICS, f"known metrics: {', '.join(METRICS)}")
     return tuple(name for name in METRICS if name in names) if names else default_metrics()
+
+
+def companions(metrics: Iterable[str]) -> tuple[str, ...]:
+    """What is computed beside these metrics where a method has a continuous path."""
+    asked = set(metrics)
+    return tuple(name for name, definition in COMPANIONS.items() if definition.companion_of in asked)
 
 
 def too_small(name: str, resolution: int) -> bool:
@@ -128,8 +162,9 @@ def too_small(name: str, resolution: int) -> bool:
 
 
 def cautions(metrics: Iterable[str], n_images: int) -> dict[str, str]:
-    """Metric → what must be said wherever its score over `n_images` is shown; empty where nothing must."""
-    named = [(name, METRICS[name]) for name in dict.fromkeys(metrics) if name in METRICS]
+    """Metric → what must be said wherever its score over `n_images`, or its companion's, is shown; else empty."""
+    meant = dict.fromkeys(COMPANIONS[name].companion_of if name in COMPANIONS else name for name in metrics)
+    named = [(name, METRICS[name]) for name in meant if name in METRICS]
     return {name: _caution(known, n_images) for name, known in named if n_images < known.few_images}
 
 

@@ -733,7 +733,7 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
     assert COMPANIONS["psnr_continuous"].sentence in page
     both = build_report(experiment, ["rfid_continuous", "psnr_continuous"], "psnr_continuous")
     assert "| vaevq | 8.50 ± 0.00 | 22.00 ± 0.00 | 2 |" in markdown_document(both)
-    assert CAUTION.replace("48", "30") in markdown_document(both)
+    assert CAUTION.replace("of 48", "of 30") in markdown_document(both)
     asked = [summary for group in experiment.groups for summary in summarise(group.rows, ["rfid"])]
     assert "rFID cont." in [column.title for column in shown_columns(asked)]
     with pytest.raises(UsageError, match="psnr_continuous describes a tokenizer and does not rank it"):

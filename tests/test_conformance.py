@@ -486,9 +486,7 @@ def test_each_mistake_fails_its_own_property(tmp_path: Path, mistake: str) -> No
         ("z - z.mean()", {"eval ignores other images"}),
     ],
 )
-def test_a_continuous_path_is_held_to_what_its_score_needs(
-    tmp_path: Path, continuous: str, expected: set[str]
-) -> None:
+def test_a_continuous_path_is_held_to_what_its_score_needs(tmp_path: Path, continuous: str, expected: set[str]) -> None:
     source = RIGHT.replace("indices, losses)", f"indices, losses, continuous={continuous})")
     only = ["shapes and types", "eval is deterministic", "eval has no side effects", "eval ignores other images"]
     properties = check_method("dual", write(tmp_path, "dual", [], source), only=only)

@@ -738,7 +738,8 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
     assert "rFID cont." in [column.title for column in shown_columns(asked)]
     with pytest.raises(UsageError, match="psnr_continuous describes a tokenizer and does not rank it"):
         compare_groups(experiment, "vaevq", "vqgan", ["psnr_continuous"])
-    assert [found.metric for found in compare_groups(experiment, "vaevq", "vqgan").parts[0].findings] == ["rfid", "psnr"]
+    (compared,) = compare_groups(experiment, "vaevq", "vqgan").parts
+    assert [found.metric for found in compared.findings] == ["rfid", "psnr"]
 
 
 def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:

@@ -270,14 +270,15 @@ def evaluate(
         if extract is not None:
             reference = reference_features(extract, pixels, validation_digest, home, step)
         for start in range(0, len(pixels), batch_size):
+            of = ids[start : start + batch_size]
             images = to_planes(pixels[start : start + batch_size], device)
             indices, undiscretised = encoding.run(functools.partial(_encode, tokenizer), to_input(images))
             decoded = decoding.run(tokenizer.from_indices, indices)
-            _check_reconstruction(decoded, images.shape, ids[start : start + batch_size])
+            _check_reconstruction(decoded, images.shape, of)
             seen.add(images, indices, to_8_bits(decoded))
             if undiscretised is not None and beside:  # decoded by itself: the scores of codes stay what they are
                 continuous = undiscretised()
-                _check_reconstruction(continuous, images.shape, ids[start : start + batch_size], " without quantization")
+                _check_reconstruction(continuous, images.shape, of, " without quantization")
                 seen.add_continuous(images, to_8_bits(continuous))
             step(len(images))
     scores = _scores(seen, reference, tokenizer.quantizer, pixels)

@@ -62,7 +62,7 @@ class Coder(nn.Module):
         return self.from_latents(self.quantizer.decode_indices(indices))
 
     def from_latents(self, latents: Tensor) -> Tensor:
-        """(B, out_channels, h, w), codes or what was quantized → what is shaped like the inputs, as evaluation has it."""
+        """(B, out_channels, h, w), codes or what was quantized → what is shaped like the inputs."""
         return self.decode_latents(latents)
 
     def forward(self, inputs: Tensor) -> Reconstruction:

@@ -117,6 +117,8 @@ def test_the_discriminator_waits_for_its_turn(kind: str, tmp_path: Path) -> None
     points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert ["loss/discriminator" in p for p in points] == [False, False, True, True]
     assert ["loss/gan" in p for p in points] == [False, False, True, True]
+    state = torch.load(tmp_path / "checkpoints" / CHECKPOINT, weights_only=True)
+    assert state["collapse"]["errors"]["codes"]["images"] == 32  # what was before its turn is no measure after it
 
 
 def test_a_gan_does_not_shift_what_came_before_it(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from vqbench.steps import (
     quantizer_terms,
     reconstruction_terms,
     refuse_not_finite,
+    watch_errors,
 )
 from vqbench.tokenizer import Coder, projection_from, projection_to, save, seeded_quantizer
 
@@ -138,11 +139,13 @@ class FeatureTraining:
             nn.utils.clip_grad_norm_(self.coder.parameters(), recipe.gradient_clip)
         self.optimizer.step()
         self.images_seen += recipe.batch_size
+        watch_errors(self.collapse_watch, recipe, features, output)
         moved = self.codes.update(output.quantized.indices, self.images_seen)
         self._last = ({"loss": loss, **terms}, output.quantized)
         if moved and self.codes.is_full:
-            found = symptom(self.coder.quantizer.codebook_size, self.codes.window(), self._diagnostics())
-            self.collapse_watch.judge(self.images_seen, found)
+            diagnostics = self._diagnostics()
+            found = symptom(self.coder.quantizer.codebook_size, self.codes.window(), diagnostics)
+            self.collapse_watch.judge(self.images_seen, found, diagnostics)
 
     def _diagnostics(self) -> dict[str, float]:
         return {name: float(value.detach()) for name, value in self._last[1].diagnostics.items()}

@@ -36,7 +36,8 @@ class Quantized:
     """Weight of the reconstruction loss of `continuous`, relative to that of `latents`."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars that are logged by name and have no effect. `latent_rms`, `code_rms`, `sigma_median` and
-    `alignment_weight_max` (the largest weight that draws a latent to its code) are also watched for a collapse."""
+    `alignment_weight_max` (the largest weight that draws a latent to its code) are also watched for a collapse, and
+    `alignment_rms` (latents from their codes, in sigmas) is told with one."""
 
 
 @dataclass(frozen=True)

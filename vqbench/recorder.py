@@ -88,11 +88,11 @@ class Recorder(lightning.Callback):
             raise SIGTERMException
 
     def _look_for_collapse(self, trainer: lightning.Trainer, training: TokenizerTraining) -> None:
-        codes = training.codes
-        found = symptom(codes.block.shape[1], codes.window(), training.diagnostics())
-        found = trainer.strategy.broadcast(found)  # the diagnostics are of each device's own batch
-        training.collapse_watch.judge(training.images_seen, found)
-        lasting = training.collapse_watch.lasting(training.images_seen)
+        codes, watch, diagnostics = training.codes, training.collapse_watch, training.diagnostics()
+        watch.judge(training.images_seen, symptom(codes.block.shape[1], codes.window(), diagnostics), diagnostics)
+        # diagnostics and errors are of each device's own share of a batch: the first device's count for all
+        watch.restore(trainer.strategy.broadcast(watch.state()))
+        lasting = watch.lasting(training.images_seen)
         if self.stop_on_collapse and lasting is not None:
             self._write_checkpoint(trainer, training)
             raise lasting

@@ -13,10 +13,10 @@ import time
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqbench.codewatch import CodeWatch
-from vqbench.collapse import Collapse, DivergedError
+from vqbench.collapse import Collapse, CollapseWatch, DivergedError
 from vqbench.errors import VQBenchError
 from vqbench.losses import ReconstructionLoss
 from vqbench.recipe import Recipe
@@ -57,6 +57,17 @@ def quantizer_terms(losses: dict[str, Tensor], taken: Collection[str]) -> dict[s
             "give it another name in Quantized(losses={…})",
         )
     return losses
+
+
+def watch_errors(watch: CollapseWatch, recipe: Recipe, target: Tensor, output: Reconstruction) -> None:
+    """Show the watch how far a step's reconstructions were from `target`, whatever measure the recipe trains with."""
+    if recipe.pixel_weight == 0:  # the error is not minimised, and may go where it likes
+        return
+    with torch.no_grad():
+        error = nn.functional.mse_loss(output.images.float(), target)
+        trained = output.continuous if output.quantized.continuous_weight else None
+        continuous = None if trained is None else nn.functional.mse_loss(trained.float(), target)
+        watch.observe(recipe.batch_size, error, continuous)
 
 
 def curve_point(

@@ -21,7 +21,14 @@ from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_lo
 from vqbench.quantizer import Quantized, TrainingState
 from vqbench.recipe import Recipe
 from vqbench.seeds import derive_seed, seeded
-from vqbench.steps import curve_point, learning_rate, loss_per_nat, quantizer_terms, reconstruction_terms
+from vqbench.steps import (
+    curve_point,
+    learning_rate,
+    loss_per_nat,
+    quantizer_terms,
+    reconstruction_terms,
+    watch_errors,
+)
 from vqbench.tokenizer import Reconstruction, Tokenizer
 
 
@@ -78,6 +85,8 @@ class TokenizerTraining(lightning.LightningModule):
         """One optimiser step on this device's share of a batch, images (B, 3, R, R) in [-1, 1]."""
         torch.manual_seed(derive_seed("noise", self.seed, self.global_rank, self.images_seen))
         self._begin_step(images)
+        if self._adversary_is_on() and self.images_seen - self.recipe.batch_size < self.recipe.gan_start_images:
+            self.collapse_watch.forget()  # fidelity is given up for likeness from here on
         output: Reconstruction = self.tokenizer(images)
         terms = self._reconstruction_terms(images, output)
         if self._adversary_is_on():
@@ -151,6 +160,7 @@ class TokenizerTraining(lightning.LightningModule):
         is_l1 = self.recipe.pixel_loss == "l1"
         self.pixel_distance = nn.functional.l1_loss(reconstructions, images) if is_l1 else self.pixel_mse.clone()
         self.images_seen += self.recipe.batch_size
+        watch_errors(self.collapse_watch, self.recipe, images, output)
         self.window_moved = self.codes.update(output.quantized.indices, self.images_seen, self.trainer.world_size)
         self.last = (terms, output.quantized)
 

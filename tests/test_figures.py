@@ -33,7 +33,7 @@ from vqbench.reports.figures.forest import ablations, comparison
 from vqbench.reports.figures.rate import rate_distortion
 from vqbench.reports.figures.reconstructions import reconstruction_sheets
 from vqbench.reports.figures.style import plain, short_labels
-from vqbench.reports.figures.training import training_curves
+from vqbench.reports.figures.training import collapses, training_curves
 from vqbench.reports.pairs import difference
 from vqbench.reports.report import Report, ReportSection, build_report
 from vqbench.results import CellFolder
@@ -292,6 +292,32 @@ def test_one_budget_is_said_and_not_drawn(store: Store) -> None:
     assert axes.get_xlabel() == "GPU-hours (A GPU)"
     assert lines_of(axes)["vqgan"][0] == [1.0]
     assert "trained on 16 images" in picture.caption
+
+
+def test_a_collapse_is_drawn_with_its_curves_and_the_moment(store: Store, tmp_path: Path) -> None:
+    curves = json.loads((Path(__file__).parent / "golden" / "vaevq_curves.json").read_text())
+    folders = {name: store.cell(name, images=20_000) for name in ("vlq_rcs_dcr", "vlq_rcs", "baseline")}
+    for name, folder in folders.items():
+        columns = {"images": curves["images"], **curves["cells"][name]}
+        points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        result = json.loads((folder / "result.json").read_text())
+        flag = {"kind": "collapsed", "reason": "behind", "images": 14_336} if name != "vlq_rcs" else None
+        (folder / "result.json").write_text(json.dumps(result | {"collapse": flag}))
+    bare = store.cell("bare", bare=True)  # without curves, as a fetched cell may be
+    (bare / "result.json").write_text(json.dumps(json.loads((folder / "result.json").read_text())))
+    drawn = {picture.cell: picture for picture in collapses(store.section())}
+    assert set(drawn) == {folders[name].name for name in ("vlq_rcs_dcr", "baseline")}
+    for name, paths in (("vlq_rcs_dcr", ["codes", "continuous path"]), ("baseline", ["codes"])):
+        loss, perplexity = drawn[folders[name].name].figure.axes
+        *lines, moment = loss.lines
+        assert [line.get_label() for line in lines] == paths
+        for line, key in zip(lines, ("loss/pixel", "loss/continuous_pixel"), strict=False):
+            assert line.get_ydata().tolist() == curves["cells"][name][key]
+        assert perplexity.lines[0].get_ydata().tolist() == curves["cells"][name]["perplexity"]
+        assert list(moment.get_xdata()) == [14_336, 14_336]
+    (shown,) = (figure for figure in draw_figures(store.report(), tmp_path / "f", ("svg",)) if figure.cell == "c0000")
+    assert shown.files[0].stat().st_size < 100_000
 
 
 def test_training_curves_are_means_with_a_band_over_seeds(store: Store) -> None:

@@ -68,8 +68,11 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (8, 8), "red").save(folder / "figure.png")
     hash_ = report.sections[0].section.protocol["hash"]
     figure = Drawn("usage", "Usage <over> training", 'of 48 images & "2" seeds', hash_, (folder / "figure.png",))
+    flagged = next(cell for group in report.experiment.groups for cell in group.cells if cell.result.get("collapse"))
+    Image.new("RGB", (12, 8), "blue").save(folder / "curves.png")
+    curves = Drawn("c", "How it went", "Curves & <moment>", hash_, (folder / "curves.png",), flagged.folder.name)
     target = folder / "index.html"
-    target.write_text(page_html(report, [figure], sheets_of(report)), encoding="utf-8")
+    target.write_text(page_html(report, [figure, curves], sheets_of(report)), encoding="utf-8")
     return target
 
 
@@ -297,6 +300,23 @@ def test_a_run_is_opened_for_its_settings_place_and_mlflow(opened: Browser) -> N
     told = opened_run(opened)
     for text in ("CUDA out of memory", "Traceback", "run it again", "vqbench ui --runs"):
         assert text in told
+
+
+def test_of_a_flagged_run_it_says_what_happened_with_its_curves_beside_it(opened: Browser) -> None:
+    assert opened.texts(f"{TABLE} .tag") == ["1 of 2 failed", "1 of 2 collapsed"]
+    opened.click(f"{TABLE} .tag", "collapsed")
+    assert "perplexity 1.4 of 64 codes <b>" in opened_run(opened)
+    assert opened.texts(".run[open] .problem > p") == [
+        "Collapsed from 2,048 of 6,144 images on: perplexity 1.4 of 64 codes <b>"
+    ]
+    assert opened.texts(".run[open] figcaption") == ["Curves & <moment>"]
+    assert len(opened.texts("figure")) == 2  # it stands nowhere else
+    opened.click(".run[open] figure button")
+    assert opened.run("return document.querySelector('#viewer img').naturalWidth") == 12
+    opened.click("#viewer button")
+    opened.click(f"{TABLE} .tag", "failed")
+    assert "CUDA out of memory" in opened_run(opened)
+    assert opened.texts(".run[open] figure") == []
 
 
 def test_a_hostile_label_is_text_and_runs_nothing(opened: Browser) -> None:

@@ -30,6 +30,8 @@ class Drawn:
     """Hash of the protocol; empty for all."""
     files: tuple[Path, ...]
     """One per format, in the order in which they were asked for."""
+    cell: str = ""
+    """The name of the folder of the single cell that it shows; empty for a figure of several."""
 
 
 def draw_figures(report: Report, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Drawn]:
@@ -48,7 +50,7 @@ def draw_figures(report: Report, folder: Path, formats: Sequence[str] = ("png", 
                 folder.mkdir(parents=True, exist_ok=True)
                 name = picture.name if len(report.sections) == 1 else f"{picture.name}-{protocol}"
                 files = save(picture.figure, folder / name, formats)
-                drawn.append(Drawn(name, picture.title, picture.caption, protocol, files))
+                drawn.append(Drawn(name, picture.title, picture.caption, protocol, files, picture.cell))
     return drawn
 
 
@@ -60,13 +62,14 @@ def pictures(section: ReportSection) -> Iterator[Picture]:
     from vqbench.reports.figures.rate import rate_distortion
     from vqbench.reports.figures.reconstructions import reconstruction_sheets
     from vqbench.reports.figures.sheet import draw_sheet
-    from vqbench.reports.figures.training import training_curves
+    from vqbench.reports.figures.training import collapses, training_curves
 
     for draw in (rate_distortion, comparison):
         yield from (picture for picture in [draw(section)] if picture is not None)
     yield from ablations(section)
     for draw in (quality_by_budget, training_curves, code_frequencies):
         yield from (picture for picture in [draw(section)] if picture is not None)
+    yield from collapses(section)
     named = (("reconstructions", "Reconstructions"), ("most-different", "Where the groups differ most"))
     for sheet, (name, title) in zip(reconstruction_sheets(section), named, strict=False):
         yield draw_sheet(sheet, name, title, section.section)

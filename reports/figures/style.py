@@ -54,6 +54,8 @@ class Picture:
     """What it shows, of how many images and seeds, and every label that was shortened in it."""
     figure: Any
     """A matplotlib.figure.Figure."""
+    cell: str = ""
+    """The name of the cell's folder where it shows a single cell, and belongs to what is said of that."""
 
 
 @dataclass(frozen=True)

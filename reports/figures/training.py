@@ -1,13 +1,16 @@
-"""What happened during training: usage, perplexity and PSNR over images, mean over seeds with a band."""
+"""What happened during training: usage, perplexity and PSNR over images, mean over seeds with a band.
+
+And of single cells that collapsed: pixel loss and perplexity, with the moment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from vqbench.reports.experiment import Group
+from vqbench.reports.experiment import Group, StoredCell
 from vqbench.reports.figures.captions import first_of, seeds_of
 from vqbench.reports.figures.style import (
     MOST,
@@ -33,6 +36,11 @@ _PANELS = {
     "quantization_error": ("quantization error of a batch", "share of variance"),
 }
 """What is logged → title and unit."""
+_COLLAPSE_PANELS = (
+    ("pixel loss of a training batch", {"loss/pixel": "codes", "loss/continuous_pixel": "continuous path"}),
+    ("perplexity since the last point", {"perplexity": "codes"}),
+)
+"""Titles, and what is logged → its name in the legend."""
 
 
 def training_curves(section: ReportSection) -> Picture | None:
@@ -66,6 +74,37 @@ def training_curves(section: ReportSection) -> Picture | None:
     )
     caption += first_of(len(groups), len(finished)) + shortened_note(style)
     return Picture("training", "Training curves", caption, figure)
+
+
+def collapses(section: ReportSection) -> Iterator[Picture]:
+    """A picture for each cell that collapsed or diverged and has curves: what it lost, and when that was noticed."""
+    flagged = [cell for group in section.rows for cell in group.cells if cell.result.get("collapse")]
+    for cell in flagged[:MOST]:  # in the order of the table; the words are there for all
+        points = cell.folder.curves
+        panels = [
+            (title, {key: name for key, name in keys.items() if any(key in point for point in points)})
+            for title, keys in _COLLAPSE_PANELS
+        ]
+        if panels := [panel for panel in panels if panel[1]]:
+            yield _collapse(cell, points, panels)
+
+
+def _collapse(cell: StoredCell, points: list[dict[str, Any]], panels: list[tuple[str, dict[str, str]]]) -> Picture:
+    style = marks(dict.fromkeys(name for _, keys in panels for name in keys.values()))
+    figure = new_figure(2.1, 5.2)  # it is shown at half the width of a page
+    handles = {mark.short: legend_handle(mark) for mark in style.values()}
+    flag = cell.result["collapse"]
+    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for key, name in keys.items():
+            _draw(axes, points, key, style[name])
+        noticed = axes.axvline(flag["images"], color="0.35", linestyle=":", linewidth=1.2)
+        handles[f"noticed after {flag['images']:,} images"] = noticed
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="training images", ylim=(0, None))
+        axes.locator_params(axis="x", nbins=5)
+    legend_below(figure, handles)
+    caption = "Measured on training batches as the cell logged them, not under the protocol."
+    return Picture(f"collapse-{cell.folder.name}", "How it went", caption, figure, cell.folder.name)
 
 
 def _points(group: Group) -> list[dict[str, Any]]:

@@ -66,18 +66,21 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
         figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
         version=text(metadata.version("vqbench")),
         command=text(f"vqbench report {source}"),
-        data=script_json(page_data(report, sheets, root, ui)),
+        data=script_json(page_data(report, drawn, sheets, root, ui)),
         script=script,
     )
 
 
 def _shown(section: ReportSection, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> list[Drawn]:
-    """The figures of one protocol; where its images can be looked at one by one, a picture of them adds nothing."""
+    """The figures of one protocol, but those that stand beside the cell that they show.
+
+    Where its images can be looked at one by one, a picture of them adds nothing.
+    """
     key = str(section.section.protocol["hash"])
     return [
         figure
         for figure in drawn
-        if figure.section == key and not (sheets.get(key) and figure.name.startswith(_OF_IMAGES))
+        if figure.section == key and not figure.cell and not (sheets.get(key) and figure.name.startswith(_OF_IMAGES))
     ]
 
 

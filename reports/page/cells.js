@@ -8,6 +8,8 @@ const show = (value) => value === null || value === undefined ? "–"
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
+const stateOf = (cell) => cell.state === "failed" ? "failed" : cell.collapse ? "collapsed" : "done";
+
 function makeCells(section, host) {
   const state = { query: "", page: 0 };
   const list = el("div", { className: "runs" });
@@ -19,7 +21,7 @@ function makeCells(section, host) {
   const found = () => section.cells.filter((cell) => matches(text(cell), state.query));
 
   function line(cell, above) {
-    const state = cell.state === "failed" ? "failed" : cell.collapse ? "collapsed" : "done";
+    const state = stateOf(cell);
     const inside = el("div", { className: "run-body" });
     const node = el("details", { className: "run", dataset: { cell: cell.name, state }, ontoggle: () => {
       if (node.open && !inside.firstChild) inside.append(...cellParts(section, cell, above));
@@ -61,8 +63,7 @@ function cellParts(section, cell, above) {
   const group = section.groups[cell.group];
   return [
     cell.error ? failure(cell) : null,
-    cell.collapse ? el("p", { className: "problem" }, el("b", {}, "Collapsed"),
-      ` after ${cell.collapse.images.toLocaleString("en")} images: ${cell.collapse.reason}`) : null,
+    cell.collapse ? happened(cell) : null,
     el("div", { className: "parts" },
       part("Settings", changes(settingsOf(section, cell), above && settingsOf(section, above))),
       part("Scores", terms(cell.scores, (value) => value === null ? "–" : Number(value).toPrecision(5))),
@@ -72,6 +73,15 @@ function cellParts(section, cell, above) {
       part("Left open by the paper, chosen here", terms(group.open))),
     el("section", { className: "recipe" }, el("h4", {}, "Recipe"), terms(DATA.pool[cell.recipe])),
   ].filter(Boolean);
+}
+
+/** What happened to a run that collapsed, with its curves beside it. */
+function happened(cell) {
+  const picture = cell.figure && el("figure", {},
+    el("button", { type: "button", "data-enlarge": "", "aria-label": "Enlarge: curves of this run" },
+      el("img", { src: cell.figure.image, alt: cell.figure.caption })),
+    el("figcaption", {}, cell.figure.caption));
+  return el("div", { className: "problem happened" }, el("p", { dir: "auto" }, cell.collapse.said), picture);
 }
 
 const part = (title, content) => content && el("section", {}, el("h4", {}, title), content);

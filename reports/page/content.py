@@ -10,31 +10,44 @@ from typing import TYPE_CHECKING, Any
 from vqbench.metrics.definitions import COMPANIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.page.details import Pool, cell_details, settings
-from vqbench.reports.page.pictures import sheet_data
+from vqbench.reports.page.pictures import cell_figure, sheet_data
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import DEFINITIONS, Column, Estimate, MethodSummary, summarise
 from vqbench.reports.tables import is_marked
 from vqbench.reports.verdict import GLOSSES
 
 if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
     from vqbench.reports.figures.reconstructions import Sheet
 
 
-def page_data(report: Report, sheets: Mapping[str, Sequence[Sheet]], root: Path, ui: str) -> dict[str, Any]:
-    """Everything but words and figures; `sheets` by protocol hash, paths relative to `root`, `ui` opens MLflow."""
-    pool = Pool()
-    sections = [_section(section, sheets, pool, root) for section in report.sections]
+def page_data(
+    report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]], root: Path, ui: str
+) -> dict[str, Any]:
+    """Everything but words and figures of several cells.
+
+    `drawn` are all figures, `sheets` by protocol hash, paths relative to `root`, `ui` opens MLflow.
+    """
+    pool, of_cells = Pool(), {figure.cell: figure for figure in drawn if figure.cell}
+    sections = [_section(section, of_cells, sheets, pool, root) for section in report.sections]
     return {"experiment": report.experiment.name, "ui": ui, "sections": sections, "pool": pool.values}
 
 
-def _section(section: ReportSection, sheets: Mapping[str, Sequence[Sheet]], pool: Pool, root: Path) -> dict[str, Any]:
+def _section(
+    section: ReportSection,
+    of_cells: Mapping[str, Drawn],
+    sheets: Mapping[str, Sequence[Sheet]],
+    pool: Pool,
+    root: Path,
+) -> dict[str, Any]:
     stored = section.section
     known = sheets.get(str(stored.protocol["hash"]), ())
+    cells = [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, root)]
     return {
         "hash": stored.protocol["hash"],
         "columns": [_column(column, stored.protocol) for column in section.columns],
         "groups": [_group(section, group) for group in section.rows],
-        "cells": [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, root)],
+        "cells": [{**cell, "figure": cell_figure(of_cells.get(cell["name"]))} for cell in cells],
         "sheets": sheet_data(known, [group.label for group in section.rows]),
     }
 

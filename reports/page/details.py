@@ -62,13 +62,23 @@ def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, root: Pat
         "finished": result.get("finished"),
         "times": _times(result),
         "memory": result.get("peak_memory_bytes"),
-        "collapse": result.get("collapse"),
+        "collapse": {"said": _what_happened(cell, flag)} if (flag := result.get("collapse")) else None,
         "error": {key: str(error.get(key) or "")[-MOST_LOG:] for key in _ERROR} if error else None,
         "mlflow": mlflow_place(cell.folder.path / "mlflow.json"),
     }
 
 
 _ERROR = ("type", "message", "hint", "stage", "log_tail")
+
+
+def _what_happened(cell: StoredCell, flag: Mapping[str, Any]) -> str:
+    """ "Collapsed from 14,336 of 20,000 images on: …"."""
+    recipe, kind = cell.spec["recipe"], str(flag.get("kind") or "collapsed").capitalize()
+    batch = recipe.get("batch_size") or 1
+    total = -(-recipe["images"] // batch) * batch
+    if flag["images"] < total:
+        return f"{kind} from {flag['images']:,} of {total:,} images on: {flag['reason']}"
+    return f"{kind} at the end, after {total:,} images: {flag['reason']}"
 
 
 def _where(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ const sections = document.querySelectorAll("[data-protocol]");
 DATA.sections.forEach((section, i) => {
   const host = (part) => sections[i].querySelector(`[data-part="${part}"]`);
   const open = makeCells(section, host("cells"));
-  makeTable(section, host("table"), (row, view) =>
-    open(view === "cells" ? section.cells[row.place] : section.cells.find((cell) => cell.group === row.place)));
+  makeTable(section, host("table"), (row, view, state) =>
+    open(view === "cells" ? section.cells[row.place]
+      : section.cells.find((cell) => cell.group === row.place && (!state || stateOf(cell) === state))));
   if (!makeSheets(section, host("sheets"))) host("sheets").closest("section").remove();
 });
 
@@ -37,13 +38,12 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", sayTheme);
 sayTheme();
 
 const viewer = document.getElementById("viewer");
-for (const button of document.querySelectorAll("[data-enlarge]")) {
-  button.addEventListener("click", () => {
-    const image = button.querySelector("img"), large = viewer.querySelector("img");
-    large.src = image.src;
-    large.alt = image.alt;
-    viewer.showModal();
-  });
-}
+document.addEventListener("click", (event) => { // also of figures that come when a run is opened
+  const image = event.target.closest("[data-enlarge]")?.querySelector("img"), large = viewer.querySelector("img");
+  if (!image) return;
+  large.src = image.src;
+  large.alt = image.alt;
+  viewer.showModal();
+});
 viewer.addEventListener("click", (event) => { if (event.target !== viewer.querySelector("img")) viewer.close(); });
 document.documentElement.dataset.ready = "yes";

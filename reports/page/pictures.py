@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqbench.reports.figures import Drawn
     from vqbench.reports.figures.reconstructions import Pixels, Sheet
 
 BUDGET = 3_000_000
@@ -28,6 +29,12 @@ def figure_uri(files: Sequence[Path]) -> str | None:
         return None
     content, kind = min(found, key=lambda pair: len(pair[0]))
     return data_uri(kind, content)
+
+
+def cell_figure(figure: Drawn | None) -> dict[str, str] | None:
+    """The figure of a single cell as the page's script wants it; None where there is none."""
+    uri = figure_uri(figure.files) if figure is not None else None
+    return {"image": uri, "caption": figure.caption} if figure is not None and uri is not None else None
 
 
 def lossless(pixels: Pixels) -> str:

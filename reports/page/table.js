@@ -31,6 +31,7 @@ function seedValues(section) {
   return found;
 }
 
+/** `openRun(row, view, state)` shows the run of a row, or the first of its runs, in that state if one is given. */
 function makeTable(section, host, openRun) {
   section.bySeed = seedValues(section);
   const state = { view: "methods", key: null, direction: 1, query: "", hidden: new Set(), page: 0, size: PAGE };
@@ -91,7 +92,8 @@ function makeTable(section, host, openRun) {
   function drawRow(row) {
     const label = el("th", { scope: "row", className: "label" },
       el("button", { type: "button", className: "open", onclick: () => openRun(row, state.view) }, name(row.name)),
-      el("div", {}, row.tags.map((tag) => el("span", { className: "tag" }, tag))));
+      el("div", {}, row.tags.map((tag) => el("button", { type: "button", className: "tag",
+        onclick: () => openRun(row, state.view, tag.split(" ").pop()) }, tag))));
     return el("tr", { dataset: { row: row.place } }, label, shown().map(({ column, i }) => {
       const best = row.tied.includes(column.key);
       return el("td", { className: best ? "number best" : "number", dataset: { key: column.key } },

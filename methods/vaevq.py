@@ -113,8 +113,10 @@ class VAEVQ(Quantizer):
         """Over the channels; over tokens and images it is always the mean."""
         dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
-        dcr_target: Literal["prior", "latents", "latents_live"] = field(default="prior", metadata=_OPEN | _DCR | _LATER)
-        """What dcr draws the codes to: N(0, I) (eq. 11), or the normal of the latents; live, it moves these too."""
+        dcr_target: Literal["prior", "means", "samples"] = field(default="prior", metadata=_OPEN | _DCR | _LATER)
+        """The normal that dcr draws the codes to: N(0, I) (eq. 11), or that of the latents, of their means or samples."""
+        dcr_moments: Literal["detached", "live"] = field(default="detached", metadata=_OPEN | _DCR | _LATER)
+        """Whether dcr moves the latents that are its target."""
         dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)
         """Over the channels: eq. 11 is a sum, as eq. 7 is; where one is a mean, the other should be."""
         estimator: Literal["straight_through", "reparameterised"] = field(
@@ -140,6 +142,10 @@ class VAEVQ(Quantizer):
                 check_weight("kl_weight", self.kl_weight)
                 if self.kl_weight > 0 and not self.vlq:
                     raise ValueError("kl_weight above 0 has no meaning without vlq: there is no variance; leave it out")
+            if self.dcr_target == "prior" and self.dcr_moments == "live":
+                raise ValueError(
+                    "dcr_moments=live has no meaning where dcr_target is prior: set it to means or samples"
+                )
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # The default until 2026-11, which was chosen at 8,000 images and d = 64, and breaks later: docs/vaevq.md.
@@ -257,7 +263,7 @@ class VAEVQ(Quantizer):
             chosen = mean + (0.5 * log_variance).exp() * _fixed_noise(mean) if sampled else mean
             return Quantized(*quantize(chosen, self._codes()), continuous=chosen)
         sample = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)  # eq. 1
-        quantized = self._align(mean, sample if self.config.quantize == "sample" else mean, log_variance)
+        quantized = self._align(mean, sample, log_variance)
         quantized.continuous, quantized.continuous_weight = sample, self.config.dual_weight  # eq. 3 and 4
         if self._kl_weight > 0:
             kl = kl_per_image(mean, log_variance).mean()
@@ -265,9 +271,10 @@ class VAEVQ(Quantizer):
             quantized.losses["kl"] = self._kl_weight * kl / per_image
         return quantized
 
-    def _align(self, mean: Tensor, z: Tensor, log_variance: Tensor | None) -> Quantized:
-        """Quantize z, and bring codes and encoder together."""
+    def _align(self, mean: Tensor, sample: Tensor, log_variance: Tensor | None) -> Quantized:
+        """Quantize one of the two, and bring codes and encoder together."""
         config, codes = self.config, self._codes()
+        z = sample if config.quantize == "sample" else mean
         z_q, indices = quantize(z, codes)  # eq. 2
         sigma = (0.5 * log_variance).exp() if log_variance is not None else None
         if config.rcs:
@@ -275,7 +282,7 @@ class VAEVQ(Quantizer):
         else:
             losses = vq_losses(z, z_q, config.beta, config.beta_on)
         if config.dcr:
-            losses["dcr"] = self._dcr(z, codes)
+            losses["dcr"] = self._dcr(mean if config.dcr_target == "means" else sample, codes)
         diagnostics = {**norms(mean, codes), **self._spread(z_q, mean, sigma)}
         return Quantized(self._estimate(mean, z, z_q, sigma), indices, losses, diagnostics=diagnostics)
 
@@ -304,17 +311,17 @@ class VAEVQ(Quantizer):
         per_token = rcs_per_token(z_q, mean, floored).mean()
         return config.rcs_weight * per_token / (1 if config.rcs_reduction == "sum" else mean.shape[1])
 
-    def _dcr(self, z: Tensor, codes: Tensor) -> Tensor:
+    def _dcr(self, target: Tensor, codes: Tensor) -> Tensor:
         config = self.config
         if config.dcr_target == "prior":
             distance = squared_w2_to_standard_normal(codes)
         else:
-            distance = squared_w2_to_normal(codes, *self._latent_moments(z))
+            distance = squared_w2_to_normal(codes, *self._latent_moments(target))
         return config.dcr_weight * distance / (1 if config.dcr_reduction == "sum" else config.dim)
 
-    def _latent_moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _latent_moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Running mean (d,) and covariance (d, d) of the latents; where they are live, this batch's carry gradients."""
-        mean, covariance = moments(z.movedim(1, -1).flatten(0, -2))
+        mean, covariance = moments(latents.movedim(1, -1).flatten(0, -2))
         with torch.no_grad():
             self.moments_weight.mul_(_MOMENTS_DECAY).add_(1 - _MOMENTS_DECAY)
             share = (1 - _MOMENTS_DECAY) / self.moments_weight  # an average of all batches so far, while they are few
@@ -322,7 +329,7 @@ class VAEVQ(Quantizer):
             self.latent_mean.lerp_(of_batch[0], share)
             self.latent_covariance.lerp_(of_batch[1], share)
         running_mean, running_covariance = self.latent_mean.clone(), self.latent_covariance.clone()
-        if self.config.dcr_target == "latents":
+        if self.config.dcr_moments == "detached":
             return running_mean, running_covariance
         return running_mean + mean - mean.detach(), running_covariance + covariance - covariance.detach()
 

@@ -429,33 +429,44 @@ def test_dcr_to_latents_is_finite_for_codes_in_one_point(spread: float) -> None:
 
 
 def latents_dcr(target: str, **config: Any) -> Any:
-    return seeded(VAEVQ, codebook_size=32, dim=3, dcr_target=target, quantize="mean", **config)
+    return seeded(VAEVQ, codebook_size=32, dim=3, dcr_target=target, dcr_weight=1.0, dcr_reduction="sum", **config)
 
 
-def test_dcr_follows_the_running_moments_of_the_latents() -> None:
-    quantizer = latents_dcr("latents", dcr_weight=1.0, dcr_reduction="sum")
-    batches = [torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(i)) * (1 + i) for i in range(3)]
-    losses = [quantizer(z).losses["dcr"] for z in batches]
-    rows = [z[:, :3].permute(0, 2, 3, 1).reshape(-1, 3) for z in batches]
+@pytest.mark.parametrize("vlq", [True, False])
+@pytest.mark.parametrize("target", ["means", "samples"])
+def test_dcr_follows_the_running_moments_of_the_latents(target: str, vlq: bool) -> None:
+    quantizer = latents_dcr(target, vlq=vlq)
+    batches = [torch.randn(2, quantizer.in_channels, 4, 4) * (1 + i) for i in range(3)]
+    results = [quantizer(z) for z in batches]
+    means = [z[:, :3] for z in batches]
+    seen = [r.continuous.detach() for r in results] if vlq and target == "samples" else means
+    rows = [z.permute(0, 2, 3, 1).reshape(-1, 3) for z in seen]
     weights = np.array([0.99**2, 0.99, 1.0]) / (0.99**2 + 0.99 + 1.0)
     mean = sum(w * r.mean(0) for w, r in zip(weights, rows, strict=True))
     covariance = sum(w * torch.cov(r.T) for w, r in zip(weights, rows, strict=True))
     torch.testing.assert_close(quantizer.latent_mean, mean, check_dtype=False, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(quantizer.latent_covariance, covariance, check_dtype=False, rtol=1e-4, atol=1e-6)
     expected = squared_w2_to_normal(quantizer.embedding, mean, covariance)
-    torch.testing.assert_close(losses[-1], expected, check_dtype=False, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(results[-1].losses["dcr"], expected, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("target", "moves"), [("prior", False), ("latents", False), ("latents_live", True)])
-def test_dcr_moves_the_latents_only_where_they_are_a_live_target(target: str, moves: bool) -> None:
+@pytest.mark.parametrize("target", ["prior", "means", "samples"])
+@pytest.mark.parametrize("live", ["detached", "live"])
+def test_dcr_moves_the_latents_only_where_they_are_a_live_target(target: str, live: str) -> None:
+    if (target, live) == ("prior", "live"):
+        with pytest.raises(ValueError, match="dcr_moments=live has no meaning"):
+            latents_dcr(target, dcr_moments=live)
+        return
     z = torch.randn(2, 6, 4, 4).requires_grad_()
-    loss = latents_dcr(target)(z).losses["dcr"]
+    loss = latents_dcr(target, dcr_moments=live)(z).losses["dcr"]
     (at_z,) = torch.autograd.grad(loss, z, allow_unused=True)
-    assert (at_z is not None and bool((at_z[:, :3] != 0).any())) == moves
+    assert (at_z is not None and bool((at_z[:, :3] != 0).any())) == (live == "live")
+    if live == "live":
+        assert bool((at_z[:, 3:] != 0).any()) == (target == "samples")  # sigma is part of a sample's moments
 
 
 def test_evaluation_leaves_the_running_moments() -> None:
-    quantizer = latents_dcr("latents")
+    quantizer = latents_dcr("means")
     quantizer(torch.randn(2, 6, 4, 4))
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.eval()(torch.randn(2, 6, 4, 4))

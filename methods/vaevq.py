@@ -114,7 +114,7 @@ class VAEVQ(Quantizer):
         dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
         dcr_target: Literal["prior", "means", "samples"] = field(default="prior", metadata=_OPEN | _DCR | _LATER)
-        """The normal that dcr draws the codes to: N(0, I) (eq. 11), or that of the latents, of their means or samples."""
+        """The normal that dcr draws the codes to: N(0, I) (eq. 11), or that of the latents: means or samples."""
         dcr_moments: Literal["detached", "live"] = field(default="detached", metadata=_OPEN | _DCR | _LATER)
         """Whether dcr moves the latents that are its target."""
         dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)

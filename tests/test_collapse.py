@@ -210,6 +210,22 @@ def test_the_curves_of_five_real_trainings_of_which_one_lost_its_codes() -> None
     assert late.collapse == watch.collapse
 
 
+@pytest.mark.parametrize(("budget", "by"), [(60_000, 15_000), (200_000, 21_000), (1_000_000, 101_000)])
+def test_the_same_loss_of_codes_is_seen_however_long_the_training_is(budget: int, by: int) -> None:
+    """The curves go on as they ended: the codes' best was early and short, measured by such a budget."""
+    step, flagged = 256, {}
+    images = list(range(step, max(24_000, budget // 8) + 1, step))
+    for name, cell in CURVES["cells"].items():
+        known = dict(zip(CURVES["images"], cell["loss/pixel"], strict=True))
+        tail = cell["loss/pixel"][-20:]
+        errors = [known.get(seen, tail[i % 20]) for i, seen in enumerate(images)]
+        _, found = watched(images, errors, budget)
+        if any(found):
+            flagged[name] = images[next(i for i, collapse in enumerate(found) if collapse is not None)]
+    assert list(flagged) == ["vlq_rcs_dcr"]
+    assert flagged["vlq_rcs_dcr"] <= by
+
+
 def test_of_what_is_not_known_nothing_is_said() -> None:
     """A method without a continuous path and without sigmas."""
     images = list(range(16, 6401, 16))
@@ -261,6 +277,18 @@ def test_what_was_best_before_an_adversary_is_no_measure_after_it() -> None:
     assert not any(judged[seen] for seen in judged if seen <= 14_000)
     assert watch.collapse is not None
     assert "2.0 times what it was after" in watch.collapse.reason
+
+
+def test_codes_that_were_lost_before_an_adversary_came_stay_lost() -> None:
+    watch = CollapseWatch(20_000)
+    for seen in range(16, 20_001, 16):
+        if seen == 12_016:
+            assert watch.collapse is not None
+            watch.forget()
+        watch.observe(16, torch.tensor(0.03 if seen <= 8_000 else 0.09))
+        watch.judge(seen, "")
+    assert watch.collapse is not None
+    assert watch.collapse.images < 12_000
 
 
 def test_the_watch_goes_on_from_a_checkpoint_and_from_one_of_an_earlier_version() -> None:

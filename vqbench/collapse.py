@@ -24,8 +24,9 @@ BEHIND = 1.5
 """Times the codes' own best squared error: 1.8 dB, more than components of a method differ by. Of VAEVQ's five forms at
 20,000 images four stay within 1.09; the one that loses its codes passes 1.5 at 14,336 and ends at 2.5."""
 SMOOTHING = 0.05
-"""Of the budget: the time constant of that error's exponential mean. A passing setback counts for little, and a lasting
-one is seen within the time that PATIENCE gives it."""
+"""Of the budget: the time constant of that error's exponential mean, but never more than a tenth of the images so far:
+a best that was early and short, as in a long training, would be smoothed away. An error that doubles is noticed within
+another 5 % of the budget."""
 LEAST_SMOOTHING = 512
 """Images: at least that time constant. The errors of batches of 16 differ by a tenth (faces) to a quarter (crops of a
 few photographs); over so many images they are known to 3 %, so that noise never comes near to BEHIND."""
@@ -106,33 +107,39 @@ class SmoothedError:
     It stays on the device where the errors are, so that a step does not wait for it.
     """
 
-    def __init__(self, time_constant: float) -> None:
-        self.time_constant = time_constant
-        """Images after which an error counts for 1/e."""
+    def __init__(self, images_total: int) -> None:
+        self.images_total = images_total
         self.images = 0
+        self._weight = 0.0
+        """Of all errors so far, while they are fewer than what is forgotten."""
         self._logarithm: Tensor | float = 0.0
 
     def add(self, error: Tensor, images: int) -> None:
         """Note the mean error, a scalar, of the next `images` images."""
-        logarithm = error.detach().float().clamp(1e-12, 1e12).log()
-        share = -math.expm1(-images / self.time_constant)
-        self._logarithm = self._logarithm + share * (logarithm - self._logarithm)
+        error = (
+            error.detach() if error.device.type == "mps" else error.detach().double()
+        )  # long trainings move it little
+        logarithm = error.clamp(1e-12, 1e12).log()
         self.images += images
+        time_constant = max(min(SMOOTHING * self.images_total, 0.1 * self.images), LEAST_SMOOTHING)
+        share = -math.expm1(-images / time_constant)
+        self._weight += share * (1 - self._weight)
+        self._logarithm = self._logarithm + share * (logarithm - self._logarithm)
 
     @property
     def value(self) -> float:
         """The mean; ValueError before the first error."""
         if self.images == 0:
             raise ValueError("no error was noted")
-        return math.exp(float(self._logarithm) / -math.expm1(-self.images / self.time_constant))
+        return math.exp(float(self._logarithm) / self._weight)
 
     def state(self) -> dict[str, Any]:
         """What to put into a checkpoint."""
-        return {"images": self.images, "logarithm": float(self._logarithm)}
+        return {"images": self.images, "weight": self._weight, "logarithm": float(self._logarithm)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        self.images, self._logarithm = state["images"], state["logarithm"]
+        self.images, self._weight, self._logarithm = state["images"], state["weight"], state["logarithm"]
 
 
 @dataclass(frozen=True)
@@ -148,11 +155,12 @@ class CollapseWatch:
     """Judges a training each time that the window of codes has moved.
 
     Beside the symptom that it is told, it knows one of its own: codes that have fallen behind their own best. Their
-    squared error, smoothed over SMOOTHING of the budget, is more than BEHIND times the least that it was. The measure
-    is what the recipe minimises, so an error that nobody minimises (`pixel_weight` 0) is not shown to it, and when an
-    adversary starts, for which fidelity is given up on purpose, it has to `forget` what came before and leaves the
-    training another GRACE. A perceptual term needs nothing of the kind: it is there from the first step, and so in the
-    best as well. Losses of a method's own may begin when they like: that they carry the codes away is the symptom.
+    squared error, smoothed, is more than BEHIND times the least that it was since the first LEAST_SMOOTHING images. The
+    measure is what the recipe minimises, so an error that nobody minimises (`pixel_weight` 0) is not shown to it. When
+    an adversary starts, for which fidelity is given up on purpose, it has to `forget` what came before, unless the
+    codes were lost by then, and leaves the training another GRACE. A perceptual term needs nothing of the kind: it is
+    there from the first step, and so in the best as well. Losses of a method's own may begin when they like: that they
+    carry the codes away is the symptom, and so is an estimator that hardens late and never makes up for it.
     """
 
     def __init__(self, images_total: int) -> None:
@@ -160,13 +168,16 @@ class CollapseWatch:
         self.since = 0
         """Images seen when the present collapse was noticed; 0 where there is none."""
         self.reason = ""
-        self.forget()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._codes, self._continuous = SmoothedError(self.images_total), SmoothedError(self.images_total)
+        self._best: Best | None = None
 
     def forget(self) -> None:
-        """Begin anew with the codes' own best: what is minimised has changed."""
-        time_constant = max(SMOOTHING * self.images_total, LEAST_SMOOTHING)
-        self._codes, self._continuous = SmoothedError(time_constant), SmoothedError(time_constant)
-        self._best: Best | None = None
+        """Begin anew with the codes' own best, since what is minimised has changed; not where they are lost already."""
+        if self._best is None or self._codes.value <= BEHIND * self._best.error:
+            self._begin()
 
     def observe(self, images: int, error: Tensor, continuous: Tensor | None = None) -> None:
         """Note the squared error of a step's reconstructions, a scalar: from the codes and from the continuous path.
@@ -179,20 +190,20 @@ class CollapseWatch:
 
     def judge(self, images_seen: int, reason: str, diagnostics: Mapping[str, float] | None = None) -> None:
         """Note the symptom after `images_seen` images, empty for none; `diagnostics` are what the quantizer logs."""
+        behind = self._behind(images_seen, diagnostics or {})  # which also notes a new best
         if images_seen < GRACE * self.images_total:
             return
-        behind = self._behind(images_seen, diagnostics or {})  # which also notes a new best
         self.reason = reason or behind
         self.since = (self.since or images_seen) if self.reason else 0
 
     def _behind(self, images_seen: int, diagnostics: Mapping[str, float]) -> str:
-        if self._codes.images < max(GRACE * self.images_total, self._codes.time_constant):
+        if self._codes.images < LEAST_SMOOTHING:
             return ""
         error, alignment = self._codes.value, diagnostics.get("alignment_rms")
         if self._best is None or error < self._best.error:
             self._best = Best(images_seen, error, alignment)
         best = self._best
-        if not error > BEHIND * best.error:
+        if not error > BEHIND * best.error or self._codes.images < GRACE * self.images_total:
             return ""
         said = (
             f"the codes have fallen behind their own best: squared error {error:.2g}, {error / best.error:.1f} times "
@@ -228,7 +239,7 @@ class CollapseWatch:
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`; of an earlier version's, which knew no errors, what there is."""
         self.since, self.reason = state["since"], state["reason"]
-        self.forget()
+        self._begin()
         if errors := state.get("errors"):
             self._codes.restore(errors["codes"])
             self._continuous.restore(errors["continuous"])

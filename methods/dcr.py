@@ -41,19 +41,28 @@ def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
 def squared_w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """W₂² between the normal with the moments of codes (K, d) and N(mean, covariance), a scalar of `codes`' dtype.
 
-    mean (d,) and covariance (d, d) may carry gradients. For N(0, I) it is equation 11 with its + d.
+    mean (d,) and covariance (d, d), which may be singular, may carry gradients. For N(0, I) it is equation 11 with its
+    + d. What is not finite makes it NaN.
     """
     wide = codes if codes.device.type == "mps" else codes.double()
     mean, covariance = mean.to(wide), covariance.to(wide)
-    variance = covariance.detach().trace() / codes.shape[1] + 1e-30
     # In units of the target's own size, so that the chord under the root means the same for latents of any scale.
+    variance = (covariance.detach().trace() / codes.shape[1]).clamp(min=1e-30)
     own_mean, own = moments(wide / variance.sqrt())
     target = covariance / variance
-    # Σ = L Lᵀ: the eigenvalues of Lᵀ Σ_codes L are those under the square root of W₂, and the gradient of a Cholesky
-    # factor needs no gaps between eigenvalues. The jitter keeps directions in which no latent moves.
-    jitter = 1e-6 * torch.eye(len(target), dtype=target.dtype, device=target.device)
-    factor = torch.linalg.cholesky(target + jitter)
-    roots = _square_root(torch.linalg.eigvalsh(factor.t() @ own @ factor))
+    roots = _trace_of_root(own, target.detach())
+    if covariance.requires_grad:  # the same number again, for the gradient of the other side
+        other = _trace_of_root(target, own.detach())
+        roots = roots + other - other.detach()
     apart = (own_mean - mean / variance.sqrt()).square().sum()
-    distance = apart + own.trace() + target.trace() - 2 * roots.sum()
+    distance = apart + own.trace() + target.trace() - 2 * roots
     return (variance * distance).to(codes.dtype)
+
+
+def _trace_of_root(moving: Tensor, fixed: Tensor) -> Tensor:
+    """Tr (F^½ M F^½)^½ of two covariances; its gradient goes to M alone, whose eigenvectors it does not need."""
+    # LAPACK raises at what is not finite, and a training has words of its own for that: 0 × NaN brings it back
+    values, vectors = torch.linalg.eigh(fixed.nan_to_num(0.0, 0.0, 0.0))
+    factor = vectors * values.clamp(min=0).sqrt()
+    inner = (factor.t() @ moving @ factor).nan_to_num(0.0, 0.0, 0.0)
+    return _square_root(torch.linalg.eigvalsh(inner)).sum() + 0 * (fixed.sum() + moving.sum())

@@ -56,11 +56,15 @@ def _over_processes(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """The moments of all devices' latents together, from those of each one's."""
     if not torch.distributed.is_initialized():
         return mean, covariance
-    moment = covariance + mean.outer(mean)
-    for part in (whole := mean.clone(), moment):
-        torch.distributed.all_reduce(part)
-        part /= torch.distributed.get_world_size()
-    return whole, moment - whole.outer(whole)
+    whole = _mean_over_processes(mean)
+    apart = mean - whole
+    return whole, _mean_over_processes(covariance + apart.outer(apart))
+
+
+def _mean_over_processes(values: Tensor) -> Tensor:
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 @METHODS.register("vaevq")

@@ -72,7 +72,7 @@ class VAEVQ(Quantizer):
     """VAEVQ: enhancing discrete visual tokenization through variational modeling (Yang et al., 2026, arXiv:2511.06863).
 
     vlq: the encoder emits a normal per token, its sample is decoded beside the code. rcs: the distance of code and
-    mean in units of sigma replaces the VQ losses. dcr: the codebook is drawn to N(0, I). With all three off and
+    mean in units of sigma replaces the VQ losses. dcr: the codebook is drawn to a normal. With all three off and
     a free codebook it is `vqgan` to the last bit. Without vlq there is no sigma: rcs is a symmetric squared distance
     (sigma is 1 whatever rcs_sigma_min), and the gradient straight-through whatever the estimator.
 
@@ -205,8 +205,8 @@ class VAEVQ(Quantizer):
 
     @classmethod
     def remark(cls, config: Config) -> str:
-        """dcr without vlq is legal and pulls at nothing but the codes."""
-        if config.dcr and not config.vlq:
+        """dcr to N(0, I) without vlq is legal and pulls at nothing but the codes."""
+        if config.dcr and config.dcr_target == "prior" and not config.vlq:
             return "dcr draws the codes to N(0, I), but without vlq nothing draws the latents there"
         return ""
 
@@ -240,15 +240,17 @@ class VAEVQ(Quantizer):
 
     @property
     def gradient_routes(self) -> GradientRoutes:
-        """As configured; without rcs the routes of vqgan, and dcr reaches the codes only."""
+        """As configured; without rcs the routes of vqgan, and dcr reaches the latents only as a live target."""
         c = self.config
         hard_z, hard_codes = c.beta > 0 or c.beta_on == "codebook", c.beta > 0 or c.beta_on == "commitment"
-        soft = c.rcs_weight > 0
+        soft, drawn = c.rcs_weight > 0, c.dcr and c.dcr_weight > 0
         return GradientRoutes(
             decoder_to_input=True,
             decoder_to_parameters=c.vlq and c.estimator == "reparameterised",
-            losses_to_input=(soft if c.rcs else hard_z) or (c.vlq and self._kl_weight > 0),
-            losses_to_parameters=(soft if c.rcs else hard_codes) or (c.dcr and c.dcr_weight > 0),
+            losses_to_input=(soft if c.rcs else hard_z)
+            or (c.vlq and self._kl_weight > 0)
+            or (drawn and c.dcr_moments == "live"),
+            losses_to_parameters=(soft if c.rcs else hard_codes) or drawn,
         )
 
     @property
@@ -265,7 +267,8 @@ class VAEVQ(Quantizer):
         if not self.training:
             sampled = self.config.evaluate == "sample"
             chosen = mean + (0.5 * log_variance).exp() * _fixed_noise(mean) if sampled else mean
-            return Quantized(*quantize(chosen, self._codes()), continuous=chosen)
+            codes = quantize(chosen, self._codes())
+            return Quantized(*codes, continuous=chosen, continuous_weight=self.config.dual_weight)
         sample = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)  # eq. 1
         quantized = self._align(mean, sample, log_variance)
         quantized.continuous, quantized.continuous_weight = sample, self.config.dual_weight  # eq. 3 and 4

@@ -12,7 +12,7 @@ def _row(name: str, *components: str, imagenet: float, brats: float) -> PaperRow
 
 
 def _both(metric: str, imagenet: float, brats: float, source: str) -> tuple[Published, Published]:
-    forms = ("", "paper")  # with the authors' code come no results, so `vaevq@released` has none
+    forms = ("", "first", "paper")  # with the authors' code come no results, so `vaevq@released` has none
     return (
         Published(metric, imagenet, f"ImageNet 256 px, {_SETTING}", source, forms),
         Published(metric, brats, f"BraTS24 axial slices, {_SETTING}", source, forms),

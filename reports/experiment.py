@@ -277,7 +277,9 @@ def _named(name: str, several: list[list[StoredCell]]) -> list[tuple[str, list[S
         first, parts = found[0], [name]
         off = [c for c in first.spec["components"] if c in switches and not first.spec["components"][c]]
         parts += [f"without {', '.join(off)}"] if off else []
-        parts += [f"{field}={setting_text(first.training.get(field))}" for field in differ]
+        # a cell that is older than a field has no value of it
+        known = {**first.spec.get("paper_unspecified", {}), **first.training}
+        parts += [f"{field}={setting_text(known[field])}" for field in differ if field in known]
         labels.append(" ".join(parts))
     if len(set(labels)) < len(labels):  # settings that were added to the method between two of its cells
         labels = [f"{label} {found[0].spec.get('hash', '')[:8]}" for label, found in zip(labels, several, strict=True)]

@@ -16,8 +16,10 @@ from conftest import Command, settings, write_images
 from test_training import fit, recipe, same
 
 from vqbench.ablation import AblateRequest, Row, as_run, make_rows
+from vqbench.choice import Variant, choose_method
 from vqbench.errors import UsageError
 from vqbench.plan import RunRequest, make_plan
+from vqbench.recipe import load_recipe
 from vqbench.registry import METHODS
 from vqbench.reports.ablation import analyse, delta_table, markdown, notes, objects, score_table
 from vqbench.tokenizer import build_tokenizer
@@ -153,6 +155,32 @@ def test_rows_are_cells_of_run_and_off_is_off_in_the_parameters(tmp_path: Path) 
                 )
             )
         assert tokenizer.parameter_counts()["encoder"] == baseline.parameter_counts()["encoder"]
+
+
+SLOPPY = """
+from dataclasses import dataclass, field
+from vqbench.methods.vqgan import VQGAN
+from vqbench.registry import METHODS
+
+
+@METHODS.register("sloppy")
+class Sloppy(VQGAN):
+    @dataclass(frozen=True)
+    class Config(VQGAN.Config):
+        extra: bool = field(default=True, metadata={"component": "extra"})
+        weight: float = field(default=1, metadata={"part_of": "extra"})
+        limit: float = field(default=None, metadata={"part_of": "extra"})
+        late: str = field(default="new", metadata={"part_of": "extra", "added_later": True, "first_default": "old"})
+"""
+
+
+def test_what_is_idle_is_stored_as_it_first_was_and_not_as_its_annotation_says(tmp_path: Path) -> None:
+    (tmp_path / "sloppy.py").write_text(SLOPPY)
+    METHODS.add_file(tmp_path / "sloppy.py")
+    off = choose_method(Variant("sloppy", frozenset({"extra"}), "off"), load_recipe("tiny"), {}).config
+    assert (off["weight"], type(off["weight"]), off["limit"]) == (1, int, None)
+    assert "late" not in off
+    assert choose_method("sloppy", load_recipe("tiny"), {}).config["late"] == "new"
 
 
 def test_settings_of_a_component_go_with_it() -> None:

@@ -167,7 +167,7 @@ def test_a_codebook_that_holds_every_latent_leaves_no_gap(tmp_path):
 def test_only_a_continuous_path_beside_its_metric_has_a_score_of_its_own():
     pixels, recipe = photographs(3), load_recipe("tiny", {"resolution": 16, "channels": 8})
     off = dict.fromkeys(("vlq", "rcs", "dcr"), False)
-    for tokenizer in (build_tokenizer("vqgan", {}, recipe, 0), dual(**off), dual(vlq=False)):
+    for tokenizer in (build_tokenizer("vqgan", {}, recipe, 0), dual(**off), dual(vlq=False), dual(dual_weight=0.0)):
         found = run(tokenizer, pixels)
         assert set(found.scores) == set(NO_WEIGHTS)
         assert "psnr_continuous" not in found.per_image

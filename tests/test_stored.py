@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,23 @@ def test_they_are_reported_and_compared(stored: Path, tmp_path: Path) -> None:
     assert f"{psnr:.2f}" in (tmp_path / "report" / "report.md").read_text()
     compared = typed("compare", "vqgan", "sqvae", "--runs", stored, "--name", "tiny")
     assert compared.code == 0, compared.err
+
+
+@pytest.mark.parametrize(("methods", "fits"), [("vaevq@first,vqgan", False), ("vqgan", True)])
+def test_where_a_table_is_too_wide_the_continuous_scores_go_first(
+    stored: Path, tmp_path: Path, methods: str, fits: bool
+) -> None:
+    runs = shutil.copytree(stored, tmp_path / "runs")
+    more = {"rfid": 144.1, "lpips_alex": 0.123, "bits_per_token": 9.0, "psnr_continuous": 21.2}
+    for i, file in enumerate(sorted(runs.glob("tiny/cells/*/result.json"))):
+        result = json.loads(file.read_text())
+        result["scores"] |= {name: value * (1 + i / 100) for name, value in more.items()}
+        file.write_text(json.dumps(result))
+    answer = typed("run", "--methods", methods, *SAME, "--runs", runs)
+    assert answer.code == 0, answer.err
+    head = next(line for line in answer.out.splitlines() if line.startswith("method "))
+    assert "PSNR ↑" in head  # it is a table
+    assert ("PSNR cont." in answer.out.split("protocol")[0]) == fits
+    assert ("PSNR cont.: only in the report" in answer.out) != fits
+    widths = [len(line) for line in answer.out.splitlines() if str(runs) not in line]
+    assert max(widths) <= 100

@@ -215,7 +215,7 @@ def trained(
     from vqbench.fit import train
     from vqbench.home import home
     from vqbench.seeds import derive_seed
-    from vqbench.tokenizer import build_tokenizer
+    from vqbench.tokenizer import build_tokenizer, configured
 
     data_seed = derive_seed("data", spec["seed"], spec["dataset"]["training_digest"])  # the same for every method
     stream = TrainingStream(
@@ -223,7 +223,7 @@ def trained(
     )
     total = recipe.steps * recipe.batch_size
     outcome = train(
-        build_tokenizer(spec["method"], spec["config"], recipe, spec["seed"]),
+        build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"]),
         stream,
         recipe,
         seed=spec["seed"],

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     config = build(cls.Config, given, name, see)
     switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
     off = {component for component, on in switches.items() if not on}
-    config = build(cls.Config, _idle(cls.Config, off) | given, name, see)
+    config = replace(config, **{f: value for f, value in _idle(cls.Config, off).items() if f not in given})
     _refuse_idle(name, cls.Config, typed, off - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
     unspecified = {field: as_dict(config)[field] for field in open_fields}

@@ -141,7 +141,7 @@ def _encode(tokenizer: Codec, images: Tensor) -> tuple[Tensor, Callable[[], Tens
     if not isinstance(tokenizer, Coder):
         return tokenizer.to_indices(images), None
     quantized = tokenizer.quantize(images)
-    if quantized.continuous is None:
+    if quantized.continuous is None or quantized.continuous_weight == 0:  # no path, or one that nobody trains
         return quantized.indices, None
     return quantized.indices, functools.partial(tokenizer.from_latents, quantized.continuous)
 

@@ -42,7 +42,7 @@ from vqbench.steps import (
     refuse_not_finite,
     watch_errors,
 )
-from vqbench.tokenizer import Coder, projection_from, projection_to, save, seeded_quantizer
+from vqbench.tokenizer import Coder, configured, projection_from, projection_to, save, seeded_quantizer
 
 _EVALUATED = 4096  # tokens at a time
 Report = Callable[[int, int, float], None]
@@ -295,7 +295,7 @@ def run_feature_cell(
 
 
 def _quantizer(spec: Mapping[str, Any]) -> Quantizer:
-    return seeded_quantizer(spec["method"], spec["config"], spec["seed"])
+    return seeded_quantizer(spec["method"], configured(spec["method"], spec["config"]), spec["seed"])
 
 
 def _planned_features(spec: Mapping[str, Any], recipe: Recipe) -> FeatureSet:

@@ -153,10 +153,10 @@ def _backbone_size(shape: BackboneConfig) -> int:
 @functools.lru_cache(maxsize=1024)
 def _quantizer_size(method: str, code: str | None, config: str) -> int:
     """`code` tells one content of a plugin from another."""
-    from vqbench.tokenizer import build_quantizer
+    from vqbench.tokenizer import build_quantizer, configured
 
     try:
-        return _size(build_quantizer(method, json.loads(config)))
+        return _size(build_quantizer(method, configured(method, json.loads(config))))
     except Exception:  # its cell will fail with the reason, and the others must not
         return 0
 

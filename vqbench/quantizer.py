@@ -33,7 +33,7 @@ class Quantized:
     A method that has one in training has one in eval mode: what it quantizes there, as it was before, so that
     `psnr_continuous` less `psnr` is the cost of quantization alone."""
     continuous_weight: float = 1.0
-    """Weight of the reconstruction loss of `continuous`, relative to that of `latents`."""
+    """Weight of the reconstruction loss of `continuous`, relative to that of `latents`; of weight 0 it has no score."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars that are logged by name and have no effect. `latent_rms`, `code_rms`, `sigma_median` and
     `alignment_weight_max` (the largest weight that draws a latent to its code) are also watched for a collapse, and
@@ -132,7 +132,8 @@ class Quantizer(nn.Module):
     """Frozen dataclass; each field has its default and, on the line below, a one-line docstring.
     A component that `ablate` may switch off is a bool field with `metadata={"component": "name"}`. A field that
     has no effect without it has `{"part_of": "name"}`, or several names; one that the paper leaves open has
-    `{"paper_unspecified": True}`."""
+    `{"paper_unspecified": True}`. One that is younger than stored cells has `{"added_later": True}`, and one whose
+    default has moved `{"first_default": value}` (`vqbench.config.stored`)."""
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Named settings of Config fields, asked for as `method@preset`."""
 

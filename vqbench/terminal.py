@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from vqbench.metrics.definitions import COMPANIONS
 from vqbench.streams import readable
 from vqbench.wording import masked_text
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from vqbench.ablation import Ablation
     from vqbench.plan import Cell
+    from vqbench.reports.summary import Column, MethodSummary
     from vqbench.reports.sweep import SweepReport
     from vqbench.runner import Outcome
 
@@ -148,13 +150,19 @@ class Columns:
 
     def print(self, console: Console) -> None:
         """Print it as wide as the console."""
-        for gap in dict.fromkeys((self.gap, 1)):
-            table = self._side_by_side(console, gap)
-            if self._is_whole(console, table):
-                console.print(table)
-                return
+        if (table := self._fitting(console)) is not None:
+            console.print(table)
+            return
         for row, style in zip(self._rows, self._styles, strict=True):
             console.print(Text("\n").join(self._block(row, console)), style=style or None, soft_wrap=True)
+
+    def fits(self, console: Console) -> bool:
+        """Whether it is printed side by side."""
+        return self._fitting(console) is not None
+
+    def _fitting(self, console: Console) -> Table | None:
+        tables = (self._side_by_side(console, gap) for gap in dict.fromkeys((self.gap, 1)))
+        return next((table for table in tables if self._is_whole(console, table)), None)
 
     def _side_by_side(self, console: Console, gap: int) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
@@ -224,16 +232,25 @@ def print_comparison(outcome: Outcome) -> None:
     from vqbench.reports.summary import interval_note, shown_columns, summarise
 
     console, summaries = make_console(), summarise(outcome.rows, outcome.plan.asked)
-    columns = shown_columns(summaries)
+    columns, notes = shown_columns(summaries), [interval_note(summaries)]
+    table = _compared(summaries, columns)
+    kept = [column for column in columns if column.key not in COMPANIONS]
+    if not table.fits(console) and (narrower := _compared(summaries, kept)).fits(console):
+        left_out = ", ".join(column.title for column in columns if column not in kept)
+        table, notes = narrower, [*notes, f"{left_out}: only in the report, there is no room here"]
+    table.print(console)
+    of_methods = (text for s in summaries for text in (*s.matched, *s.collapses))
+    _print_foot(outcome, [*notes, *outcome.cautions.values(), *of_methods])
+
+
+def _compared(summaries: Sequence[MethodSummary], columns: Sequence[Column]) -> Columns:
     table = Columns(("method", *(c.title for c in columns), "n"), (False, *(True for _ in columns), True))
     table.sections = any(summary.seeds > 1 for summary in summaries)
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
         mark = " (failed)" if not summary.seeds else " (collapsed)" if summary.collapses else ""
         table.add(Text(summary.method + mark, style="red" if mark else ""), *cells, str(summary.seeds))
-    table.print(console)
-    of_methods = (text for s in summaries for text in (*s.matched, *s.collapses))
-    _print_foot(outcome, [interval_note(summaries), *outcome.cautions.values(), *of_methods])
+    return table
 
 
 def _print_foot(outcome: Outcome, notes: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,15 @@ class Tokenizer(Coder):
 
 
 def build_quantizer(method: str, config: dict[str, Any]) -> Quantizer:
-    """A quantizer by its method's name and stored Config. Raises UsageError for a wrong name or field."""
+    """A quantizer by its method's name and Config fields. Raises UsageError for a wrong name or field."""
     cls = METHODS.get(method)
-    quantizer: Quantizer = cls(build(cls.Config, from_stored(cls.Config, config), method, f"vqbench show {method}"))
+    quantizer: Quantizer = cls(build(cls.Config, config, method, f"vqbench show {method}"))
     return quantizer
+
+
+def configured(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The Config fields of a cell, or of a file of weights, which may be older than some of them."""
+    return from_stored(METHODS.get(method).Config, stored)
 
 
 def seeded_quantizer(method: str, config: dict[str, Any], seed: int) -> Quantizer:
@@ -217,7 +223,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     _make_plugin_known(header, weights)
     try:
         recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
-        tokenizer = build_tokenizer(header["method"], header["config"], recipe, header["seed"])
+        config = configured(header["method"], header["config"])
+        tokenizer = build_tokenizer(header["method"], config, recipe, header["seed"])
     except UsageError as error:
         what = f"{weights} cannot be built by this vqbench, a newer one may have written it: {error.what}"
         raise UsageError(what, f"use the vqbench that trained it, or train it again: --rerun; {error.hint}") from None

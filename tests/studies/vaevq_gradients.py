@@ -55,7 +55,7 @@ class Measured(TokenizerTraining):
             "code_rms_unused": _rms(codes.detach()[~used]),
             "code_mean_norm": float(codes.detach().mean(0).norm()),
             "latent_mean_norm": float(mean.mean((0, 2, 3)).norm()),
-            **{name: float(value) for name, value in output.quantized.diagnostics.items()},
+            "diagnostics": {name: float(value) for name, value in output.quantized.diagnostics.items()},
         }
         for name, term in terms.items():
             of_codes, of_z = torch.autograd.grad(term, (codes, z), retain_graph=True, allow_unused=True)

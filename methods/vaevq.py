@@ -77,8 +77,10 @@ class VAEVQ(Quantizer):
     (sigma is 1 whatever rcs_sigma_min), and the gradient straight-through whatever the estimator.
 
     Equation 7 as printed (rcs_sigma_min 0) has no equilibrium: reconstruction shrinks sigma, and 1 / sigma² grows
-    without bound. The default floor of 0.1 bounds the weight by 100; the diagnostics `precision_max` (1 / sigma²),
-    `alignment_rms` and `sigma_under_floor` show what it hides. How the open choices were settled: docs/vaevq.md.
+    without bound. The default floor of 0.3 bounds the weight by 11; the diagnostics `precision_max` (1 / sigma²),
+    `alignment_rms` and `sigma_under_floor` show what it hides. Equation 11 draws the codes to N(0, I), where no latent
+    is; by default they are drawn to the moments of the latents' means. How the open choices were settled, and what the
+    first default (`vaevq@first`) did in long trainings: docs/vaevq.md.
     """
 
     @dataclass(frozen=True)
@@ -111,17 +113,21 @@ class VAEVQ(Quantizer):
         """Weight of rcs (lambda_rcs)."""
         rcs_sigma: Literal["detached", "live"] = field(default="detached", metadata=_SIGMA)
         """Whether rcs moves sigma: not in eq. 7, but in the authors' code."""
-        rcs_sigma_min: float = field(default=0.1, metadata=_OPEN | _SIGMA)
+        rcs_sigma_min: float = field(default=0.3, metadata=_OPEN | _SIGMA | {"first_default": 0.1})
         """Floor under sigma in rcs, where there is a sigma; 0 is eq. 7 as printed, which collapses."""
         rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN | _RCS)
         """Over the channels; over tokens and images it is always the mean."""
         dcr_weight: float = field(default=0.1, metadata=_DCR)
         """Weight of dcr (lambda_dcr)."""
-        dcr_target: Literal["prior", "means", "samples"] = field(default="prior", metadata=_OPEN | _DCR | _LATER)
+        dcr_target: Literal["prior", "means", "samples"] = field(
+            default="means", metadata=_OPEN | _DCR | _LATER | {"first_default": "prior"}
+        )
         """The normal that dcr draws the codes to: N(0, I) (eq. 11), or that of the latents: means or samples."""
         dcr_moments: Literal["detached", "live"] = field(default="detached", metadata=_OPEN | _DCR | _LATER)
         """Whether dcr moves the latents that are its target."""
-        dcr_reduction: Literal["mean", "sum"] = field(default="sum", metadata=_OPEN | _DCR | _LATER)
+        dcr_reduction: Literal["mean", "sum"] = field(
+            default="mean", metadata=_OPEN | _DCR | _LATER | {"first_default": "sum"}
+        )
         """Over the channels: eq. 11 is a sum, as eq. 7 is; where one is a mean, the other should be."""
         estimator: Literal["straight_through", "reparameterised"] = field(
             default="straight_through", metadata=_OPEN | _VLQ
@@ -162,6 +168,8 @@ class VAEVQ(Quantizer):
             "rcs_sigma": "detached",
             "rcs_sigma_min": 0.0,
             "rcs_reduction": "sum",
+            "dcr_target": "prior",
+            "dcr_reduction": "sum",
             "init": "unit_normal",
         },
         # What script-Yang/VAEVQ does: neither KL nor dcr is in its loss, and the codebook is SimVQ's, unfrozen.
@@ -328,7 +336,9 @@ class VAEVQ(Quantizer):
 
     def _latent_moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Running mean (d,) and covariance (d, d) of the latents; where they are live, this batch's carry gradients."""
-        mean, covariance = moments(latents.movedim(1, -1).flatten(0, -2))
+        rows = latents.movedim(1, -1).flatten(0, -2)
+        mean, covariance = moments(rows)
+        covariance = covariance * (1 - 1 / len(rows))  # a mean over the batch, whatever its size
         with torch.no_grad():
             self.moments_weight.mul_(_MOMENTS_DECAY).add_(1 - _MOMENTS_DECAY)
             share = (1 - _MOMENTS_DECAY) / self.moments_weight  # an average of all batches so far, while they are few

@@ -403,7 +403,7 @@ def test_built_in_methods_pass(method: str) -> None:
     assert not failures(properties), render(properties)
 
 
-@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("preset", ["first", "paper", "released"])
 def test_presets_of_vaevq_pass(preset: str) -> None:
     properties = check_method(f"vaevq@{preset}", only=IN_ONE_PROCESS)
     assert not failures(properties), render(properties)

@@ -481,7 +481,7 @@ def test_dcr_follows_the_running_moments_of_the_latents(target: str, vlq: bool) 
     rows = [z.permute(0, 2, 3, 1).reshape(-1, 3) for z in seen]
     weights = np.array([0.99**2, 0.99, 1.0]) / (0.99**2 + 0.99 + 1.0)
     mean = sum(w * r.mean(0) for w, r in zip(weights, rows, strict=True))
-    covariance = sum(w * torch.cov(r.T) for w, r in zip(weights, rows, strict=True))
+    covariance = sum(w * torch.cov(r.T, correction=0) for w, r in zip(weights, rows, strict=True))
     torch.testing.assert_close(quantizer.latent_mean, mean, check_dtype=False, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(quantizer.latent_covariance, covariance, check_dtype=False, rtol=1e-4, atol=1e-6)
     expected = squared_w2_to_normal(quantizer.embedding, mean, covariance)

@@ -53,6 +53,11 @@ def test_they_are_found_under_their_names(stored: Path, command: tuple[object, .
     assert set(found) <= there
 
 
+def test_the_default_of_today_is_another_cell(stored: Path) -> None:
+    found = states(stored, "run", "--methods", "vaevq", *SAME)
+    assert set(found.values()) == {"missing"}
+
+
 def test_they_are_reported_and_compared(stored: Path, tmp_path: Path) -> None:
     answer = typed("report", "tiny", "--runs", stored, "--out", tmp_path / "report")
     assert answer.code == 0, answer.err

@@ -25,7 +25,7 @@ from vqbench.data.stream import TrainingStream
 from vqbench.home import home
 from vqbench.recipe import load_recipe
 from vqbench.seeds import derive_seed
-from vqbench.tokenizer import Reconstruction, build_tokenizer
+from vqbench.tokenizer import Reconstruction, build_tokenizer, configured
 from vqbench.training import TokenizerTraining
 
 MOMENTS: list[int] = []
@@ -112,7 +112,8 @@ def main() -> None:
     )
     vqbench.fit.TokenizerTraining = Measured  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = build_tokenizer(choice.name, choice.config, recipe, arguments.seed)
+        config = configured(choice.name, choice.config)
+        tokenizer = build_tokenizer(choice.name, config, recipe, arguments.seed)
         vqbench.fit.train(tokenizer, stream, recipe, seed=arguments.seed, folder=Path(folder))
     about = {"dim": arguments.dim, "seed": arguments.seed, "budget": arguments.images, "method": arguments.method}
     about["settings"] = arguments.settings

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command, settings, typed
+from conftest import Command, settings, typed, until
 from test_servers import MLflowServer
 
 from vqbench import tracking
 from vqbench.mirror import Mirror
 from vqbench.results import CellFolder, write_json
 from vqbench.runner import make_request, prepare_plan
-from vqbench.server import database_file, tracking_uri
+from vqbench.server import connect, database_file, tracking_uri
 from vqbench.view import Silent
 
 
@@ -114,3 +118,33 @@ def test_the_database_lies_in_the_runs_directory_whatever_its_name(name: str) ->
     assert make_url(uri).database == f"/data/{name}/mlflow.db"
     assert not make_url(uri).query
     assert database_file(uri) == Path("/data") / name / "mlflow.db"
+
+
+CONNECT = "import sys; from vqbench.server import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
+
+
+def begin(uri: str, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", CONNECT, uri, name], stderr=subprocess.PIPE, text=True)
+
+
+def test_commands_that_begin_at_once_make_one_whole_database(tmp_path: Path) -> None:
+    uri = tracking_uri(tmp_path)
+    ends = [(process.communicate()[1], process.returncode) for process in [begin(uri, f"e{i}") for i in range(3)]]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert {e.name for e in connect(uri).search_experiments()} >= {"e0", "e1", "e2"}
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_command_that_was_killed_leaves_no_half_database(tmp_path: Path) -> None:
+    """Nor does one that an earlier vqbench left so stand in the way for ever."""
+    uri = tracking_uri(tmp_path)
+    killed = begin(uri, "never")
+    until(lambda: any(file.stat().st_size for file in tmp_path.iterdir()), "the first table", killed)
+    killed.kill()
+    killed.wait()
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as half:
+        half.execute("create table _alembic_tmp_tags (key text)")
+        half.commit()
+    connect(uri).create_experiment("after")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as whole:
+        assert not whole.execute("select 1 from sqlite_master where name like '_alembic_tmp%'").fetchall()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
+import sqlite3
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
+from vqbench.atomic import replacing
 from vqbench.home import home_of_nobody
 from vqbench.wording import shell_command
 
@@ -18,8 +23,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "[::1]")
 
 def tracking_uri(runs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, or a sqlite file in the runs directory."""
-    path = str(runs.absolute() / "mlflow.db").replace("%", "%25").replace("?", "%3F")  # what an address would read
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_in_address(runs.absolute() / 'mlflow.db')}"
+
+
+def _in_address(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3F")  # what an address would read
 
 
 def database_file(uri: str) -> Path | None:
@@ -70,7 +78,51 @@ def connect(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
     _hush()  # mlflow's own import sets them to INFO
+    _make_database_whole(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database_whole(uri: str) -> None:
+    """Where a database is a file that is not there yet, make it beside its place, then put it there.
+
+    MLflow makes its tables step by step where they shall be: of two commands that begin at once, or of one that is
+    killed, it would leave a database in which nothing can ever be stored.
+    """
+    file = database_file(uri)
+    if file is None or not file.parent.is_dir() or (file.exists() and not _is_half_made(file)):
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with _alone_in(file.parent):
+        if file.exists() and not _is_half_made(file):  # somebody was faster
+            return
+        with replacing(file) as partial:
+            partial.unlink(missing_ok=True)  # of one that was killed
+            SqlAlchemyStore(f"sqlite:///{_in_address(partial)}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within, where the disk can tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_half_made(file: Path) -> bool:
+    """Whether MLflow's first steps were broken off, and nothing is stored yet."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            broken_off = not tables or any(name.startswith("_alembic_tmp_") for name in tables)
+            return broken_off and ("runs" not in tables or not database.execute("select 1 from runs").fetchone())
+    except sqlite3.Error:  # no database, or busy: MLflow will say it
+        return False
 
 
 def _hush() -> None:

@@ -94,12 +94,13 @@ def _make_database_whole(uri: str) -> None:
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    make: Any = SqlAlchemyStore  # without types
     with _alone_in(file.parent):
         if file.exists() and not _is_half_made(file):  # somebody was faster
             return
         with replacing(file) as partial:
             partial.unlink(missing_ok=True)  # of one that was killed
-            SqlAlchemyStore(f"sqlite:///{_in_address(partial)}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            make(f"sqlite:///{_in_address(partial)}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ _TABLE = (
     Column("perplexity", "perplexity ↑", 1),
     Column("tokens", "tokens", 0, interval=False, on_request=True),
     Column("dead_codes", "dead codes ↓", 1, on_request=True),
-    Column("bits_per_token", "bits/token", 2),
+    Column("bits_per_token", "bits/token", 2, interval=False),
     Column("entropy_bits_per_token", "bits/token (entropy)", 2, on_request=True),
     Column("bpp", "bpp", 3, interval=False, on_request=True),
     Column("bpp_entropy", "bpp (entropy)", 3, on_request=True),

@@ -12,21 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqbench import probing
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.metrics import frechet
 from vqbench.metrics.codes import CodeHistogram, code_scores, code_statistics
 from vqbench.metrics.definitions import (
-    COMPANIONS,
-    METRICS,
+    DEFINITIONS,
+    IN_PROTOCOL,
     cautions,
     companions,
     default_metrics,
+    metric,
     needed_weights,
     select_metrics,
     too_small,
 )
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
+from vqbench.metrics.kinds import CodeFacts, CodeMetric
 from vqbench.metrics.pixels import PSNR_CAP, psnr, ssim
 from vqbench.weights import Missing, find_inception, load_inception, load_lpips
 
@@ -128,7 +129,7 @@ def test_kid_is_torch_fidelitys(n, m, d, monkeypatch):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     assert (frechet.KID_SUBSETS, frechet.KID_SUBSET_SIZE, frechet.KID_SEED) == (100, 1000, 2020)  # its defaults
-    assert (probing._KID_SUBSETS, probing._KID_IMAGES) == (100, 1000)
+    assert metric("kid").timing(1001) == (1000, 100)
     monkeypatch.setattr(frechet, "KID_SUBSETS", 8)  # of 100, which take torch-fidelity 20 seconds
 
     x, y = gaussian_features(n, d, 0), gaussian_features(m, d, 1)
@@ -247,7 +248,8 @@ def test_scores_of_two_codebooks_are_their_mean_and_each_alone():
     for half in (slice(0, 2), slice(2, 4)):  # two batches of one image with two tokens
         histogram.update(torch.stack([first, second], dim=-1)[half].view(1, 1, 2, 2))
     assert histogram.counts.tolist() == [[2, 2, 0, 0], [1, 1, 1, 1]]
-    scores = code_scores(histogram.counts, bits_per_token=4.0, images=2, pixels=64)
+    facts, known = CodeFacts(bits_per_token=4.0, images=2, pixels=64), [metric(name) for name in default_metrics()]
+    scores = code_scores([m for m in known if isinstance(m, CodeMetric)], histogram.counts, facts)
     assert scores["tokens"] == 4
     assert scores["bpp"] == 4.0 * 2 / 64
     assert scores["bpp_entropy"] == pytest.approx((1 + 2) * 2 / 64)
@@ -286,14 +288,15 @@ def test_a_metric_says_from_which_size_it_is_defined():
 
 
 def test_every_metric_defines_itself():
-    for name, definition in {**METRICS, **COMPANIONS}.items():
+    for name, definition in DEFINITIONS.items():
         assert definition.name == name
         assert definition.sentence.endswith(".")
 
 
 def test_a_companion_comes_with_its_metric_and_is_not_asked_for():
-    assert not COMPANIONS.keys() & METRICS.keys()  # whose sentences are part of every protocol
-    assert {known.companion_of for known in COMPANIONS.values()} <= METRICS.keys()
+    beside = {name for name in DEFINITIONS if DEFINITIONS[name].companion_of}
+    assert not beside & set(IN_PROTOCOL)  # whose sentences are part of every protocol
+    assert {DEFINITIONS[name].companion_of for name in beside} <= DEFINITIONS.keys()
     assert companions(["rfid", "usage"]) == ("rfid_continuous",)
     assert companions(default_metrics()) == ("rfid_continuous", "psnr_continuous")
     with pytest.raises(UsageError, match="psnr_continuous is not asked for: it comes with psnr") as refused:

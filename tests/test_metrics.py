@@ -23,12 +23,13 @@ from vqbench.metrics.definitions import (
     default_metrics,
     metric,
     needed_weights,
+    refuse_few_images,
     select_metrics,
     too_small,
 )
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.kinds import CodeFacts, CodeMetric
-from vqbench.metrics.pixels import PSNR_CAP, psnr, ssim
+from vqbench.metrics.pixels import PSNR_CAP, ms_ssim, psnr, ssim
 from vqbench.weights import Missing, find_inception, load_inception, load_lpips
 
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -122,6 +123,54 @@ def test_fid_does_not_depend_on_the_blocks_it_is_computed_in(monkeypatch):
     monkeypatch.setattr(frechet, "_ROWS", 70)
     assert frechet_distance(x, y) == pytest.approx(whole, rel=1e-12)
     assert whole == pytest.approx(frechet_distance(y, x), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(24, 24, 2048), (4, 40, 3), (4200, 300, 4)])
+def test_precision_and_recall_are_torch_fidelitys(n, m, d):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    draw = np.random.default_rng(n)
+    generated, real = (draw.standard_normal((k, d), np.float32) * s for k, s in ((n, 0.9), (m, 1.0)))
+    expected = prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=3,
+                                      prc_batch_size=10000, save_cpu_ram=False, verbose=False)  # fmt: skip
+    precision, recall = metric("inception_precision"), metric("inception_recall")
+    assert precision.score(real, generated) == pytest.approx(expected["precision"], abs=1e-7)
+    assert recall.score(real, generated) == pytest.approx(expected["recall"], abs=1e-7)
+    assert 0 < expected["precision"] <= 1
+    assert precision.score(real, real) == recall.score(real, real) == 1
+
+
+def test_precision_needs_as_many_neighbours_as_it_looks_at():
+    few = np.zeros((3, 2), np.float32)
+    with pytest.raises(ValueError, match="3rd neighbour needs more than 3 images"):
+        metric("inception_precision").score(few, few)
+    with pytest.raises(UsageError, match="inception_recall needs at least 4 validation images, there are 3"):
+        refuse_few_images(("psnr", "inception_recall"), 3)
+
+
+@pytest.mark.parametrize("side", [176, 181])
+def test_ms_ssim_is_torchmetrics(side):
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as reference
+
+    draw = torch.Generator().manual_seed(side)
+    a = torch.nn.functional.interpolate(torch.rand(3, 3, 40, 40, generator=draw), (side, side + 6), mode="bilinear")
+    a = (a * 255).round().to(torch.uint8)
+    noise = torch.randint(-60, 61, a.shape, generator=draw) * torch.tensor([0, 1, 3]).view(3, 1, 1, 1)
+    b = (a + noise).clamp(0, 255).to(torch.uint8)
+    expected = reference(b.double(), a.double(), data_range=255.0, reduction="none", normalize="relu")
+    got = metric("ms_ssim").score(a, b)
+    assert got.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert got[0] == 1
+    assert got[1] > got[2] > 0
+    small = a[..., :161, :161]
+    assert ms_ssim(small, small).tolist() == [1, 1, 1]
+    assert ms_ssim(small, 255 - small).tolist() == [0, 0, 0], "what is negative counts as 0"
+
+
+def test_ms_ssim_needs_five_scales():
+    assert [too_small("ms_ssim", side) for side in (160, 161)] == [True, False]
+    with pytest.raises(ValueError, match="at least 161×161"):
+        ms_ssim(*torch.zeros(2, 1, 3, 160, 170, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(24, 24, 2048), (1000, 1000, 16), (1100, 1030, 16)])

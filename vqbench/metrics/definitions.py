@@ -159,9 +159,9 @@ class MSSSIM(PairMetric):
     sentence = (
         "Multi-scale structural similarity on 8-bit RGB, range 255: at five scales, each the 2×2 means of the one "
         "before, SSIM's contrast-structure term (11×11 Gaussian window of sigma 1.5, population covariance, K1 0.01, "
-        "K2 0.03, averaged over channels and the window positions inside the image), at the last scale SSIM whole; "
-        "what is negative counts as 0; the product of their powers 0.0448, 0.2856, 0.3001, 0.2363 and 0.1333; from 161 "
-        "pixels a side; mean over images."
+        "K2 0.03, averaged over channels and the window positions inside the image), at the last scale SSIM "
+        "itself over every position of the image mirrored at its border; what is negative counts as 0; the product of "
+        "their powers 0.0448, 0.2856, 0.3001, 0.2363 and 0.1333 (as torchmetrics has it); mean over images."
     )
 
     def score(self, references: Tensor, reconstructions: Tensor) -> Tensor:

@@ -54,16 +54,19 @@ SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Multi-scale SSIM of each pair of images (Wang et al., 2003, doi:10.1109/ACSSC.2003.1292216).
 
-    a, b: uint8 (B, C, H, W) with H, W ≥ 161, so that the coarsest scale holds a window. Returns float64 (B,) in [0, 1].
-    torchmetrics gives the same with data_range=255 and normalize="relu".
+    a, b: uint8 (B, C, H, W) with H, W ≥ 161. Returns float64 (B,) in [0, 1]. torchmetrics gives the same with
+    data_range=255 and normalize="relu", where it takes the images (from 176 pixels): at the last scale it takes the
+    windows at every position of the image mirrored at its border, at the others those inside.
     """
     _check(a, b)
     if min(a.shape[-2:]) <= 10 * 2 ** (len(SCALES) - 1):
         raise ValueError(f"MS-SSIM needs images of at least 161×161, not {a.shape[-2]}×{a.shape[-1]}")
     x, y, product = a.double(), b.double(), a.new_ones(len(a), dtype=torch.float64)
     for scale, power in enumerate(SCALES, start=1):
-        similarity, structure = _of_windows(x, y, 11, 1.5)
-        of_scale = similarity if scale == len(SCALES) else structure
+        if scale < len(SCALES):
+            _, of_scale = _of_windows(x, y, 11, 1.5)
+        else:
+            of_scale, _ = _of_windows(*(functional.pad(t, (5, 5, 5, 5), mode="reflect") for t in (x, y)), 11, 1.5)
         product = product * _means(of_scale, len(a)).clamp(min=0) ** power
         x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
     return product

@@ -1,0 +1,263 @@
+"""Metrics, an extractor and a dataset of a file outside the package, through run, report, page, MLflow and sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Answer, own_plugins, settings, typed
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.home import home
+from vqbench.metrics.definitions import IN_PROTOCOL, default_metrics, digests, metric
+from vqbench.plan import Cell, RunRequest, make_plan
+from vqbench.preflight import choose_metrics
+from vqbench.registry import METRICS, add_plugin
+from vqbench.results import CellFolder, read_json
+from vqbench.server import all_runs, connect, tracking_uri
+from vqbench.weights import add_pin
+
+OUTSIDE = Path(__file__).with_name("outside.py")
+NAMES = ("worst_pixel", "projected_fd", "top_code", "weights_mb")
+NET = ((np.arange(48 * 8) ** 2 % 101) / 50 - 1).astype("<f4").tobytes()
+
+
+@pytest.fixture(scope="module")
+def weights() -> Iterator[Path]:
+    """The pinned file of the plugin's extractor, where it is looked for."""
+    path = home() / "weights" / "projection.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(NET)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def command(runs: Path, metrics: str = ",".join(("psnr", "usage", *NAMES))) -> list[object]:
+    asked = ["--plugin", OUTSIDE, "--dataset", "discs", "--images", 32, "--metrics", metrics, "--runs", runs]
+    return [*asked, *settings()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first(runs: Path) -> Answer:
+    with own_plugins():
+        answer = typed("run", "--methods", "vqgan", "--seeds", "0,1", "--name", "x", *command(runs))
+    assert answer.code == 0, answer.err
+    return answer
+
+
+def cells(runs: Path) -> list[Path]:
+    return sorted((runs / "x" / "cells").iterdir())
+
+
+def test_a_file_brings_metrics_and_a_dataset(first: Answer, runs: Path) -> None:
+    for head in ("worst pixel ↓", "FD (projected) ↓", "top code ↓", "MB"):
+        assert head in " ".join(first.out.split()), first.out
+    for cell in cells(runs):
+        result, table = read_json(cell / "result.json") or {}, pd.read_parquet(cell / "per_image.parquet")
+        assert result["scores"]["worst_pixel"] == pytest.approx(table["worst_pixel"].mean())
+        assert 0 < result["scores"]["top_code"] <= 1
+        assert result["scores"]["projected_fd"] > 0
+        assert set(result["metrics"]) == set(NAMES)
+        assert len({known["digest"] for known in result["metrics"].values()}) == len(NAMES)
+        spec = CellFolder(cell).spec
+        assert spec["plugin"] is None
+        assert [Path(words["path"]) for words in spec["plugins"]] == [OUTSIDE]
+        assert spec["dataset_code"] == spec["plugins"][0]["sha256"]
+        assert (cell / "plugin.py").read_bytes() == OUTSIDE.read_bytes()
+
+
+def test_report_page_and_comparison_need_no_plugin(first: Answer, runs: Path, tmp_path: Path) -> None:
+    assert "worst_pixel" not in METRICS
+    out = tmp_path / "report"
+    columns = "worst_pixel,psnr,top_code,weights_mb"
+    answer = typed("report", "x", "--runs", runs, "--out", out, "--columns", columns, "--sort", "worst_pixel")
+    assert answer.code == 0, answer.err
+    assert "| worst pixel ↓ | PSNR ↑ | top code ↓ | MB |" in (out / "report.md").read_text()
+    (line,) = csv.DictReader((out / "report.csv").open())
+    assert float(line["worst_pixel_mean"]) > 0
+    assert json.loads((out / "report.json").read_text())["sections"][0]["comparisons"]["worst_pixel"]["best"] == "vqgan"
+    assert "worst pixel" in (out / "report.tex").read_text()
+    page = (out / "index.html").read_text()
+    assert "Largest difference of an 8-bit value of an image; mean over images." in page
+    assert "How far the worst pixel is off." in page
+
+
+def test_mlflow_has_the_scores_their_digests_and_columns(first: Answer, runs: Path) -> None:
+    client = connect(tracking_uri(runs))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "x"]
+    tracked = all_runs(client, experiment.experiment_id, "tags.`vqbench.kind` = 'cell'")
+    assert len(tracked) == 2
+    for run in tracked:
+        assert run.data.metrics["worst_pixel"] > 0
+        assert len(run.data.tags["metric.worst_pixel"]) == 12
+    views = [value for key, value in experiment.tags.items() if "sharedViewState" in key]
+    assert views
+    assert all("worst_pixel" in view for view in views)
+
+
+def test_a_sweep_improves_it_in_its_direction(runs: Path, weights: Path) -> None:
+    answer = typed("sweep", "vqgan", "--space", "optimiser", "--trials", 1, "--objective", "worst_pixel", "--json",
+                   "--name", "swept", *command(runs, metrics="psnr,worst_pixel"))  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert [set(row["values"]) for row in answer.objects] == [{"worst_pixel"}]
+    unranked = typed("sweep", "vqgan", "--space", "optimiser", "--objective", "weights_mb", *command(runs), "--dry-run")
+    assert "weights_mb has no better direction" in unranked.err
+    (file,) = (runs / "swept" / "sweeps").glob("*.json")
+    assert set(json.loads(file.read_text())["definition"]["digests"]) == {"worst_pixel"}
+
+
+MINE = """
+from vqbench.metrics.kinds import PairMetric
+from vqbench.registry import METRICS
+
+@METRICS.register("mine")
+class Mine(PairMetric):
+    title, better, sentence = "mine", "higher", "Mean of the reconstruction."
+
+    def score(self, references, reconstructions):
+        return reconstructions.double().mean(dim=(1, 2, 3)) * FACTOR
+"""
+
+
+def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answer, runs: Path, tmp_path: Path) -> None:
+    def asked(factor: int, *more: object) -> Answer:
+        plugin = tmp_path / str(factor) / "mine.py"  # where it lies is no part of what it is
+        plugin.parent.mkdir(exist_ok=True)
+        plugin.write_text(MINE.replace("FACTOR", str(factor)))
+        with own_plugins():
+            answer = typed("run", "--methods", "vqgan", "--name", "x", "--plugin", plugin, "--json",
+                           *command(runs, metrics="psnr,mine"), *more)  # fmt: skip
+        assert answer.code == 0, answer.err
+        return answer
+
+    def states(factor: int) -> list[str]:
+        return [row["state"] for row in asked(factor, "--seeds", "0,1", "--dry-run").objects]
+
+    def report() -> str:
+        assert typed("report", "x", "--runs", runs, "--out", tmp_path / "out").code == 0
+        return (tmp_path / "out" / "report.md").read_text()
+
+    trained = [(cell / "checkpoints" / "training.json").stat().st_mtime_ns for cell in cells(runs)]
+    assert states(1) == ["partial", "partial"]
+    before = asked(1, "--seeds", "0,1").objects
+    assert states(1) == ["cached", "cached"]
+    assert "| mine ↑ |" in report()
+    assert states(1000) == ["partial", "partial"]
+    (one,) = asked(1000, "--seeds", "0").objects
+    assert one["scores"]["mine"] == pytest.approx(1000 * before[0]["scores"]["mine"])
+    assert one["digests"]["mine"] != before[0]["digests"]["mine"]
+    assert (states(1000), states(1)) == (["cached", "partial"], ["partial", "cached"])
+    text = report()
+    assert "was measured by another definition than that of the rest" in text
+    assert "| mine ↑ |" not in text, "a mean over two definitions"
+    scored = [row["scores"]["mine"] for row in asked(1000, "--seeds", "0,1").objects]
+    assert scored == pytest.approx([1000 * row["scores"]["mine"] for row in before])
+    assert "| mine ↑ |" in report()
+    assert [(cell / "checkpoints" / "training.json").stat().st_mtime_ns for cell in cells(runs)] == trained
+    assert states(1000) == ["cached", "cached"]
+
+
+def planned(runs: Path, dataset: str = "photos", metrics: tuple[str, ...] = ("psnr",)) -> Cell:
+    return make_plan(RunRequest(("vqgan",), dataset, runs=runs), metrics).cells[0]
+
+
+def test_a_metric_that_is_added_changes_no_cell_and_no_protocol(tmp_path: Path, weights: Path) -> None:
+    before = planned(tmp_path).spec
+    add_plugin(OUTSIDE)
+    assert default_metrics() == tuple(name for name in METRICS.names() if name in default_metrics())
+    assert planned(tmp_path).spec == before
+    after = planned(tmp_path, metrics=("psnr", *NAMES)).spec
+    assert after["hash"] == before["hash"]
+    assert after["digests"] == digests(NAMES)
+    assert set(digests(METRICS.names())).isdisjoint(IN_PROTOCOL)
+
+
+def test_the_source_of_a_dataset_is_part_of_a_cell(tmp_path: Path) -> None:
+    hashes, protocols = [], []
+    for text in (OUTSIDE.read_text(), OUTSIDE.read_text() + "\n# another\n"):
+        (tmp_path / "discs.py").write_text(text)
+        with own_plugins():
+            add_plugin(tmp_path / "discs.py")
+            cell = planned(tmp_path, "discs")
+        hashes.append(cell.spec["hash"])
+        protocols.append(cell.spec["protocol"]["hash"])
+    assert hashes[0] != hashes[1]
+    assert protocols[0] == protocols[1], "the images are the same"
+
+
+def test_lists_say_where_things_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "o.py").write_text(OUTSIDE.read_text())
+    monkeypatch.chdir(tmp_path)
+    datasets, metrics = (typed(what, "--plugin", "o.py").out for what in ("datasets", "metrics"))
+    assert "Discs of one colour" in datasets
+    for name in ("worst_pixel", "worst pixel ↓", "ms_ssim", "MS-SSIM ↑", "vqbench 0"):
+        assert name in metrics
+    assert all(str(tmp_path / "o.py") in "".join(found.split()) for found in (datasets, metrics))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('register("mine")', 'register("psnr")', "two metrics are called 'psnr'"),
+        ('register("mine")', 'register("id")', "no other column has"),
+        ('"Mean of the reconstruction."', '""', "needs a title and a sentence"),
+        (
+            'better, sentence = "mine", "higher"',
+            'better, sentence = "mine", "up"',
+            "better is 'higher', 'lower' or None",
+        ),
+        ("(PairMetric)", "", "is no subclass of a kind of metric"),
+        ("(PairMetric)", "(PairMetric, Gone)", "does not import: NameError"),
+        ("    title", "    weights = 'gone'\n    title", "unknown weights 'gone'"),
+        ("    title", "    min_images = 500\n    title", "mine needs at least 500 validation images, there are"),
+        ("    title", "    min_resolution = 64\n    title", "mine is defined from 64 pixels a side"),
+    ],
+)
+def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(MINE.replace("FACTOR", "1").replace(old, new))
+    name = "id" if '"id"' in new else "mine"
+    asked = ["--methods", "vqgan", "--dataset", "photos", "--metrics", name, "--runs", tmp_path / "runs"]
+    answer = typed("run", "--plugin", tmp_path / "mine.py", *asked, "--dry-run")
+    assert answer.code == 2
+    assert said in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("reconstructions.double().mean()", r"gave \(\) for"),
+        ("references.double().mean((1, 2, 3)) / 0", "of image .* is inf"),
+    ],
+)
+def test_a_score_that_is_none_names_the_metric(tmp_path: Path, score: str, said: str) -> None:
+    from test_evaluation import Posterize, photographs, run
+
+    text = MINE.replace("reconstructions.double().mean(dim=(1, 2, 3)) * FACTOR", score)
+    (tmp_path / "mine.py").write_text(text)
+    add_plugin(tmp_path / "mine.py")
+    assert metric("mine").digest
+    with pytest.raises(VQBenchError, match=f"metric 'mine' {said}"):
+        run(Posterize(), photographs(), ("psnr", "mine"))
+
+
+def test_weights_are_refused_that_are_not_pinned(tmp_path: Path, weights: Path) -> None:
+    weights.write_bytes(NET[:-4])
+    add_plugin(OUTSIDE)
+    request = RunRequest(("vqgan",), "photos", metrics=("projected_fd",), runs=tmp_path)
+    (problem,) = choose_metrics(request, 32).problems
+    assert "projection.bin, needed for projected_fd" in problem.what
+    assert "is not the pinned one" in problem.what
+    weights.write_bytes(NET)
+    assert choose_metrics(request, 32).problems == ()
+    with pytest.raises(UsageError, match="vqbench's own"):
+        add_pin("inception", "mine.pth", "0" * 64)

@@ -10,7 +10,7 @@ from typing import Any
 from vqbench import arguments
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import metric
+from vqbench.metrics.definitions import DEFINITIONS, metric
 from vqbench.plan import RunRequest
 from vqbench.registry import METRICS
 from vqbench.sweeps.grammar import Raw
@@ -131,7 +131,7 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
 
     `metrics` are those that the trials compute.
     """
-    ranking = [name for name in METRICS.imported() if metric(name).better and track in metric(name).tracks]
+    ranking = [name for name in DEFINITIONS if DEFINITIONS[name].better and track in DEFINITIONS[name].tracks]
     objectives = tuple(dict.fromkeys(request.objectives)) or tuple([m for m in metrics if m in ranking][:1])
     if not objectives:
         raise UsageError("none of the metrics ranks a trial", f"choose among --objective {', '.join(ranking)}")

@@ -11,13 +11,29 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Answer, own_plugins, settings, typed
+from stored import write_cell
 
+from vqbench.cell import load_plugins
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.home import home
-from vqbench.metrics.definitions import IN_PROTOCOL, default_metrics, digests, metric
+from vqbench.launch import CellJob, write_job
+from vqbench.metrics.definitions import (
+    DEFINITIONS,
+    IN_PROTOCOL,
+    companions,
+    default_metrics,
+    digests,
+    metric,
+    select_metrics,
+)
 from vqbench.plan import Cell, RunRequest, make_plan
 from vqbench.preflight import choose_metrics
 from vqbench.registry import METRICS, add_plugin
+from vqbench.reports.compare import compare_groups
+from vqbench.reports.experiment import load_experiment
+from vqbench.reports.page import page_html
+from vqbench.reports.report import build_report
+from vqbench.reports.verdict import verdict
 from vqbench.results import CellFolder, read_json
 from vqbench.server import all_runs, connect, tracking_uri
 from vqbench.weights import add_pin
@@ -261,3 +277,130 @@ def test_weights_are_refused_that_are_not_pinned(tmp_path: Path, weights: Path) 
     assert choose_metrics(request, 32).problems == ()
     with pytest.raises(UsageError, match="vqbench's own"):
         add_pin("inception", "mine.pth", "0" * 64)
+
+
+def told(better: str, digest: str) -> dict[str, dict[str, object]]:
+    """What the result of a cell says of a metric whose plugin is not here."""
+    known = {
+        "title": "Mine",
+        "unit": "points",
+        "better": better,
+        "digits": 1,
+        "digest": digest,
+        "sentence": "It is mine.",
+    }
+    return {"mine": {**known, "per_image": True, "gloss": "what is mine"}}
+
+
+def test_stored_cells_tell_what_their_metrics_are(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for method, level in (("vqgan", 5.0), ("fsq", 3.0)):
+        for seed in (0, 1):
+            images = {"mine": draw.normal(level, 0.1, 30), "psnr": draw.normal(20, 1, 30)}
+            write_cell(tmp_path / "made", method, seed, {}, images=images, result={"metrics": told("lower", "a" * 12)})
+    experiment = load_experiment(tmp_path, "made")
+    report = build_report(experiment)
+    assert [column.title for column in report.sections[0].columns] == ["PSNR ↑", "Mine ↓", "params M"]
+    assert "Mine: fsq is best" in " ".join(verdict(report.sections[0]).sentences)
+    page = page_html(report, [], {})
+    assert "It is mine." in page
+    assert "What is mine." in page
+    compared = typed("compare", "fsq", "vqgan", "--runs", tmp_path, "--metrics", "mine")
+    assert "fsq is better than vqgan in Mine by 2.0" in compared.out
+    assert "Mine ↓" in compared.out
+    assert experiment.notes == []
+
+
+def test_of_two_definitions_reports_show_that_of_most_cells(tmp_path: Path) -> None:
+    for method, seed, digest, better in (
+        ("vqgan", 0, "b", "higher"),
+        ("vqgan", 1, "b", "higher"),
+        ("fsq", 0, "a", "lower"),
+    ):
+        scores = {"mine": 1.0 + seed, "psnr": 20.0}
+        write_cell(tmp_path / "made", method, seed, scores, result={"metrics": told(better, digest * 12)})
+    experiment = load_experiment(tmp_path, "made")
+    assert {group.label: group.summary.estimates.keys() & {"mine"} for group in experiment.groups} == {
+        "vqgan": {"mine"}, "fsq": set(),
+    }  # fmt: skip
+    (note,) = experiment.notes
+    assert note.startswith("mine of fsq-")
+    assert "another definition than that of the rest (bbbbbbbbbbbb), and is left out" in note
+    assert [c.title for c in build_report(experiment).sections[0].columns if c.key == "mine"] == ["Mine ↑"]
+    with pytest.raises(UsageError, match="has both scores of mine"):
+        compare_groups(experiment, "fsq", "vqgan", ["mine"])
+
+
+def test_what_a_result_says_may_be_anything(tmp_path: Path) -> None:
+    for seed, said in enumerate(
+        ({"mine": {"digest": "a", "title": 3, "digits": "x", "more": {}}}, {"mine": 1}, [], None)
+    ):
+        write_cell(tmp_path / "made", "vqgan", seed, {"mine": 1.0, "psnr": 20.0}, result={"metrics": said})
+    experiment = load_experiment(tmp_path, "made")
+    assert sum("not what vqbench wrote (" in note for note in experiment.notes) == 2
+    assert "psnr" in build_report(experiment).sections[0].rows[0].summary.estimates
+
+
+BOTH = (
+    MINE.replace("FACTOR", "1")
+    + """
+
+from vqbench.methods.vqgan import VQGAN
+from vqbench.registry import METHODS
+
+@METHODS.register("ours")
+class Ours(VQGAN):
+    pass
+
+@METRICS.register("mine_continuous")
+class Beside(Mine):
+    companion_of = "mine"
+"""
+)
+
+
+def test_a_file_may_hold_a_method_and_a_metric_and_travels_once(tmp_path: Path) -> None:
+    path = tmp_path / "both.py"
+    path.write_text(BOTH)
+    with own_plugins():
+        add_plugin(path)
+        assert companions(["mine", "psnr"]) == ("psnr_continuous", "mine_continuous")
+        plan = make_plan(RunRequest(("ours", "fsq"), "photos", runs=tmp_path), ("psnr", "mine"))
+    of_plugin, built_in = plan.cells
+    assert "plugins" not in of_plugin.spec
+    assert of_plugin.plugin_sources == built_in.plugin_sources == (BOTH.encode(),)
+    assert built_in.spec["plugins"] == [of_plugin.spec["plugin"]]
+    path.write_text("it is another one now")
+    for cell in plan.cells:
+        write_job(CellJob(cell.folder.path, cell.spec, cell.plugin_sources), anew=True)
+        with own_plugins():
+            load_plugins(cell.spec, cell.folder)  # as its process does, from the copy
+            assert digests(["mine"]) == cell.spec["digests"]
+        with own_plugins(), pytest.raises(VQBenchError, match="a metric has changed since this cell was planned"):
+            load_plugins({**cell.spec, "digests": {"mine": "another"}}, cell.folder)
+
+
+def test_a_plugin_that_is_broken_stops_nothing_that_does_not_ask_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("import gone\n" + MINE.replace("FACTOR", "1"))
+    before = default_metrics()
+    add_plugin(path)
+    assert default_metrics() == before
+    assert companions(before) == ("rfid_continuous", "psnr_continuous")
+    assert "psnr" in dict(DEFINITIONS)
+    assert "broken: plugin" in typed("metrics").out
+    with pytest.raises(UsageError, match="No module named 'gone'"):
+        select_metrics(["mine"])
+
+
+def test_a_code_metric_may_be_of_features_too(tmp_path: Path) -> None:
+    text = OUTSIDE.read_text().replace(
+        "title, better, each_codebook = ", 'tracks = ("features",)\n    title, better, each_codebook = '
+    )
+    (tmp_path / "o.py").write_text(text)
+    asked = ["--recipe", "atomic", "--methods", "vqgan", "--dataset", "photos", "--images", 128, "--runs", tmp_path]
+    answer = typed("run", "--plugin", tmp_path / "o.py", *asked, "--metrics", "usage,top_code", "--json")
+    assert answer.code == 0, answer.err
+    (row,) = answer.objects
+    assert 0 < row["scores"]["top_code"] < 1
+    assert row["digests"].keys() == {"top_code"}

@@ -64,6 +64,11 @@ class _Place:
         return Path(spec.origin)
 
 
+@functools.cache
+def _announced() -> metadata.EntryPoints:
+    return metadata.entry_points()  # reads the metadata of every package: tens of milliseconds
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file, as hex."""
     with path.open("rb") as file:
@@ -158,14 +163,15 @@ class Registry(Generic[T]):
 
     `variable` is the name that plugins use for this registry in their decorator (`METHODS`), `group` the
     entry-point group that installed packages announce their plugins in, `built_in` a module that registers vqbench's
-    own where they are no entry points.
+    own where they are no entry points, `see` what lists them.
     """
 
-    def __init__(self, kind: str, variable: str, group: str, built_in: str = "") -> None:
+    def __init__(self, kind: str, variable: str, group: str, built_in: str = "", see: str = "") -> None:
         self.kind = kind
         self.variable = variable
         self.group = group
         self.built_in = built_in
+        self.see = see or f"`vqbench {kind}s` lists them"
         self._classes: dict[str, type[T]] = {}
         self._files: dict[str, Path] = {}
         self._unread: list[Path] = []
@@ -221,7 +227,7 @@ class Registry(Generic[T]):
 
     @functools.cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
+        return {point.name: point for point in _announced().select(group=self.group)}
 
     def names(self) -> list[str]:
         """Every known name: vqbench's own as it lists them, the others sorted; no plugin is imported."""
@@ -283,7 +289,7 @@ class Registry(Generic[T]):
             except UsageError as error:
                 problems.append(f"; {error.what}")
         if name not in self.names():
-            raise unknown(self.kind, name, self.names(), f"`vqbench {self.kind}s` lists them{''.join(problems)}")
+            raise unknown(self.kind, name, self.names(), f"{self.see}{''.join(problems)}")
 
     def _load_entry_point(self, name: str) -> None:
         point = self._entry_points[name]
@@ -385,7 +391,9 @@ def _headline(docstring: str) -> tuple[str, str]:
 METHODS: Registry[Any] = Registry("method", "METHODS", "vqbench.methods")
 DATASETS: Registry[Any] = Registry("dataset", "DATASETS", "vqbench.datasets")
 METRICS: Registry[Any] = Registry("metric", "METRICS", "vqbench.metrics", "vqbench.metrics.definitions")
-EXTRACTORS: Registry[Any] = Registry("extractor", "EXTRACTORS", "vqbench.extractors", "vqbench.metrics.definitions")
+EXTRACTORS: Registry[Any] = Registry(
+    "extractor", "EXTRACTORS", "vqbench.extractors", "vqbench.metrics.definitions", "see docs/adding-a-metric.md"
+)
 REGISTRIES = (METHODS, DATASETS, METRICS, EXTRACTORS)
 
 

@@ -6,13 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.kinds import CodeFacts, CodeMetric, Extractor, FeatureMetric, FrechetDistance, Metric, PairMetric
+from vqbench.metrics.kinds import (
+    Better,
+    CodeFacts,
+    CodeMetric,
+    Extractor,
+    FeatureMetric,
+    FrechetDistance,
+    Metric,
+    PairMetric,
+)
 from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.wording import counted
 
@@ -108,7 +116,8 @@ class KID(FeatureMetric):
 class PSNR(PairMetric):
     """Peak signal-to-noise ratio."""
 
-    title, unit, better, digits, default = "PSNR", "dB", "higher", 2, True
+    title, unit, digits, default = "PSNR", "dB", 2, True
+    better: Better = "higher"
     gloss = "how close each pixel comes to the original, in decibels"
     sentence = (
         "10 log10(255² / MSE) of each image's 8-bit RGB values, capped at 100 dB (which an identical image gets); "
@@ -412,8 +421,8 @@ def _tokens_per_pixel(histogram: NDArray[np.int64], facts: CodeFacts) -> float:
 
 
 @cache
-def _made(name: str, cls: type[Metric]) -> Metric:
-    made = cls(name=name)
+def _made(name: str, cls: Any) -> Metric:
+    made: Metric = cls(name=name)
     _refuse_odd(made)
     if name not in (*IN_PROTOCOL, *IN_FEATURE_PROTOCOL):
         made.digest = _digest(made)
@@ -478,7 +487,7 @@ class _Definitions(Mapping[str, Metric]):
         for name, said in stored.items():
             self._told.pop(name, None)
             if not METRICS.is_built_in(name) or metric(name).digest not in ("", said.get("digest")):
-                self._told[name] = Metric(name=name, **said)
+                self._told[name] = Metric.told(name, said)
 
     def __getitem__(self, name: str) -> Metric:
         if name in self._told:
@@ -491,7 +500,7 @@ class _Definitions(Mapping[str, Metric]):
         return name in self._told or (isinstance(name, str) and name in METRICS)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*METRICS.imported(), *self._told)))
+        return iter(dict.fromkeys((*filter(_is_usable, METRICS.imported()), *self._told)))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -500,9 +509,24 @@ class _Definitions(Mapping[str, Metric]):
 DEFINITIONS = _Definitions()
 
 
+def _is_usable(name: str) -> bool:
+    """Whether what is registered under a name is whole; what nobody has asked for by name must stop nothing."""
+    try:
+        return metric(name).name == name
+    except UsageError:
+        return False
+
+
+def _unasked() -> Iterator[Metric]:
+    """What a command knows of without being asked: vqbench's own, and what is in the files that it was given."""
+    for name in METRICS.names():
+        if METRICS.is_built_in(name) or (METRICS.file_of(name) is not None and _is_usable(name)):
+            yield metric(name)
+
+
 def own_metrics(track: str = "images") -> tuple[str, ...]:
     """vqbench's metrics of a track that can be asked for."""
-    return tuple(name for name in METRICS.names() if METRICS.is_built_in(name) and _can_be_asked(metric(name), track))
+    return tuple(m.name for m in _unasked() if METRICS.is_built_in(m.name) and _can_be_asked(m, track))
 
 
 def _can_be_asked(known: Metric, track: str) -> bool:
@@ -510,16 +534,8 @@ def _can_be_asked(known: Metric, track: str) -> bool:
 
 
 def default_metrics(track: str = "images") -> tuple[str, ...]:
-    """The metrics that are computed when none is asked for: of others than vqbench's those from files that were given.
-
-    One whose file does not import is none: nobody has asked for it.
-    """
-    names = own_metrics(track)
-    for name in METRICS.names():
-        if name not in names and METRICS.file_of(name) is not None:
-            with suppress(UsageError):
-                names += (name,) if _can_be_asked(metric(name), track) else ()
-    return tuple(name for name in names if metric(name).default)
+    """The metrics that are computed when none is asked for, those of files that were given among them."""
+    return tuple(known.name for known in _unasked() if known.default and _can_be_asked(known, track))
 
 
 def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[str, ...]:
@@ -564,8 +580,7 @@ def _refuse_stray(name: str, track: str) -> None:
 def companions(metrics: Iterable[str]) -> tuple[str, ...]:
     """What is computed beside these metrics where a method has a continuous path."""
     asked = set(metrics)
-    beside = [name for name in METRICS.names() if METRICS.is_built_in(name) or METRICS.file_of(name) is not None]
-    return tuple(name for name in beside if metric(name).companion_of in asked)
+    return tuple(known.name for known in _unasked() if known.companion_of in asked)
 
 
 def digests(metrics: Iterable[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ metrics reads the attributes. What a method of them imports is imported there, f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from vqbench.weights import WeightFile
 
+Better = Literal["higher", "lower"] | None
 _SHOWN = ("title", "short", "unit", "better", "digits", "interval", "on_request", "gloss", "sentence", "few_images",
           "per_image", "companion_of", "extractor")  # fmt: skip
 
@@ -33,7 +35,7 @@ class Metric:
     """The head of its column, where the title is too long for one."""
     unit: str = ""
     """The unit, or "" for a plain number."""
-    better: Literal["higher", "lower"] | None = None
+    better: Better = None
     """Which way is better, or None for what describes the tokenizer and does not rank it."""
     digits: int = 3
     """Decimals in a table."""
@@ -69,13 +71,19 @@ class Metric:
     def __init__(self, **attributes: Any) -> None:
         vars(self).update(attributes)
 
+    @classmethod
+    def told(cls, name: str, said: Mapping[str, Any]) -> Metric:
+        """The metric of which `as_dict` said so; what is not of an attribute's type is left out."""
+        kinds = {key: str if key == "better" else type(getattr(Metric, key)) for key in ("digest", *_SHOWN)}
+        return Metric(name=name, **{key: value for key, value in said.items() if type(value) is kinds.get(key)})
+
     @property
     def head(self) -> str:
         """The head of its column, with the direction that is better."""
-        return (self.short or self.title) + {"higher": " ↑", "lower": " ↓"}.get(str(self.better), "")
+        return (self.short or self.title or self.name) + {"higher": " ↑", "lower": " ↓"}.get(str(self.better), "")
 
     def as_dict(self) -> dict[str, Any]:
-        """All that a report needs to show it, as JSON, where it differs from nothing said: `Metric(**…)` reads it."""
+        """All that a report needs to show it, as JSON, where it differs from nothing said; `told` reads it."""
         said = {key: getattr(self, key) for key in ("digest", *_SHOWN)}
         return {key: value for key, value in said.items() if value != getattr(Metric, key)}
 
@@ -119,7 +127,8 @@ class FeatureMetric(Metric, ABC):
 class FrechetDistance(FeatureMetric):
     """Fréchet distance of the Gaussians fitted to two sets of features; a metric is a subclass with an extractor."""
 
-    better, digits = "lower", 2
+    better: Better = "lower"
+    digits = 2
 
     def score(self, reference: NDArray[np.float32], reconstructed: NDArray[np.float32]) -> float:
         """The distance, from 0."""

@@ -31,4 +31,4 @@ def inside(points: Features, others: Features, nearest: int = NEAREST) -> float:
 
 
 def _parts(features: Tensor) -> Iterator[Tensor]:
-    return iter(features.split(_ROWS))
+    return iter(torch.split(features, _ROWS))

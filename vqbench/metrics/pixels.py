@@ -66,7 +66,8 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         if scale < len(SCALES):
             _, of_scale = _of_windows(x, y, 11, 1.5)
         else:
-            of_scale, _ = _of_windows(*(functional.pad(t, (5, 5, 5, 5), mode="reflect") for t in (x, y)), 11, 1.5)
+            mirrored_x, mirrored_y = (functional.pad(t, (5, 5, 5, 5), mode="reflect") for t in (x, y))
+            of_scale, _ = _of_windows(mirrored_x, mirrored_y, 11, 1.5)
         product = product * _means(of_scale, len(a)).clamp(min=0) ** power
         x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
     return product

@@ -62,6 +62,8 @@ def own_plugins() -> Iterator[None]:
     from vqbench.metrics.definitions import DEFINITIONS
     from vqbench.registry import REGISTRIES
 
+    for registry in REGISTRIES:
+        registry.names()  # vqbench's own metrics are registered once in a process
     places = (*REGISTRIES, DEFINITIONS)
     before = [{name: copy.copy(value) for name, value in vars(place).items()} for place in places]
     yield

@@ -390,9 +390,9 @@ def _headline(docstring: str) -> tuple[str, str]:
 
 METHODS: Registry[Any] = Registry("method", "METHODS", "vqbench.methods")
 DATASETS: Registry[Any] = Registry("dataset", "DATASETS", "vqbench.datasets")
-METRICS: Registry[Any] = Registry("metric", "METRICS", "vqbench.metrics", "vqbench.metrics.definitions")
+METRICS: Registry[Any] = Registry("metric", "METRICS", "vqbench.metrics", "vqbench.metrics.built_in")
 EXTRACTORS: Registry[Any] = Registry(
-    "extractor", "EXTRACTORS", "vqbench.extractors", "vqbench.metrics.definitions", "see docs/adding-a-metric.md"
+    "extractor", "EXTRACTORS", "vqbench.extractors", "vqbench.metrics.built_in", "see docs/adding-a-metric.md"
 )
 REGISTRIES = (METHODS, DATASETS, METRICS, EXTRACTORS)
 

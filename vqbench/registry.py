@@ -65,7 +65,7 @@ class _Place:
 
 
 @functools.cache
-def _announced() -> metadata.EntryPoints:
+def _announced() -> Any:
     return metadata.entry_points()  # reads the metadata of every package: tens of milliseconds
 
 

@@ -69,7 +69,8 @@ def _digest(made: Metric) -> str:
 def metric(name: str) -> Metric:
     """The metric that is registered under `name`, imported now. Raises UsageError where there is none, or it is odd."""
     cls: Any = METRICS.get(name)
-    if not (isinstance(cls, type) and issubclass(cls, Metric)):
+    is_metric = isinstance(cls, type) and issubclass(cls, Metric)
+    if not is_metric:
         raise UsageError(f"metric '{name}' is no subclass of a kind of metric", "see docs/adding-a-metric.md")
     return _made(name, cls)
 

@@ -240,11 +240,12 @@ class Registry(Generic[T]):
         return [name for name in self.names() if name in self._classes]
 
     def _import_own(self) -> None:
-        if self.built_in:
+        if self.built_in and self.built_in not in sys.modules:
             importlib.import_module(self.built_in)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        self._import_own()
+        return name in self._classes or name in self._files or name in self._entry_points
 
     def file_of(self, name: str) -> Path | None:
         """The user's own file that defines `name`, or None for an installed plugin."""
@@ -268,7 +269,7 @@ class Registry(Generic[T]):
 
         Raises UsageError for an unknown name (with the nearest ones) or a plugin that does not import.
         """
-        if name not in self.names():
+        if name not in self:
             self._search_unread_files(name)
         if name in self._files and self._files[name] in self._unread:
             self._import_file(self._files[name])

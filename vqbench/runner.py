@@ -20,7 +20,7 @@ from vqbench.engine import open_engine, refuse_odd_engine
 from vqbench.execution import Execution, cached_row
 from vqbench.home import working_folder
 from vqbench.lease import CellBusyError
-from vqbench.metrics.definitions import asked_metrics, refuse_few_images
+from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, refuse_few_images, stored_definitions
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import FAILED, write_json
 from vqbench.view import Silent, View
@@ -74,6 +74,7 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
             view.note(f"this run would need weights: {problem.what}")
     plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
     refuse_few_images(metrics.names, plan.protocol.n_images)
+    DEFINITIONS.tell(stored_definitions(metrics.names))  # an experiment that was read before may have others
     for note in (*plan.notes, *metrics.notes):
         view.note(note)
     return plan

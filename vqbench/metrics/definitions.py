@@ -202,15 +202,18 @@ def stored_definitions(scores: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def stored_digest(name: str, result: Mapping[str, Any]) -> str:
     """The digest of a score in a result, or of one that belongs to it (`usage/0`); "" where the protocol has it."""
-    known = (result.get("metrics") or {}).get(name.partition("/")[0]) or {}
-    return str(known.get("digest") or _FIRST_DIGESTS.get(name, ""))
+    told = result.get("metrics")
+    known = told.get(name.partition("/")[0]) if isinstance(told, dict) else None
+    digest = known.get("digest") if isinstance(known, dict) else None
+    return str(digest or _FIRST_DIGESTS.get(name, ""))
 
 
 def current_scores(result: Mapping[str, Any]) -> dict[str, float]:
     """The scores of a result, but those by a definition that is not the registered one any more."""
+    scores = result.get("scores")
     return {
         name: value
-        for name, value in (result.get("scores") or {}).items()
+        for name, value in (scores if isinstance(scores, dict) else {}).items()
         if not (digest := stored_digest(name, result)) or digest == _current_digest(name.partition("/")[0], digest)
     }
 

@@ -254,6 +254,7 @@ def _object(part: Versus, found: Finding) -> dict[str, Any]:
         "protocol": part.section.protocol["hash"],
         "protocol_name": part.section.protocol["name"],
         "metric": found.metric,
+        **({"digest": known} if (known := DEFINITIONS[found.metric].digest) else {}),
         "mean_a": found.mean_a,
         "mean_b": found.mean_b,
         "difference": size.delta,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Answer, own_plugins, settings, typed
+from conftest import Answer, Command, own_plugins, settings, typed
 from stored import write_cell
 
 from vqbench.cell import load_plugins
@@ -42,6 +42,26 @@ OUTSIDE = Path(__file__).with_name("outside.py")
 NAMES = ("worst_pixel", "projected_fd", "top_code", "weights_mb")
 NET = ((np.arange(48 * 8) ** 2 % 101) / 50 - 1).astype("<f4").tobytes()
 
+MINE = """
+from vqbench.metrics.kinds import PairMetric
+from vqbench.registry import METRICS
+
+@METRICS.register("mine")
+class Mine(PairMetric):
+    title, better, sentence = "mine", "higher", "Mean of the reconstruction."
+
+    def score(self, references, reconstructions):
+        return reconstructions.double().mean(dim=(1, 2, 3)) * FACTOR
+"""
+
+
+def written(folder: Path, factor: int) -> Path:
+    """MINE in a file; where it lies is no part of what it is."""
+    path = folder / str(factor) / "mine.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(MINE.replace("FACTOR", str(factor)))
+    return path
+
 
 @pytest.fixture(scope="module")
 def weights() -> Iterator[Path]:
@@ -65,8 +85,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def first(runs: Path) -> Answer:
+    asked = command(runs, ",".join(("psnr", "usage", *NAMES, "mine")))
     with own_plugins():
-        answer = typed("run", "--methods", "vqgan", "--seeds", "0,1", "--name", "x", *command(runs))
+        answer = typed(
+            "run", "--methods", "vqgan", "--seeds", "0,1", "--name", "x", "--plugin", written(runs, 1), *asked
+        )
     assert answer.code == 0, answer.err
     return answer
 
@@ -83,13 +106,15 @@ def test_a_file_brings_metrics_and_a_dataset(first: Answer, runs: Path) -> None:
         assert result["scores"]["worst_pixel"] == pytest.approx(table["worst_pixel"].mean())
         assert 0 < result["scores"]["top_code"] <= 1
         assert result["scores"]["projected_fd"] > 0
-        assert set(result["metrics"]) == set(NAMES)
-        assert len({known["digest"] for known in result["metrics"].values()}) == len(NAMES)
+        assert set(result["metrics"]) == {*NAMES, "mine"}
+        assert len({known["digest"] for known in result["metrics"].values()}) == len(NAMES) + 1
         spec = CellFolder(cell).spec
         assert spec["plugin"] is None
-        assert [Path(words["path"]) for words in spec["plugins"]] == [OUTSIDE]
-        assert spec["dataset_code"] == spec["plugins"][0]["sha256"]
-        assert (cell / "plugin.py").read_bytes() == OUTSIDE.read_bytes()
+        plugins = {Path(words["path"]).name: words["sha256"] for words in spec["plugins"]}
+        assert plugins.keys() == {"mine.py", "outside.py"}
+        assert spec["dataset_code"] == plugins["outside.py"]
+        kept = {path.read_bytes() for path in cell.glob("plugin*.py")}
+        assert kept == {OUTSIDE.read_bytes(), written(runs, 1).read_bytes()}
 
 
 def test_report_page_and_comparison_need_no_plugin(first: Answer, runs: Path, tmp_path: Path) -> None:
@@ -101,7 +126,9 @@ def test_report_page_and_comparison_need_no_plugin(first: Answer, runs: Path, tm
     assert "| worst pixel ↓ | PSNR ↑ | top code ↓ | MB |" in (out / "report.md").read_text()
     (line,) = csv.DictReader((out / "report.csv").open())
     assert float(line["worst_pixel_mean"]) > 0
-    assert json.loads((out / "report.json").read_text())["sections"][0]["comparisons"]["worst_pixel"]["best"] == "vqgan"
+    (section,) = json.loads((out / "report.json").read_text())["sections"]
+    assert section["comparisons"]["worst_pixel"]["best"] == "vqgan"
+    assert section["metrics"]["worst_pixel"]["sentence"].startswith("Largest difference of an 8-bit value")
     assert "worst pixel" in (out / "report.tex").read_text()
     page = (out / "index.html").read_text()
     assert "Largest difference of an 8-bit value of an image; mean over images." in page
@@ -132,26 +159,10 @@ def test_a_sweep_improves_it_in_its_direction(runs: Path, weights: Path) -> None
     assert set(json.loads(file.read_text())["definition"]["digests"]) == {"worst_pixel"}
 
 
-MINE = """
-from vqbench.metrics.kinds import PairMetric
-from vqbench.registry import METRICS
-
-@METRICS.register("mine")
-class Mine(PairMetric):
-    title, better, sentence = "mine", "higher", "Mean of the reconstruction."
-
-    def score(self, references, reconstructions):
-        return reconstructions.double().mean(dim=(1, 2, 3)) * FACTOR
-"""
-
-
 def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answer, runs: Path, tmp_path: Path) -> None:
     def asked(factor: int, *more: object) -> Answer:
-        plugin = tmp_path / str(factor) / "mine.py"  # where it lies is no part of what it is
-        plugin.parent.mkdir(exist_ok=True)
-        plugin.write_text(MINE.replace("FACTOR", str(factor)))
         with own_plugins():
-            answer = typed("run", "--methods", "vqgan", "--name", "x", "--plugin", plugin, "--json",
+            answer = typed("run", "--methods", "vqgan", "--name", "x", "--plugin", written(tmp_path, factor), "--json",
                            *command(runs, metrics="psnr,mine"), *more)  # fmt: skip
         assert answer.code == 0, answer.err
         return answer
@@ -164,9 +175,8 @@ def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answ
         return (tmp_path / "out" / "report.md").read_text()
 
     trained = [(cell / "checkpoints" / "training.json").stat().st_mtime_ns for cell in cells(runs)]
-    assert states(1) == ["partial", "partial"]
-    before = asked(1, "--seeds", "0,1").objects
-    assert states(1) == ["cached", "cached"]
+    before = asked(1, "--seeds", "0,1", "--dry-run").objects
+    assert [row["state"] for row in before] == ["cached", "cached"]
     assert "| mine ↑ |" in report()
     assert states(1000) == ["partial", "partial"]
     (one,) = asked(1000, "--seeds", "0").objects
@@ -393,14 +403,39 @@ def test_a_plugin_that_is_broken_stops_nothing_that_does_not_ask_for_it(tmp_path
         select_metrics(["mine"])
 
 
-def test_a_code_metric_may_be_of_features_too(tmp_path: Path) -> None:
+def test_a_code_metric_may_be_of_features_too(runs: Path, tmp_path: Path) -> None:
     text = OUTSIDE.read_text().replace(
         "title, better, each_codebook = ", 'tracks = ("features",)\n    title, better, each_codebook = '
     )
     (tmp_path / "o.py").write_text(text)
-    asked = ["--recipe", "atomic", "--methods", "vqgan", "--dataset", "photos", "--images", 128, "--runs", tmp_path]
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).standard_normal((400, 8), np.float32))
+    asked = [
+        "--recipe",
+        "atomic",
+        "--methods",
+        "vqgan",
+        "--features",
+        tmp_path / "f.npy",
+        "--images",
+        64,
+        "--runs",
+        runs,
+    ]
     answer = typed("run", "--plugin", tmp_path / "o.py", *asked, "--metrics", "usage,top_code", "--json")
     assert answer.code == 0, answer.err
     (row,) = answer.objects
     assert 0 < row["scores"]["top_code"] < 1
     assert row["digests"].keys() == {"top_code"}
+
+
+def test_an_installed_package_brings_metrics(vqbench: Command, tmp_path: Path) -> None:
+    info = tmp_path / "somewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somewhere\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vqbench.metrics]\nmine = somewhere:Mine\n")
+    (tmp_path / "somewhere.py").write_text(MINE.replace("FACTOR", "1").replace("title,", "default = True; title,"))
+    listed = vqbench("metrics", PYTHONPATH=str(tmp_path))
+    assert "somewhere 1.0" in listed.out, listed.err
+    asked = ("run", "--methods", "vqgan", "--dataset", "photos", "--runs", tmp_path / "runs", "--dry-run")
+    done = vqbench(*asked, "--metrics", "psnr,mine", PYTHONPATH=str(tmp_path))
+    assert done.code == 0, done.err

@@ -25,7 +25,7 @@ IN_FEATURE_PROTOCOL = ("quantization_error", "usage", "perplexity", "dead_codes"
 _FIRST_DIGESTS = {"rfid_continuous": "206500a229a2", "psnr_continuous": "43de4e374380"}
 """Of metrics whose scores were stored without a digest at first."""
 _TAKEN = ("id", "codes", "images", "method", "dataset", "recipe", "seed", "cell", "protocol", "state", "path", "error",
-          "collapse", "matched", "cautions", "train_images_per_s")  # fmt: skip
+          "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s")  # fmt: skip
 
 
 @cache

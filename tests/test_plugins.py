@@ -148,15 +148,23 @@ def test_mlflow_has_the_scores_their_digests_and_columns(first: Answer, runs: Pa
     assert all("worst_pixel" in view for view in views)
 
 
-def test_a_sweep_improves_it_in_its_direction(runs: Path, weights: Path) -> None:
-    answer = typed("sweep", "vqgan", "--space", "optimiser", "--trials", 1, "--objective", "worst_pixel", "--json",
-                   "--name", "swept", *command(runs, metrics="psnr,worst_pixel"))  # fmt: skip
+def test_a_sweep_improves_it_in_its_direction(runs: Path, weights: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "outside.py"
+    plugin.write_text(OUTSIDE.read_text())
+
+    def swept(*more: object, metrics: str = "psnr,worst_pixel") -> Answer:
+        words = [plugin if word == OUTSIDE else word for word in command(runs, metrics)]
+        with own_plugins():
+            return typed("sweep", "vqgan", "--space", "optimiser", "--name", "swept", "--json", *words, *more)
+
+    answer = swept("--objective", "worst_pixel", "--trials", 1)
     assert answer.code == 0, answer.err
     assert [set(row["values"]) for row in answer.objects] == [{"worst_pixel"}]
-    unranked = typed("sweep", "vqgan", "--space", "optimiser", "--objective", "weights_mb", *command(runs), "--dry-run")
+    unranked = swept("--objective", "weights_mb", "--dry-run", metrics="psnr,weights_mb")
     assert "weights_mb has no better direction" in unranked.err
-    (file,) = (runs / "swept" / "sweeps").glob("*.json")
-    assert set(json.loads(file.read_text())["definition"]["digests"]) == {"worst_pixel"}
+    plugin.write_text(OUTSIDE.read_text().replace("amax(dim=", "amin(dim="))
+    refused = swept("--objective", "worst_pixel", "--trials", 2, "--dry-run")
+    assert "with another definition of its objective" in refused.err
 
 
 def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answer, runs: Path, tmp_path: Path) -> None:

@@ -194,20 +194,59 @@ def _values(known: PairMetric, references: Tensor, reconstructions: Tensor) -> l
     return values.tolist()
 
 
-class _Codes:
-    """What accumulates over the indices of one evaluation."""
+class _Pass:
+    """One tokenizer over batches of images, each encoded and decoded once: all that the metrics are made of."""
 
-    def __init__(self, quantizer: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: Codec,
+        asked: Sequence[Metric],
+        beside: Sequence[Metric],
+        extractors: Mapping[str, FeatureExtractor],
+        wanted: Iterable[int],
+        device: torch.device,
+    ) -> None:
+        quantizer = tokenizer.quantizer
+        self.tokenizer, self.wanted = tokenizer, set(wanted)
+        self.encoding, self.decoding = _Stopwatch(device), _Stopwatch(device)
         self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
-        self.used: list[int] = []
+        self.decoded = _Reconstructions(asked, extractors)
+        self.continuous = _Reconstructions(beside, extractors) if beside else None
+        self.codes: list[int] = []
         self.indices: list[NDArray[np.unsignedinteger]] = []
+        self.kept: dict[int, Pixels] = {}
 
-    def add(self, indices: Tensor) -> None:
-        """Those of one batch."""
+    def add(self, images: Tensor, ids: Sequence[object]) -> None:
+        """One batch of 8-bit images (B, 3, R, R)."""
+        indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
+        reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
+        _check_reconstruction(reconstructions, images.shape, ids)
+        rounded, first = to_8_bits(reconstructions), len(self.codes)
+        self._count(indices)
+        self.decoded.add(images, rounded)
+        for i in self.wanted & set(range(first, len(self.codes))):
+            self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
+        if undiscretised is not None and self.continuous is not None:
+            without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
+            _check_reconstruction(without_codes, images.shape, ids, " without quantization")
+            self.continuous.add(images, to_8_bits(without_codes))
+
+    def _count(self, indices: Tensor) -> None:
         self.histogram.update(indices)
         by_position = indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
-        self.used += [len(torch.unique(image, dim=0)) for image in by_position]
+        self.codes += [len(torch.unique(image, dim=0)) for image in by_position]
         self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
+
+    @property
+    def columns(self) -> dict[str, list[float]]:
+        """Metric → the values of the images, of paths that there are."""
+        beside = self.continuous.columns if self.continuous is not None else {}
+        return self.decoded.columns | {name: values for name, values in beside.items() if values}
+
+    def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Of metrics over reconstructions; `references` are the features of all images, by extractor."""
+        beside = self.continuous.scores(references) if self.continuous is not None else {}
+        return self.decoded.scores(references) | beside
 
 
 def _loaded(
@@ -266,11 +305,8 @@ def evaluate(
     explicit = {"inception_weights": inception_weights, "lpips_weights": lpips_weights}
     extractors = _loaded([*asked, *beside], explicit, device, home)
     kept = kept_positions(len(pixels), pixels.shape[1])
-    wanted = set(kept)
-    codes, pictures = _Codes(tokenizer.quantizer), dict[int, Pixels]()
-    decoded, continuous = _Reconstructions(asked, extractors), _Reconstructions(beside, extractors)
+    seen = _Pass(tokenizer, asked, beside, extractors, kept, device)
     step = _counter(progress, len(pixels) * (1 + len(extractors)))
-    encoding, decoding = _Stopwatch(device), _Stopwatch(device)
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
     with torch.inference_mode(), plain_float32(device), _eval_mode(tokenizer):
@@ -279,40 +315,24 @@ def evaluate(
             for name, extract in extractors.items()
         }
         for start in range(0, len(pixels), batch_size):
-            of = ids[start : start + batch_size]
             images = to_planes(pixels[start : start + batch_size], device)
-            indices, undiscretised = encoding.run(functools.partial(_encode, tokenizer), to_input(images))
-            reconstructions = decoding.run(tokenizer.from_indices, indices)
-            _check_reconstruction(reconstructions, images.shape, of)
-            codes.add(indices)
-            rounded = to_8_bits(reconstructions)
-            decoded.add(images, rounded)
-            for i in wanted & set(range(start, start + len(images))):
-                pictures[i] = rounded[i - start].permute(1, 2, 0).cpu().numpy()
-            if undiscretised is not None and beside:  # decoded by itself: the scores of codes stay what they are
-                without_codes = undiscretised()
-                _check_reconstruction(without_codes, images.shape, of, " without quantization")
-                continuous.add(images, to_8_bits(without_codes))
+            seen.add(images, ids[start : start + batch_size])
             step(len(images))
-        of_codec = {
-            known.name: float(known.score(tokenizer, pixels)) for known in asked if isinstance(known, CodecMetric)
-        }
+        of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
     facts = CodeFacts(float(tokenizer.quantizer.bits_per_token), len(pixels), pixels.shape[1] * pixels.shape[2])
-    histogram = codes.histogram.counts
-    scores = code_scores([known for known in asked if isinstance(known, CodeMetric)], histogram, facts)
-    scores |= decoded.scores(references) | continuous.scores(references) | of_codec
-    columns = {**decoded.columns, **{name: values for name, values in continuous.columns.items() if values}}
-    _refuse_not_finite(scores, columns, ids)
+    scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], seen.histogram.counts, facts)
+    scores |= seen.scores(references) | of_codec
+    _refuse_not_finite(scores, seen.columns, ids)
     return Evaluation(
         scores=scores,
-        per_image=pd.DataFrame({"id": list(ids), **columns, "codes": codes.used}),
-        histogram=histogram,
-        indices=np.concatenate(codes.indices),
-        reconstructions=np.stack([pictures[i] for i in kept]),
-        features=decoded.features("inception"),
+        per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
+        histogram=seen.histogram.counts,
+        indices=np.concatenate(seen.indices),
+        reconstructions=np.stack([seen.kept[i] for i in kept]),
+        features=seen.decoded.features("inception"),
         reference_features=references.get("inception"),
-        encode_images_per_s=encoding.images_per_s,
-        decode_images_per_s=decoding.images_per_s,
+        encode_images_per_s=seen.encoding.images_per_s,
+        decode_images_per_s=seen.decoding.images_per_s,
     )
 
 

@@ -6,30 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pair_words import decimals, p_text
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
-from vqbench.reports.summary import (
-    COLUMNS,
-    DEFINITIONS,
-    MORE_COLUMNS,
-    Column,
-    MethodSummary,
-    interval_note,
-    shown_columns,
-    summarise,
-)
+from vqbench.reports.summary import Column, MethodSummary, columns_of, interval_note, shown_columns, summarise
 
 LEVEL = 0.05
 """A difference is called better or worse where its p, adjusted over the rows, is below this."""
-_COMPARED = {
-    column.key: column
-    for column in (*COLUMNS, *MORE_COLUMNS)
-    if column.key in DEFINITIONS and DEFINITIONS[column.key].better is not None
-}
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
 
@@ -107,15 +94,12 @@ def analyse(
     others = [row for row in rows if not row.is_full and row.name in summaries]
     reader = Reader()
     findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
-    usual = {column.key for column in COLUMNS}
-    for column in (column for key, column in _COMPARED.items() if key in usual or key in asked):
-        found = {
-            row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), column.key, reader)
-            for row in others
-        }
+    scored = columns_of(name for cell in cells for name in cell["scores"] if name in DEFINITIONS)
+    for key in (k for k, c in scored.items() if DEFINITIONS[k].better and (k in asked or not c.on_request)):
+        found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), key, reader) for row in others}
         there = {name: value for name, value in found.items() if value is not None}
         for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
-            findings[name][column.key] = Finding(value, p, _verdict(column.key, value, p))
+            findings[name][key] = Finding(value, p, _verdict(key, value, p))
     return tuple(
         AnalysedRow(
             row, of_row[row.name], summaries[row.name], findings[row.name], has_paper_rows and not row.paper_row
@@ -180,21 +164,21 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool 
     if not rows:
         return Grid((), (), ())
     left_out = set(_NOT_SHOWN) - {key for row in rows for key in row.summary.asked}
-    columns = [c for c in shown_columns(row.summary for row in rows) if c.key not in left_out]
+    shown = [c for c in shown_columns(row.summary for row in rows) if c.key not in left_out]
     switches, published = tuple(rows[0].row.components), list(_published(rows))
     heads = switches if apart else (" ".join(switches),)
-    titles = ("row", *heads, *(c.title for c in columns), *(f"paper {title}" for title in published), "n")
+    titles = ("row", *heads, *(c.title for c in shown), *(f"paper {title}" for title in published), "n")
     lines = []
     for analysed in rows:
         marks = ["✓" if analysed.row.components[name] else "✗" for name in switches]
         if not apart:
             marks = [" ".join(mark.center(len(name)) for mark, name in zip(marks, switches, strict=True))]
-        scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in columns)
+        scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in shown)
         printed = (_printed(_values(analysed.row, rows, title)) for title in published)
         lines.append((analysed.title + _state(analysed), *marks, *scores, *printed, str(analysed.summary.seeds)))
     first = 1 + len(heads)
     numeric = (*(False,) * first, *(True,) * (len(titles) - first))
-    grey = frozenset(range(first + len(columns), len(titles) - 1))
+    grey = frozenset(range(first + len(shown), len(titles) - 1))
     return Grid(titles, numeric, tuple(lines), grey=grey)
 
 
@@ -231,7 +215,7 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     for analysed in rows:
         title = analysed.title
         for metric, finding in analysed.findings.items():
-            lines.append((title, *_delta_cells(_COMPARED[metric], finding)))
+            lines.append((title, *_delta_cells(columns_of([metric])[metric], finding)))
             title = ""
     return Grid(
         ("row", "metric", "Δ to full", "95 % interval", "over", "p", "than full"),

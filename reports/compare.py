@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import METRICS, cautions
+from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.comparison import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
 from vqbench.reports.pairs import difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference
-from vqbench.reports.summary import DEFINITIONS
 from vqbench.wording import shell_command
 
 if TYPE_CHECKING:
@@ -158,13 +157,13 @@ def compare_groups(experiment: Experiment, a: str, b: str, metrics: Sequence[str
 
 
 def _ranking(metrics: Sequence[str]) -> tuple[str, ...]:
-    ranking = [name for name in dict.fromkeys(("quantization_error", *METRICS)) if DEFINITIONS[name].better]
+    ranking = [name for name in DEFINITIONS if DEFINITIONS[name].better]
     for name in metrics:
         if name not in DEFINITIONS:
             raise unknown("metric", name, DEFINITIONS, f"metrics that rank: {', '.join(ranking)}")
-        if name not in ranking:
+        if not DEFINITIONS[name].better:
             raise UsageError(f"{name} describes a tokenizer and does not rank it", f"choose among {', '.join(ranking)}")
-    return tuple(name for name in ranking if name in metrics or not metrics)
+    return tuple(name for name in dict.fromkeys((*ranking, *metrics)) if name in metrics or not metrics)
 
 
 def _with_both(experiment: Experiment, a: str, b: str) -> list[tuple[Section, Group, Group]]:
@@ -255,6 +254,7 @@ def _object(part: Versus, found: Finding) -> dict[str, Any]:
         "protocol": part.section.protocol["hash"],
         "protocol_name": part.section.protocol["name"],
         "metric": found.metric,
+        **({"digest": known} if (known := DEFINITIONS[found.metric].digest) else {}),
         "mean_a": found.mean_a,
         "mean_b": found.mean_b,
         "difference": size.delta,

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group, Section
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
-from vqbench.reports.summary import DEFINITIONS
 
 LEVEL = 0.05
 """Two groups are called separated where p, adjusted over the pairs of the metric, is below this."""

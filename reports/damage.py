@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vqbench.cell_files import FILES, CellFile, is_whole
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Experiment, StoredCell
 
 _AGAIN = "its command with --rerun makes it again"
@@ -34,6 +35,7 @@ def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     if cell.failed or not (cell.folder.path / "log.txt").exists():
         return False
     if file.kept_by == "features":
-        return bool({"rfid", "kid"} & cell.result["scores"].keys())
+        known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
+        return any(metric.extractor == "inception" for metric in known)
     of_images = cell.spec["recipe"].get("track", "images") == "images"
     return file.kept_by == "all" or (file.kept_by == "images" and of_images)

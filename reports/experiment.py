@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError
-from vqbench.metrics.definitions import asked_metrics
+from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results import (
@@ -59,13 +59,14 @@ class StoredCell:
         """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests."""
         recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
         code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
-        data = self.spec["dataset"].get("training_digest")
+        data, of_dataset = self.spec["dataset"].get("training_digest"), self.spec.get("dataset_code")
         return {
             **self.spec["config"],
             **{f"recipe.{k}": v for k, v in recipe.items()},
             "devices": self.spec.get("devices", 1),
             **({"code": code[:8]} if code else {}),
             **({"training_digest": data[:8]} if data else {}),
+            **({"dataset_code": of_dataset[:8]} if of_dataset else {}),
         }
 
     @functools.cached_property
@@ -151,6 +152,8 @@ class Experiment:
     """Names of cells that have no result yet."""
     unreadable: tuple[str, ...]
     """Names of cells whose spec or result is cut off or not ours, each with what is wrong; and what MLflow lacked."""
+    measured_otherwise: tuple[str, ...] = ()
+    """A sentence for each metric that some cells have by another definition than the rest."""
 
     @property
     def groups(self) -> list[Group]:
@@ -176,7 +179,7 @@ class Experiment:
             count = "1 cell has" if len(self.unfinished) == 1 else f"{len(self.unfinished)} cells have"
             said.append(f"{count} no result yet: {_some(self.unfinished)}")
         said += [f"left out, {text}" for text in self.unreadable]
-        return said
+        return said + list(self.measured_otherwise)
 
 
 def load_experiment(runs: Path, name: str) -> Experiment:
@@ -206,7 +209,9 @@ def load_experiment(runs: Path, name: str) -> Experiment:
     cells, copies = _without_copies(cells)
     unreadable += copies + results_of_nothing(folder)
     unreadable += (read_json(folder / FETCHED) or {}).get("missing", [])
-    return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable))
+    results, otherwise = one_definition_each({cell.folder.name: cell.result for cell in cells})
+    cells = [dataclasses.replace(cell, result=results[cell.folder.name]) for cell in cells]
+    return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable), tuple(otherwise))
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

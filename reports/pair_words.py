@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.comparison import Verdict, why_no_interval
 from vqbench.reports.power import MOST_SEEDS, images_are_too_few, seeds_needed
 from vqbench.reports.statistics import Difference
-from vqbench.reports.summary import DEFINITIONS
 from vqbench.wording import counted
 
 _WORDS: dict[Verdict, str] = {

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.code_statistics import CODE_SCORES, CodeScore, resample_codes
 from vqbench.reports.feature_statistics import resample_frechet, resample_kernel
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, Resampled, paired_images, paired_resamples, paired_seeds
-from vqbench.reports.summary import DEFINITIONS
 from vqbench.results import CellFolder
 
 FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell

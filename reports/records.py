@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vqbench.metrics.definitions import cautions
+from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import objects
 from vqbench.reports.comparison import MetricComparison, Pair
 from vqbench.reports.experiment import Group
@@ -94,10 +94,17 @@ def _section(section: ReportSection) -> dict[str, Any]:
         "protocol": dict(section.section.protocol),
         "cautions": _cautions(section),
         "columns": [column.key for column in section.columns],
+        **({"metrics": later} if (later := _later_metrics(section)) else {}),
         "groups": [_group(section, group) for group in section.rows],
         "comparisons": {metric: _comparison(found) for metric, found in section.comparisons.items()},
         "ablations": [{"full": found.label, "rows": objects(found.rows)} for found in section.ablations],
     }
+
+
+def _later_metrics(section: ReportSection) -> dict[str, dict[str, Any]]:
+    """What each metric is that the protocol does not say."""
+    known = {name: DEFINITIONS[name] for name in section.section.metrics if name in DEFINITIONS}
+    return {name: metric.as_dict() for name, metric in known.items() if metric.digest}
 
 
 def _group(section: ReportSection, group: Group) -> dict[str, Any]:

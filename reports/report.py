@@ -9,16 +9,16 @@ from pathlib import Path
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError, remedy, unknown
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.comparison import MetricComparison, compare_section
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import Experiment, Group, Section
 from vqbench.reports.families import Ablation, ablations
-from vqbench.reports.summary import COLUMNS, DEFINITIONS, MORE_COLUMNS, Column, shown_columns
+from vqbench.reports.summary import Column, all_columns, columns_of, shown_columns
 
 FORMATS = ("md", "csv", "tex", "json", "html")
 FIGURES = "figures"
 """The folder of the figures, beside the page."""
-_KNOWN = {column.key: column for column in (*COLUMNS, *MORE_COLUMNS)}
 _LABEL = "method"  # what --sort calls the first column
 
 
@@ -72,15 +72,15 @@ def build_report(
 
 def _check_column(experiment: Experiment, key: str) -> None:
     there = {name for group in experiment.groups for name in group.summary.estimates}
-    known = [name for name in _KNOWN if name in there] or list(_KNOWN)
-    if key not in _KNOWN:
+    known = list(columns_of(there) or columns_of(all_columns()))
+    if key not in columns_of([key]):
         raise unknown("column", key, [*known, _LABEL], f"columns: {', '.join(known)}")
     if there and key not in there:
         raise UsageError(f"no cell of '{experiment.name}' has {key}", f"columns with a value: {', '.join(known)}")
 
 
 def _section(section: Section, columns: Sequence[str], sort: str) -> ReportSection:
-    shown = tuple(_KNOWN[key] for key in dict.fromkeys(columns)) or _default_columns(section)
+    shown = tuple(columns_of([key])[key] for key in dict.fromkeys(columns)) or _default_columns(section)
     key = sort or next((c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better), "")
     return ReportSection(section, shown, sorted_by(section.groups, key), compare_section(section))
 
@@ -90,9 +90,9 @@ def _default_columns(section: Section) -> tuple[Column, ...]:
     shown = shown_columns(group.summary for group in section.groups)
     counted = [column.key for column in shown if column.key in ("usage", "perplexity")]
     there = any("tokens" in group.summary.estimates for group in section.groups)
-    if counted and there and _KNOWN["tokens"] not in shown:
+    if counted and there and "tokens" not in {column.key for column in shown}:
         place = next(i for i, column in enumerate(shown) if column.key == counted[-1])
-        shown.insert(place + 1, _KNOWN["tokens"])
+        shown.insert(place + 1, columns_of(["tokens"])["tokens"])
     return tuple(shown)
 
 

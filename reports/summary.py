@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vqbench.feature_protocol import FEATURE_METRICS
-from vqbench.metrics.definitions import COMPANIONS, METRICS, companions
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.grid import Grid, markdown, markdown_text
 
 
@@ -51,6 +50,8 @@ class Column:
     scale: float = 1.0
     on_request: bool = False
     """Whether it is shown only where it, or what it stands beside, is asked for, by --metrics or --columns."""
+    gloss: str = ""
+    """What it is in words that need no paper."""
 
     def text(self, estimate: Estimate | None, between: str = " ± ") -> str:
         """The estimate as "mean ± half width", or a dash where there is none."""
@@ -62,38 +63,31 @@ class Column:
         return f"{mean}{between}{estimate.half_width * self.scale:,.{self.digits}f}"
 
 
-DEFINITIONS = {**FEATURE_METRICS, **METRICS, **COMPANIONS}
-"""Every score of both tracks; what they share means the same."""
-
-_TABLE = (
-    Column("rfid", "rFID ↓", 2),
-    Column("rfid_continuous", "rFID cont.", 2, on_request=True),
-    Column("kid", "KID ↓", 4, on_request=True),
-    Column("psnr", "PSNR ↑", 2),
-    Column("psnr_continuous", "PSNR cont.", 2),
-    Column("ssim", "SSIM ↑", 3),
-    Column("lpips_alex", "LPIPS alex ↓", 3),
-    Column("lpips_vgg", "LPIPS vgg ↓", 3),
-    Column("lpips_squeeze", "LPIPS sqz ↓", 3),
-    Column("quantization_error", "q. error ↓", 4),
-    Column("usage", "usage ↑", 3),
-    Column("perplexity", "perplexity ↑", 1),
-    Column("tokens", "tokens", 0, interval=False, on_request=True),
-    Column("dead_codes", "dead codes ↓", 1, on_request=True),
-    Column("bits_per_token", "bits/token", 2, interval=False),
-    Column("entropy_bits_per_token", "bits/token (entropy)", 2, on_request=True),
-    Column("bpp", "bpp", 3, interval=False, on_request=True),
-    Column("bpp_entropy", "bpp (entropy)", 3, on_request=True),
-    Column("params_total", "params M", 3, interval=False, scale=1e-6),
+_BESIDE = (
+    Column("params_total", "params M", 3, interval=False, scale=1e-6,
+           gloss="trainable parameters of encoder, quantizer and decoder, in millions"),
     Column("params_encoder", "encoder M", 3, interval=False, scale=1e-6, on_request=True),
     Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6, on_request=True),
     Column("params_projections", "projections M", 3, interval=False, scale=1e-6, on_request=True),
     Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6, on_request=True),
-    Column("train_images_per_s", "images/s", 1, interval=False),
-)
-COLUMNS = tuple(column for column in _TABLE if not column.on_request)
-MORE_COLUMNS = tuple(column for column in _TABLE if column.on_request)
-"""Together with COLUMNS every score has one."""
+    Column("train_images_per_s", "images/s", 1, interval=False,
+           gloss="training speed on the machine that ran it; compare within one machine only"),
+)  # fmt: skip
+"""What stands beside the scores."""
+
+
+def all_columns() -> tuple[str, ...]:
+    """The keys of all that may stand in a table."""
+    return (*DEFINITIONS, *(column.key for column in _BESIDE))
+
+
+def columns_of(present: Iterable[str]) -> dict[str, Column]:
+    """The columns of what is `present`, by key, in the order of a table: scores, parameters, speed."""
+    there = set(present)
+    names = dict.fromkeys((*DEFINITIONS, *sorted(there)))
+    scores = [DEFINITIONS[name] for name in names if name in there and name in DEFINITIONS]
+    found = [Column(m.name, m.head, m.digits, m.interval, on_request=m.on_request, gloss=m.gloss) for m in scores]
+    return {column.key: column for column in (*found, *(column for column in _BESIDE if column.key in there))}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -155,24 +149,26 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
     """The columns for which at least one method has a value: the usual ones, and what was asked for."""
     known = list(summaries)
-    present = {key for summary in known for key in summary.estimates}
     asked = {key for summary in known for key in summary.asked}
-    asked |= {*companions(asked)}
-    return [c for c in _TABLE if c.key in present and (c.key in asked or not c.on_request)]
+    return [
+        column
+        for key, column in columns_of(key for summary in known for key in summary.estimates).items()
+        if not column.on_request or key in asked or (key in DEFINITIONS and DEFINITIONS[key].companion_of in asked)
+    ]
 
 
 def markdown_table(summaries: Sequence[MethodSummary], protocol: str, cautions: Iterable[str] = ()) -> str:
     """The comparison as a GitHub Markdown table, with the protocol's name, `cautions` and every failure below it."""
-    columns = shown_columns(summaries)
+    shown = shown_columns(summaries)
     rows = [
         (
             summary.method + (" (collapsed)" if summary.collapses else ""),
-            *(column.text(summary.estimates.get(column.key)) for column in columns),
+            *(column.text(summary.estimates.get(column.key)) for column in shown),
             str(summary.seeds),
         )
         for summary in summaries
     ]
-    titles = ("method", *(column.title for column in columns), "n")
+    titles = ("method", *(column.title for column in shown), "n")
     table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
     said = [f"protocol {protocol}; {interval_note(summaries)}", *cautions]
     said += [f"failed: {text}" for summary in summaries for text in summary.failures]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.atomic import write_text_atomically
-from vqbench.metrics.definitions import Definition
+from vqbench.metrics.kinds import Metric
 from vqbench.reports.figures.sweep import draw_importances, draw_pareto
 from vqbench.reports.grid import Grid, markdown, markdown_list
 
@@ -62,7 +62,7 @@ class SweepReport:
     name: str
     experiment: Path
     objectives: tuple[str, ...]
-    definitions: Mapping[str, Definition]
+    definitions: Mapping[str, Metric]
     studies: tuple[StudySummary, ...]
     rows: tuple[Row, ...]
     """By study, then in the order in which they were asked."""

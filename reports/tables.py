@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vqbench.metrics.definitions import cautions
+from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import LEVEL, delta_notes, delta_table, score_notes, score_table
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.grid import Grid
-from vqbench.reports.summary import DEFINITIONS, Column, interval_note
+from vqbench.reports.summary import Column, interval_note
 
 if TYPE_CHECKING:
     from vqbench.reports.report import ReportSection

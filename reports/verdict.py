@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vqbench.metrics.definitions import cautions
+from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.comparison import Pair
 from vqbench.reports.report import ReportSection
-from vqbench.reports.summary import DEFINITIONS, Column, Estimate
+from vqbench.reports.summary import Column, Estimate
 
 MOST_NAMES = 4
 """So many methods are named in a sentence; the others are counted."""
@@ -17,29 +17,6 @@ MOST_FAILURES = 6
 Name = Callable[[str], str]
 """How a sentence writes the label of a method."""
 Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
-
-GLOSSES = {
-    "rfid": "how far the reconstructions, as a set, are from the originals in what an image classifier sees",
-    "rfid_continuous": "rFID without quantization: what rFID has over it is the cost of quantization alone",
-    "kid": "the same distance as rFID, estimated without bias from few images",
-    "psnr": "how close each pixel comes to the original, in decibels",
-    "psnr_continuous": "PSNR without quantization: what it has over PSNR is the cost of quantization alone",
-    "ssim": "how much of the local structure is kept; 1 is an identical image",
-    "lpips_alex": "how different the images look to a neural network; 0 is identical",
-    "lpips_vgg": "how different the images look to a neural network; 0 is identical",
-    "lpips_squeeze": "how different the images look to a neural network; 0 is identical",
-    "quantization_error": "what is lost between a feature vector and its code; 0 is nothing",
-    "usage": "the share of the codebook that is ever used; 1 is every code",
-    "perplexity": "how many codes are in use, counted as if all were used equally often",
-    "dead_codes": "how many codes are never used",
-    "bits_per_token": "what one token costs to store, without entropy coding",
-    "bpp": "what one pixel costs to store, without entropy coding",
-    "bpp_entropy": "what one pixel costs to store with an ideal entropy coder",
-    "tokens": "how many tokens usage and perplexity are counted over",
-    "params_total": "trainable parameters of encoder, quantizer and decoder, in millions",
-    "train_images_per_s": "training speed on the machine that ran it; compare within one machine only",
-}
-"""Each score in words that need no paper; the exact definition is the protocol's."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from vqbench.errors import UsageError
-from vqbench.metrics.definitions import Definition
+from vqbench.metrics.definitions import metric
 from vqbench.seeds import derive_seed
 from vqbench.space import Choices
 from vqbench.sweeps.journal import Journal
@@ -289,8 +289,6 @@ def _suggested(trial: optuna.Trial, p: Parameter) -> Any:
     return trial.suggest_float(p.name, float(domain.low), float(domain.last), step=domain.step, log=domain.log)
 
 
-def directions_of(
-    objectives: Iterable[str], definitions: Mapping[str, Definition]
-) -> list[Literal["minimize", "maximize"]]:
+def directions_of(objectives: Iterable[str]) -> list[Literal["minimize", "maximize"]]:
     """minimize or maximize, for each objective."""
-    return ["maximize" if definitions[name].better == "higher" else "minimize" for name in objectives]
+    return ["maximize" if metric(name).better == "higher" else "minimize" for name in objectives]

@@ -24,7 +24,8 @@ _DEFINES = (
     "metrics", "lpips", "validation_images", "inception_weights", "lpips_weights", "stop_on_collapse",
 )  # fmt: skip
 """The fields of the run that decide what a trial is; the others only say how it is carried out."""
-_IN_WORDS = {"recipe_fields": "content of the recipe", "training_images": "training set"}
+_IN_WORDS = {"recipe_fields": "content of the recipe", "training_images": "training set",
+             "digests": "definition of its objective"}  # fmt: skip
 _PATHS = ("features", "data_root", "inception_weights", "lpips_weights")
 
 

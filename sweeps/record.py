@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from vqbench.metrics.definitions import cautions
-from vqbench.reports.summary import DEFINITIONS
+from vqbench.metrics.definitions import cautions, current_scores, metric
 from vqbench.reports.sweep import StudySummary, SweepReport
 from vqbench.results import CellFolder
 from vqbench.sweeps.commands import more_seeds, run_command
@@ -33,7 +32,7 @@ def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> Sweep
         name=plan.request.title,
         experiment=plan.base.folder,
         objectives=plan.request.objectives,
-        definitions={name: DEFINITIONS[name] for name in (*plan.request.objectives, *also)},
+        definitions={name: metric(name) for name in (*plan.request.objectives, *also)},
         studies=tuple(summaries),
         rows=tuple(rows),
         protocol=f"{protocol.name} {protocol.hash}, N = {protocol.n_images}",
@@ -58,7 +57,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
     known, request = trial.user_attrs, plan.request
     folders = [CellFolder(plan.base.folder / "cells" / name) for name in known["cells"]]
     results = [folder.result or {} for folder in folders]
-    scored = [result["scores"] for result in results if result.get("state") == "done"]
+    scored = [current_scores(result) for result in results if result.get("state") == "done"]
     values = trial.values if known["state"] == "done" else None
     base, settings = plan.base.cells[0].spec, known["settings"]
     scores = _means(scored) if values is not None else {}

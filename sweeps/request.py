@@ -10,9 +10,9 @@ from typing import Any
 from vqbench import arguments
 from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
-from vqbench.feature_protocol import FEATURE_METRICS
-from vqbench.metrics.definitions import COMPANIONS, METRICS
+from vqbench.metrics.definitions import DEFINITIONS, metric
 from vqbench.plan import RunRequest
+from vqbench.registry import METRICS
 from vqbench.sweeps.grammar import Raw
 
 SAMPLERS = ("tpe", "random", "grid", "nsga2")
@@ -131,15 +131,14 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
 
     `metrics` are those that the trials compute.
     """
-    known = {**METRICS, **COMPANIONS} if track == "images" else FEATURE_METRICS
-    ranking = [name for name, definition in known.items() if definition.better is not None]
+    ranking = [name for name in DEFINITIONS if DEFINITIONS[name].better and track in DEFINITIONS[name].tracks]
     objectives = tuple(dict.fromkeys(request.objectives)) or tuple([m for m in metrics if m in ranking][:1])
     if not objectives:
         raise UsageError("none of the metrics ranks a trial", f"choose among --objective {', '.join(ranking)}")
     for name in objectives:
-        if name not in known:
+        if name not in METRICS or track not in metric(name).tracks:
             raise unknown("objective", name, ranking, f"objectives: {', '.join(ranking)}")
-        if name not in ranking:
+        if not metric(name).better:
             raise UsageError(f"{name} has no better direction", f"objectives: {', '.join(ranking)}")
     absent = [name for name in objectives if name not in metrics]
     if absent:

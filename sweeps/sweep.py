@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench import arguments
 from vqbench.choice import choose_method, read_settings
+from vqbench.metrics.definitions import digests, metric
 from vqbench.plan import Cell, Plan, resolve
-from vqbench.registry import METHODS
+from vqbench.registry import METRICS, add_plugin
 from vqbench.reports.sweep import SweepReport
 from vqbench.runner import prepare_plan, write_page
 from vqbench.sweeps.commands import resume_command
@@ -73,6 +74,7 @@ class SweepPlan:
             "protocol": self.base.protocol.hash,
             "recipe_fields": self.base.recipe.identity(),
             "training_images": self.base.cells[0].spec["dataset"]["training_digest"],
+            **({"digests": known} if (known := digests(self.request.objectives)) else {}),
         }
 
     def seen(self, cell: str) -> int:
@@ -86,14 +88,12 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
         request = recall(request, find_sweep(request.run.runs, request.run.name, request.name))
     refuse_odd(request)
     for plugin in request.run.plugins:
-        METHODS.add_file(plugin)
+        add_plugin(plugin)
     recipe, _ = resolve(request.run)
     if request.space is None:
         request = dataclasses.replace(request, space=read_spaces(request.spaces))
     if request.objectives:
-        from vqbench.reports.summary import DEFINITIONS
-
-        check_objectives(request, recipe.track, tuple(DEFINITIONS))  # a typing error, before anything is downloaded
+        check_objectives(request, recipe.track, tuple(METRICS.names()))  # a typing error, before anything is downloaded
     studies, notes = plan_studies(request)
     if request.run.name:  # where it is known already, before anything is downloaded
         sweeps = request.run.runs.absolute() / request.run.name / "sweeps"
@@ -151,10 +151,9 @@ def stored(plan: SweepPlan, view: View) -> PatientStorage:
 
 def in_storage(plan: SweepPlan, storage: Any) -> list[OpenStudy]:
     """Its studies in a storage of Optuna, made where they are not there yet."""
-    from vqbench.reports.summary import DEFINITIONS
     from vqbench.sweeps.backend import OpenStudy, directions_of
 
-    directions = directions_of(plan.request.objectives, DEFINITIONS)
+    directions = directions_of(plan.request.objectives)
     images = plan.base.recipe.images
     return [OpenStudy(study, plan.request, storage, directions, images) for study in plan.studies]
 
@@ -214,7 +213,6 @@ def _run_trials(
     """Why the sweep ended before its trials did; empty where it did not."""
     from vqbench.execution import open_execution
     from vqbench.preflight import check_disk
-    from vqbench.reports.summary import DEFINITIONS
     from vqbench.sources import prepare_training
     from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.trials import Limits
@@ -226,7 +224,7 @@ def _run_trials(
     prepare_training(request.run, base.recipe, view.preparing)
     look = None
     if request.pruner != "none":
-        maximize = DEFINITIONS[request.objectives[0]].better == "higher"
+        maximize = metric(request.objectives[0]).better == "higher"
         look = watched(request.objectives[0], maximize, base.recipe.track)
         if look.note:
             view.note(look.note)

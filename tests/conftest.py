@@ -59,12 +59,16 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 @contextlib.contextmanager
 def own_plugins() -> Iterator[None]:
     """What is registered within is gone after it."""
-    from vqbench.registry import DATASETS, METHODS
+    from vqbench.metrics.definitions import DEFINITIONS
+    from vqbench.registry import REGISTRIES
 
-    before = [{name: copy.copy(value) for name, value in vars(registry).items()} for registry in (METHODS, DATASETS)]
+    for registry in REGISTRIES:
+        registry.names()  # vqbench's own metrics are registered once in a process
+    places = (*REGISTRIES, DEFINITIONS)
+    before = [{name: copy.copy(value) for name, value in vars(place).items()} for place in places]
     yield
-    for registry, state in zip((METHODS, DATASETS), before, strict=True):
-        vars(registry).update(state)
+    for place, state in zip(places, before, strict=True):
+        vars(place).update(state)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,9 +33,15 @@ def commands(page: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith(INSTALLATION)]
 
 
+def file_of(code: str) -> str:
+    """The file that a snippet is to be saved as; empty for a program."""
+    named = re.match(r"# (my_\w+\.py)\n", code)
+    return named.group(1) if named else ""
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages speak of: a folder of photographs, FFHQ, the plugin of the page on writing a method."""
+    """What the pages speak of: a folder of photographs, FFHQ, the plugins of the pages on adding one."""
     root = tmp_path_factory.mktemp("docs")
     write_images(root / "my_photos", 150, side=64)
     write_images(root / "ffhq", 49, side=256)
@@ -43,8 +49,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.rename(path.with_name(f"{int(path.stem):05d}.png"))
     for page in PAGES:
         for language, code in blocks(page):
-            if language == "python" and code.startswith("# my_vq.py"):
-                (root / "my_vq.py").write_text(code)
+            if language == "python" and (name := file_of(code)):
+                (root / name).write_text(code)
     return root
 
 
@@ -92,7 +98,7 @@ def programs() -> list[object]:
     return [
         pytest.param(page, code, marks=[pytest.mark.slow] if "vqbench.sweep(" in code else [])  # long, as above
         for page, code in found
-        if not code.startswith("# my_vq.py")
+        if not file_of(code)
     ]
 
 

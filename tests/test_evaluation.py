@@ -18,7 +18,7 @@ from vqbench.evaluation import evaluate, to_8_bits
 from vqbench.inputs import to_input
 from vqbench.kept import kept_positions, shown_positions
 from vqbench.metrics import features
-from vqbench.metrics.definitions import METRICS, default_metrics
+from vqbench.metrics.definitions import default_metrics, needed_weights
 from vqbench.metrics.features import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.precision import plain_float32
@@ -34,7 +34,7 @@ needs_inception = pytest.mark.skipif(
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
 CPU = torch.device("cpu")
-NO_WEIGHTS = tuple(name for name in default_metrics() if METRICS[name].weights is None)
+NO_WEIGHTS = tuple(name for name in default_metrics() if not needed_weights([name]))
 
 
 class Posterize(nn.Module):

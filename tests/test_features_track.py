@@ -18,9 +18,8 @@ import vqbench as package
 from vqbench.data.features import EncodedDataset, FeatureFile, open_features, standardise
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.feature_cell import FeatureCoder, FeatureTraining, batches, evaluate, fit
-from vqbench.feature_protocol import FEATURE_METRICS, select_feature_metrics
 from vqbench.home import home
-from vqbench.metrics.definitions import METRICS
+from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, IN_PROTOCOL, select_metrics
 from vqbench.plan import RunRequest, cell_hash, make_plan
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -85,7 +84,7 @@ def test_a_file_of_features_gives_ordinary_cells(answer: list[dict[str, Any]]) -
     for row in answer:
         folder = Path(row["path"])
         result, spec = (json.loads((folder / f"{name}.json").read_text()) for name in ("result", "spec"))
-        assert set(row["scores"]) == set(FEATURE_METRICS)
+        assert set(row["scores"]) == set(IN_FEATURE_PROTOCOL)
         assert row["scores"]["tokens"] == 8 * 4
         assert {"quantizer", "projections", "total"} == set(row["params"])
         for key in ("versions", "git", "device_name", "seconds", "train_seconds", "protocol", "hash"):
@@ -111,7 +110,7 @@ def test_what_was_saved_is_no_image_tokenizer_and_says_so(answer: list[dict[str,
 def test_a_changed_file_is_another_cell(tmp_path: Path) -> None:
     def names(array: NDArray[Any]) -> list[str]:
         request = RunRequest(("fsq",), recipe="atomic", features=file_of(array, tmp_path), runs=tmp_path)
-        return [cell.folder.name for cell in make_plan(request, tuple(FEATURE_METRICS)).cells]
+        return [cell.folder.name for cell in make_plan(request, tuple(IN_FEATURE_PROTOCOL)).cells]
 
     changed = noise(40, 3)
     changed[7, 1] += 1e-3
@@ -164,13 +163,15 @@ def test_a_request_that_means_nothing_is_refused(fields: dict[str, Any], said: s
 
 def test_metrics_of_images_are_refused() -> None:
     with pytest.raises(UsageError, match="rfid is a metric of images"):
-        select_feature_metrics(["usage", "rfid"])
+        select_metrics(["usage", "rfid"], "features")
     with pytest.raises(UsageError, match="psnr_continuous is a metric of images"):
-        select_feature_metrics(["psnr_continuous"])
+        select_metrics(["psnr_continuous"], "features")
     with pytest.raises(UsageError, match="did you mean quantization_error"):
-        select_feature_metrics(["quantisation_error"])
-    assert select_feature_metrics(["usage", "quantization_error"]) == ("quantization_error", "usage")
-    assert "quantization_error" not in METRICS  # whose sentences are part of every image protocol
+        select_metrics(["quantisation_error"], "features")
+    assert select_metrics(["usage", "quantization_error"], "features") == ("quantization_error", "usage")
+    with pytest.raises(UsageError, match="quantization_error is a metric of features"):
+        select_metrics(["psnr", "quantization_error"])
+    assert "quantization_error" not in IN_PROTOCOL  # whose sentences are part of every image protocol
 
 
 def test_the_tracks_have_nothing_in_common_and_image_cells_keep_their_hash(tmp_path: Path) -> None:

@@ -12,22 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqbench import probing
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.metrics import frechet
 from vqbench.metrics.codes import CodeHistogram, code_scores, code_statistics
 from vqbench.metrics.definitions import (
-    COMPANIONS,
-    METRICS,
+    DEFINITIONS,
+    IN_PROTOCOL,
     cautions,
     companions,
     default_metrics,
+    metric,
     needed_weights,
+    refuse_few_images,
     select_metrics,
     too_small,
 )
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
-from vqbench.metrics.pixels import PSNR_CAP, psnr, ssim
+from vqbench.metrics.kinds import CodeFacts, CodeMetric
+from vqbench.metrics.pixels import PSNR_CAP, ms_ssim, psnr, ssim
 from vqbench.weights import Missing, find_inception, load_inception, load_lpips
 
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -123,12 +125,60 @@ def test_fid_does_not_depend_on_the_blocks_it_is_computed_in(monkeypatch):
     assert whole == pytest.approx(frechet_distance(y, x), rel=1e-12)
 
 
+@pytest.mark.parametrize(("n", "m", "d"), [(24, 24, 2048), (4, 40, 3), (4200, 300, 4)])
+def test_precision_and_recall_are_torch_fidelitys(n, m, d):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    draw = np.random.default_rng(n)
+    generated, real = (draw.standard_normal((k, d), np.float32) * s for k, s in ((n, 0.9), (m, 1.0)))
+    expected = prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=3,
+                                      prc_batch_size=10000, save_cpu_ram=False, verbose=False)  # fmt: skip
+    precision, recall = metric("inception_precision"), metric("inception_recall")
+    assert precision.score(real, generated) == pytest.approx(expected["precision"], abs=1e-7)
+    assert recall.score(real, generated) == pytest.approx(expected["recall"], abs=1e-7)
+    assert 0 < expected["precision"] <= 1
+    assert precision.score(real, real) == recall.score(real, real) == 1
+
+
+def test_precision_needs_as_many_neighbours_as_it_looks_at():
+    few = np.zeros((3, 2), np.float32)
+    with pytest.raises(ValueError, match="3rd neighbour needs more than 3 images"):
+        metric("inception_precision").score(few, few)
+    with pytest.raises(UsageError, match="inception_recall needs at least 4 validation images, there are 3"):
+        refuse_few_images(("psnr", "inception_recall"), 3)
+
+
+@pytest.mark.parametrize("side", [176, 181])
+def test_ms_ssim_is_torchmetrics(side):
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as reference
+
+    draw = torch.Generator().manual_seed(side)
+    a = torch.nn.functional.interpolate(torch.rand(3, 3, 40, 40, generator=draw), (side, side + 6), mode="bilinear")
+    a = (a * 255).round().to(torch.uint8)
+    noise = torch.randint(-60, 61, a.shape, generator=draw) * torch.tensor([0, 1, 3]).view(3, 1, 1, 1)
+    b = (a + noise).clamp(0, 255).to(torch.uint8)
+    expected = reference(b.double(), a.double(), data_range=255.0, reduction="none", normalize="relu")
+    got = metric("ms_ssim").score(a, b)
+    assert got.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert got[0] == 1
+    assert got[1] > got[2] > 0
+    small = a[..., :161, :161]
+    assert ms_ssim(small, small).tolist() == [1, 1, 1]
+    assert ms_ssim(small, 255 - small).tolist() == [0, 0, 0], "what is negative counts as 0"
+
+
+def test_ms_ssim_needs_five_scales():
+    assert [too_small("ms_ssim", side) for side in (160, 161)] == [True, False]
+    with pytest.raises(ValueError, match="at least 161×161"):
+        ms_ssim(*torch.zeros(2, 1, 3, 160, 170, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(("n", "m", "d"), [(24, 24, 2048), (1000, 1000, 16), (1100, 1030, 16)])
 def test_kid_is_torch_fidelitys(n, m, d, monkeypatch):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     assert (frechet.KID_SUBSETS, frechet.KID_SUBSET_SIZE, frechet.KID_SEED) == (100, 1000, 2020)  # its defaults
-    assert (probing._KID_SUBSETS, probing._KID_IMAGES) == (100, 1000)
+    assert metric("kid").timing(1001) == (1000, 100)
     monkeypatch.setattr(frechet, "KID_SUBSETS", 8)  # of 100, which take torch-fidelity 20 seconds
 
     x, y = gaussian_features(n, d, 0), gaussian_features(m, d, 1)
@@ -247,7 +297,8 @@ def test_scores_of_two_codebooks_are_their_mean_and_each_alone():
     for half in (slice(0, 2), slice(2, 4)):  # two batches of one image with two tokens
         histogram.update(torch.stack([first, second], dim=-1)[half].view(1, 1, 2, 2))
     assert histogram.counts.tolist() == [[2, 2, 0, 0], [1, 1, 1, 1]]
-    scores = code_scores(histogram.counts, bits_per_token=4.0, images=2, pixels=64)
+    facts, known = CodeFacts(bits_per_token=4.0, images=2, pixels=64), [metric(name) for name in default_metrics()]
+    scores = code_scores([m for m in known if isinstance(m, CodeMetric)], histogram.counts, facts)
     assert scores["tokens"] == 4
     assert scores["bpp"] == 4.0 * 2 / 64
     assert scores["bpp_entropy"] == pytest.approx((1 + 2) * 2 / 64)
@@ -286,14 +337,15 @@ def test_a_metric_says_from_which_size_it_is_defined():
 
 
 def test_every_metric_defines_itself():
-    for name, definition in {**METRICS, **COMPANIONS}.items():
+    for name, definition in DEFINITIONS.items():
         assert definition.name == name
         assert definition.sentence.endswith(".")
 
 
 def test_a_companion_comes_with_its_metric_and_is_not_asked_for():
-    assert not COMPANIONS.keys() & METRICS.keys()  # whose sentences are part of every protocol
-    assert {known.companion_of for known in COMPANIONS.values()} <= METRICS.keys()
+    beside = {name for name in DEFINITIONS if DEFINITIONS[name].companion_of}
+    assert not beside & set(IN_PROTOCOL)  # whose sentences are part of every protocol
+    assert {DEFINITIONS[name].companion_of for name in beside} <= DEFINITIONS.keys()
     assert companions(["rfid", "usage"]) == ("rfid_continuous",)
     assert companions(default_metrics()) == ("rfid_continuous", "psnr_continuous")
     with pytest.raises(UsageError, match="psnr_continuous is not asked for: it comes with psnr") as refused:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vqbench.errors import UsageError
-from vqbench.plugin import keep_copy, read_plugin
+from vqbench.plugin import keep_copies, read_plugin
 from vqbench.registry import Registry
 
 PLUGIN = '''
@@ -182,6 +182,6 @@ def test_one_file_has_the_digest_and_the_copy_that_it_always_had(tmp_path: Path)
     assert (plugin.digest, plugin.packed()) == (hashlib.sha256(text.encode()).hexdigest(), text.encode())
     whole = read_plugin(write(tmp_path / "whole.py", text + "import beside\n"))
     copy = tmp_path / "cell" / "plugin.zip"
-    keep_copy(copy.parent, whole.packed())
+    keep_copies(copy.parent, [whole.packed()])
     assert read_plugin(copy).digest == whole.digest != plugin.digest
     assert list(whole.files) == ["whole.py", "beside.py"]

@@ -31,7 +31,7 @@ import vqbench
 from vqbench.atomic import write_arrays_atomically
 from vqbench.choice import Variant
 from vqbench.errors import UsageError
-from vqbench.metrics.definitions import COMPANIONS, METRICS, cautions
+from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
 from vqbench.plan import Cell, RunRequest, make_plan
 from vqbench.reports.ablation import Finding, delta_table
 from vqbench.reports.compare import compare_groups
@@ -661,8 +661,8 @@ def scored(tmp_path: Path, n_images: int = 48, **spec: Any) -> Path:
     [
         ({}, []),
         ({"metrics": ["kid", "dead_codes"]}, ["KID ↓", "dead codes ↓"]),  # by an older version
-        ({"metrics": [*METRICS], "asked": []}, []),
-        ({"metrics": [*METRICS], "asked": ["dead_codes", "bpp"]}, ["dead codes ↓", "bpp"]),
+        ({"metrics": [*IN_PROTOCOL], "asked": []}, []),
+        ({"metrics": [*IN_PROTOCOL], "asked": ["dead_codes", "bpp"]}, ["dead codes ↓", "bpp"]),
     ],
 )
 def test_a_report_shows_what_its_cells_were_asked_for(tmp_path: Path, spec: dict[str, Any], more: list[str]) -> None:
@@ -677,7 +677,9 @@ def test_a_report_shows_what_its_cells_were_asked_for(tmp_path: Path, spec: dict
 def test_what_a_finished_cell_is_asked_for_later_is_shown_too(tmp_path: Path) -> None:
     from vqbench.runner import _remember_asked
 
-    folder = write_cell(tmp_path / "made", "vqgan", 0, {"kid": 0.01, "psnr": 20.0}, metrics=[*METRICS], asked=["psnr"])
+    folder = write_cell(
+        tmp_path / "made", "vqgan", 0, {"kid": 0.01, "psnr": 20.0}, metrics=[*IN_PROTOCOL], asked=["psnr"]
+    )
     spec = read_json(folder / "spec.json") or {}
     cell = SimpleNamespace(folder=CellFolder(folder), spec={**spec, "asked": ["kid"]})
     _remember_asked([cell])  # type: ignore[list-item]
@@ -730,7 +732,7 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
     assert "| vqgan | **10.00 ± 6.35** | **20.50 ± 6.35** | – |" in markdown_document(report)
     assert set(report.sections[0].comparisons) == {"rfid", "psnr"}
     page = page_html(report, [], {})
-    assert COMPANIONS["psnr_continuous"].sentence in page
+    assert DEFINITIONS["psnr_continuous"].sentence in page
     both = build_report(experiment, ["rfid_continuous", "psnr_continuous"], "psnr_continuous")
     assert "| vaevq | 8.50 ± 0.00 | 22.00 ± 0.00 | 2 |" in markdown_document(both)
     assert CAUTION.replace("of 48", "of 30") in markdown_document(both)
@@ -746,5 +748,5 @@ def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:
     experiment = load_experiment(scored(tmp_path, n_images=2048), "made")
     assert "biased" not in page_html(build_report(experiment), [], {})
     assert all("cautions" not in row for group in experiment.groups for row in group.rows)
-    assert cautions(METRICS, 2047).keys() == {"rfid"}
-    assert cautions(METRICS, 2048) == {}
+    assert cautions(IN_PROTOCOL, 2047).keys() == {"rfid"}
+    assert cautions(IN_PROTOCOL, 2048) == {}

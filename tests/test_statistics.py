@@ -13,7 +13,9 @@ from scipy import integrate, stats
 
 from vqbench.metrics import frechet
 from vqbench.metrics.codes import code_scores
+from vqbench.metrics.definitions import metric
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
+from vqbench.metrics.kinds import CodeFacts
 from vqbench.reports import code_statistics, feature_statistics, statistics
 from vqbench.reports.code_statistics import paired_codes
 from vqbench.reports.feature_statistics import paired_frechet, paired_kernel, resample_kernel
@@ -304,7 +306,7 @@ def draw_codes(rng, images, K=256, T=16, flat=0.3):
 def of_metrics(codes, K, score):
     grid = codes if codes.ndim == 3 else codes[:, :, None]
     histogram = np.stack([np.bincount(grid[:, :, g].ravel(), minlength=K) for g in range(grid.shape[2])])
-    return code_scores(histogram, 1.0, len(codes), 1)[score]
+    return code_scores([metric(score)], histogram, CodeFacts(1.0, len(codes), 1))[score]
 
 
 def excess(grid):

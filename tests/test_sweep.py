@@ -33,7 +33,6 @@ from vqbench.errors import UsageError
 from vqbench.plan import RunRequest
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
-from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.sweep import dominates
 from vqbench.space import Choices, Range
 from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, suggest
@@ -228,7 +227,7 @@ def test_same_bits_makes_a_study_for_each_level(tmp_path: Path) -> None:
 
 
 def test_every_metric_knows_its_direction() -> None:
-    assert directions_of(["rfid", "usage", "psnr", "dead_codes"], DEFINITIONS) == [
+    assert directions_of(["rfid", "usage", "psnr", "dead_codes"]) == [
         "minimize", "maximize", "maximize", "minimize"
     ]  # fmt: skip
     assert watched("rfid", False, "images").sign == -1  # a training PSNR that rises is an rfid that falls

@@ -15,10 +15,10 @@ from made_runs import Made, make_runs
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import ReportSection, build_report
 from vqbench.reports.statistics import Difference
-from vqbench.reports.summary import COLUMNS, DEFINITIONS, Estimate
-from vqbench.reports.verdict import GLOSSES, Finding, Verdict, listed, verdict
+from vqbench.reports.summary import Estimate, all_columns, columns_of
+from vqbench.reports.verdict import Finding, Verdict, listed, verdict
 
-PSNR = next(column for column in COLUMNS if column.key == "psnr")
+PSNR = columns_of(["psnr"])["psnr"]
 
 
 def section_of(
@@ -113,12 +113,12 @@ def test_two_seeds_say_how_little_they_are() -> None:
 def test_the_headline_names_no_winner_where_everything_is_tied() -> None:
     one, two = section_of({"a": 3, "b": 1}, set()), section_of({"a": 1, "b": 3}, set())
     tied = section_of({"a": 1, "b": 3}, {"a"})
-    columns = tuple(column for column in COLUMNS if column.key in ("psnr", "ssim", "usage"))
+    shown = tuple(columns_of(["psnr", "ssim", "usage"]).values())
     for group, *others in zip(one.rows, two.rows, tied.rows, strict=True):
         for key, other in zip(("ssim", "usage"), others, strict=True):
             group.summary.estimates[key] = other.summary.estimates["psnr"]
     comparisons = dict(zip(("psnr", "ssim", "usage"), (s.comparisons["psnr"] for s in (one, two, tied)), strict=True))
-    section: Any = SimpleNamespace(section=one.section, columns=columns, rows=one.rows, comparisons=comparisons)
+    section: Any = SimpleNamespace(section=one.section, columns=shown, rows=one.rows, comparisons=comparisons)
     expected = "No method is best in everything: a has the best mean PSNR; b has the best mean SSIM."
     assert verdict(section).headline == expected
 
@@ -142,9 +142,8 @@ def test_a_phrase_names_four_and_counts_the_others(labels: list[str]) -> None:
 
 
 def test_every_metric_has_words_for_a_newcomer() -> None:
-    shown = {column.key for column in COLUMNS} | set(DEFINITIONS)
-    assert {key for key in shown if key in DEFINITIONS and DEFINITIONS[key].better} <= set(GLOSSES)
-    assert {column.key for column in COLUMNS} <= set(GLOSSES)
+    every = columns_of(all_columns())
+    assert [key for key, column in every.items() if not column.gloss and not key.startswith("params_")] == []
 
 
 def test_a_stored_experiment_in_words(tmp_path: Path) -> None:

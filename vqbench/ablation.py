@@ -15,7 +15,7 @@ from vqbench.choice import Variant, choose_method, read_settings, split_referenc
 from vqbench.errors import UsageError, unknown
 from vqbench.paper import paper_rows
 from vqbench.plan import RunRequest, resolve
-from vqbench.registry import METHODS
+from vqbench.registry import METHODS, add_plugin
 from vqbench.switches import row_name
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
     a method without components, and a combination that was asked for by name and that the method refuses.
     """
     for plugin in request.run.plugins:
-        METHODS.add_file(plugin)
+        add_plugin(plugin)
     recipe, (full,) = resolve(request.run)
     settings, declared = read_settings(request.run.settings), _paper_rows(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from vqbench.metrics.definitions import cautions
+from vqbench.metrics.definitions import DEFINITIONS, cautions, stored_digest
 from vqbench.results import CellFolder
 
 NOTE = "mlflow.note.content"
@@ -30,8 +30,6 @@ VIEWS = {
     "cells": ("vqbench-1-cells", "CHART"),
 }
 """The prepared views: key of the tag, which counts up when the view changes, and the mode of the page."""
-_SCORES = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
-           "perplexity")  # fmt: skip
 _TAGS = tuple(f"tags.`{name}`" for name in ("method", "seed", "collapsed", "state", "protocol_name"))
 _TRAINING = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 _CURVES = {"usage": "usage", "psnr": "PSNR of a batch, dB", "perplexity": "perplexity", "loss/pixel": "pixel loss"}
@@ -100,6 +98,7 @@ def result_tags(path: str, result: Mapping[str, Any]) -> dict[str, str]:
         "collapsed": "yes" if flag else "no",
         "collapse": flag.get("kind", "no"),
         "collapse_reason": flag.get("reason", ""),
+        **{f"metric.{name}": digest for name in result["scores"] if (digest := stored_digest(name, result))},
     }
 
 
@@ -185,12 +184,17 @@ def address_of(here: str, view: str) -> str:
     return f"{here}/runs{_TRAINING}&viewStateShareKey={key}&compareRunsMode={mode}"
 
 
+def _usual_scores() -> list[str]:
+    """What ranks methods and is shown unasked."""
+    return [name for name in DEFINITIONS if DEFINITIONS[name].better and not DEFINITIONS[name].on_request]
+
+
 def experiment_tags(asked: Iterable[str] = ()) -> dict[str, str]:
     """Tags of an experiment that open MLflow's pages for training, not those for language models, and the views.
 
     The views show the usual scores, and after them those that were `asked` for by name.
     """
-    scores = tuple(dict.fromkeys((*_SCORES, *asked)))
+    scores = tuple(dict.fromkeys((*_usual_scores(), *asked)))
     cells, charts = _state(scores, _CELLS, "metrics.`psnr`"), _charts(scores)
     states = {
         "methods": ("vqbench: methods, mean over seeds", cells | _GROUPED),
@@ -226,7 +230,7 @@ def _asked_in(there: Mapping[str, str]) -> list[str]:
     except (KeyError, ValueError, TypeError):
         return []
     shown = [name.removeprefix("metrics.`").removesuffix("`") for name in columns if name.startswith("metrics.")]
-    return [name for name in shown if name not in (*_SCORES, "params_total")]
+    return [name for name in shown if name not in (*_usual_scores(), "params_total")]
 
 
 def has_views(tags: Mapping[str, str]) -> bool:

@@ -90,16 +90,19 @@ def die_with_parent() -> None:
 def run_cell(folder: CellFolder) -> None:
     """Train and evaluate the cell whose spec lies in `folder`; write result.json. Raises what goes wrong."""
     from vqbench.config import build
+    from vqbench.metrics.definitions import stored_definitions
     from vqbench.recipe import Recipe
 
     spec, progress, started = folder.spec, Progress(folder), time.time()
     recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
-    load_plugin(spec, folder)
+    load_plugins(spec, folder)
     result = (fit_features if recipe.track == "features" else _train_tokenizer)(folder, spec, recipe, progress)
     if result is None:
         return
     earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics
+    known = {**(earlier.get("metrics") or {}), **stored_definitions(result["scores"])}
     result["scores"] = {**earlier.get("scores", {}), **result["scores"]}
+    result |= {"metrics": known} if known else {}
     write_result(folder, started, result)
     folder.checkpoint.unlink(missing_ok=True)  # the weights are in the safetensors; nothing resumes a finished cell
     progress.enter(DONE)
@@ -164,18 +167,24 @@ def fit_features(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progr
     }
 
 
-def load_plugin(spec: dict[str, Any], folder: CellFolder) -> None:
-    """Register the plugin that the spec names, as it was when the plan was made. Raises VQBenchError if it is gone."""
-    from vqbench.plugin import find_plugin
-    from vqbench.registry import METHODS
+def load_plugins(spec: dict[str, Any], folder: CellFolder) -> None:
+    """Register the plugins that the spec names, as they were when the plan was made.
 
-    if spec["plugin"] is None:
-        return
-    path = find_plugin(spec["plugin"]["sha256"], [Path(spec["plugin"]["path"])], folder.path)
-    if path is not None:  # the file, or our copy if it changed since
-        METHODS.add_file(path)
-        return
-    raise VQBenchError(f"the plugin {spec['plugin']['path']} has changed", "give the command again, it plans anew")
+    Raises VQBenchError for one that is gone, and where a metric is another than it was then.
+    """
+    from vqbench.metrics.definitions import digests
+    from vqbench.plugin import find_plugin
+    from vqbench.registry import add_plugin
+
+    for words in (spec["plugin"], *spec.get("plugins", ())):
+        if words is None:
+            continue
+        path = find_plugin(words["sha256"], [Path(words["path"])], folder.path)
+        if path is None:
+            raise VQBenchError(f"the plugin {words['path']} has changed", "give the command again, it plans anew")
+        add_plugin(path)  # the file, or our copy if it changed since
+    if digests(spec["metrics"]) != spec.get("digests", {}):
+        raise VQBenchError("a metric has changed since this cell was planned", "give the command again, it plans anew")
 
 
 def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:

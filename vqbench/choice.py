@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +18,6 @@ from vqbench.config import as_dict, build, components, first_default, part_of, s
 from vqbench.errors import UsageError, unknown
 from vqbench.home import home, keep_text
 from vqbench.paper import paper_facts
-from vqbench.plugin import Plugin, read_plugin
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 
@@ -140,7 +138,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     _refuse_idle(name, cls.Config, typed, off - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
     unspecified = {field: as_dict(config)[field] for field in open_fields}
-    plugin = None if cls.__module__.startswith("vqbench.") else _plugin_of(name, cls)
+    source = METHODS.source_of(name)
     return MethodChoice(
         label=variant.label,
         name=name,
@@ -152,9 +150,9 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
         size=_size(cls, config, chosen, recipe),
-        plugin=_in_words(plugin) if plugin is not None else None,
-        plugin_source=plugin.packed() if plugin is not None else None,
-        code=plugin.digest if plugin is not None else _digest_of_source(cls),
+        plugin=source.plugin.in_words() if source.plugin is not None else None,
+        plugin_source=source.plugin.packed() if source.plugin is not None else None,
+        code=source.digest,
     )
 
 
@@ -209,33 +207,3 @@ def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> 
                 f"{name}.{field} has no effect here: its component {component} is off",
                 f"leave it out, or --set {name}.{components(cls)[component]}=true",
             )
-
-
-def _plugin_of(name: str, cls: type) -> Plugin | None:
-    """The file that a cell's process must read to know the method, and its neighbours; None for an installed one.
-
-    Raises UsageError for a class that was typed at a prompt or in the script that is running.
-    """
-    if METHODS.is_installed(name):
-        return None
-    file = METHODS.file_of(name)
-    if file is None and cls.__module__ != "__main__":
-        found = inspect.getsourcefile(cls)
-        file = Path(found) if found else None
-    if file is None:
-        raise UsageError(
-            f"method '{name}' exists in this process only, and each cell has a process of its own",
-            "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
-        )
-    return read_plugin(file)
-
-
-def _in_words(plugin: Plugin) -> dict[str, Any]:
-    files = {"files": list(plugin.files)} if len(plugin.files) > 1 else {}
-    return {"path": str(plugin.path), "sha256": plugin.digest, **files}
-
-
-def _digest_of_source(cls: type) -> str | None:
-    """sha256 of the source of an installed method, since its numbers depend on it; None for vqbench's own."""
-    file = None if cls.__module__.startswith("vqbench.") else inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

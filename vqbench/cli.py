@@ -36,7 +36,7 @@ from vqbench.options import (
     complete_methods,
     takes_run_options,
 )
-from vqbench.registry import DATASETS, METHODS
+from vqbench.registry import DATASETS, METHODS, add_plugin
 from vqbench.report_command import report
 from vqbench.sweep_options import (
     MaxImages,
@@ -88,14 +88,14 @@ def _common(
     working_folder()
     for path in filter(None, os.environ.get("VQBENCH_PLUGINS", "").split(os.pathsep)):
         try:
-            METHODS.add_file(Path(path))
+            add_plugin(Path(path))
         except UsageError as error:  # it was not named in this command, so it must not stop it
             streams.say(f"warning: VQBENCH_PLUGINS: {error.what}")
 
 
 def _add_plugins(plugins: list[Path] | None) -> None:
     for path in plugins or ():
-        METHODS.add_file(path)
+        add_plugin(path)
 
 
 @app.command()
@@ -306,11 +306,21 @@ def list_methods(plugin: Plugins = None) -> None:
 
 
 @app.command("datasets")
-def list_datasets() -> None:
-    """List the datasets."""
+def list_datasets(plugin: Plugins = None) -> None:
+    """List the datasets and where they come from."""
     from vqbench.terminal_lists import print_outlines
 
+    _add_plugins(plugin)
     print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
+
+
+@app.command("metrics")
+def list_metrics(plugin: Plugins = None) -> None:
+    """List the metrics: name, title and better direction, what they are, where they come from."""
+    from vqbench.terminal_lists import print_metrics
+
+    _add_plugins(plugin)
+    print_metrics()
 
 
 @app.command("recipes")
@@ -349,7 +359,7 @@ def check(
     _add_plugins(plugin)
     names: tuple[str, ...] = (method,)
     if method.endswith(".py") or os.sep in method:
-        names = METHODS.add_file(Path(method))
+        names = add_plugin(Path(method))[METHODS.kind]
         if not names:
             raise UsageError(f"{method} registers no method", 'decorate a class with @METHODS.register("name")')
     from vqbench.conformance import check_method, print_properties
@@ -369,6 +379,7 @@ def prepare(
     data_root: DataRoot = None,
     recipe: RecipeName = None,
     settings: Settings = None,
+    plugin: Plugins = None,
     validation_images: ValidationImages = None,
     metrics: Metrics = None,
     lpips: Lpips = None,
@@ -386,12 +397,14 @@ def prepare(
         data_root=data_root,
         recipe=recipe,
         settings=settings,
+        plugins=plugin,
         metrics=metrics,
         lpips=lpips,
         inception_weights=inception_weights,
         lpips_weights=lpips_weights,
         validation_images=validation_images,
     )
+    _add_plugins(plugin)
     with TerminalView() as view:
         lines = prepare_everything(request, view.note, view.preparing)
     print_text("\n".join(lines))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +22,15 @@ from vqbench.home import home as default_home
 from vqbench.inputs import to_input
 from vqbench.kept import kept_positions
 from vqbench.metrics.codes import CodeHistogram, code_scores
-from vqbench.metrics.definitions import COMPANIONS, METRICS, companions, needed_weights, too_small
-from vqbench.metrics.features import FeatureExtractor, reference_features, to_planes
-from vqbench.metrics.frechet import frechet_distance, kernel_distance
-from vqbench.metrics.inception import Inception
-from vqbench.metrics.pixels import psnr, ssim
+from vqbench.metrics.definitions import companions, metric, refuse_few_images, too_small, weights_of
+from vqbench.metrics.features import FeatureExtractor, load_extractor, reference_features, to_planes
+from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
 from vqbench.precision import plain_float32
 from vqbench.tokenizer import Coder
-from vqbench.weights import load_inception, load_lpips
+from vqbench.weights import pin_of, require_weights
 
 Pixels = NDArray[np.uint8]
 """(N, R, R, 3) uint8 images."""
-PairMetric = Callable[[Tensor, Tensor], Tensor]
-"""8-bit references and reconstructions (B, 3, R, R) → values (B,)."""
 _Made = TypeVar("_Made")
 
 
@@ -67,7 +64,7 @@ class Evaluation:
     reconstructions: Pixels
     """Of the images at `kept_positions`."""
     features: NDArray[np.float32] | None
-    """(N, 2048) Inception features of the reconstructions, or None without rfid and kid."""
+    """(N, 2048) Inception features of the reconstructions, or None where no metric compares them."""
     reference_features: NDArray[np.float32] | None
     """Those of the images themselves, in the same order."""
     encode_images_per_s: float
@@ -125,12 +122,11 @@ def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_
         raise ValueError(f"{len(pixels)} images need as many ids, not {len(ids)}, and a batch of at least one image")
     if len(pixels) == 0:
         raise UsageError("the validation split holds no image", "give a dataset with validation images")
-    if len(pixels) == 1 and {"rfid", "kid"} & set(metrics):
-        raise UsageError("rfid and kid need at least 2 validation images, there is 1", "leave them out of the metrics")
+    refuse_few_images(metrics, len(pixels))
     for name in metrics:
         if too_small(name, pixels.shape[1]):
             raise UsageError(
-                f"{name} is defined from {METRICS[name].min_resolution} pixels a side, the images have "
+                f"{name} is defined from {metric(name).min_resolution} pixels a side, the images have "
                 f"{pixels.shape[1]}",
                 f"leave {name} out of the metrics, or raise the resolution",
             )
@@ -158,81 +154,128 @@ def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[ob
         )
 
 
-def _lpips(net: nn.Module) -> PairMetric:
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        values: Tensor = net(to_input(a), to_input(b))
-        return values.double()
+class _Reconstructions:
+    """What accumulates over the reconstructions of one path: values for each image, and features."""
 
-    return distance
+    def __init__(self, metrics: Iterable[Metric], extractors: Mapping[str, FeatureExtractor]) -> None:
+        listed = list(metrics)
+        self.pairs = [known for known in listed if isinstance(known, PairMetric)]
+        self.of_features = [known for known in listed if isinstance(known, FeatureMetric)]
+        self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
+        self._extract = {known.extractor: extractors[known.extractor] for known in self.of_features}
+        self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
+
+    def add(self, references: Tensor, reconstructions: Tensor) -> None:
+        """8-bit references and reconstructions (B, 3, R, R) of one batch."""
+        for known in self.pairs:
+            self.columns[known.name] += _values(known, references, reconstructions)
+        for name, extract in self._extract.items():
+            self._features[name].append(extract(reconstructions))
+
+    def features(self, extractor: str) -> NDArray[np.float32] | None:
+        """(N, D), or None where no metric asked for them."""
+        parts = self._features.get(extractor)
+        return np.concatenate(parts) if parts else None
+
+    def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Of all images; `references` are their features, by extractor. None of a path that no image took."""
+        scores = {name: float(np.mean(values)) for name, values in self.columns.items() if values}
+        for known in self.of_features:
+            if (found := self.features(known.extractor)) is not None:
+                scores[known.name] = float(known.score(references[known.extractor], found))
+        return scores
 
 
-def _pair_metrics(
-    metrics: Sequence[str], weights: Path | None, device: torch.device, home: Path
-) -> dict[str, PairMetric]:
-    functions: dict[str, PairMetric] = {"psnr": psnr, "ssim": ssim}
-    for net in needed_weights(metrics):
-        if net != "inception":
-            functions[f"lpips_{net}"] = _lpips(load_lpips(net, weights, home).to(device))
-    return {name: functions[name] for name in metrics if METRICS[name].per_image}
+def _values(known: PairMetric, references: Tensor, reconstructions: Tensor) -> list[float]:
+    values = known.score(references, reconstructions)
+    if values.shape != (len(references),):
+        what = f"metric '{known.name}' gave {tuple(values.shape)} for {len(references)} images"
+        raise VQBenchError(what, f"its `score` must return one value for each, ({len(references)},)")
+    return values.tolist()
 
 
 class _Pass:
-    """What accumulates over the batches of one evaluation."""
+    """One tokenizer over batches of images, each encoded and decoded once: all that the metrics are made of."""
 
     def __init__(
         self,
-        quantizer: Any,
-        pairs: dict[str, PairMetric],
-        extract: FeatureExtractor | None,
-        wanted: set[int],
-        beside: tuple[str, ...],
+        tokenizer: Codec,
+        asked: Sequence[Metric],
+        beside: Sequence[Metric],
+        extractors: Mapping[str, FeatureExtractor],
+        wanted: Iterable[int],
+        device: torch.device,
     ) -> None:
+        quantizer = tokenizer.quantizer
+        self.tokenizer, self.wanted = tokenizer, set(wanted)
+        self.encoding, self.decoding = _Stopwatch(device), _Stopwatch(device)
         self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
-        self.pairs, self.extract, self.wanted, self.beside = pairs, extract, wanted, beside
-        self.columns: dict[str, list[float]] = {name: [] for name in pairs}
+        self.decoded = _Reconstructions(asked, extractors)
+        self.continuous = _Reconstructions(beside, extractors) if beside else None
         self.codes: list[int] = []
         self.indices: list[NDArray[np.unsignedinteger]] = []
-        self.features: list[NDArray[np.float32]] = []
-        self.continuous_features: list[NDArray[np.float32]] = []
         self.kept: dict[int, Pixels] = {}
 
-    def add(self, references: Tensor, indices: Tensor, reconstructions: Tensor) -> None:
-        """8-bit references and reconstructions (B, 3, R, R) of one batch, and the indices between them."""
+    def add(self, images: Tensor, ids: Sequence[object]) -> None:
+        """One batch of 8-bit images (B, 3, R, R)."""
+        indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
+        reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
+        _check_reconstruction(reconstructions, images.shape, ids)
+        rounded, first = to_8_bits(reconstructions), len(self.codes)
+        self._count(indices)
+        self.decoded.add(images, rounded)
+        for i in self.wanted & set(range(first, len(self.codes))):
+            self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
+        if undiscretised is not None and self.continuous is not None:
+            without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
+            _check_reconstruction(without_codes, images.shape, ids, " without quantization")
+            self.continuous.add(images, to_8_bits(without_codes))
+
+    def _count(self, indices: Tensor) -> None:
         self.histogram.update(indices)
-        for name, metric in self.pairs.items():
-            self.columns[name] += metric(references, reconstructions).tolist()
-        by_position = self._codes_by_position(indices)
+        by_position = indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
         self.codes += [len(torch.unique(image, dim=0)) for image in by_position]
         self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
-        if self.extract is not None:
-            self.features.append(self.extract(reconstructions))
-        first = len(self.codes) - len(reconstructions)
-        for i in self.wanted & set(range(first, len(self.codes))):
-            self.kept[i] = reconstructions[i - first].permute(1, 2, 0).cpu().numpy()
 
-    def add_continuous(self, references: Tensor, reconstructions: Tensor) -> None:
-        """The same of the continuous path: no indices, and no picture is kept."""
-        for name in self.beside:
-            metric = self.pairs.get(COMPANIONS[name].companion_of)
-            if metric is not None:
-                self.columns.setdefault(name, []).extend(metric(references, reconstructions).tolist())
-        if self.extract is not None and "rfid_continuous" in self.beside:
-            self.continuous_features.append(self.extract(reconstructions))
+    @property
+    def columns(self) -> dict[str, list[float]]:
+        """Metric → the values of the images, of paths that there are."""
+        beside = self.continuous.columns if self.continuous is not None else {}
+        return self.decoded.columns | {name: values for name, values in beside.items() if values}
 
-    def _codes_by_position(self, indices: Tensor) -> Tensor:
-        return indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
+    def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Of metrics over reconstructions; `references` are the features of all images, by extractor."""
+        beside = self.continuous.scores(references) if self.continuous is not None else {}
+        return self.decoded.scores(references) | beside
 
 
-def _scores(seen: _Pass, reference: NDArray[np.float32] | None, quantizer: Any, pixels: Pixels) -> dict[str, float]:
-    bits, pixels_per_image = float(quantizer.bits_per_token), pixels.shape[1] * pixels.shape[2]
-    scores = code_scores(seen.histogram.counts, bits, len(pixels), pixels_per_image)
-    scores |= {name: float(np.mean(values)) for name, values in seen.columns.items()}
-    if reference is not None:
-        features = np.concatenate(seen.features)
-        scores |= {"rfid": frechet_distance(reference, features), "kid": kernel_distance(reference, features)}
-    if reference is not None and seen.continuous_features:
-        scores["rfid_continuous"] = frechet_distance(reference, np.concatenate(seen.continuous_features))
-    return scores
+def _loaded(
+    metrics: Iterable[Metric], explicit: Mapping[str, Path | None], device: torch.device, home: Path
+) -> dict[str, FeatureExtractor]:
+    """Load what `metrics` need: networks become theirs, extractors are returned by name. Each file is read once."""
+    extractors: dict[str, FeatureExtractor] = {}
+    networks: dict[str, nn.Module] = {}
+    for known in metrics:
+        weights = weights_of(known)
+        given = explicit.get(pin_of(weights).option) if weights else None
+        if known.extractor and known.extractor not in extractors:
+            extractors[known.extractor] = load_extractor(known.extractor, given, device, home)
+        if isinstance(known, PairMetric) and weights:
+            if weights not in networks:
+                networks[weights] = known.load(require_weights(weights, given, False, home), home).to(device).eval()
+            known.network = networks[weights]
+    return extractors
+
+
+def _refuse_not_finite(
+    scores: Mapping[str, float], columns: Mapping[str, Sequence[float]], ids: Sequence[object]
+) -> None:
+    for name, values in columns.items():
+        if bad := [i for i, value in enumerate(values) if not np.isfinite(value)]:
+            raise VQBenchError(f"metric '{name}' of image {ids[bad[0]]} is {values[bad[0]]}", "mend its `score`")
+    for name, value in scores.items():
+        if not np.isfinite(value):
+            raise VQBenchError(f"metric '{name}' is {value}", "mend its `score`")
 
 
 def evaluate(
@@ -258,51 +301,39 @@ def evaluate(
     """
     _check(pixels, ids, metrics, batch_size)
     device, home = device or torch.device("cpu"), home or default_home()
-    extract = _extractor(metrics, inception_weights, device, home)
+    asked, beside = ([copy.copy(metric(name)) for name in names] for names in (metrics, companions(metrics)))
+    explicit = {"inception_weights": inception_weights, "lpips_weights": lpips_weights}
+    extractors = _loaded([*asked, *beside], explicit, device, home)
     kept = kept_positions(len(pixels), pixels.shape[1])
-    pairs, beside = _pair_metrics(metrics, lpips_weights, device, home), companions(metrics)
-    seen = _Pass(tokenizer.quantizer, pairs, extract, set(kept), beside)
-    step = _counter(progress, len(pixels) * (1 if extract is None else 2))
-    encoding, decoding, reference = _Stopwatch(device), _Stopwatch(device), None
+    seen = _Pass(tokenizer, asked, beside, extractors, kept, device)
+    step = _counter(progress, len(pixels) * (1 + len(extractors)))
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
     with torch.inference_mode(), plain_float32(device), _eval_mode(tokenizer):
-        if extract is not None:
-            reference = reference_features(extract, pixels, validation_digest, home, step)
+        references = {
+            name: reference_features(extract, pixels, validation_digest, home, step)
+            for name, extract in extractors.items()
+        }
         for start in range(0, len(pixels), batch_size):
-            of = ids[start : start + batch_size]
             images = to_planes(pixels[start : start + batch_size], device)
-            indices, undiscretised = encoding.run(functools.partial(_encode, tokenizer), to_input(images))
-            decoded = decoding.run(tokenizer.from_indices, indices)
-            _check_reconstruction(decoded, images.shape, of)
-            seen.add(images, indices, to_8_bits(decoded))
-            if undiscretised is not None and beside:  # decoded by itself: the scores of codes stay what they are
-                continuous = undiscretised()
-                _check_reconstruction(continuous, images.shape, of, " without quantization")
-                seen.add_continuous(images, to_8_bits(continuous))
+            seen.add(images, ids[start : start + batch_size])
             step(len(images))
-    scores = _scores(seen, reference, tokenizer.quantizer, pixels)
+        of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
+    facts = CodeFacts(float(tokenizer.quantizer.bits_per_token), len(pixels), pixels.shape[1] * pixels.shape[2])
+    scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], seen.histogram.counts, facts)
+    scores |= seen.scores(references) | of_codec
+    _refuse_not_finite(scores, seen.columns, ids)
     return Evaluation(
-        scores={name: scores[name] for name in scores if name.partition("/")[0] in {*metrics, *beside}},
+        scores=scores,
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
         histogram=seen.histogram.counts,
         indices=np.concatenate(seen.indices),
         reconstructions=np.stack([seen.kept[i] for i in kept]),
-        features=np.concatenate(seen.features) if seen.features else None,
-        reference_features=reference,
-        encode_images_per_s=encoding.images_per_s,
-        decode_images_per_s=decoding.images_per_s,
+        features=seen.decoded.features("inception"),
+        reference_features=references.get("inception"),
+        encode_images_per_s=seen.encoding.images_per_s,
+        decode_images_per_s=seen.decoding.images_per_s,
     )
-
-
-def _extractor(
-    metrics: Sequence[str], weights: Path | None, device: torch.device, home: Path
-) -> FeatureExtractor | None:
-    if "inception" not in needed_weights(metrics):
-        return None
-    net = load_inception(weights, home)
-    assert isinstance(net, Inception)
-    return FeatureExtractor(net, device)
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:

@@ -13,6 +13,7 @@ from vqbench.engine import Engine, open_engine
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.launch import BUSY, POLL_SECONDS, CellJob, Ended, failure_to_write, stored_end, write_job, write_spec
 from vqbench.lease import CellBusyError
+from vqbench.metrics.definitions import current_scores
 from vqbench.plan import Cell, RunRequest
 from vqbench.results import DONE, FAILED, cell_row, spec_problem
 from vqbench.transfer import AWAY
@@ -29,7 +30,8 @@ def row_of(cell: Cell, state: str, error: dict[str, Any] | None = None) -> dict[
 
     `error` is the reason of a failure that could not be written to the cell's folder.
     """
-    return cell_row(cell.label, cell.spec, cell.folder, state, cell.folder.result or {}, error)
+    result = cell.folder.result or {}
+    return cell_row(cell.label, cell.spec, cell.folder, state, {**result, "scores": current_scores(result)}, error)
 
 
 def cached_row(cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def cached_row(cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
     if spec_problem(spec) or spec.get("hash") != cell.spec["hash"]:
         try:
             with cell.folder.locked():
-                write_spec(CellJob(cell.folder.path, cell.spec, cell.plugin_source))
+                write_spec(CellJob(cell.folder.path, cell.spec, cell.plugin_sources))
             say(f"{cell.folder.name}: spec.json was not whole, and is written again")
         except (CellBusyError, OSError) as error:
             say(f"{cell.folder.name}: spec.json is not whole, and cannot be written again: {error}")
@@ -82,7 +84,7 @@ class Execution:
 
     def _try(self, cell: Cell) -> None:
         """Start a cell, unless another command has run it since the plan was made, or holds it now."""
-        job = CellJob(cell.folder.path, cell.spec, cell.plugin_source, self._request.cell_timeout)
+        job = CellJob(cell.folder.path, cell.spec, cell.plugin_sources, self._request.cell_timeout)
         self._waiting.pop(job.name, None)
         try:
             with cell.folder.locked():

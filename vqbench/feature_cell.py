@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from vqbench.errors import VQBenchError
 from vqbench.home import home
 from vqbench.losses import ReconstructionLoss
 from vqbench.metrics.codes import CodeHistogram, code_scores
+from vqbench.metrics.definitions import default_metrics, metric
+from vqbench.metrics.kinds import CodeFacts, CodeMetric
 from vqbench.precision import plain_float32
 from vqbench.quantizer import Quantized, Quantizer, TrainingState
 from vqbench.recipe import Recipe
@@ -204,7 +206,9 @@ class FeatureEvaluation:
     """(N, tokens of an item, G), in the smallest type that holds K."""
 
 
-def evaluate(coder: FeatureCoder, validation: Features) -> FeatureEvaluation:
+def evaluate(
+    coder: FeatureCoder, validation: Features, metrics: Sequence[str] = default_metrics("features")
+) -> FeatureEvaluation:
     """Scores of all validation features (N, h, w, D), each once.
 
     Only through indices, as for images. Raises VQBenchError for an index outside the codebook or features that come
@@ -234,10 +238,10 @@ def evaluate(coder: FeatureCoder, validation: Features) -> FeatureEvaluation:
             "training diverged: lower the learning rate, or see the curves of the cell",
         )
     tokens = validation.shape[1] * validation.shape[2]
-    codes = code_scores(histogram.counts, float(quantizer.bits_per_token), len(validation), tokens)
-    codes["entropy_bits_per_token"] = codes.pop("bpp_entropy")  # a token takes the place of a pixel
-    del codes["bpp"]
-    scores = {"quantization_error": float(relative.mean()), **codes}
+    of_codes = [known for known in map(metric, metrics) if isinstance(known, CodeMetric)]
+    facts = CodeFacts(float(quantizer.bits_per_token), len(validation), tokens)
+    scores = {"quantization_error": float(relative.mean())} if "quantization_error" in metrics else {}
+    scores |= code_scores(of_codes, histogram.counts, facts)
     return FeatureEvaluation(scores, relative.tolist(), histogram.counts, np.concatenate(codes_used))
 
 
@@ -273,7 +277,7 @@ def run_feature_cell(
     weights.parent.mkdir(parents=True, exist_ok=True)
     save(coder, weights, dict(spec))
     enter("evaluate")
-    evaluation = evaluate(coder, features.validation)
+    evaluation = evaluate(coder, features.validation, spec["metrics"])
     images = recipe.steps * recipe.batch_size
     training = {
         "images_seen": images,
@@ -285,7 +289,7 @@ def run_feature_cell(
         "collapse": collapse.as_dict() if collapse is not None else None,
     }
     return FeatureCellOutcome(
-        scores={name: value for name, value in evaluation.scores.items() if name.partition("/")[0] in spec["metrics"]},
+        scores=evaluation.scores,
         params=coder.parameter_counts(),
         training=training,
         per_image={"id": list(features.ids), "quantization_error": evaluation.errors},

@@ -1,16 +1,11 @@
-"""What a number of the features track means: its own metrics and its own protocol. No torch here.
-
-The sentences of `vqbench.metrics.definitions` are part of every image protocol, so those of the features track stand
-apart: no image number changes its hash, and no two numbers of the two tracks ever share one.
-"""
+"""What a number of the features track means: a protocol of its own, whose hash no image protocol has. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import COMPANIONS, METRICS, Definition
+from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, metric
 from vqbench.protocol import Hashed
 
 VERSION = "v1"
@@ -22,50 +17,10 @@ STANDARDISATION = (
 )
 
 
-def _as_for_images(name: str) -> Definition:
-    known = METRICS[name]
-    sentence = known.sentence.replace("the whole split", "all validation tokens")
-    return Definition(
-        name, known.title, known.unit, known.better, known.per_image, known.weights, known.default, sentence
-    )
-
-
-_TABLE = (
-    Definition(
-        "quantization_error", "quantization error", "", "lower", True, None, True,
-        "Mean over validation tokens of |x − x̂|², divided by the mean over validation tokens of |x − m|²: x the "
-        "standardised features of a token, x̂ what indices and the learned linear map give back for it in eval mode and "
-        "float32, m the mean of x over all validation tokens. 0 is perfect, 1 is what knowing m alone gives.",
-    ),
-    *(_as_for_images(name) for name in ("usage", "perplexity", "dead_codes", "bits_per_token")),
-    Definition(
-        "entropy_bits_per_token", "bits/token (entropy)", "bit", None, False, None, True,
-        "Bits per token of an ideal coder that knows the histogram of each codebook over all validation tokens: the "
-        "sum of their entropies in bits.",
-    ),
-    _as_for_images("tokens"),
-)  # fmt: skip
-
-FEATURE_METRICS: dict[str, Definition] = {definition.name: definition for definition in _TABLE}
-
-
-def select_feature_metrics(asked: Iterable[str]) -> tuple[str, ...]:
-    """Metric names in the table's order; nothing asked → all. Raises UsageError for one that features do not have."""
-    names = list(asked)
-    listed = ", ".join(FEATURE_METRICS)
-    for name in names:
-        if name in {**METRICS, **COMPANIONS} and name not in FEATURE_METRICS:
-            raise UsageError(
-                f"{name} is a metric of images, and this recipe fits features: nothing is decoded to an image",
-                f"leave out --metrics (and VQBENCH_METRICS), or choose among {listed}",
-            )
-        if name not in FEATURE_METRICS:
-            raise unknown("metric of features", name, FEATURE_METRICS, f"known metrics: {listed}")
-    return tuple(name for name in FEATURE_METRICS if name in names or not names)
-
-
 def _sentences() -> dict[str, str]:
-    return {name: definition.sentence for name, definition in FEATURE_METRICS.items()}
+    """As for images, of tokens that are all there is."""
+    known = {name: metric(name).sentence for name in IN_FEATURE_PROTOCOL}
+    return {name: sentence.replace("the whole split", "all validation tokens") for name, sentence in known.items()}
 
 
 @dataclass(frozen=True)

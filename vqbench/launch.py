@@ -17,7 +17,7 @@ from vqbench.cell_files import CHECKPOINT, PER_IMAGE, RESULT, SPEC, STATUS, TRAI
 from vqbench.errors import remedy
 from vqbench.lease import EXIT_BUSY, CellBusyError
 from vqbench.metrics.definitions import asked_metrics
-from vqbench.plugin import keep_copy
+from vqbench.plugin import keep_copies
 from vqbench.reasons import death_of
 from vqbench.results import DONE, FAILED, CellFolder, result_problem, write_json
 from vqbench.streams import LOG_ENCODING
@@ -47,8 +47,8 @@ class CellJob:
 
     folder: Path
     spec: dict[str, Any]
-    plugin_source: bytes | None = None
-    """The plugin as it was when the plan was made (`Plugin.packed`); its sha256 is in the spec."""
+    plugin_sources: tuple[bytes, ...] = ()
+    """Its plugins as they were when the plan was made (`Plugin.packed`); their sha256 is in the spec."""
     timeout: float | None = None
     """Seconds after which the process is killed."""
     environment: Mapping[str, str | None] = field(default_factory=dict)
@@ -90,12 +90,11 @@ def write_job(job: CellJob, anew: bool) -> list[str]:
 
 
 def write_spec(job: CellJob) -> None:
-    """Write what a cell is, which its plan knows, and the plugin that its method is from."""
+    """Write what a cell is, which its plan knows, and the plugins that its method, metrics and dataset are from."""
     stored = CellFolder(job.folder).spec
     asked = dict.fromkeys((*asked_metrics(stored), *job.spec.get("asked", ())))  # what was asked for is shown still
     write_json(job.folder / SPEC, {**job.spec, "asked": list(asked)})
-    if job.plugin_source is not None:
-        keep_copy(job.folder, job.plugin_source)
+    keep_copies(job.folder, job.plugin_sources)
 
 
 def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:
@@ -136,7 +135,7 @@ def stored_end(job: CellJob) -> Ended | None:
     folder = CellFolder(job.folder)
     if folder.error is not None:
         return Ended(FAILED)
-    return Ended(DONE) if folder.state(tuple(job.spec["metrics"])) == "cached" else None
+    return Ended(DONE) if folder.state(job.spec["metrics"], job.spec.get("digests", {})) == "cached" else None
 
 
 def failure_to_write(error: OSError) -> dict[str, Any]:

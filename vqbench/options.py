@@ -73,7 +73,8 @@ def _as_typed(value: Any, parameter: Any) -> Any:
 
 
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Python file that registers a method; repeatable.")
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Python file with methods, metrics or datasets; repeatable."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", envvar="VQBENCH_RUNS", help="Where results are kept.")]
 DataRoot = Annotated[

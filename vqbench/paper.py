@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.config import components
 from vqbench.errors import unknown
-from vqbench.reports.summary import DEFINITIONS
+from vqbench.metrics.definitions import DEFINITIONS
 
 if TYPE_CHECKING:
     from vqbench.quantizer import PaperRow, Published, Quantizer

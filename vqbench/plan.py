@@ -19,9 +19,11 @@ from vqbench.choice import MethodChoice, Variant, choose_method, read_settings, 
 from vqbench.config import build
 from vqbench.errors import UsageError, require_utf8, unknown
 from vqbench.feature_protocol import FeatureProtocol
-from vqbench.metrics.definitions import asked_metrics
+from vqbench.metrics.definitions import asked_metrics, companions, digests, metric
+from vqbench.plugin import Plugin
 from vqbench.protocol import Protocol
 from vqbench.recipe import Recipe, load_recipe
+from vqbench.registry import DATASETS, EXTRACTORS, METRICS
 from vqbench.results import CellFolder
 from vqbench.wording import size_text
 
@@ -118,8 +120,8 @@ class Cell:
     folder: CellFolder
     state: str
     """cached, partial, missing or failed."""
-    plugin_source: bytes | None = None
-    """The plugin as it was when the plan was made (`Plugin.packed`); its sha256 is in the spec."""
+    plugin_sources: tuple[bytes, ...] = ()
+    """Its plugins as they were when the plan was made (`Plugin.packed`); their sha256 is in the spec."""
     found: tuple[int, int] | None = None
     """Stamp of the result that was there when the plan was made."""
 
@@ -222,16 +224,21 @@ def make_plan(
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
+    beside, images_from = _plugins_of(metrics), _dataset_plugin(request)
+    beside |= {images_from.digest: images_from} if images_from is not None else {}
     cells = []
     for seed in dict.fromkeys(request.seeds):
         for choice in choices:
-            spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics)
+            others = [plugin for digest, plugin in beside.items() if digest != choice.code]
+            spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics, images_from, others)
             name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             if len(name) > _LONGEST_NAME:
                 raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
             cell_folder = CellFolder(folder / "cells" / name)
-            found, state = cell_folder.stamp(), cell_folder.state(metrics)
-            cells.append(Cell(choice.label, spec, cell_folder, state, choice.plugin_source, found))
+            found, state = cell_folder.stamp(), cell_folder.state(metrics, spec.get("digests", {}))
+            own = () if choice.plugin_source is None else (choice.plugin_source,)
+            sources = (*own, *(plugin.packed() for plugin in others))
+            cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
     _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, protocol, (*dataset.notes, *remarks))
 
@@ -244,7 +251,10 @@ def _spec(
     seed: int,
     request: RunRequest,
     metrics: tuple[str, ...],
+    images_from: Plugin | None,
+    plugins: list[Plugin],
 ) -> dict[str, Any]:
+    of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
     identity = {
         "schema": SCHEMA,
         "method": choice.name,
@@ -255,6 +265,7 @@ def _spec(
         "protocol": protocol.hash,
         "seed": seed,
         "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
+        **of_dataset,
     }
     return {
         "hash": cell_hash(identity),
@@ -270,6 +281,8 @@ def _spec(
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,
+        **({"plugins": [plugin.in_words() for plugin in plugins]} if plugins else {}),
+        **of_dataset,
         "recipe": recipe.as_dict(),
         "dataset": {
             "reference": dataset.reference,
@@ -283,6 +296,7 @@ def _spec(
         "protocol": {**protocol.as_dict(), "hash": protocol.hash},
         "seed": seed,
         "metrics": list(metrics),
+        **({"digests": known} if (known := digests(metrics)) else {}),
         "asked": list(metrics) if request.metrics else [],  # by name: reports show them
         "devices": request.devices,
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
@@ -290,6 +304,21 @@ def _spec(
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
         **({"features": dataset.spec()} if recipe.track == "features" else {}),
     }
+
+
+def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:
+    """Digest → plugin, of those that the metrics, their companions and their extractors are from."""
+    sources = []
+    for name in (*metrics, *companions(metrics)):
+        sources.append(METRICS.source_of(name))
+        if extractor := metric(name).extractor:
+            sources.append(EXTRACTORS.source_of(extractor))
+    return {source.plugin.digest: source.plugin for source in sources if source.plugin is not None}
+
+
+def _dataset_plugin(request: RunRequest) -> Plugin | None:
+    """The plugin that the dataset is from; None for an installed one, and for a file of features."""
+    return DATASETS.source_of(request.dataset.partition(":")[0]).plugin if request.dataset else None
 
 
 def _refuse_twins(cells: list[Cell]) -> None:

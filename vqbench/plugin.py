@@ -31,7 +31,8 @@ from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
 
 COPIES = ("plugin.py", "plugin.zip")
-"""What a cell keeps of its plugin: the file, or an archive of the file and its neighbours."""
+"""What a cell keeps of its first plugin, which is its method's if that is one: the file, or an archive of the file and
+its neighbours. Those of its metrics and its dataset are kept beside, `plugin-SHA8.py`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Plugin:
     def is_of(self, digest: str) -> bool:
         """Whether it is what `digest` was made of; earlier versions took the file alone, whatever it imported."""
         return digest in (self.digest, hashlib.sha256(self.files[self.main]).hexdigest())
+
+    def in_words(self) -> dict[str, Any]:
+        """What a spec says of it: path, sha256 and, where it has neighbours, its files."""
+        files = {"files": list(self.files)} if len(self.files) > 1 else {}
+        return {"path": str(self.path), "sha256": self.digest, **files}
 
     def packed(self) -> bytes:
         """What a cell keeps: the file itself, or an archive of all."""
@@ -119,14 +125,17 @@ def read_plugin(path: Path) -> Plugin:
     return Plugin(path, {path.name: files[path.name], **neighbours}, frozenset(names))
 
 
-def keep_copy(folder: Path, packed: bytes) -> None:
-    """Leave in a cell's folder what `Plugin.packed` gave."""
-    write_bytes_atomically(folder / COPIES[zipfile.is_zipfile(io.BytesIO(packed))], packed)
+def keep_copies(folder: Path, packed: Sequence[bytes]) -> None:
+    """Leave in a cell's folder what `Plugin.packed` gave for each of its plugins."""
+    for i, content in enumerate(packed):
+        name = Path(COPIES[zipfile.is_zipfile(io.BytesIO(content))])
+        beside = f"{name.stem}-{hashlib.sha256(content).hexdigest()[:8]}{name.suffix}"
+        write_bytes_atomically(folder / (beside if i else name), content)
 
 
 def find_plugin(digest: str, places: Sequence[Path | None], kept_in: Path) -> Path | None:
     """The plugin of `digest` at one of `places`, or the copy that the cell in `kept_in` has; None where it is gone."""
-    for path in (*places, *(kept_in / name for name in COPIES)):
+    for path in (*places, *(kept_in / name for name in COPIES), *sorted(kept_in.glob("plugin-*"))):
         try:
             if path is not None and read_plugin(path).is_of(digest):
                 return path

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from vqbench.choice import read_settings
 from vqbench.errors import UsageError, remedy, unknown
-from vqbench.feature_protocol import select_feature_metrics
-from vqbench.metrics.definitions import METRICS, default_metrics, needed_weights, select_metrics, too_small
+from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
 from vqbench.plan import Cell, Plan, RunRequest, refuse_odd_bytes, resolve_recipe
 from vqbench.recipe import Recipe
 
@@ -50,21 +49,21 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True, 
     """
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
-    asked = select_metrics(request.metrics) if request.metrics else default_metrics()
+    asked = select_metrics(request.metrics)
     if request.lpips is not None:
         others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
-        asked = tuple(name for name in METRICS if name in {*others, f"lpips_{request.lpips}"})
+        asked = select_metrics([*others, f"lpips_{request.lpips}"])
     asked, notes = _large_enough(asked, resolution, by_name=bool(request.metrics))
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
-    spared = {METRICS[name].weights for name in optional} if not insist else set()
+    spared = {weights_of(metric(name)) for name in optional} if not insist else set()
     missing = {
         w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download, w in spared))
     }
-    left_out = [name for name in optional if METRICS[name].weights in missing]
+    left_out = [name for name in optional if weights_of(metric(name)) in missing]
     names = tuple(name for name in asked if name not in left_out)
     for name in left_out:
-        file = missing[METRICS[name].weights or ""].what.partition(";")[0]
-        notes.append(f"{METRICS[name].title} is left out: {file} (`vqbench doctor` says how to get it)")
+        file = missing[weights_of(metric(name))].what.partition(";")[0]
+        notes.append(f"{metric(name).title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
 
 
@@ -77,19 +76,19 @@ def track_metrics(request: RunRequest, recipe: Recipe, download: bool = True) ->
             f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits features",
             "leave --lpips (VQBENCH_LPIPS) out",
         )
-    return MetricChoice(select_feature_metrics(request.metrics))
+    return MetricChoice(select_metrics(request.metrics, "features"))
 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
     """The metrics that are defined at `resolution`, and a note for each that is not."""
-    small = [METRICS[name] for name in asked if too_small(name, resolution)]
+    small = [metric(name) for name in asked if too_small(name, resolution)]
     if small and by_name:
         raise UsageError(
             f"{small[0].name} is defined from {small[0].min_resolution} pixels a side, not at {resolution}",
             "leave it out of --metrics, or --set resolution=…",
         )
     notes = [f"{m.title} is left out: it is defined from {m.min_resolution} pixels a side" for m in small]
-    return tuple(name for name in asked if METRICS[name] not in small), notes
+    return tuple(name for name in asked if metric(name) not in small), notes
 
 
 def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> UsageError | None:
@@ -98,16 +97,21 @@ def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> 
 
 
 def _cannot_have(weights: str, request: RunRequest, download: bool, optional: bool = False) -> UsageError | None:
-    from vqbench.weights import require_inception, require_lpips
+    from vqbench.weights import require_weights
 
     try:
-        if weights == "inception":
-            require_inception(request.inception_weights, download)
-        else:
-            require_lpips(weights, request.lpips_weights, download, optional=optional)
+        require_weights(weights, _given(request, weights), download, optional=optional)
     except UsageError as error:
         return error
     return None
+
+
+def _given(request: RunRequest, weights: str) -> Path | None:
+    """The file of the user's that an option names for these weights."""
+    from vqbench.weights import pin_of
+
+    option = pin_of(weights).option
+    return getattr(request, option) if option else None
 
 
 def check_runs_directory(folder: Path) -> None:
@@ -211,7 +215,7 @@ def _prepared(
     from vqbench.home import home
     from vqbench.protocol import protocol_for
     from vqbench.sources import prepare_features
-    from vqbench.weights import find_inception, find_lpips
+    from vqbench.weights import find_weights
 
     refuse_odd_bytes(request)
     recipe = resolve_recipe(request, read_settings(request.settings))
@@ -241,10 +245,6 @@ def _prepared(
         lines.append(f"licence   {dataset.licence}")
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
         if weights != "none":
-            found = (
-                find_inception(request.inception_weights)
-                if weights == "inception"
-                else find_lpips(weights, request.lpips_weights)
-            )
+            found = find_weights(weights, _given(request, weights))
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
     return [*lines, "ready"]

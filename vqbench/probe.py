@@ -23,7 +23,7 @@ from vqbench.cell import (
     fit_features,
     guarded,
     is_secondary,
-    load_plugin,
+    load_plugins,
     open_data,
     trained,
     write_artifacts,
@@ -57,7 +57,7 @@ def probe(folder: CellFolder, spawned: float) -> None:
 
     started, watch = time.time(), Stopwatch(folder)
     recipe: Recipe = build(Recipe, folder.spec["recipe"], "recipe", "vqbench show tiny")
-    load_plugin(folder.spec, folder)
+    load_plugins(folder.spec, folder)
     measure = _probe_features if recipe.track == "features" else _probe_images
     measured = measure(folder, recipe, shortened(recipe), watch, started, spawned)
     if measured is not None:
@@ -183,17 +183,14 @@ def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any],
 def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, device: Any) -> bool:
     """Whether the features of all validation images exist; true where no metric asks for them."""
     from vqbench.home import home
-    from vqbench.metrics.definitions import needed_weights
-    from vqbench.metrics.features import reference_path
-    from vqbench.metrics.inception import Inception
-    from vqbench.weights import load_inception
+    from vqbench.metrics.definitions import metric
+    from vqbench.metrics.features import digest_of, reference_path
 
-    if "inception" not in needed_weights(spec["metrics"]):
-        return True
-    explicit = Path(spec["inception_weights"]) if spec["inception_weights"] else None
-    net = load_inception(explicit)
-    assert isinstance(net, Inception)
-    return reference_path(validation.pixels, validation.digest, net.digest, device, home()).is_file()
+    wanted = {known.extractor for known in map(metric, spec["metrics"]) if known.extractor}
+    return all(
+        reference_path(validation.pixels, validation.digest, digest_of(name), device, home()).is_file()
+        for name in wanted
+    )
 
 
 def _bytes_of_an_image(

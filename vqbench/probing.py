@@ -18,16 +18,13 @@ from typing import Any
 from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, copied_bytes, images_done
 from vqbench.launch import POLL_SECONDS, end, spawn
 from vqbench.plan import Cell, Plan, RunRequest
-from vqbench.plugin import keep_copy
+from vqbench.plugin import keep_copies
 from vqbench.reasons import death_of
 from vqbench.results import CellFolder, read_json, write_json
 from vqbench.server import tracking_uri
 from vqbench.view import View
 
 MEASURED = "measured.json"
-_FRECHET_IMAGES = 4096
-"""From here on the distance takes time in proportion to the images."""
-_KID_SUBSETS, _KID_IMAGES = 100, 1000  # see vqbench.metrics.frechet
 
 
 @dataclass(frozen=True)
@@ -128,22 +125,20 @@ def _charge_reference(costs: list[CellCost], measured: list[Measured], plan: Pla
 
 
 def _scoring_seconds(plan: Plan, cells: list[Cell]) -> float:
-    """Of rFID and KID over all validation images, timed on random features: it does not depend on the method."""
+    """Of metrics over the features of all images, timed on random ones: it does not depend on the method."""
     import numpy as np
 
-    from vqbench.metrics.frechet import frechet_distance, kernel_distance
+    from vqbench.metrics.definitions import metric
+    from vqbench.metrics.kinds import FeatureMetric
+    from vqbench.registry import EXTRACTORS
 
-    wanted, n = {name for cell in cells for name in cell.spec["metrics"]}, plan.protocol.n_images
-    if n < 2 or not {"rfid", "kid"} & wanted:
-        return 0.0
-    draw = np.random.default_rng(0)
-    x, y = (draw.random((min(n, _FRECHET_IMAGES), 2048), np.float32) for _ in range(2))
-    seconds = 0.0
-    if "rfid" in wanted:
-        seconds += _timed(lambda: frechet_distance(x, y)) * max(1.0, n / _FRECHET_IMAGES)
-    if "kid" in wanted:
-        once = _timed(lambda: kernel_distance(x[:_KID_IMAGES], y[:_KID_IMAGES]))
-        seconds += once * (_KID_SUBSETS if n > _KID_IMAGES else 1)
+    draw, seconds = np.random.default_rng(0), 0.0
+    for name in dict.fromkeys(name for cell in cells for name in cell.spec["metrics"]):
+        known = metric(name)
+        if isinstance(known, FeatureMetric):
+            n, times = known.timing(plan.protocol.n_images)
+            x, y = (draw.random((n, EXTRACTORS.get(known.extractor).dimensions), np.float32) for _ in range(2))
+            seconds += times * _timed(functools.partial(known.score, x, y))
     return seconds
 
 
@@ -159,8 +154,7 @@ def probe(cell: Cell, view: View) -> Answer:
         folder = CellFolder(Path(root) / "cells" / cell.folder.name)
         folder.path.mkdir(parents=True)
         write_json(folder.path / "spec.json", cell.spec)
-        if cell.plugin_source is not None:
-            keep_copy(folder.path, cell.plugin_source)
+        keep_copies(folder.path, cell.plugin_sources)
         process = spawn("vqbench.probe", [folder.path / "spec.json", time.monotonic()], folder)
         returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
         ended = time.monotonic()

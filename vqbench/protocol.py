@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqbench.metrics.definitions import METRICS, VERSION, cautions
+from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric
 from vqbench.weights import BACKBONES, INCEPTION, LPIPS_HEADS
 
 CENTRE_CROP = "centre square"
@@ -19,7 +19,7 @@ ROUNDING = "reconstructions clamped to [-1, 1], then round(127.5 (x + 1)), to 8 
 
 
 def _sentences() -> dict[str, str]:
-    return {name: definition.sentence for name, definition in METRICS.items()}
+    return {name: metric(name).sentence for name in IN_PROTOCOL}
 
 
 def pinned_weights() -> dict[str, str]:
@@ -46,8 +46,8 @@ class Hashed:
 class Protocol(Hashed):
     """What a number was measured on and how.
 
-    All definitions and weights are pinned, whichever metrics a run computes: computing LPIPS later does not
-    change the hash.
+    All definitions and weights of v1 are pinned, whichever metrics a run computes: computing LPIPS later does not
+    change the hash. Metrics that came later have a digest of their own (`vqbench.metrics.definitions`).
     """
 
     name: str
@@ -79,7 +79,7 @@ class Protocol(Hashed):
                 f"  rounding: {self.rounding}",
                 f"  images {self.validation_digest[:12]}, Inception {self.weights['inception'][:12]}, "
                 f"definitions {self.version} (docs/protocol.md)",
-                *(f"  {text}" for text in cautions(METRICS, self.n_images).values()),
+                *(f"  {text}" for text in cautions(IN_PROTOCOL, self.n_images).values()),
             )
         )
 

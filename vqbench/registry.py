@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import zipfile
@@ -20,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
 from vqbench.home import expanded
-from vqbench.plugin import read_plugin
+from vqbench.plugin import Plugin, read_plugin
 
 T = TypeVar("T")
 
@@ -62,10 +64,25 @@ class _Place:
         return Path(spec.origin)
 
 
+@functools.cache
+def _announced() -> Any:
+    return metadata.entry_points()  # reads the metadata of every package: tens of milliseconds
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a registered class is written."""
+
+    plugin: Plugin | None
+    """The file and its neighbours, which other processes must be told of; None for what is installed."""
+    digest: str | None
+    """sha256 of it, since numbers depend on it; None for vqbench's own."""
 
 
 def _file_of_class(cls: type) -> str | None:
@@ -89,6 +106,21 @@ class _Declaration:
 
 
 def _declarations(path: Path) -> list[_Declaration]:
+    """The classes of a file. Raises UsageError where it cannot be read, or does not parse."""
+    require_utf8(path)
+    try:
+        return _parsed(path)
+    except OSError as error:
+        raise UsageError(f"cannot read plugin {path}: {error.strerror}", "give the path of a Python file") from None
+    except zipfile.BadZipFile as error:
+        raise UsageError(f"plugin {path}: {error}", "give the path of a Python file") from None
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        what = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UsageError(f"plugin {path}{line}: {what}", f"python -m py_compile {path}") from None
+
+
+def _parsed(path: Path) -> list[_Declaration]:
     plugin = read_plugin(path)
     tree = ast.parse(plugin.files[plugin.main], filename=str(path))
     found = []
@@ -130,13 +162,16 @@ class Registry(Generic[T]):
     """Names → classes of one kind ("method", "dataset").
 
     `variable` is the name that plugins use for this registry in their decorator (`METHODS`), `group` the
-    entry-point group that installed packages announce their plugins in.
+    entry-point group that installed packages announce their plugins in, `built_in` a module that registers vqbench's
+    own where they are no entry points, `see` what lists them.
     """
 
-    def __init__(self, kind: str, variable: str, group: str) -> None:
+    def __init__(self, kind: str, variable: str, group: str, built_in: str = "", see: str = "") -> None:
         self.kind = kind
         self.variable = variable
         self.group = group
+        self.built_in = built_in
+        self.see = see or f"`vqbench {kind}s` lists them"
         self._classes: dict[str, type[T]] = {}
         self._files: dict[str, Path] = {}
         self._unread: list[Path] = []
@@ -146,6 +181,7 @@ class Registry(Generic[T]):
         """Decorator: make a class known under `name`. Registering it again from the same place replaces it."""
 
         def add(cls: type[T]) -> type[T]:
+            self._import_own()
             known = self._classes.get(name)
             if known is not None and _is_copy(known, cls):  # of a plugin that another one has for a neighbour
                 self._classes[name] = cls if "." in known.__module__ else known
@@ -165,17 +201,9 @@ class Registry(Generic[T]):
         the file takes the name over.
         """
         path = expanded(path).resolve()
-        require_utf8(path)
-        try:
-            declared = _declarations(path)
-        except OSError as error:
-            raise UsageError(f"cannot read plugin {path}: {error.strerror}", "give the path of a Python file") from None
-        except zipfile.BadZipFile as error:
-            raise UsageError(f"plugin {path}: {error}", "give the path of a Python file") from None
-        except (SyntaxError, ValueError) as error:
-            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-            what = error.msg if isinstance(error, SyntaxError) else str(error)
-            raise UsageError(f"plugin {path}{line}: {what}", f"python -m py_compile {path}") from None
+        return self._add(path, _declarations(path), replace)
+
+    def _add(self, path: Path, declared: list[_Declaration], replace: bool) -> tuple[str, ...]:
         names = tuple(
             d.name
             for d in declared
@@ -199,14 +227,25 @@ class Registry(Generic[T]):
 
     @functools.cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
+        return {point.name: point for point in _announced().select(group=self.group)}
 
     def names(self) -> list[str]:
-        """Every known name, sorted; nothing is imported."""
-        return sorted({*self._classes, *self._files, *self._entry_points})
+        """Every known name: vqbench's own as it lists them, the others sorted; no plugin is imported."""
+        self._import_own()
+        own = [name for name in self._classes if self._is_own(name)]
+        return [*own, *sorted({*self._classes, *self._files, *self._entry_points}.difference(own))]
+
+    def imported(self) -> list[str]:
+        """Those of `names` whose class is here already."""
+        return [name for name in self.names() if name in self._classes]
+
+    def _import_own(self) -> None:
+        if self.built_in and self.built_in not in sys.modules:
+            importlib.import_module(self.built_in)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        self._import_own()
+        return name in self._classes or name in self._files or name in self._entry_points
 
     def file_of(self, name: str) -> Path | None:
         """The user's own file that defines `name`, or None for an installed plugin."""
@@ -214,7 +253,10 @@ class Registry(Generic[T]):
 
     def is_installed(self, name: str) -> bool:
         """Whether an installed package brings `name`, so that every process knows it."""
-        return name in self._entry_points and name not in self._files
+        return (name in self._entry_points or self._is_own(name)) and name not in self._files
+
+    def _is_own(self, name: str) -> bool:
+        return bool(self.built_in) and getattr(self._classes.get(name), "__module__", "").startswith("vqbench.")
 
     def is_built_in(self, name: str) -> bool:
         """Whether `name` is vqbench's own; nothing is imported."""
@@ -227,7 +269,7 @@ class Registry(Generic[T]):
 
         Raises UsageError for an unknown name (with the nearest ones) or a plugin that does not import.
         """
-        if name not in self.names():
+        if name not in self:
             self._search_unread_files(name)
         if name in self._files and self._files[name] in self._unread:
             self._import_file(self._files[name])
@@ -248,7 +290,7 @@ class Registry(Generic[T]):
             except UsageError as error:
                 problems.append(f"; {error.what}")
         if name not in self.names():
-            raise unknown(self.kind, name, self.names(), f"`vqbench {self.kind}s` lists them{''.join(problems)}")
+            raise unknown(self.kind, name, self.names(), f"{self.see}{''.join(problems)}")
 
     def _load_entry_point(self, name: str) -> None:
         point = self._entry_points[name]
@@ -267,12 +309,41 @@ class Registry(Generic[T]):
         except Exception as error:
             what = f"plugin {path} does not import: {_last_line(error)}"
             raise UsageError(what, f"`vqbench --debug check {path}` shows the traceback") from error
-        self._unread.remove(path)
+        for registry in {self, *REGISTRIES}:  # a file is run once, whatever it registers
+            registry._settle(path, module_name)
+
+    def _settle(self, path: Path, module_name: str) -> None:
+        """Note what a file that was run just now has registered."""
+        if path in self._unread:
+            self._unread.remove(path)
         self._read.add(path)
         # not what the file imports, such as a built-in that it subclasses; of its neighbours what nobody else brings
         mine = [name for name, cls in self._classes.items() if cls.__module__ == module_name]
         beside = [name for name, cls in self._classes.items() if cls.__module__.startswith(f"{module_name}.")]
         self._files |= dict.fromkeys([*mine, *(name for name in beside if name not in self._files)], path)
+
+    def source_of(self, name: str) -> Source:
+        """The text that defines `name`, as it is now.
+
+        Raises UsageError for a class that was typed at a prompt or in the script that is running.
+        """
+        cls = self.get(name)
+        if cls.__module__.startswith("vqbench."):
+            return Source(None, None)
+        if self.is_installed(name):
+            file = inspect.getsourcefile(cls)
+            return Source(None, file_digest(Path(file)) if file else None)
+        path = self.file_of(name)
+        if path is None and cls.__module__ != "__main__":
+            found = inspect.getsourcefile(cls)
+            path = Path(found) if found else None
+        if path is None:
+            raise UsageError(
+                f"{self.kind} '{name}' exists in this process only, and each cell has a process of its own",
+                "put the class into a file and give it with --plugin FILE, or plugins=[FILE] in Python",
+            )
+        plugin = read_plugin(path)
+        return Source(plugin, plugin.digest)
 
     def _place(self, name: str) -> _Place:
         return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))
@@ -281,7 +352,8 @@ class Registry(Generic[T]):
         """Summary, paper and components of a plugin, read from its source text."""
         place = self._place(name)
         if place.file is None and place.entry_point is None:
-            return self._outline_of_class(name, "registered in Python")
+            own = f"vqbench {metadata.version('vqbench')}" if self._is_own(name) else "registered in Python"
+            return self._outline_of_class(name, own)
         try:
             node = self._find_class(name, place)
             return self._outline_of_node(name, node, place) or self._outline_of_class(name, place.origin)
@@ -290,7 +362,7 @@ class Registry(Generic[T]):
 
     def _find_class(self, name: str, place: _Place) -> ast.ClassDef:
         wanted = place.entry_point.attr if place.entry_point is not None else None
-        for declared in _declarations(place.source()):
+        for declared in _parsed(place.source()):
             if declared.node.name == wanted or (wanted is None and declared.name == name):
                 return declared.node
         raise ImportError(f"no class registered as '{name}' in {place.source()}")
@@ -319,3 +391,18 @@ def _headline(docstring: str) -> tuple[str, str]:
 
 METHODS: Registry[Any] = Registry("method", "METHODS", "vqbench.methods")
 DATASETS: Registry[Any] = Registry("dataset", "DATASETS", "vqbench.datasets")
+METRICS: Registry[Any] = Registry("metric", "METRICS", "vqbench.metrics", "vqbench.metrics.built_in")
+EXTRACTORS: Registry[Any] = Registry(
+    "extractor", "EXTRACTORS", "vqbench.extractors", "vqbench.metrics.built_in", "see docs/adding-a-metric.md"
+)
+REGISTRIES = (METHODS, DATASETS, METRICS, EXTRACTORS)
+
+
+def add_plugin(path: Path, replace: bool = False) -> dict[str, tuple[str, ...]]:
+    """Make whatever a Python file registers known, without running it: kind → names.
+
+    Raises UsageError where there is no such file, it does not parse, or a name in it is taken (see `add_file`).
+    """
+    path = expanded(path).resolve()
+    declared = _declarations(path)
+    return {registry.kind: registry._add(path, declared, replace) for registry in REGISTRIES}

@@ -24,7 +24,7 @@ from vqbench.cell_files import (
     later_version,
 )
 from vqbench.lease import exclusive
-from vqbench.metrics.definitions import cautions
+from vqbench.metrics.definitions import cautions, stored_digest
 from vqbench.wording import masked_text, size_text
 
 DONE, FAILED = "done", "failed"
@@ -168,10 +168,11 @@ class CellFolder:
         """A sentence where a later vqbench wrote its spec or its result, which is not ours to replace; else empty."""
         return later_version(SPEC, self.spec) or later_version(RESULT, self.result or {})
 
-    def state(self, metrics: tuple[str, ...]) -> str:
+    def state(self, metrics: Iterable[str], digests: Mapping[str, str]) -> str:
         """cached (a result with all `metrics`), partial (something to go on from), failed, or missing.
 
-        A result that vqbench did not write so is none.
+        `digests` of those that have one: a score by another definition is none, as is a result that vqbench did not
+        write so.
         """
         if self.later:
             return FAILED
@@ -179,7 +180,9 @@ class CellFolder:
         if result is not None and result_problem(result):
             result = None
         if result is not None and result.get("state") == DONE:
-            return "cached" if set(metrics) <= set(result.get("scores", {})) else "partial"
+            scores = result.get("scores", {})
+            has_all = all(m in scores and stored_digest(m, result) == digests.get(m, "") for m in metrics)
+            return "cached" if has_all else "partial"
         if self.can_go_on:
             return "partial"
         return FAILED if result is not None else "missing"
@@ -246,11 +249,17 @@ def cell_row(
         "params": result.get("params") or {},
         "train_images_per_s": result.get("train_images_per_s"),
         "path": str(folder.path),
+        **({"digests": known} if (known := _digests(result)) else {}),
         "collapse": stored.get("collapse"),
         "matched": size_text(spec.get("size")) or None,
         "error": (error or folder.error) if state == FAILED else None,
         **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
     }
+
+
+def _digests(result: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: stored_digest(name, result) for name in result.get("scores", {}) if "/" not in name}
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def cell_folders(experiment: Path) -> list[CellFolder]:
@@ -305,7 +314,9 @@ def result_problem(result: Mapping[str, Any]) -> str:
         return newer
     if result.get("state") not in (DONE, FAILED):
         return "result.json names no state"
-    if odd := _odd_object(RESULT, result, ("scores", "params", "collapse", "error")):
+    if odd := _odd_object(RESULT, result, ("scores", "params", "collapse", "error", "metrics")):
+        return odd
+    if odd := _odd_object(RESULT, result.get("metrics") or {}, result.get("metrics") or {}):
         return odd
     collapse = result.get("collapse")
     if collapse and not (isinstance(collapse.get("images"), int) and isinstance(collapse.get("reason"), str)):

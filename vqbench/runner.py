@@ -17,11 +17,10 @@ from vqbench import arguments
 from vqbench.cell_files import SPEC
 from vqbench.choice import Variant
 from vqbench.engine import open_engine, refuse_odd_engine
-from vqbench.errors import UsageError
 from vqbench.execution import Execution, cached_row
 from vqbench.home import working_folder
 from vqbench.lease import CellBusyError
-from vqbench.metrics.definitions import asked_metrics
+from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, refuse_few_images, stored_definitions
 from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
 from vqbench.results import FAILED, write_json
 from vqbench.view import Silent, View
@@ -60,12 +59,12 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     below the runs directory.
     """
     from vqbench.preflight import perceptual_problem, track_metrics
-    from vqbench.registry import METHODS
+    from vqbench.registry import add_plugin
 
     working_folder()
     refuse_odd_engine(request)
     for plugin in request.plugins:
-        METHODS.add_file(plugin)
+        add_plugin(plugin)
     recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
     metrics = track_metrics(request, recipe, download=not dry)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
@@ -74,8 +73,8 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
         if problem is not None:
             view.note(f"this run would need weights: {problem.what}")
     plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
-    if plan.protocol.n_images < 2 and {"rfid", "kid"} & set(metrics.names):
-        raise UsageError("rfid and kid need at least 2 validation images", "leave them out: --metrics psnr,ssim,usage")
+    refuse_few_images(metrics.names, plan.protocol.n_images)
+    DEFINITIONS.tell(stored_definitions(metrics.names))  # an experiment that was read before may have others
     for note in (*plan.notes, *metrics.notes):
         view.note(note)
     return plan
@@ -247,7 +246,7 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
     flat = []
     for row in rows:
-        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error", "cautions")}
+        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error", "cautions", "digests")}
         said = {"cautions": "; ".join(row["cautions"].values())} if "cautions" in row else {}
         params = {f"params_{part}": count for part, count in row["params"].items()}
         error = row["error"]["message"] if row["error"] else None

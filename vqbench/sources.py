@@ -9,8 +9,9 @@ from vqbench.data.dataset import open_dataset
 from vqbench.data.features import FeatureSource, fitted_images, open_features
 from vqbench.data.prepare import both_or_name, prepare_train, prepare_validation, verify
 from vqbench.errors import UsageError
-from vqbench.feature_protocol import FeatureProtocol, select_feature_metrics
+from vqbench.feature_protocol import FeatureProtocol
 from vqbench.home import home
+from vqbench.metrics.definitions import select_metrics
 from vqbench.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe
 
@@ -79,7 +80,7 @@ def prepare_features(
 
     No weights are needed. Raises UsageError that names what is missing or broken.
     """
-    select_feature_metrics(request.metrics)
+    select_metrics(request.metrics, "features")
     dataset = open_dataset(
         request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
     )

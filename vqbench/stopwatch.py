@@ -136,8 +136,8 @@ class EvaluationTimes:
 
 def evaluation_times(reports: list[Report], images: int, spent: float) -> EvaluationTimes:
     """From the reports of an evaluation of `images` images that took `spent` in all."""
-    reference = [r for r in reports if r.total == 2 * images and r.done <= images]
-    reference_image = _slope(reference)
+    reference = [r for r in reports if r.done <= r.total - images]  # of each extractor, one after the other
+    reference_image = _slope(reference) * (reports[0].total // images - 1 if reports else 0)
     image = _slope(reports[len(reference) :])
     return EvaluationTimes(max(0.0, spent - images * (image + reference_image)), image, reference_image)
 

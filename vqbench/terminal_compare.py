@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.pair_words import decimals, interval_text, p_text
-from vqbench.reports.summary import COLUMNS, DEFINITIONS
 from vqbench.terminal import Columns, make_console
 
 if TYPE_CHECKING:
     from vqbench.reports.compare import Comparison, Finding, Versus
 
-_TITLES = {
-    name: f"{definition.title} {'↑' if definition.better == 'higher' else '↓'}"
-    for name, definition in DEFINITIONS.items()
-} | {column.key: column.title for column in COLUMNS}
 _LONGEST = 8
 """Longer names would not leave room for numbers: the head of a column then says A or B."""
 _OVER = {"seeds and images": "both", "": "–"}
@@ -80,7 +76,7 @@ def _table(part: Versus) -> Columns:
 def _cells(found: Finding) -> list[Text]:
     size, digits = found.difference, decimals(found.difference)
     texts = (
-        _TITLES[found.metric],
+        DEFINITIONS[found.metric].head,
         f"{found.mean_a:,.{digits}f}",
         f"{found.mean_b:,.{digits}f}",
         f"{size.delta:+,.{digits}f}",

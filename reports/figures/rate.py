@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.curves import Curve, curves, of_rate, score, scored
@@ -16,7 +17,6 @@ from vqbench.reports.figures.style import (
     shortened_note,
 )
 from vqbench.reports.report import ReportSection
-from vqbench.reports.summary import DEFINITIONS
 
 _RATES = (("bpp", "bpp_entropy"), ("bits_per_token", "entropy_bits_per_token"))
 """(as indices are stored, after an ideal entropy coder), of images and of features."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError, unknown
-from vqbench.reports.summary import DEFINITIONS
+from vqbench.metrics.definitions import DEFINITIONS
 
 FORMATS = ("png", "svg", "pdf")
 MOST = 12

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqbench.metrics.definitions import COMPANIONS
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.page.details import Pool, cell_details, settings
 from vqbench.reports.page.pictures import cell_figure, sheet_data
 from vqbench.reports.report import Report, ReportSection
-from vqbench.reports.summary import DEFINITIONS, Column, Estimate, MethodSummary, summarise
+from vqbench.reports.summary import Column, Estimate, MethodSummary, summarise
 from vqbench.reports.tables import is_marked
-from vqbench.reports.verdict import GLOSSES
 
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
@@ -53,20 +52,15 @@ def _section(
 
 
 def _column(column: Column, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    definition = DEFINITIONS.get(column.key)
+    definition, pinned = DEFINITIONS.get(column.key), protocol.get("definitions") or {}
     return {
         "key": column.key,
         "title": column.title,
         "better": definition.better if definition else None,
-        "gloss": GLOSSES.get(column.key, ""),
-        "definition": (protocol.get("definitions") or {}).get(column.key, "") or _unhashed(column.key),
+        "gloss": column.gloss,
+        "definition": pinned.get(column.key) or (definition.sentence if definition and definition.digest else ""),
         "strip": column.interval,
     }
-
-
-def _unhashed(key: str) -> str:
-    """The definition of a companion, which no protocol holds."""
-    return COMPANIONS[key].sentence if key in COMPANIONS else ""
 
 
 def _group(section: ReportSection, group: Group) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.grid import Grid
 from vqbench.reports.page.pictures import figure_uri
 from vqbench.reports.report import Report, ReportSection
-from vqbench.reports.summary import DEFINITIONS
 from vqbench.reports.tables import Table, tables
-from vqbench.reports.verdict import GLOSSES, Finding, verdict
+from vqbench.reports.verdict import Finding, verdict
 from vqbench.wording import counted
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 def _finding(finding: Finding) -> str:
     arrow = "↑ higher is better" if finding.better == "higher" else "↓ lower is better"
-    gloss = GLOSSES.get(finding.metric, "")
+    gloss = DEFINITIONS[finding.metric].gloss
     return (
         f'<div data-metric="{text(finding.metric)}"><dt>{text(finding.title)} <span>{arrow}</span></dt>'
         f'<dd><p>{finding.sentence(_label)}</p><p class="gloss">{text(gloss[:1].upper() + gloss[1:])}.</p></dd></div>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbench.errors import VQBenchError
+from vqbench.metrics.kinds import CodeFacts, CodeMetric
 
 
 class CodeHistogram:
@@ -65,29 +66,19 @@ def code_statistics(counts: NDArray[np.int64]) -> CodeStatistics:
     return CodeStatistics(used / len(counts), float(np.exp(nats)), len(counts) - used, nats / float(np.log(2)))
 
 
-def code_scores(histogram: NDArray[np.int64], bits_per_token: float, images: int, pixels: int) -> dict[str, float]:
-    """Every score that comes from codes.
+def code_scores(metrics: Iterable[CodeMetric], histogram: NDArray[np.int64], facts: CodeFacts) -> dict[str, float]:
+    """Scores of `metrics` for a histogram (G, K).
 
-    histogram (G, K) over `images` images of `pixels` pixels each. With G > 1 codebooks the plain name is the mean,
-    and `usage/0`, `usage/1`… are the codebooks one by one.
+    Of those that each codebook has, with G > 1, the plain name is the mean, and `usage/0`, `usage/1`… are the codebooks
+    one by one.
     """
-    each = [code_statistics(counts) for counts in histogram]
-    tokens = int(histogram[0].sum())
-    per_pixel = tokens / images / pixels
-    scores = {
-        "bits_per_token": bits_per_token,
-        "bpp": bits_per_token * per_pixel,
-        "bpp_entropy": sum(s.entropy_bits for s in each) * per_pixel,
-        "tokens": float(tokens),
-    }
-    return scores | _by_codebook(each, ("usage", "perplexity", "dead_codes"))
-
-
-def _by_codebook(each: Sequence[CodeStatistics], names: Sequence[str]) -> dict[str, float]:
     scores: dict[str, float] = {}
-    for name in names:
-        values = [float(getattr(s, name)) for s in each]
-        scores[name] = float(np.mean(values))
+    for metric in metrics:
+        if not metric.each_codebook:
+            scores[metric.name] = float(metric.score(histogram, facts))
+            continue
+        values = [float(metric.score(counts[None], facts)) for counts in histogram]
+        scores[metric.name] = float(np.mean(values))
         if len(values) > 1:
-            scores |= {f"{name}/{i}": value for i, value in enumerate(values)}
+            scores |= {f"{metric.name}/{i}": value for i, value in enumerate(values)}
     return scores

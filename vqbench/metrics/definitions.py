@@ -1,178 +1,299 @@
-"""What each metric is: the table that the protocol hashes, reports read and `--metrics` selects from. No torch here."""
+"""What is known of every metric: selected by `--metrics`, told apart by digests, read by reports. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
 
 from vqbench.errors import UsageError, unknown
+from vqbench.metrics.kinds import Metric
+from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.wording import counted
 
 VERSION = "v1"
-"""Version of the definitions. A sentence below that changes in meaning makes a new version."""
+"""Version of the definitions that every image protocol has in its hash. A change of one in meaning makes a new one."""
+IN_PROTOCOL = ("rfid", "kid", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "usage", "perplexity",
+               "dead_codes", "bits_per_token", "bpp", "bpp_entropy", "tokens")  # fmt: skip
+"""The metrics of v1. What comes later is told apart by a digest of its own, and changes no hash."""
+IN_FEATURE_PROTOCOL = ("quantization_error", "usage", "perplexity", "dead_codes", "bits_per_token",
+                       "entropy_bits_per_token", "tokens")  # fmt: skip
+"""The same of the features track."""
+_FIRST_DIGESTS = {"rfid_continuous": "206500a229a2", "psnr_continuous": "43de4e374380"}
+"""Of metrics whose scores were stored without a digest at first."""
+_TAKEN = ("id", "codes", "images", "method", "dataset", "recipe", "seed", "cell", "protocol", "state", "path", "error",
+          "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Definition:
-    """One metric."""
-
-    name: str
-    title: str
-    """The head of its column in a table."""
-    unit: str
-    """The unit, or "" for a plain number."""
-    better: Literal["higher", "lower"] | None
-    """Which way is better, or None for what describes the tokenizer and does not rank it."""
-    per_image: bool
-    """Whether each image has a value of its own (the score is their mean)."""
-    weights: str | None
-    """The weights it needs: "inception", or the name of an LPIPS net."""
-    default: bool
-    """Whether it is computed when no metric is asked for."""
-    sentence: str
-    """The definition, as the protocol pins it."""
-    min_resolution: int = 1
-    """The smallest image, in pixels a side, that it is defined for."""
-    few_images: int = 0
-    """Of fewer validation images the score carries a caution (`cautions`). No part of the definition, nor of a hash."""
-    companion_of: str = ""
-    """The metric that it is computed beside, unasked, where a method has what it scores; "" for a metric itself."""
+@cache
+def _made(name: str, cls: Any) -> Metric:
+    made: Metric = cls(name=name)
+    _refuse_odd(made)
+    if name not in (*IN_PROTOCOL, *IN_FEATURE_PROTOCOL):
+        made.digest = _digest(made)
+    return made
 
 
-_LPIPS = (
-    "LPIPS 0.1 ({net} backbone, the linear heads of the lpips package) of the 8-bit reconstruction and the 8-bit "
-    "reference, both mapped to [-1, 1]; mean over images."
-)
-
-_TABLE = (
-    Definition(
-        "rfid", "rFID", "", "lower", False, "inception", True,
-        "Fréchet distance between Gaussians fitted to the 2048-d pool features of torch-fidelity's inception-v3-compat "
-        "of the 8-bit reconstructions and of the 8-bit validation images that they reconstruct; float32 features, "
-        "float64 mean and unbiased covariance.",
-        few_images=2048,  # the features: of fewer images their covariance has not even full rank
-    ),
-    Definition(
-        "kid", "KID", "", "lower", False, "inception", True,
-        "Unbiased squared MMD of the same features with the kernel (x·y/2048 + 1)^3 in float64; over the whole sets up "
-        "to 1000 images, beyond that the mean over 100 pairs of random subsets of 1000 (numpy RandomState(2020)).",
-    ),
-    Definition(
-        "psnr", "PSNR", "dB", "higher", True, None, True,
-        "10 log10(255² / MSE) of each image's 8-bit RGB values, capped at 100 dB (which an identical image gets); "
-        "mean over images.",
-    ),
-    Definition(
-        "ssim", "SSIM", "", "higher", True, None, True,
-        "Structural similarity on 8-bit RGB, range 255, 11×11 Gaussian window of sigma 1.5, population covariance, "
-        "K1 0.01, K2 0.03, averaged over channels and the window positions inside the image; mean over images.", 11,
-    ),
-    Definition("lpips_alex", "LPIPS (alex)", "", "lower", True, "alex", True, _LPIPS.format(net="AlexNet"), 31),
-    Definition("lpips_vgg", "LPIPS (vgg)", "", "lower", True, "vgg", False, _LPIPS.format(net="VGG-16"), 16),
-    Definition(
-        "lpips_squeeze", "LPIPS (squeeze)", "", "lower", True, "squeeze", False, _LPIPS.format(net="SqueezeNet 1.1"), 17
-    ),
-    Definition(
-        "usage", "usage", "", "higher", False, None, True,
-        "Codes used at least once over the whole split, divided by the effective codebook size; mean over codebooks.",
-    ),
-    Definition(
-        "perplexity", "perplexity", "", "higher", False, None, True,
-        "exp of the entropy of the histogram of codes over the whole split; mean over codebooks.",
-    ),
-    Definition(
-        "dead_codes", "dead codes", "codes", "lower", False, None, True,
-        "Codes never used over the whole split; mean over codebooks.",
-    ),
-    Definition(
-        "bits_per_token", "bits/token", "bit", None, False, None, True,
-        "log2 of the number of messages that one spatial position can carry: the sum of log2 K over codebooks.",
-    ),
-    Definition(
-        "bpp", "bpp", "bit/pixel", None, False, None, True,
-        "Bits per token times tokens per image, divided by pixels per image.",
-    ),
-    Definition(
-        "bpp_entropy", "bpp (entropy)", "bit/pixel", None, False, None, True,
-        "Bits per pixel of an ideal coder that knows the whole-split histogram of each codebook: the sum of their "
-        "entropies in bits, times tokens per image, divided by pixels per image.",
-    ),
-    Definition(
-        "tokens", "tokens", "tokens", None, False, None, True,
-        "Spatial positions encoded over the whole split: what usage, perplexity and dead codes are counted over.",
-    ),
-)  # fmt: skip
-
-METRICS: dict[str, Definition] = {definition.name: definition for definition in _TABLE}
-
-_CONTINUOUS = (
-    " of the images that the decoder makes of the latents which evaluation quantizes, as they are before that; only of "
-    "methods that train the decoder on such latents too."
-)
-
-_COMPANIONS = (
-    Definition(
-        "rfid_continuous", "rFID (continuous)", "", None, False, "inception", True,
-        "Fréchet distance, all else as for rfid," + _CONTINUOUS, companion_of="rfid",
-    ),
-    Definition(
-        "psnr_continuous", "PSNR (continuous)", "dB", None, True, None, True,
-        "PSNR, all else as for psnr," + _CONTINUOUS, companion_of="psnr",
-    ),
-)  # fmt: skip
-
-COMPANIONS: dict[str, Definition] = {definition.name: definition for definition in _COMPANIONS}
-"""Scores that nobody asks for. They are no part of METRICS, whose sentences are in the hash of every protocol, and no
-cell has to have them: those of methods without such a path, and those that are older, have none."""
+def _refuse_odd(made: Metric) -> None:
+    """Raise UsageError for a class that is no metric, or lacks what every table needs."""
+    odd = ""
+    if not re.fullmatch(r"[A-Za-z]\w{0,79}", made.name) or made.name in _TAKEN or made.name.startswith("params_"):
+        odd = "it needs a name of letters, digits and '_' that no other column has"
+    elif not (made.title and made.sentence):
+        odd = "it needs a title and a sentence that defines it"
+    elif made.better not in ("higher", "lower", None):
+        odd = f"better is 'higher', 'lower' or None, not {made.better!r}"
+    elif not isinstance(made.digits, int):
+        odd = f"digits is a whole number, not {made.digits!r}"
+    if odd:
+        raise UsageError(f"metric '{made.name}': {odd}", "see docs/adding-a-metric.md")
 
 
-def default_metrics() -> tuple[str, ...]:
-    """The metrics that are computed when none is asked for."""
-    return tuple(name for name, definition in METRICS.items() if definition.default)
+def _digest(made: Metric) -> str:
+    """12 hex digits over all that a number of it depends on beside the protocol."""
+    from vqbench.weights import pin_of
+
+    needed = weights_of(made)
+    parts = [
+        made.sentence,
+        pin_of(needed).digest if needed else "",
+        METRICS.source_of(made.name).digest,
+        EXTRACTORS.source_of(made.extractor).digest if made.extractor else None,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def select_metrics(asked: Iterable[str] = ()) -> tuple[str, ...]:
+def metric(name: str) -> Metric:
+    """The metric that is registered under `name`, imported now. Raises UsageError where there is none, or it is odd."""
+    cls: Any = METRICS.get(name)
+    is_metric = isinstance(cls, type) and issubclass(cls, Metric)
+    if not is_metric:
+        raise UsageError(f"metric '{name}' is no subclass of a kind of metric", "see docs/adding-a-metric.md")
+    return _made(name, cls)
+
+
+def weights_of(metric: Metric) -> str:
+    """The name of the weights that a metric needs, itself or for the features that it compares; "" for none."""
+    return EXTRACTORS.get(metric.extractor).weights if metric.extractor else metric.weights
+
+
+class _Definitions(Mapping[str, Metric]):
+    """Every metric by name: what stored cells told of it, else what is registered.
+
+    Listed are vqbench's own, then others of which something is known without importing them.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, Metric] = {}
+
+    def tell(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what reports show of metrics from cells that have their scores (`Metric.as_dict`)."""
+        for name, said in stored.items():
+            self._told.pop(name, None)
+            if not METRICS.is_built_in(name) or metric(name).digest not in ("", said.get("digest")):
+                self._told[name] = Metric.told(name, said)
+
+    def __getitem__(self, name: str) -> Metric:
+        if name in self._told:
+            return self._told[name]
+        if name not in METRICS:
+            raise KeyError(name)
+        return metric(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._told or (isinstance(name, str) and name in METRICS)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*filter(_is_usable, METRICS.imported()), *self._told)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+DEFINITIONS = _Definitions()
+
+
+def _is_usable(name: str) -> bool:
+    """Whether what is registered under a name is whole; what nobody has asked for by name must stop nothing."""
+    try:
+        return metric(name).name == name
+    except UsageError:
+        return False
+
+
+def _unasked() -> Iterator[Metric]:
+    """What a command knows of without being asked: vqbench's own, and what is in the files that it was given."""
+    for name in METRICS.names():
+        if METRICS.is_built_in(name) or (METRICS.file_of(name) is not None and _is_usable(name)):
+            yield metric(name)
+
+
+def own_metrics(track: str = "images") -> tuple[str, ...]:
+    """vqbench's metrics of a track that can be asked for."""
+    return tuple(m.name for m in _unasked() if METRICS.is_built_in(m.name) and _can_be_asked(m, track))
+
+
+def _can_be_asked(known: Metric, track: str) -> bool:
+    return track in known.tracks and not known.companion_of
+
+
+def default_metrics(track: str = "images") -> tuple[str, ...]:
+    """The metrics that are computed when none is asked for, those of files that were given among them."""
+    return tuple(known.name for known in _unasked() if known.default and _can_be_asked(known, track))
+
+
+def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[str, ...]:
     """Names as typed (repeated, or between commas) → metric names in the table's order; nothing asked → the defaults.
 
-    Raises UsageError, with the nearest names, for one that does not exist.
+    Raises UsageError, with the nearest names, for one that does not exist or that the track does not have.
     """
     names = [part.strip() for text in asked for part in text.split(",") if part.strip()]
     for name in names:
-        if name in COMPANIONS:
-            beside = COMPANIONS[name].companion_of
-            raise UsageError(
-                f"{name} is not asked for: it comes with {beside}, of methods that train a continuous path",
-                f"ask for {beside}: --metrics {beside}",
-            )
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS, f"known metrics: {', '.join(METRICS)}")
-    return tuple(name for name in METRICS if name in names) if names else default_metrics()
+        _refuse_stray(name, track)
+    return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track)
+
+
+def _refuse_stray(name: str, track: str) -> None:
+    if name not in METRICS:
+        listed = ", ".join(own_metrics(track))
+        near = {found: None for found in METRICS.names() if found in own_metrics(track) or METRICS.file_of(found)}
+        try:
+            METRICS.get(name)  # a file may register a name that its text does not show
+        except UsageError as error:
+            kind = "metric" if track == "images" else f"metric of {track}"
+            raise unknown(kind, name, near, f"known metrics: {listed}") from error
+    known = metric(name)
+    if track not in known.tracks:
+        what = (
+            f"{name} is a metric of images, and this recipe fits features: nothing is decoded to an image"
+            if track == "features"
+            else f"{name} is a metric of features, and this recipe trains on images"
+        )
+        raise UsageError(
+            what,
+            f"leave out --metrics (and VQBENCH_METRICS), or choose among {', '.join(own_metrics(track))}",
+        )
+    if known.companion_of:
+        beside = known.companion_of
+        raise UsageError(
+            f"{name} is not asked for: it comes with {beside}, of methods that train a continuous path",
+            f"ask for {beside}: --metrics {beside}",
+        )
 
 
 def companions(metrics: Iterable[str]) -> tuple[str, ...]:
     """What is computed beside these metrics where a method has a continuous path."""
     asked = set(metrics)
-    return tuple(name for name, definition in COMPANIONS.items() if definition.companion_of in asked)
+    return tuple(known.name for known in _unasked() if known.companion_of in asked)
+
+
+def digests(metrics: Iterable[str]) -> dict[str, str]:
+    """Metric → digest, of those that have one."""
+    return {name: digest for name in metrics if (digest := metric(name).digest)}
+
+
+def stored_definitions(scores: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What a result says of those scores that have a digest, so that a report needs no plugin to show them."""
+    return {name: metric(name).as_dict() for name in scores if name in METRICS and metric(name).digest}
+
+
+def stored_digest(name: str, result: Mapping[str, Any]) -> str:
+    """The digest of a score in a result, or of one that belongs to it (`usage/0`); "" where the protocol has it."""
+    told = result.get("metrics")
+    known = told.get(name.partition("/")[0]) if isinstance(told, dict) else None
+    digest = known.get("digest") if isinstance(known, dict) else None
+    return str(digest or _FIRST_DIGESTS.get(name, ""))
+
+
+def current_scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a result, but those by a definition that is not the registered one any more."""
+    scores = result.get("scores")
+    return {
+        name: value
+        for name, value in (scores if isinstance(scores, dict) else {}).items()
+        if not (digest := stored_digest(name, result)) or digest == _current_digest(name.partition("/")[0], digest)
+    }
+
+
+def _current_digest(name: str, otherwise: str) -> str:
+    """The digest of what is registered under `name`; `otherwise` where nothing is that could be computed."""
+    try:
+        return metric(name).digest if name in METRICS else otherwise
+    except UsageError:
+        return otherwise
+
+
+def one_definition_each(
+    results: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Results, by cell, in which each metric has one definition; and a sentence for each that has others besides.
+
+    What is registered wins where a cell has it, else what most cells have. Reports show each as its cells tell.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for cell, result in results.items():
+        for name in result.get("scores") or {}:
+            if digest := stored_digest(name, result):
+                found.setdefault(name, {}).setdefault(digest, []).append(cell)
+    said, chosen = [], dict[str, str]()
+    for name, cells in found.items():
+        most = max(sorted(cells), key=lambda digest: len(cells[digest]))
+        current = _current_digest(name.partition("/")[0], most) if len(cells) > 1 else most
+        chosen[name] = current if current in cells else most
+        others = sorted(cell for digest, listed in cells.items() if digest != chosen[name] for cell in listed)
+        if others and "/" not in name:
+            said.append(
+                f"{name} of {others[0]}{f' and {len(others) - 1} more' if len(others) > 1 else ''} was measured by "
+                f"another definition than that of the rest ({chosen[name]}), and is left out; `vqbench run` with "
+                f"--metrics {name} scores it anew, without training"
+            )
+        told = (results[cells[chosen[name]][0]].get("metrics") or {}).get(name)
+        if told:
+            DEFINITIONS.tell({name: told})
+    return {
+        cell: {
+            **result,
+            "scores": {
+                name: value
+                for name, value in (result.get("scores") or {}).items()
+                if stored_digest(name, result) == chosen.get(name, "")
+            },
+        }
+        for cell, result in results.items()
+    }, said
 
 
 def too_small(name: str, resolution: int) -> bool:
     """Whether images of `resolution` pixels a side are smaller than those that the metric is defined for."""
-    return resolution < METRICS[name].min_resolution
+    return resolution < metric(name).min_resolution
+
+
+def refuse_few_images(metrics: Iterable[str], n_images: int) -> None:
+    """Raise UsageError where a metric is defined for more images than there are."""
+    for known in map(metric, metrics):
+        if n_images < known.min_images:
+            raise UsageError(
+                f"{known.name} needs at least {known.min_images} validation images, there "
+                f"{'is' if n_images == 1 else 'are'} {n_images}",
+                f"leave {known.name} out of the metrics, for example: --metrics psnr,ssim,usage",
+            )
 
 
 def cautions(metrics: Iterable[str], n_images: int) -> dict[str, str]:
     """Metric → what must be said wherever its score over `n_images`, or its companion's, is shown; else empty."""
-    meant = dict.fromkeys(COMPANIONS[name].companion_of if name in COMPANIONS else name for name in metrics)
-    named = [(name, METRICS[name]) for name in meant if name in METRICS]
-    return {name: _caution(known, n_images) for name, known in named if n_images < known.few_images}
+    shown = (DEFINITIONS[name] for name in metrics if name in DEFINITIONS)
+    named = {known.companion_of or known.name: known for known in shown}
+    return {name: _caution(DEFINITIONS[name], n_images) for name, known in named.items() if n_images < known.few_images}
 
 
-def _caution(metric: Definition, n_images: int) -> str:
+def _caution(known: Metric, n_images: int) -> str:
+    why = "the covariance of its features is singular" if known.extractor else "it says little"
     return (
-        f"{metric.title} of {counted(n_images, 'image')} is biased upwards: of fewer than {metric.few_images:,} the "
-        "covariance of its features is singular; it ranks methods within this table and compares with no "
-        f"{metric.title} from elsewhere"
+        f"{known.title} of {counted(n_images, 'image')} is biased upwards: of fewer than {known.few_images:,} {why}; "
+        f"it ranks methods within this table and compares with no {known.title} from elsewhere"
     )
 
 
@@ -189,5 +310,5 @@ def asked_metrics(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def needed_weights(metrics: Iterable[str]) -> tuple[str, ...]:
-    """The weights that these metrics need, each once: "inception" and LPIPS nets."""
-    return tuple(dict.fromkeys(w for name in metrics if (w := METRICS[name].weights)))
+    """The names of the weights that these metrics need, each once."""
+    return tuple(dict.fromkeys(found for name in metrics if (found := weights_of(metric(name)))))

@@ -44,15 +44,50 @@ def ssim(a: Tensor, b: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
     _check(a, b)
     if min(a.shape[-2:]) < size:
         raise ValueError(f"SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
+    return _means(_of_windows(a.double(), b.double(), size, sigma)[0], len(a))
+
+
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""The powers of MS-SSIM's scales, from fine to coarse."""
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Multi-scale SSIM of each pair of images (Wang et al., 2003, doi:10.1109/ACSSC.2003.1292216).
+
+    a, b: uint8 (B, C, H, W) with H, W ≥ 161. Returns float64 (B,) in [0, 1]. torchmetrics gives the same with
+    data_range=255 and normalize="relu", where it takes the images (from 176 pixels): at the last scale it takes the
+    windows at every position of the image mirrored at its border, at the others those inside.
+    """
+    _check(a, b)
+    if min(a.shape[-2:]) <= 10 * 2 ** (len(SCALES) - 1):
+        raise ValueError(f"MS-SSIM needs images of at least 161×161, not {a.shape[-2]}×{a.shape[-1]}")
+    x, y, product = a.double(), b.double(), a.new_ones(len(a), dtype=torch.float64)
+    for scale, power in enumerate(SCALES, start=1):
+        if scale < len(SCALES):
+            _, of_scale = _of_windows(x, y, 11, 1.5)
+        else:
+            mirrored_x, mirrored_y = (functional.pad(t, (5, 5, 5, 5), mode="reflect") for t in (x, y))
+            of_scale, _ = _of_windows(mirrored_x, mirrored_y, 11, 1.5)
+        product = product * _means(of_scale, len(a)).clamp(min=0) ** power
+        x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
+    return product
+
+
+def _of_windows(a: Tensor, b: Tensor, size: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """SSIM and its contrast-structure term, of every window inside float64 (B, C, H, W)."""
     window = _window(size, sigma, a.device)
 
     def blur(x: Tensor) -> Tensor:
         rows = functional.conv2d(x, window.view(1, 1, -1, 1))
         return functional.conv2d(rows, window.view(1, 1, 1, -1))
 
-    x, y = (t.double().flatten(0, 1).unsqueeze(1) for t in (a, b))  # channels become images of one channel
+    x, y = (t.flatten(0, 1).unsqueeze(1) for t in (a, b))  # channels become images of one channel
     mx, my = blur(x), blur(y)
     vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return similarity.view(a.shape[0], -1).mean(dim=1)
+    return similarity, (2 * vxy + c2) / (vx + vy + c2)
+
+
+def _means(values: Tensor, images: int) -> Tensor:
+    return values.view(images, -1).mean(dim=1)

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from vqbench.metrics.definitions import COMPANIONS
 from vqbench.streams import readable
 from vqbench.wording import masked_text
 
@@ -229,12 +228,13 @@ def print_text(text: str) -> None:
 
 def print_comparison(outcome: Outcome) -> None:
     """The table of a run on stdout, its failures, and where everything else is."""
+    from vqbench.metrics.definitions import DEFINITIONS
     from vqbench.reports.summary import interval_note, shown_columns, summarise
 
     console, summaries = make_console(), summarise(outcome.rows, outcome.plan.asked)
     columns, notes = shown_columns(summaries), [interval_note(summaries)]
     table = _compared(summaries, columns)
-    kept = [column for column in columns if column.key not in COMPANIONS]
+    kept = [column for column in columns if column.key not in DEFINITIONS or not DEFINITIONS[column.key].companion_of]
     if not table.fits(console) and (narrower := _compared(summaries, kept)).fits(console):
         left_out = ", ".join(column.title for column in columns if column not in kept)
         table, notes = narrower, [*notes, f"{left_out}: only in the report, there is no room here"]

@@ -44,6 +44,7 @@ class Grown(Config):
 
 def test_what_was_stored_before_a_field_came_means_its_first_default() -> None:
     yesterday = as_dict(Config())
+    assert build(Grown, from_stored(Grown, {}), "thing", "") == Grown()
     assert stored(Grown(late="old")) == yesterday  # and so the hash of its cells
     assert from_stored(Grown, yesterday) == {**yesterday, "late": "old", "lately": 3}
 

@@ -622,7 +622,7 @@ def test_a_spec_holds_what_the_paper_says(specs: dict[str, dict[str, Any]]) -> N
 def test_show_lists_published_numbers(vqbench: Command) -> None:
     answer = vqbench("show", "vaevq")
     said = " ".join(answer.out.split())
-    assert "published for vaevq, vaevq@paper: rFID 1.14 on ImageNet 256 px, K 16384" in said
+    assert "published for vaevq, vaevq@first, vaevq@paper: rFID 1.14 on ImageNet 256 px, K 16384" in said
     assert "(table 1 of the paper)" in said
 
 

@@ -179,9 +179,9 @@ def stored(config: Any) -> dict[str, Any]:
 
 
 def from_stored(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stored Config, with those that `stored` leaves out."""
+    """The values of a stored Config, with those that `stored` leaves out. What names no field is today's default."""
     later = {f.name: first_default(f) for f in dataclasses.fields(cls) if f.metadata.get("added_later")}
-    return {**later, **values}
+    return {**later, **values} if values else {}
 
 
 def split_setting(text: str) -> tuple[str, str, str]:

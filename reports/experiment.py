@@ -12,19 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError
+from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import asked_metrics, one_definition_each
+from vqbench.metrics.row import cell_row
 from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
-from vqbench.results import (
-    DONE,
-    FAILED,
-    FETCHED,
-    CellFolder,
-    cell_folders,
-    cell_row,
-    read_json,
-    results_of_nothing,
-)
+from vqbench.results.files import DONE, FAILED
+from vqbench.results.folder import FETCHED, CellFolder, cell_folders, results_of_nothing
 
 _NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
 """Fields of a recipe that leave the trained weights as they are."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqbench.reports.ablation import AnalysedRow, Row, analyse
 from vqbench.reports.experiment import Group
-from vqbench.switches import row_name
+from vqbench.results.row_names import row_name
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def refresh_page(experiment: Path, say: Callable[[str], None]) -> Path | None:
     Whatever goes wrong with a picture must not cost the command that trained what it shows.
     """
     from vqbench.reports.experiment import load_experiment
-    from vqbench.reports.report import build_report, write_report
+    from vqbench.reports.report import build_report
+    from vqbench.reports.write import write_report
 
     page = page_of(experiment)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import write_text_atomically
+from vqbench.machine.atomic import write_text_atomically
 from vqbench.metrics.kinds import Metric
 from vqbench.reports.figures.sweep import draw_importances, draw_pareto
 from vqbench.reports.grid import Grid, markdown, markdown_list

@@ -25,13 +25,14 @@ from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.samplers import blind_trials, make_pruner, make_sampler
 from vqbench.sweeps.spaces import Parameter, draw
 from vqbench.sweeps.studies import StudyPlan
-from vqbench.sweeps.trials import UNDER_WAY
 from vqbench.wording import masked, reason_of_library
 
 Direction = Literal["minimize", "maximize"]
 REDRAWS = 10
 """How often a sampler may draw what was tried already before an untried point is taken at random."""
 _RETRY = "retry_of"
+UNDER_WAY = "under_way"
+"""Attribute of a trial: cell → images that it had seen when the trial began it, until it ends."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

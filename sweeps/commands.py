@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqbench.plan import RunRequest
+from vqbench.planning.request import RunRequest
 from vqbench.wording import shell_command
 
 MORE_SEEDS = 3

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vqbench.cost import CellCost, Measured, steps_between
-from vqbench.plan import Cell
-from vqbench.preflight import model_size
-from vqbench.probing import Answer, probe_costs
+from vqbench.cell.measured import Measured, steps_between
+from vqbench.planning.cost import CellCost
+from vqbench.planning.plan import Cell
+from vqbench.planning.preflight import model_size
+from vqbench.running.probing import Answer, probe_costs
 from vqbench.wording import counted
 
 if TYPE_CHECKING:
-    from vqbench.cost import PlanCost
+    from vqbench.planning.cost import PlanCost
+    from vqbench.planning.view import View
     from vqbench.sweeps.forecast import StudyForecast
-    from vqbench.sweeps.sweep import SweepPlan
-    from vqbench.view import View
+    from vqbench.sweeps.plan import SweepPlan
 
 MOST_KINDS = 4
 """Of cells of a method that are probed, with two probes each, where all is the same on which steps surely depend."""

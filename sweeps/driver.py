@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.execution import Execution, cached_row, row_of
-from vqbench.plan import Cell, Plan, RunRequest, make_plan, resolve
-from vqbench.results import DONE, FAILED
-from vqbench.sweeps.curves import Watched, images_seen, new_points
+from vqbench.planning.plan import Cell, Plan, make_plan, resolve
+from vqbench.planning.request import RunRequest
+from vqbench.planning.view import View
+from vqbench.results.files import DONE, FAILED
+from vqbench.running.execution import Execution, cached_row, row_of
 from vqbench.sweeps.spaces import settings_of
 from vqbench.sweeps.trials import Limits, LiveTrial
-from vqbench.view import View
+from vqbench.sweeps.watched import Watched, images_seen, new_points
 
 if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
-    from vqbench.tracking import Tracker
+    from vqbench.tracking.tracker import Tracker
 
 PRUNE_SECONDS = 0.5  # between two looks at the curves
 

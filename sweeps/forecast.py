@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError
-from vqbench.plan import Cell, make_plan
-from vqbench.sources import open_source
-from vqbench.view import Silent
+from vqbench.planning.plan import Cell, make_plan
+from vqbench.planning.sources import open_source
+from vqbench.planning.view import Silent
 
 if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
-    from vqbench.sweeps.sweep import SweepPlan
+    from vqbench.sweeps.plan import SweepPlan
 
 MOST_TRIALS = 200
 """Of a study that are drawn ahead: each is drawn in view of all before it, so many more would take long."""

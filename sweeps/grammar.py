@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
+from vqbench.machine.yaml_files import read_yaml, shipped
 from vqbench.space import Choices, Range
-from vqbench.yaml_files import read_yaml, shipped
 
 Raw = dict[str, Any]
 """A space as JSON: {"recipe": {field: domain}, "methods": {method: {field: domain}}, "declared": [group]}."""

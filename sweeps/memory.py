@@ -13,9 +13,9 @@ from typing import Any
 
 from vqbench.arguments import option_of
 from vqbench.errors import UsageError, unknown
-from vqbench.lease import CellBusyError, exclusive
-from vqbench.plan import RunRequest
-from vqbench.results import read_json, write_json
+from vqbench.machine.json_files import read_json, write_json
+from vqbench.machine.lease import CellBusyError, exclusive
+from vqbench.planning.request import RunRequest
 from vqbench.sweeps.request import SweepRequest
 from vqbench.wording import masked, shell_command
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import cautions, current_scores, metric
 from vqbench.reports.sweep import StudySummary, SweepReport
-from vqbench.results import CellFolder
+from vqbench.results.folder import CellFolder
 from vqbench.sweeps.commands import more_seeds, run_command
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from vqbench.sweeps.backend import OpenStudy
-    from vqbench.sweeps.sweep import SweepPlan
+    from vqbench.sweeps.plan import SweepPlan
 
 
 def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> SweepReport:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbench import arguments
-from vqbench.choice import Variant
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import DEFINITIONS, metric
-from vqbench.plan import RunRequest
+from vqbench.planning.choice import Variant
+from vqbench.planning.request import RunRequest
 from vqbench.registry import METRICS
 from vqbench.sweeps.grammar import Raw
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vqbench.choice import choose_method, read_settings, split_reference
 from vqbench.config import from_stored
 from vqbench.errors import UsageError, unknown
-from vqbench.plan import RunRequest, resolve_recipe
+from vqbench.planning.choice import choose_method, read_settings, split_reference
+from vqbench.planning.plan import resolve_recipe
+from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 from vqbench.sweeps.grammar import Raw, domain_of

@@ -7,79 +7,31 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench import arguments
-from vqbench.choice import choose_method, read_settings
-from vqbench.metrics.definitions import digests, metric
-from vqbench.plan import Cell, Plan, resolve
+from vqbench.metrics.definitions import metric
+from vqbench.planning.plan import Cell, resolve
+from vqbench.planning.view import Silent, View
 from vqbench.registry import METRICS, add_plugin
 from vqbench.reports.sweep import SweepReport
-from vqbench.runner import prepare_plan, write_page
-from vqbench.sweeps.commands import resume_command
-from vqbench.sweeps.curves import images_seen, watched
+from vqbench.running.run import prepare_plan, write_page
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
+from vqbench.sweeps.plan import SweepPlan
 from vqbench.sweeps.request import SweepRequest, check_objectives, given, one_name, refuse_odd
-from vqbench.sweeps.studies import StudyPlan, plan_studies
-from vqbench.view import Silent, View
+from vqbench.sweeps.studies import plan_studies
+from vqbench.sweeps.watched import watched
 from vqbench.wording import counted, masked
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vqbench.runner import RunKeywords
+    from vqbench.planning.request import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.sweeps.patience import PatientStorage
-    from vqbench.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep before its trials."""
-
-    request: SweepRequest
-    """With its space, its objectives and its name."""
-    studies: tuple[StudyPlan, ...]
-    base: Plan
-    """The methods with nothing drawn; never run."""
-    notes: tuple[str, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Where the sweep's own files are; beside it lies SWEEP.json."""
-        return self.base.folder / "sweeps" / self.request.title
-
-    @property
-    def file(self) -> Path:
-        """What remembers the sweep."""
-        return self.base.folder / "sweeps" / f"{self.request.title}.json"
-
-    @property
-    def resume(self) -> str:
-        """The command that goes on with it."""
-        return resume_command(self.request.run.runs, self.base.folder.name, self.request.title)
-
-    @property
-    def found(self) -> dict[str, Any]:
-        """What makes two sweeps the same beside what was asked for: contents of files, not their names.
-
-        `code` has the digests of methods that are no part of vqbench.
-        """
-        settings = read_settings(self.request.run.settings)
-        return {
-            "code": {r: choose_method(r, self.base.recipe, settings).code for r in self.request.references},
-            "protocol": self.base.protocol.hash,
-            "recipe_fields": self.base.recipe.identity(),
-            "training_images": self.base.cells[0].spec["dataset"]["training_digest"],
-            **({"digests": known} if (known := digests(self.request.objectives)) else {}),
-        }
-
-    def seen(self, cell: str) -> int:
-        """Training images of a cell so far, by its name."""
-        return images_seen(self.base.folder / "cells" / cell)
+    from vqbench.tracking.tracker import Tracker
 
 
 def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPlan:
@@ -115,7 +67,7 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
     plan = plan_sweep(request, view)
     for note in plan.notes:
         view.note(note)
-    from vqbench.preflight import check_runs_directory
+    from vqbench.planning.preflight import check_runs_directory
 
     check_runs_directory(plan.base.folder)
     with held(plan.file):
@@ -211,9 +163,9 @@ def _run_trials(
     plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None, cells: dict[str, Cell]
 ) -> str:
     """Why the sweep ended before its trials did; empty where it did not."""
-    from vqbench.execution import open_execution
-    from vqbench.preflight import check_disk
-    from vqbench.sources import prepare_training
+    from vqbench.planning.preflight import check_disk
+    from vqbench.planning.sources import prepare_training
+    from vqbench.running.execution import open_execution
     from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.trials import Limits
 
@@ -274,7 +226,8 @@ def sweep(
     """
     import pandas as pd
 
-    from vqbench.runner import make_request, make_tracker
+    from vqbench.planning.request import make_request
+    from vqbench.running.run import make_tracker
 
     request = arguments.asked(
         SweepRequest,

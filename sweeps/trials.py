@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vqbench.plan import Cell
+from vqbench.planning.plan import Cell
+from vqbench.sweeps.backend import UNDER_WAY
 
 if TYPE_CHECKING:
     import optuna
 
     from vqbench.sweeps.backend import OpenStudy
-
-
-UNDER_WAY = "under_way"
-"""Attribute of a trial: cell → images that it had seen when the trial began it, until it ends."""
 
 
 @dataclass

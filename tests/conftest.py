@@ -21,7 +21,7 @@ import postgres as postgresql
 import pytest
 from PIL import Image
 
-from vqbench.server import past_proxies
+from vqbench.tracking.server import past_proxies
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -144,7 +144,7 @@ def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any
 
 def typed(*words: object) -> Answer:
     """The command line in this process, which has imported what it needs; it fails after `DEADLINE`."""
-    from vqbench.cli import _exit_code, app
+    from vqbench.cli.app import _exit_code, app
 
     def late(*_: object) -> None:
         raise TimeoutError(f"{arguments} took longer than {DEADLINE:.0f} s")

@@ -16,9 +16,9 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from vqbench.protocol import protocol_for
+from vqbench.machine.json_files import write_json
+from vqbench.metrics.protocol import protocol_for
 from vqbench.recipe import load_recipe
-from vqbench.results import write_json
 
 BASE = {"rfid": 300.0, "psnr": 14.0, "ssim": 0.42, "usage": 0.6, "perplexity": 25.0}
 SPREAD = {"rfid": 6.0, "psnr": 0.08, "ssim": 0.004, "usage": 0.02, "perplexity": 0.8}

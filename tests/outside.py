@@ -10,8 +10,8 @@ from torch import nn
 
 from vqbench.data.dataset import Dataset, Images, digest_of
 from vqbench.metrics.kinds import CodecMetric, CodeMetric, Extractor, FrechetDistance, PairMetric
+from vqbench.metrics.weights import add_pin
 from vqbench.registry import DATASETS, EXTRACTORS, METRICS
-from vqbench.weights import add_pin
 
 NET = ((np.arange(48 * 8) ** 2 % 101) / 50 - 1).astype("<f4").tobytes()
 """What is in the weight file: a projection of 4×4 means of three channels to 8 features."""

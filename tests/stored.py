@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vqbench.reports.experiment import Group, Section, StoredCell
 from vqbench.reports.reader import ImageTable, Reader
-from vqbench.results import CellFolder
+from vqbench.results.folder import CellFolder
 
 PROTOCOL = "0123456789ab"
 RECIPE = {"name": "tiny", "images": 4000, "resolution": 32, "learning_rate": 0.001}

@@ -15,10 +15,11 @@ import scipy.stats
 from conftest import Command, settings, write_images
 from test_training import fit, recipe, same
 
-from vqbench.ablation import AblateRequest, Row, as_run, make_rows
-from vqbench.choice import Variant, choose_method
 from vqbench.errors import UsageError
-from vqbench.plan import RunRequest, make_plan
+from vqbench.planning.ablation_rows import AblateRequest, Row, as_run, make_rows
+from vqbench.planning.choice import Variant, choose_method
+from vqbench.planning.plan import make_plan
+from vqbench.planning.request import RunRequest
 from vqbench.recipe import load_recipe
 from vqbench.registry import METHODS
 from vqbench.reports.ablation import analyse, delta_table, markdown, notes, objects, score_table
@@ -377,7 +378,7 @@ def test_the_command_on_a_plugin_with_components_of_its_own(vqbench: Command, tm
 
 
 def _check_mlflow(runs: Path) -> None:
-    from vqbench.mirror import Mirror
+    from vqbench.tracking.mirror import Mirror
 
     client = Mirror(runs).client
     experiment = client.get_experiment_by_name("x").experiment_id

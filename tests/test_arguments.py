@@ -17,12 +17,11 @@ import torch
 from conftest import typed
 
 import vqbench
-from vqbench.ablation import AblateRequest
 from vqbench.errors import UsageError
-from vqbench.plan import RunRequest
-from vqbench.reporting import ReportRequest
-from vqbench.results import CellFolder
-from vqbench.runner import RunKeywords, make_request
+from vqbench.planning.ablation_rows import AblateRequest
+from vqbench.planning.request import RunKeywords, RunRequest, make_request
+from vqbench.results.folder import CellFolder
+from vqbench.running.report import ReportRequest
 from vqbench.sweeps.request import SweepRequest
 
 

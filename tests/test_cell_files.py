@@ -16,21 +16,26 @@ import pytest
 from conftest import SMALL, Answer, typed
 
 import vqbench
-from vqbench.cell import Progress, open_data, run_cell
-from vqbench.cell import trained as train
-from vqbench.cell_files import FILES, is_whole, names
+from vqbench.cell.__main__ import run_cell
+from vqbench.cell.images_track import open_data
+from vqbench.cell.images_track import trained as train
+from vqbench.cell.process import CellJob, write_job
+from vqbench.cell.progress import Progress
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.execution import cached_row
-from vqbench.launch import CellJob, write_job
-from vqbench.lease import CellBusyError, exclusive
-from vqbench.plan import Cell, RunRequest
+from vqbench.machine.json_files import write_json
+from vqbench.machine.lease import CellBusyError, exclusive
+from vqbench.planning.plan import Cell
+from vqbench.planning.request import RunRequest, make_request
+from vqbench.planning.view import Silent
 from vqbench.recipe import Recipe
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import load_experiment
-from vqbench.results import CellFolder, read_curves, write_json
-from vqbench.runner import execute, make_request, prepare_plan
-from vqbench.tracking import Tracker
-from vqbench.view import Silent
+from vqbench.results.curves import read_curves
+from vqbench.results.files import FILES, is_whole, names
+from vqbench.results.folder import CellFolder
+from vqbench.running.execution import cached_row
+from vqbench.running.run import execute, prepare_plan
+from vqbench.tracking.tracker import Tracker
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "gone": lambda content: None,
@@ -316,8 +321,8 @@ def test_values_per_image_that_are_lost_do_not_stop_a_metric_from_being_added(pl
     ],
 )
 def test_all_who_read_curves_skip_the_same_lines(content: bytes, images: list[int], tmp_path: Path) -> None:
-    from vqbench.recorder import _drop_points_after
-    from vqbench.sweeps.curves import images_seen, new_points
+    from vqbench.sweeps.watched import images_seen, new_points
+    from vqbench.training.recorder import _drop_points_after
 
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)

@@ -25,14 +25,14 @@ from made_runs import Made, make_runs
 from PIL import Image
 from rich.console import Console
 
-from vqbench import streams
-from vqbench.cli import _exit_code, main
+from vqbench.cli.app import _exit_code, main
+from vqbench.cli.terminal import Columns
 from vqbench.errors import UsageError
-from vqbench.home import home_of_nobody
+from vqbench.machine import streams
+from vqbench.machine.home import home_of_nobody
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.page import shown_path
-from vqbench.runner import run as run_in_python
-from vqbench.terminal import Columns
+from vqbench.running.run import run as run_in_python
 
 HEAVY = ("torch", "lightning", "mlflow", "matplotlib", "pandas", "torchvision", "optuna", "scipy", "numpy")
 
@@ -40,7 +40,7 @@ HEAVY = ("torch", "lightning", "mlflow", "matplotlib", "pandas", "torchvision", 
 @pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["datasets"], ["run", "--help"]])
 def test_listings_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     script = (
-        "import sys, vqbench.cli as cli\n"
+        "import sys, vqbench.cli.app as cli\n"
         "code = cli._exit_code(lambda: cli.app(args=sys.argv[1:], standalone_mode=False), [])\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules], code, file=sys.stderr)"
     )
@@ -57,7 +57,7 @@ def test_completion_names_methods_without_importing_them() -> None:
         "COMP_CWORD": "3",
     }
     script = (
-        "import sys; sys.argv = ['vqbench']; from vqbench.cli import app\n"
+        "import sys; sys.argv = ['vqbench']; from vqbench.cli.app import app\n"
         "try: app(prog_name='vqbench')\n"
         "finally: print('torch' in sys.modules)"
     )
@@ -338,7 +338,7 @@ def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: P
 
 SWALLOWED = """
 import signal
-from vqbench import interrupts
+from vqbench.machine import interrupts
 
 class Odd:
     def __del__(self):
@@ -417,7 +417,7 @@ def test_closed_ends_and_readers_that_leave() -> None:
 
 def test_a_file_opened_later_is_not_standard_output(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from vqbench import streams; streams.open_standard()\n"
+        "import os, sys; from vqbench.machine import streams; streams.open_standard()\n"
         f"file = open({str(tmp_path / 'a.db')!r}, 'w'); print('lost'); streams.say('too')\n"
         "os.write(1, b'raw'); os.write(2, b'raw'); file.close(); sys.exit(streams.lost() is None)"
     )
@@ -450,7 +450,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_user_without_a_home_is_told_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vqbench.weights import find_lpips
+    from vqbench.metrics.weights import find_lpips
 
     nobody(monkeypatch)
     refused(typed("run", "--methods", "fsq", "--dataset", "photos", "--runs", tmp_path), "HOME is not set",
@@ -503,7 +503,7 @@ def test_a_terminal_is_as_wide_as_it_says(kind: str) -> None:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 20, 61, 0, 0))
     env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": kind}
-    asks = "from vqbench.terminal import make_console as m; print(m().width, m(stderr=True).width)"
+    asks = "from vqbench.cli.terminal import make_console as m; print(m().width, m(stderr=True).width)"
     with os.fdopen(master, "rb", 0) as shown, os.fdopen(slave, "w") as terminal:
         subprocess.run(
             [sys.executable, "-c", asks], stdin=terminal, stdout=terminal, stderr=terminal, env=env, check=True
@@ -512,15 +512,15 @@ def test_a_terminal_is_as_wide_as_it_says(kind: str) -> None:
 
 
 def test_a_narrow_terminal_shows_every_number_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vqbench.cli.terminal_compare import print_versus
     from vqbench.reports.compare import compare_groups
-    from vqbench.terminal_compare import print_versus
 
     make_runs(tmp_path, "made", [Made("vaevq", method="vaevq"), Made("vqgan@of-a-long-name", shift=3)])
     found = compare_groups(load_experiment(tmp_path, "made"), "vaevq", "vqgan@of-a-long-name")
 
     def shown(width: int) -> list[str]:
         console = Console(file=io.StringIO(), width=width, highlight=False)
-        monkeypatch.setattr("vqbench.terminal_compare.make_console", lambda: console)
+        monkeypatch.setattr("vqbench.cli.terminal_compare.make_console", lambda: console)
         print_versus(found)
         return [line for line in console.file.getvalue().splitlines() if not line.startswith("results")]  # type: ignore[attr-defined]
 

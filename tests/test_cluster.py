@@ -23,21 +23,24 @@ from conftest import DEADLINE, FAULTY, Answer, Command, settings, start, typed, 
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from test_servers import MLflowServer
 
-from vqbench import dask_engine, launch, transfer
-from vqbench.checkpoint import images_in_checkpoint
-from vqbench.dask_engine import DaskEngine
-from vqbench.engine import parse_resources
+from vqbench.cell import process as launch
+from vqbench.cell.process import BUSY, STOPPED, CellJob, Ended
 from vqbench.errors import UsageError
-from vqbench.execution import Execution
-from vqbench.gpus import claim_gpus, visible_gpus
-from vqbench.launch import BUSY, STOPPED, CellJob, Ended
-from vqbench.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
-from vqbench.results import CellFolder, write_json
-from vqbench.runner import make_request, prepare_plan
-from vqbench.tracking import Tracker
-from vqbench.transfer import Courier
-from vqbench.view import Silent
-from vqbench.worker import Need, _alone, _run_far_from_home, _threads
+from vqbench.machine.gpus import claim_gpus, visible_gpus
+from vqbench.machine.json_files import write_json
+from vqbench.machine.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
+from vqbench.planning.request import make_request, parse_resources
+from vqbench.planning.view import Silent
+from vqbench.results.checkpoint import images_in_checkpoint
+from vqbench.results.folder import CellFolder
+from vqbench.running import dask_engine
+from vqbench.running.dask_engine import DaskEngine
+from vqbench.running.execution import Execution
+from vqbench.running.run import prepare_plan
+from vqbench.running.worker import Need, _alone, _run_far_from_home, _threads
+from vqbench.tracking import transfer
+from vqbench.tracking.tracker import Tracker
+from vqbench.tracking.transfer import Courier
 
 
 def is_alive(pid: int) -> bool:
@@ -425,7 +428,7 @@ def test_a_folder_has_one_holder_even_where_locks_do_not_reach(tmp_path: Path) -
 
 def test_who_has_lost_a_folder_stops(tmp_path: Path) -> None:
     script = (
-        "import sys, time, pathlib, vqbench.lease as lease\n"
+        "import sys, time, pathlib, vqbench.machine.lease as lease\n"
         "lease.BEAT_SECONDS = 0.05\n"
         "with lease.exclusive(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
@@ -441,7 +444,7 @@ def test_who_has_lost_a_folder_stops(tmp_path: Path) -> None:
 
 def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("vqbench.gpus.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vqbench.machine.gpus.POLL_SECONDS", 0.01)
     held: list[str] = []
     most = []
 
@@ -490,7 +493,7 @@ def test_cells_hold_as_many_gpus_as_they_asked_for_at_a_time(
 
 def test_what_does_not_suffice_is_let_go_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("vqbench.gpus.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vqbench.machine.gpus.POLL_SECONDS", 0.01)
     asked = threading.Event()
 
     def wanted() -> bool:
@@ -540,7 +543,7 @@ def test_gpus_are_those_that_cuda_would_show(variable: str, seen: list[str], mon
 
 GPUS_SEEN = """
 import os, pathlib, sys
-from vqbench import gpus
+from vqbench.machine import gpus
 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 gpus.DEVICES = pathlib.Path(sys.argv[1])
 gpus.visible_gpus()

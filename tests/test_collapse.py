@@ -18,21 +18,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_training import Noise, fit, fit_until, recipe
 
-from vqbench import codewatch
-from vqbench import collapse as watching
-from vqbench.codewatch import CodeWatch
-from vqbench.collapse import Collapse, CollapsedError, CollapseWatch, DivergedError, hardly_used, symptom
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
-from vqbench.feature_cell import FeatureCoder
-from vqbench.feature_cell import fit as fit_features
-from vqbench.fit import TrainingOutcome, train
-from vqbench.mirror import Mirror
 from vqbench.recipe import load_recipe
-from vqbench.recorder import CHECKPOINT
 from vqbench.registry import METHODS
 from vqbench.reports.experiment import load_experiment
 from vqbench.tokenizer import build_tokenizer, seeded_quantizer
+from vqbench.tracking.mirror import Mirror
+from vqbench.training import codewatch
+from vqbench.training import collapse as watching
+from vqbench.training.codewatch import CodeWatch
+from vqbench.training.collapse import Collapse, CollapsedError, CollapseWatch, DivergedError, hardly_used, symptom
+from vqbench.training.feature_training import FeatureCoder
+from vqbench.training.feature_training import fit as fit_features
+from vqbench.training.fit import TrainingOutcome, train
+from vqbench.training.recorder import CHECKPOINT
 
 LAZY = '''
 """Quantizers that go wrong on purpose."""
@@ -489,7 +489,7 @@ def test_an_error_that_nobody_minimises_is_not_watched(tmp_path: Path) -> None:
 def test_the_command_stops_and_its_row_says_why(vqbench: Command, tmp_path: Path) -> None:
     """256 tokens an image: 100,000 tokens are 391 images. The second is noticed too late to be stopped."""
     images, plugin = write_images(tmp_path / "images", 60), tmp_path / "impatient.py"
-    plugin.write_text(LAZY + "\n\nfrom vqbench import collapse\n\ncollapse.LEAST_SMOOTHING = 64\n")
+    plugin.write_text(LAZY + "\n\nfrom vqbench.training import collapse\n\ncollapse.LEAST_SMOOTHING = 64\n")
     answer = vqbench(
         "run", "--methods", "lazy,scrambled@late", "--plugin", plugin, "--stop-on-collapse", "--dataset",
         f"folder:{images}", "--images", "960", "--metrics", "psnr,usage", "--runs", tmp_path / "runs", "--name", "x",

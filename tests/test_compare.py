@@ -217,7 +217,7 @@ def test_features_and_codes_of_one_seed(tmp_path: Path) -> None:
 
 def test_neither_torch_nor_pandas_nor_scipy_stats_is_imported(runs: Path) -> None:
     code = (
-        "import sys; from vqbench.cli import main\n"
+        "import sys; from vqbench.cli.app import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print({'torch', 'pandas', 'scipy.stats', 'scipy.optimize'} & set(sys.modules))"
     )

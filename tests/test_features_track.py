@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 import vqbench as package
 from vqbench.data.features import EncodedDataset, FeatureFile, open_features, standardise
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.feature_cell import FeatureCoder, FeatureTraining, batches, evaluate, fit
-from vqbench.home import home
+from vqbench.machine.home import home
 from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, IN_PROTOCOL, select_metrics
-from vqbench.plan import RunRequest, cell_hash, make_plan
+from vqbench.metrics.feature_evaluation import evaluate
+from vqbench.planning.plan import cell_hash, make_plan
+from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
-from vqbench.runner import execute
-from vqbench.steps import DivergedError
+from vqbench.running.run import execute
 from vqbench.tokenizer import seeded_quantizer
+from vqbench.training.feature_training import FeatureCoder, FeatureTraining, batches, fit
+from vqbench.training.steps import DivergedError
 
 BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq")
 SETTINGS = ("codebook_size=16", "codebook_dim=4", "log_images=16")

@@ -23,7 +23,6 @@ from numpy.polynomial import Polynomial
 from PIL import Image
 
 from vqbench.errors import UsageError
-from vqbench.kept import shown_positions
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.figures import draw_code_histogram, draw_figures, pictures, style
@@ -36,7 +35,8 @@ from vqbench.reports.figures.style import plain, short_labels
 from vqbench.reports.figures.training import collapses, training_curves
 from vqbench.reports.pairs import difference
 from vqbench.reports.report import Report, ReportSection, build_report
-from vqbench.results import CellFolder
+from vqbench.results.folder import CellFolder
+from vqbench.results.kept_images import shown_positions
 
 N, SIDE = 12, 32  # the validation images of the real cell
 
@@ -118,7 +118,7 @@ def lines_of(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
 def test_kept_reconstructions_are_what_the_stored_indices_decode_to(real: Path) -> None:
     torch = pytest.importorskip("torch")
     from vqbench import load
-    from vqbench.evaluation import to_8_bits
+    from vqbench.metrics.evaluation import to_8_bits
     from vqbench.precision import plain_float32
 
     kept, images = np.load(real / "reconstructions.npz"), np.load(CellFolder(real).validation_images)

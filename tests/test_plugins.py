@@ -13,10 +13,11 @@ import pytest
 from conftest import Answer, Command, own_plugins, settings, typed
 from stored import write_cell
 
-from vqbench.cell import load_plugins
+from vqbench.cell.planned import load_plugins
+from vqbench.cell.process import CellJob, write_job
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.home import home
-from vqbench.launch import CellJob, write_job
+from vqbench.machine.home import home
+from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import (
     DEFINITIONS,
     IN_PROTOCOL,
@@ -26,17 +27,18 @@ from vqbench.metrics.definitions import (
     metric,
     select_metrics,
 )
-from vqbench.plan import Cell, RunRequest, make_plan
-from vqbench.preflight import choose_metrics
+from vqbench.metrics.weights import add_pin
+from vqbench.planning.plan import Cell, make_plan
+from vqbench.planning.preflight import choose_metrics
+from vqbench.planning.request import RunRequest
 from vqbench.registry import METRICS, add_plugin
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.page import page_html
 from vqbench.reports.report import build_report
 from vqbench.reports.verdict import verdict
-from vqbench.results import CellFolder, read_json
-from vqbench.server import all_runs, connect, tracking_uri
-from vqbench.weights import add_pin
+from vqbench.results.folder import CellFolder
+from vqbench.tracking.server import all_runs, connect, tracking_uri
 
 OUTSIDE = Path(__file__).with_name("outside.py")
 NAMES = ("worst_pixel", "projected_fd", "top_code", "weights_mb")

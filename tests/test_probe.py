@@ -13,19 +13,21 @@ import pytest
 from conftest import SMALL, Answer, Command, settings
 from test_run import PLUGIN
 
-from vqbench.checkpoint import images_in_checkpoint
-from vqbench.cost import CellCost, Measured, PlanCost, cell_cost, steps_between
+from vqbench.cell.measured import Measured, steps_between
+from vqbench.cell.stopwatch import Report, evaluation_times, shortened, training_times
+from vqbench.cli.options import RunOptions
+from vqbench.cli.terminal_plans import print_costs
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
-from vqbench.fit import train
-from vqbench.options import RunOptions
-from vqbench.plan import Plan, RunRequest, make_plan
+from vqbench.planning.cost import CellCost, PlanCost, cell_cost
+from vqbench.planning.plan import Plan, make_plan
+from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
-from vqbench.stopwatch import Report, evaluation_times, shortened, training_times
-from vqbench.terminal_plans import print_costs
+from vqbench.results.checkpoint import images_in_checkpoint
 from vqbench.tokenizer import build_tokenizer
+from vqbench.training.fit import train
 
 IMAGES = 800
 METRICS = ("psnr", "usage")

@@ -28,11 +28,15 @@ from scipy import stats
 from stored import write_cell
 
 import vqbench
-from vqbench.atomic import write_arrays_atomically
-from vqbench.choice import Variant
+from vqbench.cli.terminal import TerminalView
+from vqbench.cli.terminal_compare import print_versus
 from vqbench.errors import UsageError
+from vqbench.machine.atomic import write_arrays_atomically
+from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
-from vqbench.plan import Cell, RunRequest, make_plan
+from vqbench.planning.choice import Variant
+from vqbench.planning.plan import Cell, make_plan
+from vqbench.planning.request import RunRequest
 from vqbench.reports.ablation import Finding, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
@@ -42,12 +46,11 @@ from vqbench.reports.figures.forest import comparison
 from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.page import page_html
-from vqbench.reports.report import Report, build_report, write_report
+from vqbench.reports.report import Report, build_report
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import markdown_table, shown_columns, summarise
-from vqbench.results import CellFolder, read_json, write_json
-from vqbench.terminal import TerminalView
-from vqbench.terminal_compare import print_versus
+from vqbench.reports.write import write_report
+from vqbench.results.folder import CellFolder
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
 HOSTILE += "w" * (200 - len(HOSTILE))
@@ -675,7 +678,7 @@ def test_a_report_shows_what_its_cells_were_asked_for(tmp_path: Path, spec: dict
 
 
 def test_what_a_finished_cell_is_asked_for_later_is_shown_too(tmp_path: Path) -> None:
-    from vqbench.runner import _remember_asked
+    from vqbench.running.run import _remember_asked
 
     folder = write_cell(
         tmp_path / "made", "vqgan", 0, {"kid": 0.01, "psnr": 20.0}, metrics=[*IN_PROTOCOL], asked=["psnr"]

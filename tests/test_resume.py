@@ -18,17 +18,17 @@ import torch
 from conftest import until
 from numpy.typing import NDArray
 
-from vqbench import codewatch, fit, recorder
+from vqbench.cell.process import end
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
-from vqbench.feature_cell import FeatureCoder
-from vqbench.feature_cell import fit as fit_features
-from vqbench.interrupts import TerminatedError
-from vqbench.launch import end
+from vqbench.machine.interrupts import TerminatedError
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.recorder import CHECKPOINT, CURVES
 from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer, seeded_quantizer
+from vqbench.training import codewatch, fit, recorder
+from vqbench.training.feature_training import FeatureCoder
+from vqbench.training.feature_training import fit as fit_features
+from vqbench.training.recorder import CHECKPOINT, CURVES
 
 RECIPE = {
     "resolution": 32, "channels": 8, "channel_multipliers": (1, 2), "latent_channels": 8, "dropout": 0.1,

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 import vqbench as package
 from vqbench.registry import METHODS
-from vqbench.results import CellFolder
+from vqbench.results.folder import CellFolder
 
 METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
 PLUGIN = '''
@@ -588,7 +588,7 @@ def test_a_class_typed_at_a_prompt_is_refused_with_the_way_out(images: Path, tmp
 def test_what_is_trained_already_is_answered_without_torch(comparison: Comparison) -> None:
     script = (
         "import sys\n"
-        "from vqbench.cli import app\n"
+        "from vqbench.cli.app import app\n"
         "app(args=sys.argv[1:], standalone_mode=False)\n"
         "print(sorted({'torch', 'lightning', 'mlflow', 'pandas'} & set(sys.modules)), file=sys.stderr)\n"
     )

@@ -13,18 +13,20 @@ import pytest
 from conftest import typed
 from test_sweep import Place
 
+from vqbench.cell.process import CellJob, Store
 from vqbench.errors import UsageError
-from vqbench.fetch import fetch_experiment
-from vqbench.launch import CellJob, Store
-from vqbench.plan import Plan
-from vqbench.results import CellFolder, read_json, write_json
-from vqbench.runner import make_request, prepare_plan
-from vqbench.server import past_proxies
+from vqbench.machine.json_files import read_json, write_json
+from vqbench.planning.plan import Plan
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.results.folder import CellFolder
+from vqbench.running.run import prepare_plan
 from vqbench.sweeps.backend import open_storage
 from vqbench.sweeps.memory import storage_of
 from vqbench.sweeps.request import SweepRequest
-from vqbench.tracking import Tracker
-from vqbench.view import Silent
+from vqbench.tracking.fetch import fetch_experiment
+from vqbench.tracking.server import past_proxies
+from vqbench.tracking.tracker import Tracker
 from vqbench.wording import masked, masked_text, reason_of_library, shell_command
 
 SECRET = "zz9Top"

@@ -19,9 +19,9 @@ import pytest
 from conftest import DEADLINE, FAULTY, Command, settings, start, typed, until
 from postgres import free_port
 
-from vqbench.results import write_json
-from vqbench.server import quiet_environment
-from vqbench.tracking import sync
+from vqbench.machine.json_files import write_json
+from vqbench.tracking.server import quiet_environment
+from vqbench.tracking.tracker import sync
 
 
 class MLflowServer:

@@ -27,23 +27,23 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import vqbench as package
-from vqbench.checkpoint import images_in_checkpoint
 from vqbench.config import build
 from vqbench.errors import UsageError
-from vqbench.plan import RunRequest
+from vqbench.planning.request import RunRequest
+from vqbench.planning.view import Silent
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 from vqbench.reports.sweep import dominates
+from vqbench.results.checkpoint import images_in_checkpoint
 from vqbench.space import Choices, Range
 from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, suggest
 from vqbench.sweeps.commands import more_seeds
-from vqbench.sweeps.curves import watched
 from vqbench.sweeps.grammar import read_spaces, space_names
 from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
 from vqbench.sweeps.spaces import as_text, draw, grid, make_parameter, settings_of
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.sweeps.sweep import execute_sweep, plan_sweep
-from vqbench.view import Silent
+from vqbench.sweeps.watched import watched
 from vqbench.wording import masked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -164,8 +164,8 @@ def test_components_are_conditions_of_what_is_part_of_them(tmp_path: Path) -> No
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_what_is_shipped_and_declared_fits_every_method(name: str, method: str, tmp_path: Path) -> None:
     """Every value that a shipped space can draw makes a configuration that the method takes."""
-    from vqbench.choice import choose_method, read_settings
-    from vqbench.plan import resolve_recipe
+    from vqbench.planning.choice import choose_method, read_settings
+    from vqbench.planning.plan import resolve_recipe
 
     if (method, name) == ("fsq", "losses"):  # it has none
         with pytest.raises(UsageError, match="has anything to draw"):
@@ -510,7 +510,7 @@ def pretended(place: Place, tmp: Path, space: str, pretence: Pretence, **more: A
     options = place.options(space=space, runs=tmp / "runs", seeds=more.pop("seeds", (0,)), **more.pop("options", {}))
     view = more.pop("view", None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vqbench.execution.open_execution", lambda *_, **__: contextlib.nullcontext(pretence))
+        patch.setattr("vqbench.running.execution.open_execution", lambda *_, **__: contextlib.nullcontext(pretence))
         return execute_sweep(asked_of(options, **more), view), pretence
 
 
@@ -626,7 +626,7 @@ def test_a_sweep_of_two_methods_and_its_files(comparison: Answer, place: Place) 
 
 
 def test_the_printed_command_reproduces_the_best(comparison: Answer, place: Place) -> None:
-    from vqbench.runner import execute
+    from vqbench.running.run import execute
 
     table, commands = rows_of(place), commands_of(comparison.out)
     assert [command[command.index("--methods") + 1] for command in commands] == ["vqgan", "fsq"]
@@ -663,7 +663,7 @@ def test_the_same_sweep_again_trains_nothing(comparison: Answer, place: Place) -
 
 
 def test_in_mlflow_a_sweep_is_a_parent_with_its_trials(comparison: Answer, place: Place) -> None:
-    from vqbench.mirror import Mirror
+    from vqbench.tracking.mirror import Mirror
 
     client = Mirror(place.runs).client
     found = client.search_runs([client.get_experiment_by_name("x").experiment_id])
@@ -769,7 +769,7 @@ def test_bounds_of_images_and_time(place: Place) -> None:
 
 
 def asked_of(options: dict[str, Any], **fields: Any) -> SweepRequest:
-    from vqbench.runner import make_request
+    from vqbench.planning.request import make_request
 
     space = options.pop("space") if "space" in options else "optimiser"
     return SweepRequest(run=make_request(["vqgan"], **options), spaces=(space,), **fields)
@@ -802,7 +802,7 @@ def test_a_driver_that_is_killed_leaves_nothing_out(place: Place) -> None:
 
 def test_one_driver_at_a_time(comparison: Answer, place: Place) -> None:
     """Here a lock tells, on another machine of a disk that knows no locks the lease that it touches."""
-    from vqbench.lease import exclusive
+    from vqbench.machine.lease import exclusive
 
     folder = place.runs / "x" / "sweeps" / "vqgan+fsq-sizes"
 
@@ -822,7 +822,8 @@ def test_one_driver_at_a_time(comparison: Answer, place: Place) -> None:
 @pytest.mark.slow
 def test_a_pruned_cell_keeps_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     """Of two learning rates the second learns nothing, and is given up; a run of it then ends what was begun."""
-    from vqbench.runner import make_request, run
+    from vqbench.planning.request import make_request
+    from vqbench.running.run import run
 
     images = write_images(tmp_path / "images", 60)
     (tmp_path / "rates.yaml").write_text("recipe: {learning_rate: [3.0e-3, 1.0e-12]}")

@@ -17,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sweep import Place, Pretence, pretended, request
 
-from vqbench import probing
-from vqbench.cost import CellCost, Measured, cell_cost, steps_between
-from vqbench.plan import Cell
-from vqbench.preflight import model_size
-from vqbench.probing import ProbeError
-from vqbench.results import write_json
+from vqbench.cell.measured import Measured, steps_between
+from vqbench.cli.terminal_plans import print_sweep_costs
+from vqbench.machine.json_files import write_json
+from vqbench.planning.cost import CellCost, cell_cost
+from vqbench.planning.plan import Cell
+from vqbench.planning.preflight import model_size
+from vqbench.planning.view import Silent
+from vqbench.running import probing
+from vqbench.running.probing import ProbeError
 from vqbench.sweeps import forecast as forecasts
 from vqbench.sweeps.backend import OpenStudy
 from vqbench.sweeps.costs import MOST_KINDS, SweepCosts, probe_sweep
@@ -30,9 +33,7 @@ from vqbench.sweeps.forecast import forecast
 from vqbench.sweeps.samplers import blind_trials
 from vqbench.sweeps.studies import plan_studies
 from vqbench.sweeps.sweep import plan_sweep
-from vqbench.terminal_plans import print_sweep_costs
 from vqbench.tokenizer import build_tokenizer
-from vqbench.view import Silent
 
 SPACES = {
     "finite": {"recipe": {"codebook_size": [2**n for n in range(3, 12)]}},

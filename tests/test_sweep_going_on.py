@@ -16,12 +16,12 @@ from test_sweep import Place, Pretence, opened, pretended, request
 
 from vqbench import recipe as recipes
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.planning.view import Silent
 from vqbench.sweeps import backend, patience
 from vqbench.sweeps.backend import OpenStudy, open_storage
 from vqbench.sweeps.patience import PatientStorage, StorageError
 from vqbench.sweeps.request import check_objectives
 from vqbench.sweeps.studies import plan_studies
-from vqbench.view import Silent
 
 NINE = {"recipe": {"codebook_size": [2**n for n in range(3, 12)]}}
 

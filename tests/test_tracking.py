@@ -14,12 +14,14 @@ import pytest
 from conftest import Command, settings, typed, until
 from test_servers import MLflowServer
 
-from vqbench import tracking
-from vqbench.mirror import Mirror
-from vqbench.results import CellFolder, write_json
-from vqbench.runner import make_request, prepare_plan
-from vqbench.server import connect, database_file, tracking_uri
-from vqbench.view import Silent
+from vqbench.machine.json_files import write_json
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.results.folder import CellFolder
+from vqbench.running.run import prepare_plan
+from vqbench.tracking import tracker as tracking
+from vqbench.tracking.mirror import Mirror
+from vqbench.tracking.server import connect, database_file, tracking_uri
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_the_database_lies_in_the_runs_directory_whatever_its_name(name: str) ->
     assert database_file(uri) == Path("/data") / name / "mlflow.db"
 
 
-CONNECT = "import sys; from vqbench.server import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
+CONNECT = "import sys; from vqbench.tracking.server import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
 
 
 def begin(uri: str, name: str) -> subprocess.Popen[str]:

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqbench.collapse import DivergedError
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
-from vqbench.fit import BatchPositions, TrainingOutcome, train
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.recorder import CHECKPOINT
 from vqbench.tokenizer import build_tokenizer, load, save
-from vqbench.training import learning_rate
+from vqbench.training.collapse import DivergedError
+from vqbench.training.fit import BatchPositions, TrainingOutcome, train
+from vqbench.training.recorder import CHECKPOINT
+from vqbench.training.tokenizer_training import learning_rate
 
 TINY = {
     "channels": 8, "channel_multipliers": (1, 2), "latent_channels": 8, "resolution": 16, "images": 64,

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqbench import weights
 from vqbench.errors import UsageError
-from vqbench.home import home
+from vqbench.machine.home import home
+from vqbench.metrics import weights
 from vqbench.metrics.inception import _store, convert
-from vqbench.weights import Missing, WeightFile, find_inception, find_lpips, load_inception, load_lpips, require_weights
+from vqbench.metrics.networks import load_inception, load_lpips
+from vqbench.metrics.weights import Missing, WeightFile, find_inception, find_lpips, require_weights
 
 FID_HELPER = weights._fid_helper_file()
 needs_fid_helper = pytest.mark.skipif(

@@ -8,10 +8,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:
-    from vqbench.ablation import ablate
-    from vqbench.reporting import report
     from vqbench.reports.compare import compare
-    from vqbench.runner import run
+    from vqbench.running.ablate import ablate
+    from vqbench.running.report import report
+    from vqbench.running.run import run
     from vqbench.sweeps.sweep import sweep
     from vqbench.tokenizer import load
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """What `vqbench` offers to Python is imported when it is first used: torch takes seconds."""
     if name == "run":
-        from vqbench.runner import run
+        from vqbench.running.run import run
 
         return run
     if name == "ablate":
-        from vqbench.ablation import ablate
+        from vqbench.running.ablate import ablate
 
         return ablate
     if name == "sweep":
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
         return compare
     if name == "report":
-        from vqbench.reporting import report
+        from vqbench.running.report import report
 
         return report
     if name == "load":

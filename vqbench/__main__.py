@@ -1,5 +1,5 @@
 """`python -m vqbench` is the command `vqbench`."""
 
-from vqbench.cli import main
+from vqbench.cli.app import main
 
 main()

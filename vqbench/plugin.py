@@ -27,8 +27,8 @@ from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any
 
-from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError
+from vqbench.machine.atomic import write_bytes_atomically
 
 COPIES = ("plugin.py", "plugin.zip")
 """What a cell keeps of its first plugin, which is its method's if that is one: the file, or an archive of the file and

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vqbench.config import as_dict, build, stored
 from vqbench.errors import UsageError
-from vqbench.yaml_files import read_yaml, shipped
+from vqbench.machine.yaml_files import read_yaml, shipped
 
 _SHIPPED = "vqbench.recipes"
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash

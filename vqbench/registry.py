@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
-from vqbench.home import expanded
+from vqbench.machine.home import expanded
 from vqbench.plugin import Plugin, read_plugin
 
 T = TypeVar("T")

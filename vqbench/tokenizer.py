@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from vqbench import arguments
-from vqbench.atomic import replacing
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, count_parameters
-from vqbench.cell_files import WEIGHTS as WEIGHTS_FILE
-from vqbench.cell_files import later_version
 from vqbench.config import build, from_stored
 from vqbench.errors import UsageError
 from vqbench.inputs import checked_images, checked_indices
+from vqbench.machine.atomic import replacing
 from vqbench.plugin import find_plugin
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
-from vqbench.results import as_whole
+from vqbench.results.files import WEIGHTS as WEIGHTS_FILE
+from vqbench.results.files import later_version
+from vqbench.results.folder import as_whole
 from vqbench.seeds import seeded
 
 WEIGHTS = Path(WEIGHTS_FILE).name

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.kept import shown_positions
 from vqbench.reports.experiment import Group, StoredCell
 from vqbench.reports.figures.style import MOST
 from vqbench.reports.report import ReportSection
 from vqbench.reports.stored import read_array, read_columns
+from vqbench.results.kept_images import shown_positions
 
 Pixels = NDArray[np.uint8]
 """(n, R, R, 3)."""

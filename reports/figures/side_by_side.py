@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqbench.atomic import replacing
+from vqbench.machine.atomic import replacing
 
 
 def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -> None:

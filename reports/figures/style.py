@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqbench.atomic import write_bytes_atomically
 from vqbench.errors import UsageError, unknown
+from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.metrics.definitions import DEFINITIONS
 
 FORMATS = ("png", "svg", "pdf")

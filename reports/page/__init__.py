@@ -13,11 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from vqbench.atomic import write_text_atomically
+from vqbench.machine.atomic import write_text_atomically
+from vqbench.machine.json_files import read_json
 from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
 from vqbench.reports.report import Report, ReportSection
-from vqbench.results import FETCHED, read_json
+from vqbench.results.folder import FETCHED
 from vqbench.wording import masked, shell_command
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from vqbench.machine.json_files import read_json
 from vqbench.reports.experiment import Group, StoredCell
-from vqbench.results import read_json
 from vqbench.wording import masked
 
 MOST_LOG = 6000

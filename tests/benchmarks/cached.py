@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from vqbench.runner import make_request, prepare_plan
-from vqbench.view import Silent
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.running.run import prepare_plan
 
 METHODS, SEEDS, IMAGES = "vqgan,fsq,sqvae,vaevq", range(50), 2000
 

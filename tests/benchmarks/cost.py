@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vqbench import probing
-from vqbench.plan import RunRequest
-from vqbench.runner import execute, make_tracker, prepare_plan
-from vqbench.view import Silent
+from vqbench.planning.request import RunRequest
+from vqbench.planning.view import Silent
+from vqbench.running import probing
+from vqbench.running.run import execute, make_tracker, prepare_plan
 
 PROCESSOR_CLOCK = """import sys, time
-if "vqbench.probe" in sys.orig_argv:
+if "vqbench.cell.probe" in sys.orig_argv:
     time.monotonic = time.process_time
 """
 

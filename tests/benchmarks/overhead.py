@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vqbench.plan import Cell
-from vqbench.runner import make_request, make_tracker
+from vqbench.planning.plan import Cell
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.running.run import make_tracker
 from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.sweep import execute_sweep
-from vqbench.view import Silent
 
 
 class Clock(Silent):

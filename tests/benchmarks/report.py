@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from vqbench.atomic import write_arrays_atomically
-from vqbench.results import write_json
+from vqbench.machine.atomic import write_arrays_atomically
+from vqbench.machine.json_files import write_json
 
 GROUPS, SEEDS = 100, 10
 LIMITS = {"md,csv,tex,json": (4.0, 1.0), "md,csv,tex,json,html": (10.0, 1.0)}  # seconds, GB

@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
-        entry = "import sys; sys.argv[0] = 'vqbench'; from vqbench.cli import main; main()"
+        entry = "import sys; sys.argv[0] = 'vqbench'; from vqbench.cli.app import main; main()"
         complete = {"_VQBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "vqbench run --methods v", "COMP_CWORD": "3"}
         cases: dict[str, tuple[list[str], dict[str, str]]] = {
             "bare typer --help": ([sys.executable, str(bare), "--help"], {}),

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from cost import Timer, processor_clock, show
 
-from vqbench.runner import make_request, make_tracker
+from vqbench.planning.request import make_request
+from vqbench.planning.view import Silent
+from vqbench.running.run import make_tracker
 from vqbench.sweeps.costs import SweepCosts, probe_sweep
 from vqbench.sweeps.forecast import forecast
 from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.sweep import execute_sweep, plan_sweep
-from vqbench.view import Silent
 
 
 def predicted(request: SweepRequest) -> SweepCosts:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import vqbench.fit
+import vqbench.training.fit
 from vqbench.data.dataset import open_dataset
 from vqbench.data.prepare import prepare_train
 from vqbench.data.stream import TrainingStream
-from vqbench.home import home
+from vqbench.machine.home import home
 from vqbench.recipe import load_recipe
 from vqbench.seeds import derive_seed
 from vqbench.tokenizer import Reconstruction, build_tokenizer, configured
-from vqbench.training import TokenizerTraining
+from vqbench.training.tokenizer_training import TokenizerTraining
 
 MOMENTS: list[int] = []
 LINES: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
     arguments = parser.parse_args()
 
-    from vqbench.choice import choose_method, read_settings
+    from vqbench.planning.choice import choose_method, read_settings
 
     recipe = load_recipe("tiny", {"images": arguments.images, "codebook_dim": arguments.dim})
     owner = arguments.method.partition("@")[0]
@@ -110,11 +110,11 @@ def main() -> None:
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed, recipe.random_crop, recipe.flip
     )
-    vqbench.fit.TokenizerTraining = Measured  # type: ignore[misc]
+    vqbench.training.fit.TokenizerTraining = Measured  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         config = configured(choice.name, choice.config)
         tokenizer = build_tokenizer(choice.name, config, recipe, arguments.seed)
-        vqbench.fit.train(tokenizer, stream, recipe, seed=arguments.seed, folder=Path(folder))
+        vqbench.training.fit.train(tokenizer, stream, recipe, seed=arguments.seed, folder=Path(folder))
     about = {"dim": arguments.dim, "seed": arguments.seed, "budget": arguments.images, "method": arguments.method}
     about["settings"] = arguments.settings
     with arguments.out.open("a", encoding="utf-8") as file:

@@ -1,1 +1,3 @@
-"""Datasets: where images come from, which are held out, and the decoded cache. Importing it brings no torch."""
+"""Images and frozen features: where they come from, which are held out, the decoded cache, their order. May import
+`metrics`, `machine` and the nouns of the top level.
+"""

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vqbench.home import folder_in_home, open_like_its_folder
+from vqbench.machine.home import folder_in_home, open_like_its_folder
 
 PIXELS, META = "pixels.bin", "meta.json"
 

@@ -23,8 +23,8 @@ from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open_dataset, path_safe
 from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
-from vqbench.feature_protocol import VERSION, FeatureProtocol
-from vqbench.home import expanded
+from vqbench.machine.home import expanded
+from vqbench.metrics.feature_protocol import VERSION, FeatureProtocol
 from vqbench.recipe import Recipe
 
 Features = NDArray[np.float32]

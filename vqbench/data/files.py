@@ -15,7 +15,7 @@ from pathlib import Path
 from vqbench.data.dataset import Images, Pixels, digest_of
 from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
 from vqbench.errors import UsageError, require_utf8
-from vqbench.home import expanded, home, keep_text
+from vqbench.machine.home import expanded, home, keep_text
 
 _END = 2**14
 _READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting

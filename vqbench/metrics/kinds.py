@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from vqbench.weights import WeightFile
+    from vqbench.metrics.weights import WeightFile
 
 Better = Literal["higher", "lower"] | None
 _SHOWN = ("title", "short", "unit", "better", "digits", "interval", "on_request", "gloss", "sentence", "few_images",
@@ -50,7 +50,7 @@ class Metric:
     sentence: str = ""
     """The definition. A change of it is another metric: it is part of the digest, or of the protocol."""
     weights: str = ""
-    """The name of the weights that it needs (a key of `vqbench.weights.PINS`), or ""."""
+    """The name of the weights that it needs (a key of `vqbench.metrics.weights.PINS`), or ""."""
     min_resolution: int = 1
     """The smallest image, in pixels a side, that it is defined for."""
     min_images: int = 1
@@ -169,14 +169,14 @@ class CodecMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, codec: Any, pixels: NDArray[np.uint8]) -> float:
-        """A codec (`vqbench.evaluation.Codec`) and the validation images (N, R, R, 3) → the score."""
+        """A codec (`vqbench.metrics.evaluation.Codec`) and the validation images (N, R, R, 3) → the score."""
 
 
 class Extractor(ABC):
     """Features of images, from a network with a pinned weight file, for a `FeatureMetric` that names it."""
 
     weights: str
-    """The name of its weights (a key of `vqbench.weights.PINS`)."""
+    """The name of its weights (a key of `vqbench.metrics.weights.PINS`)."""
     dimensions: int
     """D."""
 

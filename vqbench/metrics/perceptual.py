@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
-from vqbench.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_digest, require_content
+from vqbench.metrics.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_digest, require_content
 
 
 def _read(file: WeightFile) -> dict[str, Tensor]:

@@ -1,0 +1,45 @@
+"""What a running cell tells of itself: the curve that a pruner watches, and the images it has seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqbench.results.folder import CellFolder
+
+_RISING = {"psnr": True, "usage": True, "perplexity": True, "distance": False}
+"""The curves of a training that say how good it is, and whether higher is better."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The curve that stands for an objective while a cell trains."""
+
+    curve: str
+    sign: int
+    """Times this, it is better in the direction of the study."""
+    note: str
+    """What must be said of it; empty where it is the objective's own."""
+
+
+def watched(objective: str, maximize: bool, track: str) -> Watched:
+    """The objective's own curve, or that of how well training reconstructs."""
+    instead = "psnr" if track == "images" else "distance"
+    curve = objective if objective in _RISING else instead
+    what = "the PSNR of training batches" if curve == "psnr" else "the distance of training batches"
+    note = "" if curve == objective else f"no curve of {objective} in training: the pruner watches {what}"
+    return Watched(curve, 1 if _RISING[curve] == maximize else -1, note)
+
+
+def new_points(folder: Path, curve: str, after: int, before: int) -> list[tuple[int, float]]:
+    """(images, value) of a curve between two image counts, where it is finite."""
+    points = CellFolder(folder).curves
+    found = [(int(p["images"]), float(p[curve])) for p in points if isinstance(p.get(curve), int | float)]
+    return [(images, value) for images, value in found if after < images < before and math.isfinite(value)]
+
+
+def images_seen(folder: Path) -> int:
+    """Training images up to the last line of the curves."""
+    found = CellFolder(folder).curves
+    return int(found[-1]["images"]) if found else 0

@@ -1,0 +1,65 @@
+"""Rooms have walls: what `make lint` holds of the imports is seen to fail where somebody breaks through."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+ROOMS = ("vqbench", "methods", "sweeps", "reports")
+
+
+def merged(into: Path) -> Path:
+    """The package as an installation has it; in the checkout its methods, sweeps and reports lie beside it."""
+    for room in ROOMS:
+        target = into / "vqbench" if room == "vqbench" else into / "vqbench" / room
+        shutil.copytree(REPOSITORY / room, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return into / "vqbench"
+
+
+def lint(root: Path) -> tuple[int, str]:
+    """Hold the contracts of pyproject.toml to the tree below `root`."""
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", REPOSITORY / "pyproject.toml"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def plant(package: Path, file: str, line: str) -> None:
+    """Have a file of the tree import what it must not."""
+    path = package / file
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("break_in", "said"),
+    [
+        (None, "2 kept, 0 broken"),
+        (lambda p: plant(p, "metrics/pixels.py", "from vqbench.cli import terminal"), "vqbench.metrics.pixels"),
+        # the rooms beside the package are seen too, and so is an import that waits until it is needed
+        (lambda p: plant(p, "reports/report.py", "def late():\n    import vqbench.cli"), "vqbench.reports.report"),
+        (lambda p: plant(p, "methods/nearest.py", "from vqbench import tokenizer"), "vqbench.methods.nearest"),
+        (lambda p: plant(p, "machine/atomic.py", "from vqbench.machine import home"), ".home -> .atomic"),
+        (lambda p: (p / "corner.py").write_text('"""A room that nobody placed."""\n'), "corner"),
+    ],
+    ids=["as it is", "up the stairs", "beside the package", "a method", "a circle", "a room without a place"],
+)  # fmt: skip
+def test_walls_hold_and_are_seen_to_fall(break_in: Callable[[Path], None] | None, said: str, tmp_path: Path) -> None:
+    package = merged(tmp_path)
+    if break_in is not None:
+        break_in(package)
+    code, out = lint(tmp_path)
+    assert (code != 0) == (break_in is not None), out
+    assert said in out
+
+
+def test_each_room_says_what_lives_in_it() -> None:
+    folders = [path for room in ROOMS for path in (REPOSITORY / room).rglob("__init__.py")]
+    assert len(folders) > 15
+    for path in folders:
+        assert re.match(r'"""\w[^"]{20,}\.', path.read_text(encoding="utf-8")), f"{path} says nothing"

@@ -1,0 +1,53 @@
+"""What a probe measures of a cell, and what it writes beside the spec. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vqbench.recipe import Recipe
+
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a probe of one method configuration found. Times in seconds of wall clock."""
+
+    overhead_seconds: float
+    """Of a process, once: imports, data, weights, the first slow steps, saving, its end."""
+    step_seconds: float
+    """Of an optimiser step without the discriminator; 0 where there is no such step."""
+    adversarial_step_seconds: float
+    """Of one with it; 0 where there is none."""
+    checkpoint_seconds: float
+    """Of one checkpoint, and of starting to load images again after it."""
+    evaluation_seconds: float
+    """Of evaluation, once: metric networks, the first batch, files."""
+    evaluation_image_seconds: float
+    """Of evaluation, for each validation image."""
+    reference_image_seconds: float
+    """Of the reference features of each validation image, which the first cell under a protocol makes for all."""
+    reference_is_cached: bool
+    """Whether these exist."""
+    checkpoint_bytes: int
+    weights_bytes: int
+    folder_bytes: int
+    """Of all other files that stay in a cell's folder, but for what grows with the budget or the validation images."""
+    image_bytes: float
+    """Of these files, for each validation image."""
+    point_bytes: float
+    """Of one line of metrics.jsonl."""
+    copied_bytes: int
+    """Of the files that MLflow gets a copy of, but for what grows with the budget or the validation images."""
+    reference_image_bytes: float
+    """Of the reference features of each validation image, which all cells share."""
+    device: str
+    """As torch names it: cpu, cuda:0."""
+    device_name: str
+
+
+def steps_between(recipe: Recipe, start: int, stop: int) -> tuple[int, int]:
+    """Optimiser steps without and with the discriminator, from `start` to `stop` training images."""
+    begins = stop if recipe.gan == "none" else min(max(recipe.gan_start_images, start), stop)
+    plain = -(-(begins - start) // recipe.batch_size)
+    return plain, (stop - start) // recipe.batch_size - plain

@@ -1,0 +1,66 @@
+"""What the process of a cell says of itself while it works, and that it ends with the one that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from vqbench.cell.process import PARENT_VARIABLE
+from vqbench.machine.json_files import write_json
+from vqbench.results.files import STATUS
+from vqbench.results.folder import CellFolder
+
+if TYPE_CHECKING:
+    pass
+
+
+class Progress:
+    """status.json: stage, images and rate, at most twice a second."""
+
+    def __init__(self, folder: CellFolder) -> None:
+        self.path = folder.path / STATUS
+        self.stage = "start"
+        self._written = 0.0
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage: data, train, evaluate."""
+        self.stage = stage
+        self._write(0, 0, 0.0)
+        print(f"{time.strftime('%H:%M:%S')} {stage}", flush=True)
+
+    def __call__(self, done: int, total: int, rate: float = 0.0) -> None:
+        """`done` of `total` images at `rate` images/s."""
+        if time.monotonic() - self._written > 0.5 or done >= total:
+            self._write(done, total, rate)
+
+    def _write(self, done: int, total: int, rate: float) -> None:
+        if is_secondary():
+            return
+        self._written = time.monotonic()
+        state = {
+            "stage": self.stage,
+            "images": done,
+            "total": total,
+            "images_per_s": round(rate, 2),
+            "pid": os.getpid(),
+        }
+        write_json(self.path, state)
+
+
+def is_secondary() -> bool:
+    """Whether this process serves a second or later device, started by the first one's; it writes nothing."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it is gone, so that no cell trains unseen."""
+    with contextlib.suppress(OSError, AttributeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    started_by = os.environ.get(PARENT_VARIABLE)
+    if started_by is not None and not is_secondary() and os.getppid() != int(started_by):
+        os._exit(1)  # it was gone before we could ask

@@ -1,0 +1,212 @@
+"""What every quantizer must hold to where codes are read: shapes, indices, evaluation, and the way back from a code.
+
+Each property takes a trial, returns what it saw, and raises where that is wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from vqbench.checks.toy import BATCH, HEIGHT, WIDTH, Trial, in_eval, require, round_trip, same
+from vqbench.quantizer import Quantized, Quantizer
+
+
+def _require_sizes(quantizer: Quantizer) -> None:
+    """Codebook and bits are those of `codebook_size` and `num_codebooks`."""
+    size, groups = quantizer.codebook_size, quantizer.num_codebooks
+    bits, codebook = groups * math.log2(size), quantizer.codebook
+    require(
+        math.isclose(quantizer.bits_per_token, bits),
+        f"bits_per_token is {quantizer.bits_per_token:.4g}, not {bits:.4g} as {groups} codebooks of {size} codes have",
+    )
+    if codebook is not None and groups == 1:
+        expected = (size, quantizer.out_channels)
+        require(tuple(codebook.shape) == expected, f"codebook is {tuple(codebook.shape)}, not {expected}")
+
+
+def _require_shapes(quantizer: Quantizer, result: Quantized) -> None:
+    latents, grid = (BATCH, quantizer.out_channels, HEIGHT, WIDTH), (BATCH, HEIGHT, WIDTH)
+    groups = () if quantizer.num_codebooks == 1 else (quantizer.num_codebooks,)
+    require(tuple(result.latents.shape) == latents, f"latents are {tuple(result.latents.shape)}, not {latents}")
+    require(result.latents.dtype == torch.float32, f"latents are {result.latents.dtype}, not float32")
+    shape = tuple(result.indices.shape)
+    allowed = {(*grid, *groups), (*grid, quantizer.num_codebooks)}
+    require(shape in allowed, f"indices are {shape}, not {(*grid, *groups)}")
+    require(result.indices.dtype == torch.int64, f"indices are {result.indices.dtype}, not int64")
+    for name, loss in result.losses.items():
+        require(loss.ndim == 0, f"loss {name} is {tuple(loss.shape)}, not a scalar")
+    if result.continuous is not None:
+        require(tuple(result.continuous.shape) == latents, "continuous is not shaped like latents")
+
+
+def _require_finite(result: Quantized, where: str) -> None:
+    continuous = {} if result.continuous is None else {"continuous": result.continuous}
+    losses = {f"loss {name}": loss for name, loss in result.losses.items()}
+    for name, value in {"latents": result.latents, **continuous, **losses}.items():
+        require(bool(value.isfinite().all()), f"not finite {where}: {name}")
+
+
+def _require_both(trained: bool, scored: bool) -> None:
+    """A continuous path is scored where it is trained, and nowhere else."""
+    advice = "in eval mode, return what is quantized"
+    require(scored or not trained, f"forward gives continuous in training alone, so it is not scored: {advice}")
+    require(trained or not scored, "forward gives continuous in eval mode alone, so it is scored and not trained")
+
+
+def shapes(trial: Trial) -> str:
+    """Latents, indices, losses, codebook and bits have the shapes, types and sizes of the contract."""
+    continuous = {True: False, False: False}
+    for make, when in ((trial.quantizer, "at the start"), (trial.trained, "after some steps")):
+        for training in (True, False):
+            quantizer = make(training=training)
+            result = quantizer(trial.latents(quantizer))
+            continuous[training] |= result.continuous is not None
+            _require_shapes(quantizer, result)
+            _require_finite(result, when)
+            _require_sizes(quantizer)
+    _require_both(trained=continuous[True], scored=continuous[False])
+    sizes = f"latents {tuple(result.latents.shape)}, indices {tuple(result.indices.shape)}"
+    return f"{sizes}, {quantizer.bits_per_token:.2f} bits per token"
+
+
+def _require_last_code(quantizer: Quantizer, shape: torch.Size) -> None:
+    """The first and the last index decode: a codebook_size too large would flatter bits, and spoil usage."""
+    for index in (0, quantizer.codebook_size - 1):
+        try:
+            decoded = quantizer.decode_indices(torch.full(shape, index))
+        except Exception as error:
+            what = f"decode_indices raises {type(error).__name__} for index {index}"
+            raise AssertionError(f"{what}, which codebook_size {quantizer.codebook_size} promises") from error
+        require(bool(decoded.isfinite().all()), f"index {index} decodes to what is not finite")
+
+
+def index_range(trial: Trial) -> str:
+    """Every index is in [0, codebook_size), latents and losses are finite, for inputs of any size."""
+    for make in (trial.quantizer, trial.trained):
+        for training in (True, False):
+            for scale in (0.0, 1.0, 100.0, 1e4):
+                quantizer = make(training=training)
+                result = quantizer(trial.latents(quantizer, scale=scale))
+                low, high, size = int(result.indices.min()), int(result.indices.max()), quantizer.codebook_size
+                require(low >= 0 and high < size, f"indices reach from {low} to {high}, outside [0, {size})")
+                _require_finite(result, f"for z of size {scale:g}")
+        _require_last_code(quantizer, result.indices.shape)
+    return f"in [0, {size}), all finite"
+
+
+def _require_codebook(quantizer: Quantizer, indices: Tensor, latents: Tensor) -> None:
+    """`codebook` holds the effective codes, after any projection; its shape is judged by `shapes`."""
+    codebook = quantizer.codebook
+    if codebook is None or codebook.shape != (quantizer.codebook_size, latents.shape[1]) or quantizer.num_codebooks > 1:
+        return
+    batch, _, height, width = latents.shape
+    looked_up = codebook[indices.reshape(batch, height, width)].permute(0, 3, 1, 2)
+    apart = float((looked_up - latents).abs().max())
+    require(apart <= 1e-5 * (1 + float(latents.abs().max())), f"codebook[indices] is {apart:.3g} away from the latents")
+
+
+def decode_agrees(trial: Trial) -> str:
+    """`decode_indices`, and `codebook` where there is one, give what forward gave the decoder in eval mode."""
+    for quantizer in (trial.quantizer(), trial.trained()):
+        result = in_eval(quantizer, trial.latents(quantizer))
+        with torch.no_grad():
+            decoded = quantizer.decode_indices(result.indices)
+        require(decoded.shape == result.latents.shape, f"decode_indices gives {tuple(decoded.shape)}")
+        apart = float((decoded - result.latents).abs().max())
+        scale = 1 + float(result.latents.abs().max())
+        require(apart <= 1e-5 * scale, f"decode_indices(indices) is up to {apart:.3g} away from forward's latents")
+        _require_codebook(quantizer, result.indices, result.latents)
+    return f"largest difference {apart:.1g}"
+
+
+def eval_deterministic(trial: Trial) -> str:
+    """Two calls in eval mode from the same state give the same, whatever the random seed."""
+    first, second = trial.quantizer(), trial.quantizer()
+    z = trial.latents(first)
+    one, two = in_eval(first, z, seed=1), in_eval(second, z, seed=2)
+    require(torch.equal(one.indices, two.indices), "two eval passes from the same state give different indices")
+    require(torch.equal(one.latents, two.latents), "two eval passes from the same state give different latents")
+    require(same(one.continuous, two.continuous), "two eval passes from the same state give different continuous")
+    return "same indices and latents under two seeds"
+
+
+def eval_no_side_effects(trial: Trial) -> str:
+    """Eval mode changes nothing: parameters, buffers, codebook, and the next answer."""
+    quantizer = trial.trained()
+    z = trial.latents(quantizer)
+    before, codebook = copy.deepcopy(quantizer.state_dict()), copy.deepcopy(quantizer.codebook)
+    first = in_eval(quantizer, z)
+    with torch.no_grad():
+        decoded = quantizer.decode_indices(first.indices)
+    in_eval(quantizer, trial.latents(quantizer, seed=2))
+    after = quantizer.state_dict()
+    changed = [name for name in before if not same(before[name], after.get(name))]
+    require(not changed, f"an eval pass changed {', '.join(changed)}")
+    require(same(codebook, quantizer.codebook), "an eval pass changed the codebook")
+    second = in_eval(quantizer, z)
+    with torch.no_grad():
+        decoded_again = quantizer.decode_indices(first.indices)
+    require(torch.equal(first.indices, second.indices), "the second eval pass gives other indices")
+    require(torch.equal(first.latents, second.latents), "the second eval pass gives other latents")
+    require(same(first.continuous, second.continuous), "the second eval pass gives another continuous")
+    require(torch.equal(decoded, decoded_again), "after other eval passes the same indices decode to other latents")
+    return "state, codebook and answers unchanged by eval passes"
+
+
+def eval_ignores_other_images(trial: Trial) -> str:
+    """In eval mode an image has the same codes alone as in a batch of others."""
+    for make in (trial.quantizer, trial.trained):
+        together, alone = make(), make()  # two instances, so that what eval mode changes by mistake plays no part
+        # Each image is moved by another constant: statistics of the batch are then far from those of one image.
+        z = trial.latents(together) + torch.arange(BATCH).view(-1, 1, 1, 1)
+        whole, single = in_eval(together, z), in_eval(alone, z[:1])
+        agree = (whole.indices[:1] == single.indices).reshape(1, HEIGHT, WIDTH, -1).all(-1)
+        moved = int((~agree).sum())
+        # A sum in another order may decide a tie otherwise; that is a token in thousands, not in a hundred.
+        require(moved <= agree.numel() // 100, f"alone, {moved} of {agree.numel()} tokens of an image have other codes")
+        apart = ((whole.latents[:1] - single.latents).abs() * agree[:, None]).max()
+        scale = 1 + float(single.latents.abs().max())
+        require(float(apart) <= 1e-4 * scale, f"alone, latents of the same codes are {float(apart):.3g} away")
+        if whole.continuous is not None and single.continuous is not None:
+            apart = (whole.continuous[:1] - single.continuous).abs().max()
+            scale = 1 + float(single.continuous.abs().max())
+            require(float(apart) <= 1e-4 * scale, f"alone, continuous is {float(apart):.3g} away")
+    return f"{agree.numel()} tokens alone as in a batch of {BATCH}"
+
+
+def bfloat16_parity(trial: Trial) -> str:
+    """Under bfloat16 autocast the codes are those of float32 arithmetic on the same input, in and out."""
+    # Two instances of one state, so that what eval mode may change by mistake is not taken for rounding.
+    quantizer, twin = trial.trained(), trial.trained()
+    z = trial.latents(quantizer).bfloat16()
+    plain = in_eval(quantizer, z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        cast, decoded = in_eval(twin, z), quantizer.decode_indices(plain.indices)
+    with torch.no_grad():
+        plainly_decoded = quantizer.decode_indices(plain.indices)
+    moved = int((plain.indices != cast.indices).sum())
+    advice = "put @full_precision on forward and decode_indices"
+    require(moved == 0, f"{moved} of {plain.indices.numel()} indices change under bfloat16 autocast; {advice}")
+    same = torch.allclose(plain.latents, cast.latents.float(), rtol=1e-5, atol=1e-6)
+    require(same, f"forward's latents are rounded under bfloat16 autocast; {advice}")
+    same = torch.allclose(plainly_decoded, decoded.float(), rtol=1e-5, atol=1e-6)
+    require(same, f"decode_indices rounds under bfloat16 autocast; {advice}")
+    return f"{plain.indices.numel()} indices unchanged"
+
+
+def state_dict_restores(trial: Trial) -> str:
+    """A new instance with the state dict gives the same codes."""
+    trained, fresh = trial.trained(), trial.quantizer(seed=5)
+    z = trial.latents(trained)
+    fresh.load_state_dict(round_trip(trained.state_dict()))
+    before, after = in_eval(trained, z), in_eval(fresh, z)
+    require(torch.equal(before.indices, after.indices), "after load_state_dict the same input gives other indices")
+    require(torch.equal(before.latents, after.latents), "after load_state_dict the same codes give other latents")
+    with torch.no_grad():
+        same = torch.equal(trained.decode_indices(before.indices), fresh.decode_indices(before.indices))
+    require(same, "after load_state_dict the same indices decode to other latents")
+    return f"{len(trained.state_dict())} tensors give the same codes in a new instance"

@@ -1,0 +1,87 @@
+"""What every quantizer must hold to, checked on small inputs in seconds: the suite behind `vqbench check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vqbench.checks import codes_hold as check_codes
+from vqbench.checks import training_holds as check_training
+from vqbench.checks.toy import NotApplicableError, Trial
+from vqbench.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Property:
+    """One line of the suite's answer."""
+
+    name: str
+    passed: bool | None
+    """None where the property does not apply."""
+    detail: str
+    """What was seen; for a failure, what was expected besides."""
+
+
+PROPERTIES: dict[str, Callable[[Trial], str]] = {
+    "shapes and types": check_codes.shapes,
+    "index range": check_codes.index_range,
+    "decode_indices agrees": check_codes.decode_agrees,
+    "eval is deterministic": check_codes.eval_deterministic,
+    "eval has no side effects": check_codes.eval_no_side_effects,
+    "eval ignores other images": check_codes.eval_ignores_other_images,
+    "gradient reaches encoder": check_training.gradient_to_encoder,
+    "gradient routes": check_training.gradient_routes,
+    "bfloat16 parity": check_codes.bfloat16_parity,
+    "state dict restores codes": check_codes.state_dict_restores,
+    "exact resume": check_training.exact_resume,
+    "loss of a doubled batch": check_training.loss_of_doubled_batch,
+    "leaves the seed alone": check_training.leaves_the_seed_alone,
+    "same on two ranks": check_training.same_on_two_ranks,
+}
+
+
+def _check(name: str, trial: Trial, check: Callable[[Trial], str]) -> Property:
+    try:
+        return Property(name, True, check(trial))
+    except NotApplicableError as reason:
+        return Property(name, None, str(reason))
+    except AssertionError as error:
+        return Property(name, False, str(error) or "an assertion of the method failed")
+    except Exception as error:
+        last = (str(error).strip().splitlines() or [""])[-1]
+        return Property(name, False, f"{type(error).__name__}: {last}")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # On inputs this small threads only wait for each other: on a busy machine many times longer than the sums take.
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def check_method(name: str, plugin: Path | None = None, only: Iterable[str] | None = None) -> list[Property]:
+    """Hold one method, or method@preset, to the contract of `vqbench.quantizer`; about ten seconds on one core.
+
+    `plugin` is the file that defines it, where it is not installed; `only` names some of PROPERTIES. The random
+    state is left as it was. Raises UsageError where the method is unknown or its file does not import.
+    """
+    if plugin is not None:
+        METHODS.add_file(plugin)
+    trial = Trial(name)
+    chosen = PROPERTIES if only is None else {p: PROPERTIES[p] for p in only}
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        return [_check(property_name, trial, check) for property_name, check in chosen.items()]
+
+
+def render(properties: Iterable[Property]) -> str:
+    """One line per property: pass, FAIL or n/a, its name, what was seen."""
+    word = {True: "pass", False: "FAIL", None: "n/a "}
+    return "\n".join(f"{word[p.passed]}  {p.name:<25}  {p.detail}" for p in properties)

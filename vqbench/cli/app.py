@@ -1,0 +1,552 @@
+"""The command line: options become one frozen request, which goes to a plain function.
+
+Nothing heavy is imported before a command needs it, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqbench import arguments
+from vqbench.cli.compare import compare
+from vqbench.cli.options import (
+    DataRoot,
+    DatasetName,
+    InceptionWeights,
+    Lpips,
+    LpipsWeights,
+    Metrics,
+    Plugins,
+    RecipeName,
+    RunOptions,
+    Runs,
+    Settings,
+    ValidationImages,
+    complete_methods,
+    takes_run_options,
+)
+from vqbench.cli.report import report
+from vqbench.cli.sweep_options import (
+    MaxImages,
+    Objective,
+    Pruner,
+    Resume,
+    SameBits,
+    Sampler,
+    SamplerSeed,
+    Space,
+    Storage,
+    SweepName,
+    Timeout,
+    Trials,
+    TrialsPerMethod,
+)
+from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
+from vqbench.machine import interrupts, streams
+from vqbench.machine.home import working_folder
+from vqbench.registry import DATASETS, METHODS, add_plugin
+from vqbench.wording import counted, masked, reason_of_library
+
+if TYPE_CHECKING:
+    from vqbench.planning.request import RunRequest
+    from vqbench.sweeps.request import SweepRequest
+
+app = typer.Typer(
+    name="vqbench",
+    help="Compare vector-quantization image tokenizers on equal terms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from vqbench import __version__
+
+        print(f"vqbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    working_folder()
+    for path in filter(None, os.environ.get("VQBENCH_PLUGINS", "").split(os.pathsep)):
+        try:
+            add_plugin(Path(path))
+        except UsageError as error:  # it was not named in this command, so it must not stop it
+            streams.say(f"warning: VQBENCH_PLUGINS: {error.what}")
+
+
+def _add_plugins(plugins: list[Path] | None) -> None:
+    for path in plugins or ():
+        add_plugin(path)
+
+
+@app.command()
+@takes_run_options
+def run(
+    options: RunOptions,
+    methods: Annotated[
+        list[str],
+        typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
+                     help="Methods to compare, NAME or NAME@PRESET, between commas or repeated."),
+    ],
+) -> None:  # fmt: skip
+    """Train and compare methods: the same images, order, budget, backbone and losses for all."""
+    request = options.request(methods)
+    _show_plan(request, options.as_json, options.probe) if options.dry_run else _run(request, options.as_json)
+
+
+@app.command()
+@takes_run_options
+def ablate(
+    options: RunOptions,
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", autocompletion=complete_methods, help="NAME or NAME@PRESET.")
+    ],
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="The full method without all of these components.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="The full method with these components alone.")
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Without each component in turn; the default.")
+    ] = False,
+    add_one_in: Annotated[
+        bool, typer.Option("--add-one-in", help="All components off, and each of them alone.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every subset of the components.")] = False,
+    rows: Annotated[
+        str, typer.Option(metavar="paper", help="paper: the rows of the paper's table, published values beside.")
+    ] = "",
+) -> None:
+    """Switch components of a method off, one row each: what is a component worth?"""
+    from vqbench.cli.terminal import TerminalView, print_ablation
+    from vqbench.planning.ablation_rows import AblateRequest, as_run, make_rows
+    from vqbench.running.ablate import execute_ablation
+    from vqbench.running.run import make_tracker
+
+    request = arguments.asked(
+        AblateRequest,
+        run=options.request(method),
+        drop=drop,
+        keep=keep,
+        leave_one_out=leave_one_out,
+        add_one_in=add_one_in,
+        every=every,
+        rows=rows,
+    )
+    if options.dry_run:
+        selected, left_out = make_rows(request)
+        for note in left_out:
+            streams.say(f"note: {note}")
+        _show_plan(as_run(request, selected), options.as_json, options.probe)
+        return
+    with TerminalView() as view:
+        ablation = execute_ablation(request, view, make_tracker(request.run))
+    if options.as_json:
+        from vqbench.reports.ablation import objects
+
+        for row in objects(ablation.rows):
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_ablation(ablation)
+    if ablation.outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@takes_run_options
+def sweep(
+    options: RunOptions,
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHODS", autocompletion=complete_methods, help="NAME or NAME@PRESET, between commas."),
+    ] = None,
+    space: Space = None,
+    trials: Trials = None,
+    trials_per_method: TrialsPerMethod = None,
+    objective: Objective = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    sampler_seed: SamplerSeed = None,
+    storage: Storage = "",
+    same_bits: SameBits = False,
+    timeout: Timeout = "",
+    max_images: MaxImages = None,
+    sweep_name: SweepName = "",
+    resume: Resume = "",
+) -> None:
+    """Search for good settings of each method, with the same number of trials for all."""
+    from vqbench.sweeps.request import SweepRequest, given, one_name
+
+    request = arguments.asked(
+        SweepRequest,
+        run=options.request(methods),
+        spaces=space,
+        trials=trials,
+        trials_per_method=trials_per_method,
+        objectives=objective,
+        storage=storage,
+        same_bits=same_bits,
+        timeout=timeout,
+        max_images=max_images,
+        name=one_name(resume, sweep_name),
+        resume=bool(resume),
+        **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
+    )
+    if options.dry_run:
+        _show_sweep_plan(request, options.as_json, options.probe)
+    else:
+        _sweep(request, options.as_json)
+
+
+def _sweep(request: SweepRequest, as_json: bool) -> None:
+    from vqbench.cli.terminal import TerminalView, print_sweep
+    from vqbench.running.run import make_tracker
+    from vqbench.sweeps.sweep import execute_sweep
+
+    with TerminalView() as view:
+        report = execute_sweep(request, view, make_tracker(request.run))
+    if as_json:
+        for row in report.rows:
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_sweep(report)
+    if report.without_best:
+        raise typer.Exit(1)
+
+
+def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
+    from vqbench.cli.terminal import TerminalView
+    from vqbench.cli.terminal_plans import print_sweep_costs, print_sweep_plan
+    from vqbench.sweeps.costs import probe_sweep
+    from vqbench.sweeps.forecast import describe_studies, forecast
+    from vqbench.sweeps.sweep import plan_sweep
+
+    with TerminalView() as view:
+        plan = plan_sweep(request, view, dry=not with_costs)
+        for note in plan.notes:
+            view.note(note)
+        found = forecast(plan, guess=with_costs)
+        costs = probe_sweep(plan, found, view) if with_costs else None
+    studies = describe_studies(plan, found)
+    if as_json:
+        for study in studies:
+            cost = costs.of_a_study.get(study["study"]) if costs is not None else None
+            print(json.dumps(study | ({"cost": cost} if cost else {}), allow_nan=False))
+    else:
+        print_sweep_plan(studies, plan)
+        if costs is not None:
+            print_sweep_costs(costs)
+    if costs is not None and costs.failed:
+        raise typer.Exit(1)
+
+
+def _run(request: RunRequest, as_json: bool) -> None:
+    from vqbench.cli.terminal import TerminalView, print_comparison
+    from vqbench.running.run import execute, make_tracker
+
+    with TerminalView() as view:
+        outcome = execute(request, view, make_tracker(request))
+    if as_json:
+        for row in outcome.rows:
+            print(json.dumps(row, allow_nan=False))
+    else:
+        print_comparison(outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> None:
+    from vqbench.cli.terminal import TerminalView
+    from vqbench.cli.terminal_plans import print_costs, print_plan
+    from vqbench.running.execution import row_of
+    from vqbench.running.probing import probe_costs
+    from vqbench.running.run import prepare_plan
+
+    with TerminalView() as view:
+        plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
+        costs = probe_costs(request, plan, view) if with_costs else None
+    if as_json:
+        for i, cell in enumerate(plan.cells):
+            cost = {"cost": costs.cells[i].as_dict()} if costs is not None else {}
+            print(json.dumps(row_of(cell, cell.state) | cost, allow_nan=False))
+    else:
+        print_plan(plan)
+        if costs is not None:
+            print_costs(costs)
+    if costs is not None and costs.failed:
+        raise typer.Exit(1)
+
+
+@app.command("methods")
+def list_methods(plugin: Plugins = None) -> None:
+    """List the methods: name, paper, components, where they come from."""
+    from vqbench.cli.terminal_lists import print_outlines
+
+    _add_plugins(plugin)
+    print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
+
+
+@app.command("datasets")
+def list_datasets(plugin: Plugins = None) -> None:
+    """List the datasets and where they come from."""
+    from vqbench.cli.terminal_lists import print_outlines
+
+    _add_plugins(plugin)
+    print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
+
+
+@app.command("metrics")
+def list_metrics(plugin: Plugins = None) -> None:
+    """List the metrics: name, title and better direction, what they are, where they come from."""
+    from vqbench.cli.terminal_lists import print_metrics
+
+    _add_plugins(plugin)
+    print_metrics()
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the recipes."""
+    from vqbench.cli.terminal_lists import print_recipes
+    from vqbench.recipe import load_recipe, recipe_names
+
+    print_recipes([load_recipe(name) for name in recipe_names()])
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")], plugin: Plugins = None
+) -> None:
+    """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
+    from vqbench.cli.terminal_lists import print_method, print_recipe
+    from vqbench.recipe import recipe_names
+
+    _add_plugins(plugin)
+    if name in recipe_names() or name.endswith((".yaml", ".yml")):
+        print_recipe(name)
+        return
+    if name not in METHODS:
+        known = [*METHODS.names(), *recipe_names()]
+        raise unknown("method or recipe", name, known, "`vqbench methods` and `vqbench recipes` list them")
+    print_method(name)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method's name, or a file that registers one.")],
+    plugin: Plugins = None,
+) -> None:
+    """Hold a method to the contract of a quantizer; one line per property."""
+    _add_plugins(plugin)
+    names: tuple[str, ...] = (method,)
+    if method.endswith(".py") or os.sep in method:
+        names = add_plugin(Path(method))[METHODS.kind]
+        if not names:
+            raise UsageError(f"{method} registers no method", 'decorate a class with @METHODS.register("name")')
+    from vqbench.checks.suite import check_method, render
+    from vqbench.cli.terminal import print_text
+
+    failed = False
+    for name in names:
+        properties = check_method(name, METHODS.file_of(name))
+        print_text(f"{name}\n{render(properties)}")
+        failed |= any(p.passed is False for p in properties)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    dataset: DatasetName,
+    data_root: DataRoot = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    plugin: Plugins = None,
+    validation_images: ValidationImages = None,
+    metrics: Metrics = None,
+    lpips: Lpips = None,
+    inception_weights: InceptionWeights = None,
+    lpips_weights: LpipsWeights = None,
+) -> None:
+    """Check and cache the data and weights that a run needs, before a machine goes offline."""
+    from vqbench.cli.terminal import TerminalView, print_text
+    from vqbench.planning.preflight import prepare_everything
+    from vqbench.planning.request import RunRequest
+
+    request = arguments.asked(
+        RunRequest,
+        dataset=dataset,
+        data_root=data_root,
+        recipe=recipe,
+        settings=settings,
+        plugins=plugin,
+        metrics=metrics,
+        lpips=lpips,
+        inception_weights=inception_weights,
+        lpips_weights=lpips_weights,
+        validation_images=validation_images,
+    )
+    _add_plugins(plugin)
+    with TerminalView() as view:
+        lines = prepare_everything(request, view.note, view.preparing)
+    print_text("\n".join(lines))
+
+
+@app.command()
+def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeights = None) -> None:
+    """Look at this machine: device, versions, weights, and metric values with known answers."""
+    from vqbench.checks.doctor import diagnose, exit_code, render
+    from vqbench.cli.terminal import print_text
+
+    findings = diagnose(inception_weights, lpips_weights)
+    print_text(render(findings))
+    if code := exit_code(findings):
+        raise typer.Exit(code)
+
+
+app.command()(compare)
+app.command()(report)
+
+
+@app.command()
+def sync(runs: Runs = Path("runs")) -> None:
+    """Send to MLflow what it missed while it was away."""
+    from vqbench.tracking.server import tracking_uri
+    from vqbench.tracking.tracker import sync as send
+
+    if not runs.is_dir():
+        raise UsageError(f"there is no runs directory {runs}", "give the one that holds your results: --runs DIR")
+    try:
+        report = send(runs)
+    except VQBenchError:
+        raise
+    except Exception as error:
+        uri = tracking_uri(runs)
+        what = f"no tracking server at {masked(uri)}: {reason_of_library(error, uri)}"
+        raise UsageError(what, "look at MLFLOW_TRACKING_URI") from None
+    print(f"{counted(report.cells, 'cell')} up to date at {masked(tracking_uri(runs))}")
+    for note in report.notes:
+        streams.say(f"note: {note}")
+    for problem in report.problems:
+        streams.say(f"not sent: {problem}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The experiment to open; by default the newest.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1; 0 takes a free one.")] = 5000,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, from a terminal.")] = True,
+) -> None:
+    """Open MLflow's own page on the results: runs as a table, curves of all methods; Ctrl-C ends it."""
+    from vqbench.tracking.ui import serve
+
+    serve(runs, port, name, browser)
+
+
+def _report(what: str, hint: str) -> None:
+    streams.say(f"error: {what}\nhint: {hint}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors become two lines and an exit code (2 usage, 1 a failed cell, 130 Ctrl-C, 143 SIGTERM).
+
+    1 is also the code of a command whose answer could not be printed; what it trained or wrote is in its place.
+    """
+    streams.open_standard()
+    interrupts.hear()
+    words = sys.argv[1:] if arguments is None else arguments
+    code = _exit_code(lambda: app(args=words, prog_name="vqbench", standalone_mode=False), words)
+    problem = streams.lost()
+    if problem is not None:
+        if problem.errno != errno.EPIPE:  # whoever reads has seen enough, as `| head` does
+            _report(
+                f"the answer could not be printed to standard output: {problem.strerror}",
+                "nothing else is lost: the same command with another output (`> FILE`) prints it",
+            )
+        code = code or 1
+    sys.exit(code)
+
+
+# click's classes, whether typer brings them itself or imports them
+_BadUsage: Any = typer.BadParameter.__base__
+_ClickError: Any = _BadUsage.__base__
+
+
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.EMFILE, errno.EFBIG),
+}
+"""What a disk says that is full, broken, not ours to write to or asked for too much: no fault of vqbench."""
+
+
+def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
+    try:
+        for argument in arguments:
+            require_utf8(argument)  # a command is recorded as it was typed
+        code = call()
+        if code == 130:  # typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
+        return int(code) if isinstance(code, int) else 0
+    except VQBenchError as error:
+        if "--debug" in arguments:
+            return _report_traceback(error)
+        _report(error.what, error.hint)
+        return error.exit_code
+    except _ClickError as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        _report(interrupts.reason(), "the same command goes on from the last checkpoint")
+        return interrupts.exit_code()
+    except Exception as error:
+        if "--debug" in arguments:
+            return _report_traceback(error)
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            where = f" ({error.filename})" if error.filename else ""
+            _report(
+                f"{error.strerror}{where}",
+                f"{remedy(error)}, then give the same command again: it goes on where it was",
+            )
+            return 1
+        _report(f"{type(error).__name__}: {error}", "this is a bug of vqbench; `vqbench --debug …` shows the traceback")
+        return 1
+
+
+def _report_traceback(error: Exception) -> int:
+    streams.say("".join(traceback.format_exception(error)).rstrip())
+    return 1
+
+
+def _report_usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return 2
+    command = context.command_path if context is not None else "vqbench"
+    _report(error.format_message().replace("\n", " ").rstrip("."), f"`{command} --help` lists the options")
+    return 2

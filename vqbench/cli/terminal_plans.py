@@ -1,0 +1,115 @@
+"""What a dry run shows on stdout: cells and their states, studies of a sweep, and what they will cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from vqbench.cli.terminal import Columns, make_console
+from vqbench.wording import counted
+
+if TYPE_CHECKING:
+    from vqbench.planning.cost import MethodCost, PlanCost
+    from vqbench.planning.plan import Plan
+    from vqbench.sweeps.costs import SweepCosts
+    from vqbench.sweeps.plan import SweepPlan
+
+
+def print_sweep_plan(studies: list[dict[str, Any]], plan: SweepPlan) -> None:
+    """The studies of a sweep, and what each draws."""
+    console, table = make_console(), Columns(("study", "trials", "told", "cells left", "parameter", "drawn from"))
+    for study in studies:
+        lines = list(study["parameters"].items()) or [("–", "–")]
+        cells = ", ".join(f"{n} {state}" for state, n in study["cells"].items()) or "–"
+        for i, (name, domain) in enumerate(lines):
+            first = (study["study"], str(study["trials"]), str(study["told"]), cells) if i == 0 else ("",) * 4
+            table.add(*map(Text, (*first, name, domain)))
+    table.print(console)
+    total, seeds = sum(study["left"] for study in studies), len(plan.request.run.seeds)
+    images, each = total * seeds * plan.base.recipe.images, "a cell" if seeds == 1 else counted(seeds, "cell")
+    console.print(f"\n{counted(total, 'trial')} left, of {each} each: {images:,} training images at most")
+    console.print(Text(f"objective {', '.join(plan.request.objectives)}; sampler {plan.request.sampler}"))
+    console.print(Text(f"protocol {plan.base.protocol.name} {plan.base.protocol.hash}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells of a plan and what is known of each."""
+    console, table = make_console(), Columns(("cell", "method", "seed", "state"))
+    for cell in plan.cells:
+        table.add(cell.folder.name, cell.label, str(cell.seed), cell.state)
+    table.print(console)
+    counts = Counter(cell.state for cell in plan.cells)
+    states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    console.print(f"\n{counted(len(plan.cells), 'cell')}: {states}")
+    recipe = plan.recipe
+    console.print(
+        Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}")
+    )
+    console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
+    console.print(Text(f"results {plan.folder}"), soft_wrap=True)
+
+
+def print_sweep_costs(costs: SweepCosts) -> None:
+    """What the trials of a sweep that are left will cost, and between what that lies where they are not drawn yet."""
+    if not costs.expected.cells:
+        make_console().print("\nnothing is left to train")
+        return
+    print_costs(costs.expected)
+    if costs.undrawn and not costs.failed:
+        least, most = (_hours(hours) for hours in costs.device_hours)
+        make_console().print(
+            Text(f"{counted(costs.undrawn, 'cell')} of these may be drawn otherwise: in all {least} "
+                 f"{costs.expected.unit} if they are as the cheapest, {most} if as the dearest")
+        )  # fmt: skip
+
+
+def print_costs(costs: PlanCost) -> None:
+    """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
+    unit = costs.unit
+    numbers = ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk")
+    table = Columns(("method", *numbers), (False, *(True for _ in numbers)))
+    rows = costs.methods()
+    for row in rows:
+        table.add(*_cost_cells(row))
+    if costs.reference_seconds:
+        hours = costs.total().device_hours - sum(row.device_hours for row in rows)
+        size = _bytes(costs.reference_bytes)
+        table.add("reference features, once", "", "", "", _hours(hours), size, "")
+    table.add(*_cost_cells(costs.total(), measured=not costs.failed), style="bold")
+    console = make_console()
+    console.print()
+    table.print(console)
+    if costs.device_name is not None:
+        each = ", one cell after the other" if unit == "CPU-hours" else ""
+        console.print(Text(f"\nfrom 20 steps of each method on {costs.device_name}{each}"))
+    for row in rows:
+        if row.problem is not None:
+            console.print(Text(f"failed {row.label}: {row.problem}", style="red"))
+            console.print(Text(f"  hint: {row.hint}"), soft_wrap=True)
+
+
+def _cost_cells(row: MethodCost, measured: bool = True) -> list[str]:
+    name = row.label if row.problem is None or row.label == "total" else f"{row.label} (failed)"
+    if row.problem is not None and not row.seconds:
+        return [name, str(row.cells), *["–"] * 5]
+    least = "" if measured else "> "  # a method is missing from it
+    per_cell = f"{row.seconds / row.cells:.0f}" if row.cells and row.label != "total" else ""
+    rate = f"{row.images_per_s:.1f}" if row.images_per_s and row.label != "total" else ""
+    sizes = [least + _bytes(size) for size in (row.disk_bytes, row.peak_bytes)]
+    return [name, str(row.cells), per_cell, rate, least + _hours(row.device_hours), *sizes]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _bytes(size: float) -> str:
+    """Decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

@@ -1,0 +1,348 @@
+"""One pass over a split: encode → indices → decode → 8 bits, and every metric from that one reconstruction."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.inputs import to_input
+from vqbench.machine.home import home as default_home
+from vqbench.metrics.codes import CodeHistogram, code_scores
+from vqbench.metrics.definitions import companions, metric, refuse_few_images, too_small, weights_of
+from vqbench.metrics.extraction import FeatureExtractor, load_extractor, reference_features, to_planes
+from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
+from vqbench.metrics.weights import pin_of, require_weights
+from vqbench.precision import plain_float32
+from vqbench.results.kept_images import kept_positions
+from vqbench.tokenizer import Coder
+
+Pixels = NDArray[np.uint8]
+"""(N, R, R, 3) uint8 images."""
+_Made = TypeVar("_Made")
+
+
+class Codec(Protocol):
+    """What evaluation asks of a tokenizer; its quantizer tells codebook_size, num_codebooks and bits_per_token.
+
+    One that is a `Coder` may have a continuous path besides, which is scored too.
+    """
+
+    quantizer: Any
+
+    def to_indices(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) in [-1, 1] → indices."""
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """Indices → (B, 3, R, R)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass found."""
+
+    scores: dict[str, float]
+    """Every value is finite, so it is valid JSON."""
+    per_image: pd.DataFrame
+    """`id`, one column per per-image score, `codes`: how many different codes (tuples, for G codebooks) it uses."""
+    histogram: NDArray[np.int64]
+    """(G, K) counts over the whole split."""
+    indices: NDArray[np.unsignedinteger]
+    """(N, tokens of an image, G) code of every token, in the smallest type that holds K."""
+    reconstructions: Pixels
+    """Of the images at `kept_positions`."""
+    features: NDArray[np.float32] | None
+    """(N, 2048) Inception features of the reconstructions, or None where no metric compares them."""
+    reference_features: NDArray[np.float32] | None
+    """Those of the images themselves, in the same order."""
+    encode_images_per_s: float
+    decode_images_per_s: float
+
+
+@contextmanager
+def _eval_mode(tokenizer: Codec) -> Iterator[None]:
+    """In eval mode; afterwards each module's own training mode is back."""
+    modules = list(tokenizer.modules()) if isinstance(tokenizer, nn.Module) else []
+    before = [module.training for module in modules]
+    if isinstance(tokenizer, nn.Module):
+        tokenizer.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
+
+
+@dataclass
+class _Stopwatch:
+    """Images per second of one stage. The first batch warms up (cuDNN, allocator) and counts only if it is alone."""
+
+    device: torch.device
+    batches: list[tuple[int, float]] = field(default_factory=list)
+
+    def run(self, stage: Callable[[Tensor], _Made], argument: Tensor) -> _Made:
+        self._synchronize()
+        start = time.perf_counter()
+        result = stage(argument)
+        self._synchronize()
+        self.batches.append((len(argument), time.perf_counter() - start))
+        return result
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def images_per_s(self) -> float:
+        counted = self.batches[1:] or self.batches
+        return sum(n for n, _ in counted) / max(sum(s for _, s in counted), 1e-9)
+
+
+def to_8_bits(images: Tensor) -> Tensor:
+    """Images in [-1, 1] → clamped and rounded to uint8."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_size: int) -> None:
+    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or pixels.shape[1] != pixels.shape[2]:
+        raise ValueError(f"pixels must be uint8 (N, R, R, 3), not {pixels.dtype} {pixels.shape}")
+    if len(ids) != len(pixels) or batch_size < 1:
+        raise ValueError(f"{len(pixels)} images need as many ids, not {len(ids)}, and a batch of at least one image")
+    if len(pixels) == 0:
+        raise UsageError("the validation split holds no image", "give a dataset with validation images")
+    refuse_few_images(metrics, len(pixels))
+    for name in metrics:
+        if too_small(name, pixels.shape[1]):
+            raise UsageError(
+                f"{name} is defined from {metric(name).min_resolution} pixels a side, the images have "
+                f"{pixels.shape[1]}",
+                f"leave {name} out of the metrics, or raise the resolution",
+            )
+
+
+def _encode(tokenizer: Codec, images: Tensor) -> tuple[Tensor, Callable[[], Tensor] | None]:
+    """Indices and, where the method has a continuous path, what decodes the latents that they are of."""
+    if not isinstance(tokenizer, Coder):
+        return tokenizer.to_indices(images), None
+    quantized = tokenizer.quantize(images)
+    if quantized.continuous is None or quantized.continuous_weight == 0:  # no path, or one that nobody trains
+        return quantized.indices, None
+    return quantized.indices, functools.partial(tokenizer.from_latents, quantized.continuous)
+
+
+def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = "") -> None:
+    if images.shape != expected:
+        what = f"decode gave {tuple(images.shape)} for images {tuple(expected)}"
+        raise VQBenchError(what, "`vqbench check` shows what breaks it")
+    bad = (~torch.isfinite(images)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise VQBenchError(
+            f"the reconstruction of image {ids[bad[0]]}{source} has non-finite values (NaN or infinity)",
+            "training diverged: lower the learning rate, or see the curves of the cell",
+        )
+
+
+class _Reconstructions:
+    """What accumulates over the reconstructions of one path: values for each image, and features."""
+
+    def __init__(self, metrics: Iterable[Metric], extractors: Mapping[str, FeatureExtractor]) -> None:
+        listed = list(metrics)
+        self.pairs = [known for known in listed if isinstance(known, PairMetric)]
+        self.of_features = [known for known in listed if isinstance(known, FeatureMetric)]
+        self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
+        self._extract = {known.extractor: extractors[known.extractor] for known in self.of_features}
+        self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
+
+    def add(self, references: Tensor, reconstructions: Tensor) -> None:
+        """8-bit references and reconstructions (B, 3, R, R) of one batch."""
+        for known in self.pairs:
+            self.columns[known.name] += _values(known, references, reconstructions)
+        for name, extract in self._extract.items():
+            self._features[name].append(extract(reconstructions))
+
+    def features(self, extractor: str) -> NDArray[np.float32] | None:
+        """(N, D), or None where no metric asked for them."""
+        parts = self._features.get(extractor)
+        return np.concatenate(parts) if parts else None
+
+    def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Of all images; `references` are their features, by extractor. None of a path that no image took."""
+        scores = {name: float(np.mean(values)) for name, values in self.columns.items() if values}
+        for known in self.of_features:
+            if (found := self.features(known.extractor)) is not None:
+                scores[known.name] = float(known.score(references[known.extractor], found))
+        return scores
+
+
+def _values(known: PairMetric, references: Tensor, reconstructions: Tensor) -> list[float]:
+    values = known.score(references, reconstructions)
+    if values.shape != (len(references),):
+        what = f"metric '{known.name}' gave {tuple(values.shape)} for {len(references)} images"
+        raise VQBenchError(what, f"its `score` must return one value for each, ({len(references)},)")
+    return values.tolist()
+
+
+class _Pass:
+    """One tokenizer over batches of images, each encoded and decoded once: all that the metrics are made of."""
+
+    def __init__(
+        self,
+        tokenizer: Codec,
+        asked: Sequence[Metric],
+        beside: Sequence[Metric],
+        extractors: Mapping[str, FeatureExtractor],
+        wanted: Iterable[int],
+        device: torch.device,
+    ) -> None:
+        quantizer = tokenizer.quantizer
+        self.tokenizer, self.wanted = tokenizer, set(wanted)
+        self.encoding, self.decoding = _Stopwatch(device), _Stopwatch(device)
+        self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
+        self.decoded = _Reconstructions(asked, extractors)
+        self.continuous = _Reconstructions(beside, extractors) if beside else None
+        self.codes: list[int] = []
+        self.indices: list[NDArray[np.unsignedinteger]] = []
+        self.kept: dict[int, Pixels] = {}
+
+    def add(self, images: Tensor, ids: Sequence[object]) -> None:
+        """One batch of 8-bit images (B, 3, R, R)."""
+        indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
+        reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
+        _check_reconstruction(reconstructions, images.shape, ids)
+        rounded, first = to_8_bits(reconstructions), len(self.codes)
+        self._count(indices)
+        self.decoded.add(images, rounded)
+        for i in self.wanted & set(range(first, len(self.codes))):
+            self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
+        if undiscretised is not None and self.continuous is not None:
+            without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
+            _check_reconstruction(without_codes, images.shape, ids, " without quantization")
+            self.continuous.add(images, to_8_bits(without_codes))
+
+    def _count(self, indices: Tensor) -> None:
+        self.histogram.update(indices)
+        by_position = indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
+        self.codes += [len(torch.unique(image, dim=0)) for image in by_position]
+        self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
+
+    @property
+    def columns(self) -> dict[str, list[float]]:
+        """Metric → the values of the images, of paths that there are."""
+        beside = self.continuous.columns if self.continuous is not None else {}
+        return self.decoded.columns | {name: values for name, values in beside.items() if values}
+
+    def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Of metrics over reconstructions; `references` are the features of all images, by extractor."""
+        beside = self.continuous.scores(references) if self.continuous is not None else {}
+        return self.decoded.scores(references) | beside
+
+
+def _loaded(
+    metrics: Iterable[Metric], explicit: Mapping[str, Path | None], device: torch.device, home: Path
+) -> dict[str, FeatureExtractor]:
+    """Load what `metrics` need: networks become theirs, extractors are returned by name. Each file is read once."""
+    extractors: dict[str, FeatureExtractor] = {}
+    networks: dict[str, nn.Module] = {}
+    for known in metrics:
+        weights = weights_of(known)
+        given = explicit.get(pin_of(weights).option) if weights else None
+        if known.extractor and known.extractor not in extractors:
+            extractors[known.extractor] = load_extractor(known.extractor, given, device, home)
+        if isinstance(known, PairMetric) and weights:
+            if weights not in networks:
+                networks[weights] = known.load(require_weights(weights, given, False, home), home).to(device).eval()
+            known.network = networks[weights]
+    return extractors
+
+
+def _refuse_not_finite(
+    scores: Mapping[str, float], columns: Mapping[str, Sequence[float]], ids: Sequence[object]
+) -> None:
+    for name, values in columns.items():
+        if bad := [i for i, value in enumerate(values) if not np.isfinite(value)]:
+            raise VQBenchError(f"metric '{name}' of image {ids[bad[0]]} is {values[bad[0]]}", "mend its `score`")
+    for name, value in scores.items():
+        if not np.isfinite(value):
+            raise VQBenchError(f"metric '{name}' is {value}", "mend its `score`")
+
+
+def evaluate(
+    tokenizer: Codec,
+    pixels: Pixels,
+    ids: Sequence[object],
+    *,
+    metrics: Sequence[str],
+    validation_digest: str,
+    inception_weights: Path | None = None,
+    lpips_weights: Path | None = None,
+    device: torch.device | None = None,
+    batch_size: int = 16,
+    home: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score a tokenizer on validation images, each of them once.
+
+    pixels: uint8 (N, R, R, 3) after crop and resize; they are both input and reference. The tokenizer is moved to
+    `device`, runs in eval mode and float32, and has its training mode back afterwards. `progress(done, total)`
+    counts images, those whose reference features are made too. Raises UsageError for missing weights or images
+    too small for a metric, VQBenchError for an index outside the codebook or a reconstruction that is not finite.
+    """
+    _check(pixels, ids, metrics, batch_size)
+    device, home = device or torch.device("cpu"), home or default_home()
+    asked, beside = ([copy.copy(metric(name)) for name in names] for names in (metrics, companions(metrics)))
+    explicit = {"inception_weights": inception_weights, "lpips_weights": lpips_weights}
+    extractors = _loaded([*asked, *beside], explicit, device, home)
+    kept = kept_positions(len(pixels), pixels.shape[1])
+    seen = _Pass(tokenizer, asked, beside, extractors, kept, device)
+    step = _counter(progress, len(pixels) * (1 + len(extractors)))
+    if isinstance(tokenizer, nn.Module):
+        tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
+    with torch.inference_mode(), plain_float32(device), _eval_mode(tokenizer):
+        references = {
+            name: reference_features(extract, pixels, validation_digest, home, step)
+            for name, extract in extractors.items()
+        }
+        for start in range(0, len(pixels), batch_size):
+            images = to_planes(pixels[start : start + batch_size], device)
+            seen.add(images, ids[start : start + batch_size])
+            step(len(images))
+        of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
+    facts = CodeFacts(float(tokenizer.quantizer.bits_per_token), len(pixels), pixels.shape[1] * pixels.shape[2])
+    scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], seen.histogram.counts, facts)
+    scores |= seen.scores(references) | of_codec
+    _refuse_not_finite(scores, seen.columns, ids)
+    return Evaluation(
+        scores=scores,
+        per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
+        histogram=seen.histogram.counts,
+        indices=np.concatenate(seen.indices),
+        reconstructions=np.stack([seen.kept[i] for i in kept]),
+        features=seen.decoded.features("inception"),
+        reference_features=references.get("inception"),
+        encode_images_per_s=seen.encoding.images_per_s,
+        decode_images_per_s=seen.decoding.images_per_s,
+    )
+
+
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def step(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, total)
+
+    return step

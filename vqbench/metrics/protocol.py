@@ -1,0 +1,114 @@
+"""The protocol: everything about evaluation that is held equal. Two results compare only under one protocol hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric
+from vqbench.metrics.weights import BACKBONES, INCEPTION, LPIPS_HEADS
+
+CENTRE_CROP = "centre square"
+LANCZOS = "PIL Lanczos, short side to the resolution"
+ROUNDING = "reconstructions clamped to [-1, 1], then round(127.5 (x + 1)), to 8 bits, once, before every metric"
+
+
+def _sentences() -> dict[str, str]:
+    return {name: metric(name).sentence for name in IN_PROTOCOL}
+
+
+def pinned_weights() -> dict[str, str]:
+    """Every network that a metric uses → the digest under which it is pinned."""
+    backbones = {f"lpips_{net}": f"{pin.digest}, heads {LPIPS_HEADS[net]}" for net, pin in BACKBONES.items()}
+    return {INCEPTION.name: INCEPTION.digest, **backbones}
+
+
+class Hashed:
+    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content."""
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """First 12 hex digits of the sha256 of the protocol's canonical JSON."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what the hash is taken of."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Protocol(Hashed):
+    """What a number was measured on and how.
+
+    All definitions and weights of v1 are pinned, whichever metrics a run computes: computing LPIPS later does not
+    change the hash. Metrics that came later have a digest of their own (`vqbench.metrics.definitions`).
+    """
+
+    name: str
+    """Dataset, resolution and version of the definitions: "photos-32-v1"."""
+    dataset: str
+    split_rule: str
+    """How the validation images were chosen, in words."""
+    validation_digest: str
+    """Digest of the validation images."""
+    n_images: int
+    """rFID depends on it: fewer images give a larger one."""
+    resolution: int
+    crop: str = CENTRE_CROP
+    resize: str = LANCZOS
+    rounding: str = ROUNDING
+    version: str = VERSION
+    definitions: Mapping[str, str] = field(default_factory=_sentences)
+    weights: Mapping[str, str] = field(default_factory=pinned_weights)
+
+    def describe(self) -> str:
+        """A few lines for a person."""
+        size = f"{self.resolution}×{self.resolution}"
+        return "\n".join(
+            (
+                f"protocol {self.name} ({self.hash})",
+                f"  {self.n_images} validation images of {self.dataset}, {size}, each once",
+                f"  split: {self.split_rule}",
+                f"  crop: {self.crop}; resize: {self.resize}",
+                f"  rounding: {self.rounding}",
+                f"  images {self.validation_digest[:12]}, Inception {self.weights['inception'][:12]}, "
+                f"definitions {self.version} (docs/protocol.md)",
+                *(f"  {text}" for text in cautions(IN_PROTOCOL, self.n_images).values()),
+            )
+        )
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def protocol_for(
+    protocol_name: str,
+    resolution: int,
+    validation_digest: str,
+    n_images: int,
+    split_rule: str,
+    crop: str = CENTRE_CROP,
+    resize: str = LANCZOS,
+) -> Protocol:
+    """The protocol of a dataset at a resolution.
+
+    `protocol_name` is the dataset's part of the name ("photos"; "ffhq-6to1" where the split is not the official
+    one): the resolution and the version are appended.
+    """
+    return Protocol(
+        name=f"{protocol_name}-{resolution}-{VERSION}",
+        dataset=protocol_name,
+        split_rule=split_rule,
+        validation_digest=validation_digest,
+        n_images=n_images,
+        resolution=resolution,
+        crop=crop,
+        resize=resize,
+    )

@@ -1,0 +1,46 @@
+"""A cell as one row, as `--json` prints it and reports read it: scores, whose definitions they are by, cautions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vqbench.metrics.definitions import cautions, stored_digest
+from vqbench.results.files import FAILED
+from vqbench.results.folder import CellFolder
+from vqbench.wording import size_text
+
+
+def cell_row(
+    label: str,
+    spec: Mapping[str, Any],
+    folder: CellFolder,
+    state: str,
+    stored: Mapping[str, Any],
+    error: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A cell as one JSON object; `stored` is its result, `error` the reason of a failure that is not in its folder."""
+    result = stored if state != FAILED else {}
+    return {
+        "cell": folder.name,
+        "method": label,
+        "dataset": spec["dataset"]["slug"],
+        "recipe": spec["recipe"]["name"],
+        "seed": spec["seed"],
+        "protocol": spec["protocol"]["hash"],
+        "state": state,
+        "scores": result.get("scores", {}),
+        "params": result.get("params") or {},
+        "train_images_per_s": result.get("train_images_per_s"),
+        "path": str(folder.path),
+        **({"digests": known} if (known := _digests(result)) else {}),
+        "collapse": stored.get("collapse"),
+        "matched": size_text(spec.get("size")) or None,
+        "error": (error or folder.error) if state == FAILED else None,
+        **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
+    }
+
+
+def _digests(result: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: stored_digest(name, result) for name in result.get("scores", {}) if "/" not in name}
+    return {name: digest for name, digest in found.items() if digest}

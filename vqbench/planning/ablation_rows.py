@@ -1,0 +1,218 @@
+"""What `ablate` asks for: which components are off in which row. Knows components and rows, and no method."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vqbench import arguments
+from vqbench.errors import UsageError, unknown
+from vqbench.planning.choice import Variant, choose_method, read_settings, split_reference
+from vqbench.planning.paper import paper_rows
+from vqbench.planning.plan import resolve
+from vqbench.planning.request import RunRequest
+from vqbench.registry import METHODS, add_plugin
+from vqbench.results.row_names import row_name
+
+if TYPE_CHECKING:
+    from vqbench.quantizer import PaperRow
+
+Switches = frozenset[str]
+"""The components that are on."""
+
+
+_READERS: dict[str, arguments.Reader] = {
+    "drop": arguments.names,
+    "keep": arguments.names,
+    "leave_one_out": arguments.flag,
+    "add_one_in": arguments.flag,
+    "every": arguments.flag,
+    "rows": arguments.text,
+}
+
+
+@dataclass(frozen=True)
+class AblateRequest:
+    """What `vqbench ablate` was asked for. Several kinds of rows add up; none asked for is leave-one-out."""
+
+    run: RunRequest
+    """Everything that is held equal; its one method is the full one."""
+    drop: tuple[str, ...] | None = None
+    """The full method without all of these; None: not asked for."""
+    keep: tuple[str, ...] | None = None
+    """The full method with these components alone."""
+    leave_one_out: bool = False
+    add_one_in: bool = False
+    """All off, and each component alone."""
+    every: bool = False
+    """Every subset of the components."""
+    rows: str = ""
+    """"paper": the rows that the method declares."""
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
+        if len(self.run.methods) != 1:
+            names = ", ".join(m if isinstance(m, str) else m.label for m in self.run.methods) or "none"
+            raise UsageError(f"an ablation takes one method apart, not {len(self.run.methods)}: {names}", "name one")
+
+    @property
+    def reference(self) -> str:
+        """method or method@preset."""
+        (method,) = self.run.methods
+        return method.reference if isinstance(method, Variant) else method
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an ablation."""
+
+    name: str
+    """full, all off, without dcr, only vlq."""
+    components: dict[str, bool]
+    variant: Variant
+    paper_row: str | None
+    """What the paper calls this row."""
+    published: Mapping[str, Mapping[str, float]]
+    """Metric → what it was measured on → value."""
+
+    @property
+    def label(self) -> str:
+        """What its cells are called."""
+        return self.variant.label
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is switched off."""
+        return not self.variant.off
+
+
+def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows of a request, and a note for each that was not asked for by name and means nothing.
+
+    Raises UsageError for an unknown component, one that is off already, a selection that leaves nothing to compare,
+    a method without components, and a combination that was asked for by name and that the method refuses.
+    """
+    for plugin in request.run.plugins:
+        add_plugin(plugin)
+    recipe, (full,) = resolve(request.run)
+    settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)
+    on = tuple(component for component, is_on in full.components.items() if is_on)
+    _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
+    named = _named(request, full.components, declared)
+    rows, notes = [], []
+    for switches in dict.fromkeys([*named, *_generated(request, on)]):
+        row = _row(request.reference, full.components, frozenset(on), switches, declared)
+        try:
+            choose_method(row.variant, recipe, settings)
+        except UsageError as error:
+            if switches in named:
+                raise UsageError(f"'{row.name}' means nothing: {error.what}", error.hint) from None
+            notes.append(f"{row.name} is left out: {error.what}")
+            continue
+        rows.append(row)
+    if len(rows) < 2:
+        raise UsageError(f"every row would be the full {request.reference}", f"--drop one of: {', '.join(on)}")
+    return tuple(rows), tuple(notes)
+
+
+def rows_of_paper(reference: str) -> tuple[PaperRow, ...]:
+    """The rows of its paper that method or method@preset declares."""
+    name, preset = split_reference(reference)
+    return paper_rows(METHODS.get(name), name, preset)
+
+
+def _refuse_nothing_to_switch(reference: str, declared: tuple[str, ...], on: tuple[str, ...]) -> None:
+    if not declared:
+        outlines = [METHODS.outline(name) for name in METHODS.names()]
+        others = ", ".join(outline.name for outline in outlines if outline.components) or "none here"
+        raise UsageError(
+            f"{reference} declares no components to switch", f"methods that do: {others} (`vqbench methods`)"
+        )
+    if not on:
+        raise UsageError(f"all components of {reference} are off already", "switch some on: --set METHOD.FIELD=true")
+
+
+def _named(request: AblateRequest, components: Mapping[str, bool], declared: Iterable[PaperRow]) -> list[Switches]:
+    """Full, and the rows that were asked for one by one."""
+    on = frozenset(component for component, is_on in components.items() if is_on)
+    named = [on]
+    if request.drop is not None:
+        named.append(on - _known("--drop", request.drop, request.reference, components))
+    if request.keep is not None:
+        named.append(_known("--keep", request.keep, request.reference, components))
+    if request.rows:
+        named = [*_paper(request, on, list(declared)), *named]
+    return named
+
+
+def _known(option: str, asked: tuple[str, ...], reference: str, components: Mapping[str, bool]) -> Switches:
+    name, _ = split_reference(reference)
+    if not asked:
+        all_on = ",".join(component for component, is_on in components.items() if is_on)
+        other = f"all are dropped by --drop {all_on}" if option == "--keep" else "name one"
+        raise UsageError(f"{option} names no component", f"components of {name}: {', '.join(components)}; {other}")
+    for component in asked:
+        if component not in components:
+            raise unknown(f"component of {name}", component, components, f"`vqbench show {name}` lists them")
+        if not components[component]:
+            raise UsageError(f"{component} is off in {reference} already", f"leave it out of {option}")
+    return frozenset(asked)
+
+
+def _paper(request: AblateRequest, on: Switches, declared: list[PaperRow]) -> list[Switches]:
+    name, _ = split_reference(request.reference)
+    if request.rows != "paper":
+        raise unknown("kind of rows", request.rows, ["paper"], "write --rows paper, or leave it out")
+    if not declared and METHODS.get(name).paper_rows:
+        raise UsageError(
+            f"{request.reference} is not the form of {name} whose rows the paper has",
+            f"take the rows of {name} itself: vqbench ablate {name} --rows paper",
+        )
+    if not declared:
+        raise UsageError(f"{name} declares no rows of its paper", "use --leave-one-out, --add-one-in or --all")
+    for row in declared:
+        if not row.components <= on:
+            missing = ", ".join(sorted(row.components - on))
+            raise UsageError(
+                f"row {row.name} of the paper needs {missing}, which is off in {request.reference}",
+                f"leave it on: vqbench ablate {name} --rows paper",
+            )
+    return [row.components for row in declared]
+
+
+def _generated(request: AblateRequest, on: tuple[str, ...]) -> list[Switches]:
+    """Rows that follow from a rule; leave-one-out if nothing at all was asked for."""
+    asked = request.drop is not None or request.keep is not None or request.rows
+    rows: list[Switches] = []
+    if request.leave_one_out or not (asked or request.add_one_in or request.every):
+        rows += [frozenset(on) - {component} for component in on]
+    if request.add_one_in:
+        rows += [frozenset(), *(frozenset({component}) for component in on)]
+    if request.every:
+        subsets = (itertools.combinations(on, size) for size in range(len(on), -1, -1))
+        rows += [frozenset(subset) for subset in itertools.chain.from_iterable(subsets)]
+    return rows
+
+
+def _row(
+    reference: str, components: Mapping[str, bool], on: Switches, switches: Switches, declared: Iterable[PaperRow]
+) -> Row:
+    off = on - switches
+    name = row_name([c for c in components if c in switches], [c for c in components if c in off])
+    paper = next((row for row in declared if row.components == switches), None)
+    return Row(
+        name=name,
+        components={component: component in switches for component in components},
+        variant=Variant(reference, off, reference if not off else f"{reference} {name}"),
+        paper_row=paper.name if paper else None,
+        published=paper.published if paper else {},
+    )
+
+
+def as_run(request: AblateRequest, rows: Iterable[Row]) -> RunRequest:
+    """The run that trains these rows; the full one is the method as `run` knows it, and shares its cells."""
+    return dataclasses.replace(request.run, methods=tuple(row.variant for row in rows))

@@ -1,0 +1,209 @@
+"""Which method, in which configuration: names, presets, settings and switched components, resolved and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vqbench.config import as_dict, build, components, first_default, part_of, split_setting, stored
+from vqbench.errors import UsageError, unknown
+from vqbench.machine.home import home, keep_text
+from vqbench.planning.paper import paper_facts
+from vqbench.recipe import Recipe
+from vqbench.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with some of its components switched off."""
+
+    reference: str
+    """method or method@preset."""
+    off: frozenset[str]
+    label: str
+    """The name of its row."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with its whole configuration."""
+
+    label: str
+    name: str
+    preset: str | None
+    config: dict[str, Any]
+    components: dict[str, bool]
+    unspecified: dict[str, Any]
+    """Fields that the method's paper leaves open, and what they are set to."""
+    part_of: dict[str, list[str]]
+    """Fields that have no effect without a component, and which: they are at their defaults where it is off."""
+    paper: dict[str, Any]
+    """What the method's paper says of this configuration (`vqbench.planning.paper.paper_facts`)."""
+    remark: str
+    """What must be said of this configuration; empty where there is nothing."""
+    size: dict[str, Any] | None
+    """Codes of a codebook, codebooks, and how many codes were asked for, if any were; None where it cannot be built."""
+    plugin: dict[str, Any] | None
+    """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
+    plugin_source: bytes | None
+    """What a cell keeps of it (`Plugin.packed`)."""
+    code: str | None
+    """sha256 of the method's source, neighbours included, unless it is one of vqbench's own."""
+
+
+def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """`owner.field=value` texts as owner → field → text; the recipe's fields need no owner."""
+    by_owner: dict[str, dict[str, str]] = {}
+    for text in settings:
+        owner, name, value = split_setting(text)
+        by_owner.setdefault(owner or "recipe", {})[name] = value
+    return by_owner
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """`method@preset` as (method, preset or None)."""
+    name, at, preset = reference.partition("@")
+    return name, preset if at else None
+
+
+def choose_method(asked: str | Variant, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
+    """Resolve `method`, `method@preset` or a variant: recipe's codebook < preset < `--set` < switched off.
+
+    Raises UsageError for an unknown method, preset or field, for values that the Config refuses, and for a `--set`
+    that has no effect because its component is off.
+    """
+    variant = asked if isinstance(asked, Variant) else Variant(asked, frozenset(), asked)
+    name, _ = split_reference(variant.reference)
+    if not METHODS.is_built_in(name):
+        return _choose(variant, recipe, settings)
+    typed = {owner: values for owner, values in settings.items() if owner in (name, variant.reference)}
+    asked_for = [variant.reference, sorted(variant.off), recipe.codebook_size, recipe.codebook_dim, typed]
+    key = hashlib.sha256(json.dumps([asked_for, _own_source()], sort_keys=True).encode()).hexdigest()
+    return _remembered(key, variant, lambda: _choose(variant, recipe, settings))
+
+
+def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) -> MethodChoice:
+    """The choice that was made for `key` before, so that a command that trains nothing need not import torch."""
+    file = home() / "choices" / f"{key[:32]}.json"
+    try:
+        return MethodChoice(**{**json.loads(file.read_text(encoding="utf-8")), "label": variant.label})
+    except (OSError, ValueError, TypeError):
+        choice = choose()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs two seconds each time, no more
+        keep_text(file, json.dumps(dataclasses.asdict(choice)))  # in order: components have one
+    return choice
+
+
+@functools.cache
+def _own_source() -> str:
+    """sha256 of all source that a choice of a built-in method may depend on."""
+    digest = hashlib.sha256()
+    methods = importlib.util.find_spec("vqbench.methods")
+    folders = [Path(__file__).parents[1], *map(Path, methods.submodule_search_locations or () if methods else ())]
+    for file in sorted({file for folder in folders for file in folder.rglob("*.py")}):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
+    reference = variant.reference
+    name, preset = split_reference(reference)
+    cls = METHODS.get(name)
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        raise UsageError(
+            f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
+        )
+    values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
+    if preset is not None:
+        if preset not in cls.presets:
+            raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
+        values |= cls.presets[preset]
+    typed = {**settings.get(name, {}), **(settings.get(reference, {}) if preset is not None else {})}
+    see = f"vqbench show {name}"
+    chosen = {**(cls.presets[preset] if preset is not None else {}), **typed}
+    given = _without(cls.Config, values | typed, variant.off)
+    config = build(cls.Config, given, name, see)
+    switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
+    off = {component for component, on in switches.items() if not on}
+    config = replace(config, **{f: value for f, value in _idle(cls.Config, off).items() if f not in given})
+    _refuse_idle(name, cls.Config, typed, off - variant.off)
+    open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
+    unspecified = {field: as_dict(config)[field] for field in open_fields}
+    source = METHODS.source_of(name)
+    return MethodChoice(
+        label=variant.label,
+        name=name,
+        preset=preset,
+        config=stored(config),
+        components=switches,
+        unspecified=unspecified,
+        part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
+        paper=paper_facts(cls, name, preset, switches),
+        remark=cls.remark(config),
+        size=_size(cls, config, chosen, recipe),
+        plugin=source.plugin.in_words() if source.plugin is not None else None,
+        plugin_source=source.plugin.packed() if source.plugin is not None else None,
+        code=source.digest,
+    )
+
+
+def _size(cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
+    """The size of a quantizer beside what was asked for: by its own `codebook_size`, else by the recipe.
+
+    Who `chose` another size by other fields of the method, such as FSQ's levels, has what was asked for.
+    """
+    found, asked = _built_size(cls, config), recipe.codebook_size
+    if found is None:
+        return None
+    if "codebook_size" in chosen:
+        return {**found, "asked": int(config.codebook_size) ** found["num_codebooks"]}
+    if not chosen:
+        return {**found, "asked": asked}
+    kept = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in chosen}
+    try:
+        unchosen = build(cls.Config, kept | cls.matched(asked, recipe.codebook_dim), cls.__name__, "")
+    except UsageError:  # it means nothing without what was chosen
+        return {**found, "asked": None}
+    return {**found, "asked": asked if _built_size(cls, unchosen) == found else None}
+
+
+def _built_size(cls: Any, config: Any) -> dict[str, int] | None:
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            quantizer = cls(config)
+        return {"codebook_size": int(quantizer.codebook_size), "num_codebooks": int(quantizer.num_codebooks)}
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return None
+
+
+def _without(cls: type, values: dict[str, Any], off: frozenset[str]) -> dict[str, Any]:
+    """Values with components off, and without those that have no effect then."""
+    idle = _idle(cls, off)
+    kept = {field: value for field, value in values.items() if field not in idle}
+    return kept | {field: False for component, field in components(cls).items() if component in off}
+
+
+def _idle(cls: type, off: Collection[str]) -> dict[str, Any]:
+    """What has no effect while components are off, at its first default: one configuration, one cell."""
+    idle = {field for field, parts in part_of(cls).items() if not set(off).isdisjoint(parts)}
+    return {f.name: first_default(f) for f in dataclasses.fields(cls) if f.name in idle}
+
+
+def _refuse_idle(name: str, cls: type, typed: dict[str, str], off: set[str]) -> None:
+    for field in typed:
+        for component in off.intersection(part_of(cls).get(field, ())):
+            raise UsageError(
+                f"{name}.{field} has no effect here: its component {component} is off",
+                f"leave it out, or --set {name}.{components(cls)[component]}=true",
+            )

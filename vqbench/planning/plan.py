@@ -1,0 +1,253 @@
+"""From a command to its cells: what would be trained, what is cached, what is half done. Never imports torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqbench.config import build
+from vqbench.errors import UsageError, unknown
+from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
+from vqbench.metrics.feature_protocol import FeatureProtocol
+from vqbench.metrics.protocol import Protocol
+from vqbench.planning.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
+from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.plugin import Plugin
+from vqbench.recipe import Recipe, load_recipe
+from vqbench.registry import DATASETS, EXTRACTORS, METRICS
+from vqbench.results.files import SCHEMA
+from vqbench.results.folder import CellFolder
+from vqbench.wording import size_text
+
+_LONGEST_NAME = 255  # bytes; what disks take
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method configuration × recipe × protocol × seed."""
+
+    label: str
+    """The method as it was asked for, with its preset: the name of its row."""
+    spec: dict[str, Any]
+    folder: CellFolder
+    state: str
+    """cached, partial, missing or failed."""
+    plugin_sources: tuple[bytes, ...] = ()
+    """Its plugins as they were when the plan was made (`Plugin.packed`); their sha256 is in the spec."""
+    found: tuple[int, int] | None = None
+    """Stamp of the result that was there when the plan was made."""
+
+    @property
+    def seed(self) -> int:
+        """The seed among --seeds."""
+        return int(self.spec["seed"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it is trained with, from its spec."""
+        recipe: Recipe = build(Recipe, self.spec["recipe"], "recipe", "vqbench show tiny")
+        return recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells that a command stands for, in the order in which they run."""
+
+    experiment: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    recipe: Recipe
+    protocol: Protocol | FeatureProtocol
+    notes: tuple[str, ...] = field(default=())
+    """What must be said aloud before the run."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The metrics that were asked for by name."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in asked_metrics(cell.spec)))
+
+
+def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str | Variant, ...]) -> None:
+    references = [m.reference if isinstance(m, Variant) else m for m in methods]
+    owners = {"recipe", *references, *(split_reference(r)[0] for r in references)}
+    for owner in settings:
+        if owner not in owners:
+            raise unknown("method in --set", owner, owners, "--set takes METHOD.FIELD=VALUE of a method in --methods")
+
+
+def resolve_recipe(request: RunRequest, settings: dict[str, dict[str, str]]) -> Recipe:
+    """The recipe with what the command sets over it."""
+    overrides: dict[str, Any] = dict(settings.get("recipe", {}))
+    if request.images is not None:
+        overrides["images"] = request.images
+    return load_recipe(request.recipe or "tiny", overrides)
+
+
+def cell_hash(identity: dict[str, Any]) -> str:
+    """sha256 of everything that influences a cell's numbers, as hex."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
+    """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
+    from vqbench.planning.sources import refuse_odd_source
+
+    refuse_odd_bytes(request)
+    settings = read_settings(request.settings)
+    _refuse_stray_settings(settings, request.methods)
+    recipe = resolve_recipe(request, settings)
+    _refuse_odd_devices(recipe, request.devices)
+    refuse_odd_source(recipe, request)
+    if not request.methods:
+        raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
+    if not request.seeds:
+        raise UsageError("no seed to run", "for example: --seeds 0,1,2")
+    return recipe, [choose_method(asked, recipe, settings) for asked in dict.fromkeys(request.methods)]
+
+
+def make_plan(
+    request: RunRequest,
+    metrics: tuple[str, ...],
+    progress: Callable[[int, int], None] | None = None,
+    source: tuple[Any, Protocol | FeatureProtocol] | None = None,
+) -> Plan:
+    """Resolve a request into cells. Reads the validation images (cached) since they are part of the protocol.
+
+    `source` is what `open_source` has found for the same data and track. Raises UsageError for everything that is
+    wrong with the request, before anything is trained or written.
+    """
+    from vqbench.planning.sources import open_source
+
+    recipe, choices = resolve(request)
+    said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
+    remarks = tuple(f"{label}: {text}" for label, text in said)
+    dataset, protocol = source or open_source(request, recipe, progress)
+    experiment = request.name or f"{dataset.slug}-{recipe.name}"
+    _refuse_odd_name(experiment)
+    folder = Path(os.path.abspath(request.runs)) / experiment
+    beside, images_from = _plugins_of(metrics), _dataset_plugin(request)
+    beside |= {images_from.digest: images_from} if images_from is not None else {}
+    cells = []
+    for seed in dict.fromkeys(request.seeds):
+        for choice in choices:
+            others = [plugin for digest, plugin in beside.items() if digest != choice.code]
+            spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics, images_from, others)
+            name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
+            if len(name) > _LONGEST_NAME:
+                raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
+            cell_folder = CellFolder(folder / "cells" / name)
+            found, state = cell_folder.stamp(), cell_folder.state(functools.partial(has_scores, spec=spec))
+            own = () if choice.plugin_source is None else (choice.plugin_source,)
+            sources = (*own, *(plugin.packed() for plugin in others))
+            cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
+    _refuse_twins(cells)
+    return Plan(experiment, folder, tuple(cells), recipe, protocol, (*dataset.notes, *remarks))
+
+
+def _spec(
+    choice: MethodChoice,
+    recipe: Recipe,
+    dataset: Any,
+    protocol: Protocol | FeatureProtocol,
+    seed: int,
+    request: RunRequest,
+    metrics: tuple[str, ...],
+    images_from: Plugin | None,
+    plugins: list[Plugin],
+) -> dict[str, Any]:
+    of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
+    identity = {
+        "schema": SCHEMA,
+        "method": choice.name,
+        "config": choice.config,
+        "code": choice.code,
+        "recipe": recipe.identity(),
+        "training_images": dataset.train_digest,
+        "protocol": protocol.hash,
+        "seed": seed,
+        "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
+        **of_dataset,
+    }
+    return {
+        "hash": cell_hash(identity),
+        "schema": SCHEMA,
+        "label": choice.label,
+        "method": choice.name,
+        "preset": choice.preset,
+        "config": choice.config,
+        "components": choice.components,
+        "paper_unspecified": choice.unspecified,
+        "part_of": choice.part_of,
+        "size": choice.size,
+        "paper": choice.paper,
+        "plugin": choice.plugin,
+        "code": choice.code,
+        **({"plugins": [plugin.in_words() for plugin in plugins]} if plugins else {}),
+        **of_dataset,
+        "recipe": recipe.as_dict(),
+        "dataset": {
+            "reference": dataset.reference,
+            "slug": dataset.slug,
+            "data_root": str(request.data_root.absolute()) if request.data_root else None,
+            "validation_images": request.validation_images,
+            "split_rule": dataset.split_rule,
+            "training_images": len(dataset.train),
+            "training_digest": dataset.train_digest,
+        },
+        "protocol": {**protocol.as_dict(), "hash": protocol.hash},
+        "seed": seed,
+        "metrics": list(metrics),
+        **({"digests": known} if (known := digests(metrics)) else {}),
+        "asked": list(metrics) if request.metrics else [],  # by name: reports show them
+        "devices": request.devices,
+        "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
+        "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
+        "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
+        **({"features": dataset.spec()} if recipe.track == "features" else {}),
+    }
+
+
+def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:
+    """Digest → plugin, of those that the metrics, their companions and their extractors are from."""
+    sources = []
+    for name in (*metrics, *companions(metrics)):
+        sources.append(METRICS.source_of(name))
+        if extractor := metric(name).extractor:
+            sources.append(EXTRACTORS.source_of(extractor))
+    return {source.plugin.digest: source.plugin for source in sources if source.plugin is not None}
+
+
+def _dataset_plugin(request: RunRequest) -> Plugin | None:
+    """The plugin that the dataset is from; None for an installed one, and for a file of features."""
+    return DATASETS.source_of(request.dataset.partition(":")[0]).plugin if request.dataset else None
+
+
+def _refuse_twins(cells: list[Cell]) -> None:
+    labels: dict[str, str] = {}
+    for cell in cells:
+        other = labels.setdefault(cell.spec["hash"], cell.label)
+        if other != cell.label:
+            raise UsageError(
+                f"'{other}' and '{cell.label}' are the same configuration here",
+                f"leave one out, or set what differs: --set {cell.label}.FIELD=VALUE",
+            )
+
+
+def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
+    if devices < 1 or recipe.batch_size % devices:
+        raise UsageError(
+            f"--devices {devices} does not divide the batch of {recipe.batch_size} images",
+            "choose another number of devices, or --set batch_size=…",
+        )
+
+
+def _refuse_odd_name(name: str) -> None:
+    if not re.fullmatch(r"[\w@.+=-][\w@.+= -]{0,99}", name) or name in (".", ".."):
+        raise UsageError(f"--name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100")

@@ -1,0 +1,251 @@
+"""What a run needs and may lack, found out before the first training step: weights, disk, a place to write."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbench.errors import UsageError, remedy, unknown
+from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
+from vqbench.planning.choice import read_settings
+from vqbench.planning.plan import Cell, Plan, resolve_recipe
+from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vqbench.backbone import BackboneConfig
+
+LPIPS_NETS = ("alex", "vgg", "squeeze")
+_CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
+_CHECKPOINTS = 2 * 5  # weights, two moments, an average, a discriminator; the new checkpoint beside the old
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """The metrics that a run computes."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What must be said of those that are left out."""
+    problems: tuple[UsageError, ...] = ()
+    """Weights that the metrics need and that cannot be had."""
+
+
+def choose_metrics(request: RunRequest, resolution: int, download: bool = True, insist: bool = False) -> MetricChoice:
+    """Resolve `--metrics` and `--lpips` against the images and the weights that this machine has or can get.
+
+    Left out of the default set, with a note, are LPIPS where its weights cannot be had and metrics that images of
+    `resolution` are too small for; what was asked for by name, and rFID's Inception, are problems then. A
+    download of optional weights that failed is not tried again for an hour, unless we `insist`. Raises UsageError
+    for an unknown metric or net.
+    """
+    if request.lpips is not None and request.lpips not in LPIPS_NETS:
+        raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
+    asked = select_metrics(request.metrics)
+    if request.lpips is not None:
+        others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
+        asked = select_metrics([*others, f"lpips_{request.lpips}"])
+    asked, notes = _large_enough(asked, resolution, by_name=bool(request.metrics))
+    optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
+    spared = {weights_of(metric(name)) for name in optional} if not insist else set()
+    missing = {
+        w: problem for w in needed_weights(asked) if (problem := _cannot_have(w, request, download, w in spared))
+    }
+    left_out = [name for name in optional if weights_of(metric(name)) in missing]
+    names = tuple(name for name in asked if name not in left_out)
+    for name in left_out:
+        file = missing[weights_of(metric(name))].what.partition(";")[0]
+        notes.append(f"{metric(name).title} is left out: {file} (`vqbench doctor` says how to get it)")
+    return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
+
+
+def track_metrics(request: RunRequest, recipe: Recipe, download: bool = True) -> MetricChoice:
+    """`choose_metrics` for a recipe of images; a recipe of features has metrics of its own, which need no weights."""
+    if recipe.track == "images":
+        return choose_metrics(request, recipe.resolution, download)
+    if request.lpips is not None:
+        raise UsageError(
+            f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits features",
+            "leave --lpips (VQBENCH_LPIPS) out",
+        )
+    return MetricChoice(select_metrics(request.metrics, "features"))
+
+
+def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The metrics that are defined at `resolution`, and a note for each that is not."""
+    small = [metric(name) for name in asked if too_small(name, resolution)]
+    if small and by_name:
+        raise UsageError(
+            f"{small[0].name} is defined from {small[0].min_resolution} pixels a side, not at {resolution}",
+            "leave it out of --metrics, or --set resolution=…",
+        )
+    notes = [f"{m.title} is left out: it is defined from {m.min_resolution} pixels a side" for m in small]
+    return tuple(name for name in asked if metric(name) not in small), notes
+
+
+def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> UsageError | None:
+    """Why the recipe's LPIPS term cannot be computed here, or None if it can or there is none."""
+    return _cannot_have(net, request, download) if net != "none" else None
+
+
+def _cannot_have(weights: str, request: RunRequest, download: bool, optional: bool = False) -> UsageError | None:
+    from vqbench.metrics.weights import require_weights
+
+    try:
+        require_weights(weights, _given(request, weights), download, optional=optional)
+    except UsageError as error:
+        return error
+    return None
+
+
+def _given(request: RunRequest, weights: str) -> Path | None:
+    """The file of the user's that an option names for these weights."""
+    from vqbench.metrics.weights import pin_of
+
+    option = pin_of(weights).option
+    return getattr(request, option) if option else None
+
+
+def check_runs_directory(folder: Path) -> None:
+    """Raise UsageError where results could not be written below `folder`, which is created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(
+            f"cannot write to {folder}: {reason}", f"{remedy(error)}, or choose another: --runs DIR"
+        ) from None
+
+
+def estimated_bytes(cells: Sequence[Cell]) -> float:
+    """Disk that training `cells` one after the other takes at most, checkpoints included."""
+    weights = [4.0 * model_size(cell) for cell in cells]  # float32; checkpoints go when a cell ends
+    return sum(weights) + _CELL_BYTES * len(cells) + _CHECKPOINTS * max(weights, default=0.0)
+
+
+def model_size(cell: Cell) -> int:
+    """How many values the model of a cell has, trained or not; a quantizer that cannot be built counts for nothing."""
+    from vqbench.backbone import BackboneConfig
+
+    config = json.dumps(cell.spec["config"], sort_keys=True)
+    return _backbone_size(BackboneConfig.of(cell.recipe)) + _quantizer_size(
+        cell.spec["method"], cell.spec["code"], config
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _backbone_size(shape: BackboneConfig) -> int:
+    import torch
+
+    from vqbench.backbone import Decoder, Encoder
+
+    with torch.device("meta"):
+        return _size(Encoder(shape)) + _size(Decoder(shape))
+
+
+@functools.lru_cache(maxsize=1024)
+def _quantizer_size(method: str, code: str | None, config: str) -> int:
+    """`code` tells one content of a plugin from another."""
+    from vqbench.tokenizer import build_quantizer, configured
+
+    try:
+        return _size(build_quantizer(method, configured(method, json.loads(config))))
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return 0
+
+
+def _size(module: nn.Module) -> int:
+    return sum(value.numel() for value in (*module.parameters(), *module.buffers()))
+
+
+def check_devices(devices: int) -> None:
+    """Raise UsageError where there are GPUs, but fewer than a cell asks for."""
+    if devices == 1:
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    if 0 < present < devices:
+        raise UsageError(f"--devices {devices}, but this machine has {present}", f"choose at most --devices {present}")
+
+
+def check_disk(plan: Plan, cells: list[Cell]) -> None:
+    """Raise UsageError where training `cells` would not fit on the disk of the runs directory."""
+    need, free = estimated_bytes(cells), shutil.disk_usage(plan.folder).free
+    if need > free:
+        raise UsageError(
+            f"{plan.folder} has {free / 1e9:.2f} GB free, this run may take {need / 1e9:.2f} GB",
+            "free some space, or choose another disk: --runs DIR",
+        )
+
+
+def prepare_everything(
+    request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
+) -> list[str]:
+    """Get and check data and weights for a recipe on a dataset; returns a line for each thing that is ready.
+
+    Raises UsageError that names what is missing or broken; images that are more than it names are notes.
+    """
+    from vqbench.data.decode import SHOWN, UnusableImagesError
+
+    try:
+        return _prepared(request, note, preparing)
+    except UnusableImagesError as error:
+        for image in error.bad[SHOWN:]:
+            note(image.what)
+        raise
+
+
+def _prepared(
+    request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
+) -> list[str]:
+    from vqbench.data.dataset import open_dataset
+    from vqbench.data.prepare import prepare_both
+    from vqbench.machine.home import home
+    from vqbench.metrics.protocol import protocol_for
+    from vqbench.metrics.weights import find_weights
+    from vqbench.planning.sources import prepare_features
+
+    refuse_odd_bytes(request)
+    recipe = resolve_recipe(request, read_settings(request.settings))
+    if recipe.track == "features":
+        return prepare_features(request, recipe, note, preparing)
+    dataset = open_dataset(
+        request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
+    )
+    for text in dataset.notes:
+        note(text)
+    validation, train = prepare_both(dataset, home(), preparing)
+    protocol = protocol_for(
+        dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
+    )
+    metrics = choose_metrics(request, recipe.resolution, insist=True)
+    for text in metrics.notes:
+        note(text)
+    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):
+        if problem is not None:
+            raise problem
+    lines = [
+        f"data      {dataset.reference}: {len(train):,} training and {len(validation):,} validation images, "
+        f"{recipe.resolution} px",
+        f"protocol  {protocol.name} {protocol.hash}",
+    ]
+    if dataset.licence:
+        lines.append(f"licence   {dataset.licence}")
+    for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
+        if weights != "none":
+            found = find_weights(weights, _given(request, weights))
+            lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
+    return [*lines, "ready"]

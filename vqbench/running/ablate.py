@@ -1,0 +1,98 @@
+"""`vqbench ablate` from its request to its table: the rows as a run, and each set against the full one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+from vqbench import arguments
+from vqbench.planning.ablation_rows import AblateRequest, as_run, make_rows, rows_of_paper
+from vqbench.planning.request import RunKeywords
+from vqbench.planning.view import View
+from vqbench.running.run import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vqbench.reports.ablation import AnalysedRow
+    from vqbench.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a request came to."""
+
+    outcome: Outcome
+    rows: tuple[AnalysedRow, ...]
+
+
+def execute_ablation(request: AblateRequest, view: View | None = None, tracker: Tracker | None = None) -> Ablation:
+    """Train what has no result, as `run` would, and compare the rows. Raises UsageError like `make_rows`."""
+    from vqbench.planning.view import Silent
+    from vqbench.reports.ablation import analyse, markdown, objects
+    from vqbench.running.run import execute
+
+    view = view or Silent()
+    rows, notes = make_rows(request)
+    for note in notes:
+        view.note(note)
+    has_paper_rows = bool(rows_of_paper(request.reference))
+    analysed: list[AnalysedRow] = []
+
+    def attach(found: Outcome) -> dict[str, str]:
+        if len(found.rows) < len(found.plan.cells):  # interrupted
+            return {}
+        analysed[:] = analyse(rows, found.rows, has_paper_rows, found.plan.asked)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in objects(analysed))
+        return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
+
+    outcome = execute(as_run(request, rows), view, tracker, attach, "ablate")
+    return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
+
+
+def ablate(
+    method: str,
+    dataset: str | os.PathLike[str] = "",
+    *,
+    drop: str | Iterable[str] | None = None,
+    keep: str | Iterable[str] | None = None,
+    leave_one_out: bool = False,
+    add_one_in: bool = False,
+    every: bool = False,
+    rows: str = "",
+    track: bool = True,
+    **options: Unpack[RunKeywords],
+) -> pd.DataFrame:
+    """Switch components of a method off and compare, as `vqbench ablate` does; one row per row and metric.
+
+    Columns: row, paper_row, metric, score, delta, delta_low, delta_high, p. The other `options` are those of `run`.
+    Raises UsageError for what cannot be switched or run at all.
+    """
+    import pandas as pd
+
+    from vqbench.planning.request import make_request
+    from vqbench.reports.ablation import objects
+    from vqbench.running.run import make_tracker
+
+    request = arguments.asked(
+        AblateRequest,
+        run=make_request(method, dataset, ablate, **options),
+        drop=drop,
+        keep=keep,
+        leave_one_out=leave_one_out,
+        add_one_in=add_one_in,
+        every=every,
+        rows=rows,
+    )
+    tracker = make_tracker(request.run) if arguments.flag("track", track) else None
+    found = objects(execute_ablation(request, tracker=tracker).rows)
+    deltas = ("delta", "delta_low", "delta_high", "p")
+    return pd.DataFrame(
+        {"row": o["row"], "paper_row": o["paper_row"], "metric": metric, "score": score}
+        | {key: o[key].get(metric) for key in deltas}
+        for o in found
+        for metric, score in o["scores"].items()
+    )

@@ -1,0 +1,190 @@
+"""Probing each method of a plan in a process of its own, and adding up what the plan costs. Never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqbench.cell.measured import MEASURED, Measured
+from vqbench.cell.process import POLL_SECONDS, end, spawn
+from vqbench.cell.reasons import death_of
+from vqbench.machine.json_files import read_json, write_json
+from vqbench.planning.cost import CellCost, PlanCost, cell_cost, copied_bytes, images_done
+from vqbench.planning.plan import Cell, Plan
+from vqbench.planning.request import RunRequest
+from vqbench.planning.view import View
+from vqbench.plugin import keep_copies
+from vqbench.results.folder import CellFolder
+from vqbench.tracking.server import tracking_uri
+
+
+@dataclass(frozen=True)
+class ProbeError:
+    """Why a method could not be measured."""
+
+    problem: str
+    hint: str
+
+
+Answer = Measured | ProbeError
+Estimate = Callable[[Sequence[Cell], Callable[[Cell], Answer]], Sequence[Answer]]
+"""Says of each cell what was measured of it, by probing some of them."""
+
+
+def each_configuration(cells: Sequence[Cell], probe: Callable[[Cell], Answer]) -> list[Answer]:
+    """Probes the first of those cells that take the same time: all seeds of one method."""
+    answers: dict[str, Answer] = {}
+    for cell in cells:
+        if _configuration(cell) not in answers:
+            answers[_configuration(cell)] = probe(cell)
+    return [answers[_configuration(cell)] for cell in cells]
+
+
+def probe_costs(request: RunRequest, plan: Plan, view: View, estimate: Estimate = each_configuration) -> PlanCost:
+    """Train the methods of `plan` that have cells to run for some steps, and say what the plan costs.
+
+    Writes nothing below the runs directory; decoded training images are cached as for a run. A method that fails is
+    said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
+    """
+    from vqbench.planning.preflight import check_devices
+    from vqbench.planning.sources import prepare_training
+
+    to_run = [request.rerun or cell.state != "cached" for cell in plan.cells]
+    waiting = [cell for cell, runs in zip(plan.cells, to_run, strict=True) if runs]
+    if waiting:
+        if request.scheduler:
+            view.note(
+                f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time"
+            )
+        check_devices(request.devices)
+        prepare_training(request, plan.recipe, view.preparing)
+        _say_if_busy(view)
+    answers = iter(estimate(waiting, lambda cell: probe(cell, view)))
+    of_each = [next(answers) if runs else None for runs in to_run]
+    measured = [answer for answer in of_each if isinstance(answer, Measured)]
+    scoring = _scoring_seconds(plan, waiting) if measured else 0.0
+    costs = [
+        CellCost() if answer is None else _cost(cell, answer, request, scoring)
+        for cell, answer in zip(plan.cells, of_each, strict=True)
+    ]
+    reference_bytes = _charge_reference(costs, measured, plan)
+    if tracking_uri(request.runs).startswith("sqlite:"):  # and MLflow's copy
+        reference_bytes *= 2
+    name = measured[0].device_name if measured else None
+    return PlanCost(plan, tuple(costs), tuple(to_run), name, reference_bytes)
+
+
+def _say_if_busy(view: View) -> None:
+    with contextlib.suppress(OSError):  # not every system knows its load
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            view.note(f"this machine has a load of {load:.1f} on {cores} cores: when it is quiet, cells will take less")
+
+
+def _configuration(cell: Cell) -> str:
+    return json.dumps([cell.label, cell.spec["method"], cell.spec["config"], cell.spec["recipe"]], sort_keys=True)
+
+
+def _cost(cell: Cell, answer: Answer, request: RunRequest, scoring_seconds: float) -> CellCost:
+    if isinstance(answer, ProbeError):
+        return CellCost(problem=answer.problem, hint=answer.hint)
+    recipe = cell.recipe
+    cost = cell_cost(
+        answer,
+        recipe,
+        done=0 if request.rerun else images_done(cell, recipe),
+        validation_images=cell.spec["protocol"]["n_images"],
+        devices=cell.spec["devices"],
+        scoring_seconds=scoring_seconds,
+    )
+    if not tracking_uri(request.runs).startswith("sqlite:"):
+        return cost
+    copies = copied_bytes(answer, recipe, cell.spec["protocol"]["n_images"])
+    both = cost.disk_bytes + copies  # MLflow's copies lie in the runs directory too
+    return dataclasses.replace(cost, disk_bytes=both, peak_bytes=max(cost.peak_bytes, both))
+
+
+def _charge_reference(costs: list[CellCost], measured: list[Measured], plan: Plan) -> int:
+    """Let the first cell that is run pay for the reference features; returns their bytes in the runs directory."""
+    n, first = plan.protocol.n_images, next((i for i, cost in enumerate(costs) if cost.device is not None), None)
+    if first is None:
+        return 0
+    seconds = 0.0 if measured[0].reference_is_cached else n * measured[0].reference_image_seconds
+    costs[first] = dataclasses.replace(costs[first], reference_seconds=seconds)
+    there = (plan.folder / f"reference-{plan.protocol.hash}.npz").is_file()
+    return 0 if there else int(n * measured[0].reference_image_bytes)
+
+
+def _scoring_seconds(plan: Plan, cells: list[Cell]) -> float:
+    """Of metrics over the features of all images, timed on random ones: it does not depend on the method."""
+    import numpy as np
+
+    from vqbench.metrics.definitions import metric
+    from vqbench.metrics.kinds import FeatureMetric
+    from vqbench.registry import EXTRACTORS
+
+    draw, seconds = np.random.default_rng(0), 0.0
+    for name in dict.fromkeys(name for cell in cells for name in cell.spec["metrics"]):
+        known = metric(name)
+        if isinstance(known, FeatureMetric):
+            n, times = known.timing(plan.protocol.n_images)
+            x, y = (draw.random((n, EXTRACTORS.get(known.extractor).dimensions), np.float32) for _ in range(2))
+            seconds += times * _timed(functools.partial(known.score, x, y))
+    return seconds
+
+
+def _timed(work: Callable[[], object]) -> float:
+    clock = time.perf_counter()
+    work()
+    return time.perf_counter() - clock
+
+
+def probe(cell: Cell, view: View) -> Answer:
+    """Some steps of a cell's training and evaluation, in a process and a temporary folder that are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root:
+        folder = CellFolder(Path(root) / "cells" / cell.folder.name)
+        folder.path.mkdir(parents=True)
+        write_json(folder.path / "spec.json", cell.spec)
+        keep_copies(folder.path, cell.plugin_sources)
+        process = spawn("vqbench.cell.probe", [folder.path / "spec.json", time.monotonic()], folder)
+        returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
+        ended = time.monotonic()
+        found = read_json(folder.path / MEASURED)
+        if returncode != 0 or found is None:
+            return _why(folder, returncode)
+        exit_seconds = max(0.0, ended - found.pop("ended"))
+        return Measured(**{**found, "overhead_seconds": found["overhead_seconds"] + exit_seconds})
+
+
+def _watch(process: subprocess.Popen[bytes], folder: CellFolder, show: Callable[[int, int], None]) -> int:
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=POLL_SECONDS)
+            status: dict[str, Any] = folder.status
+            show(status.get("images", 0), max(status.get("total", 0), 1))
+    finally:
+        if process.poll() is None:
+            end(process)
+
+
+def _why(folder: CellFolder, returncode: int) -> ProbeError:
+    """The reason that a probe's process left, or what its end tells."""
+    again = "the same command without --dry-run and --probe fails the same way, and keeps its log"
+    error = folder.error
+    if error is not None:
+        return ProbeError(error["message"], again if str(folder.path) in error["hint"] else error["hint"])
+    stage = folder.status.get("stage", "start")
+    if returncode < 0:
+        return ProbeError(death_of(-returncode, stage), again)
+    return ProbeError(f"the process exited with {returncode} during {stage}", again)

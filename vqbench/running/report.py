@@ -1,0 +1,141 @@
+"""`vqbench report` as a plain function: the tables, figures and page of a stored experiment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbench import arguments
+from vqbench.errors import UsageError, unknown
+from vqbench.wording import masked
+
+if TYPE_CHECKING:
+    from vqbench.reports.experiment import Experiment
+    from vqbench.reports.report import Report
+
+
+_READERS: dict[str, arguments.Reader] = {
+    "name": arguments.text,
+    "runs": arguments.path,
+    "formats": arguments.names,
+    "out": arguments.path,
+    "columns": arguments.names,
+    "sort": arguments.text,
+    "published": arguments.flag,
+    "from_mlflow": arguments.text,
+}
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What `vqbench report` was asked for; its fields are the command's options."""
+
+    name: str = ""
+    """Empty: the only experiment that there is."""
+    runs: Path = Path("runs")
+    formats: tuple[str, ...] = ()
+    """Empty: all."""
+    out: Path | None = None
+    """None: `runs/NAME/report`, or `NAME-report` for what comes from MLflow."""
+    columns: tuple[str, ...] = ()
+    """Empty: those that have a value."""
+    sort: str = ""
+    published: bool = False
+    from_mlflow: str = ""
+    """Address of an MLflow server, instead of `runs`."""
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self, _READERS)
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """What a request came to."""
+
+    report: Report
+    files: tuple[Path, ...]
+    """The page last, where there is one."""
+
+
+def execute_report(request: ReportRequest) -> WrittenReport:
+    """Read, compare and write. Raises UsageError for what cannot be reported on, before anything is written."""
+    from vqbench.reports.write import FORMATS
+
+    for name in request.formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, f"--format takes {','.join(FORMATS)}")
+    if not request.from_mlflow:
+        from vqbench.reports.compare import open_experiment
+
+        experiment = open_experiment(request.runs, request.name, option="vqbench report ")
+        return _write(request, experiment, request.out or experiment.folder / "report")
+    if not request.name:
+        raise UsageError("which experiment of the MLflow server?", "--experiment NAME")
+    with tempfile.TemporaryDirectory(prefix="vqbench-report-") as folder:
+        from vqbench.reports.experiment import load_experiment
+        from vqbench.tracking.fetch import fetch_experiment
+
+        fetch_experiment(request.from_mlflow, request.name, Path(folder))
+        _refuse_nothing(Path(folder) / request.name, request)
+        experiment = load_experiment(Path(folder), request.name)
+        return _write(request, experiment, request.out or Path(f"{request.name}-report"))
+
+
+def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
+    """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
+    from vqbench.machine.json_files import read_json
+    from vqbench.results.folder import FETCHED
+
+    missing = (read_json(fetched / FETCHED) or {}).get("missing")
+    if any(fetched.glob("cells/*/result.json")) or (not missing and any(fetched.glob("cells/*/spec.json"))):
+        return
+    missing = missing or ["no cell has a file"]
+    raise UsageError(
+        f"the files of '{request.name}' are not where MLflow at {masked(request.from_mlflow)} has put them: "
+        f"{missing[0]}",
+        "its artifact store must be reachable from here; `vqbench sync --runs DIR`, where the results are, sends them",
+    )
+
+
+def _write(request: ReportRequest, experiment: Experiment, out: Path) -> WrittenReport:
+    from vqbench.reports.report import build_report
+    from vqbench.reports.write import FORMATS, write_report
+
+    report = build_report(experiment, request.columns, request.sort, request.published)
+    files = write_report(report, out, request.formats or FORMATS)
+    report.notes  # noqa: B018  what is fetched is gone when they are read
+    return WrittenReport(report, tuple(files))
+
+
+def report(
+    name: str = "",
+    *,
+    runs: str | os.PathLike[str] = "runs",
+    formats: str | Iterable[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    columns: str | Iterable[str] = (),
+    sort: str = "",
+    published: bool = False,
+    from_mlflow: str = "",
+) -> list[Path]:
+    """Write the report of a stored experiment, as `vqbench report` does; returns the files, the page last.
+
+    formats: of md, csv, tex, json, html; none is all. Raises UsageError where there is nothing to report on.
+    """
+    request = arguments.asked(
+        ReportRequest,
+        name=name,
+        runs=runs,
+        formats=formats,
+        out=out,
+        columns=columns,
+        sort=sort,
+        published=published,
+        from_mlflow=from_mlflow,
+    )
+    return list(execute_report(request).files)

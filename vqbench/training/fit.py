@@ -1,0 +1,143 @@
+"""Fitting one tokenizer: the order of its data, the Lightning trainer, where it resumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vqbench.data.stream import TrainingStream
+from vqbench.machine.interrupts import TerminatedError
+from vqbench.recipe import Recipe
+from vqbench.tokenizer import Tokenizer
+from vqbench.training.collapse import Collapse
+from vqbench.training.recorder import Recorder, resume
+from vqbench.training.steps import peak_memory_bytes
+from vqbench.training.tokenizer_training import TokenizerTraining
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a finished training leaves behind."""
+
+    tokenizer: Tokenizer
+    """Averaged weights where the recipe asks for them, otherwise the last ones."""
+    images_seen: int
+    seconds: float
+    """Time in training steps, without start-up, summed over interruptions."""
+    peak_memory_bytes: int
+    """CUDA: the allocator's peak. CPU: the process's resident peak. The largest over interruptions."""
+    device: str
+    devices: int
+    collapse: Collapse | None
+    """The collapse in which it ended, if it did."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Training throughput over all devices."""
+        return self.images_seen / self.seconds if self.seconds > 0 else 0.0
+
+
+class BatchPositions:
+    """Positions in the endless stream that one device sees, batch by batch, from `start` to `stop` images."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, devices: int) -> None:
+        self.batches = range(start, stop, batch_size)
+        self.share = batch_size // devices
+        self.offset = rank * self.share
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in self.batches:
+            yield list(range(first + self.offset, first + self.offset + self.share))
+
+
+class _Stretches(lightning.LightningDataModule):
+    """The training stream, cut where checkpoints are written; asked anew for each stretch."""
+
+    def __init__(self, stream: TrainingStream, training: TokenizerTraining, workers: int) -> None:
+        super().__init__()
+        self.stream, self.training, self.workers = stream, training, workers
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        assert self.trainer is not None
+        recipe, start = self.training.recipe, self.training.images_seen
+        stretch = recipe.stretch
+        end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
+        positions = BatchPositions(start, end, recipe.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        on_gpu = self.training.device.type == "cuda"
+        return DataLoader(self.stream, batch_sampler=positions, num_workers=self.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
+
+
+def train(
+    tokenizer: Tokenizer,
+    stream: TrainingStream,
+    recipe: Recipe,
+    *,
+    seed: int,
+    folder: Path,
+    devices: int = 1,
+    perceptual: nn.Module | None = None,
+    report: Callable[[int, float], None] = lambda images, rate: None,
+    stop_on_collapse: bool = False,
+) -> TrainingOutcome:
+    """Train `tokenizer` for the recipe's budget, from the checkpoint in `folder` if there is one.
+
+    Writes `folder`/metrics.jsonl and `folder`/checkpoints. `report(images_seen, images_per_s)` is called after
+    each step. Raises DivergedError when the loss is no longer finite, with `stop_on_collapse` CollapsedError, and
+    TerminatedError when the process is told to end (SIGTERM), after a checkpoint.
+    """
+    training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    resume(training, folder)
+    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
+    if training.images_seen < recipe.steps * recipe.batch_size:
+        try:
+            trainer.fit(training, datamodule=_Stretches(stream, training, data_workers(devices)))
+        except SIGTERMException:  # a SystemExit of code 0, as if all were done
+            raise TerminatedError from None
+    final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
+    device = trainer.strategy.root_device
+    return TrainingOutcome(
+        tokenizer=final.to(device).eval(),
+        images_seen=training.images_seen,
+        seconds=training.seconds,
+        peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
+        device=str(device),
+        devices=trainer.world_size,
+        collapse=training.collapse_watch.collapse,
+    )
+
+
+def data_workers(devices: int) -> int:
+    """Processes that load images for each device; 0 where training itself takes all cores, and loads between steps."""
+    return min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
+
+
+def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder) -> lightning.Trainer:
+    total, stretch = recipe.steps * recipe.batch_size, recipe.stretch
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=devices,
+        strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",  # a GAN trains in turns
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        max_epochs=-(-total // stretch) - images_seen // stretch,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        callbacks=[recorder],
+        plugins=[LightningEnvironment()],  # a cell is started by its runner, whatever scheduler is around it
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

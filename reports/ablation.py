@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.reports.comparison import Verdict, verdict_of
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pair_words import decimals, p_text
@@ -14,61 +15,32 @@ from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import Column, MethodSummary, columns_of, interval_note, shown_columns, summarise
+from vqbench.results.ablation_row import AblationRow
 
-LEVEL = 0.05
-"""A difference is called better or worse where its p, adjusted over the rows, is below this."""
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
 
 
-class Row(Protocol):
-    """A row as a command asked for it (`planning.ablation_rows`), or as stored cells make it (`families.StoredRow`)."""
-
-    @property
-    def name(self) -> str:
-        """full, all off, without dcr, only vlq."""
-
-    @property
-    def label(self) -> str:
-        """What its cells are called."""
-
-    @property
-    def components(self) -> dict[str, bool]:
-        """Component → whether it is on."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is what the others are compared to."""
-
-    @property
-    def paper_row(self) -> str | None:
-        """What the paper calls it."""
-
-    @property
-    def published(self) -> Mapping[str, Mapping[str, float]]:
-        """Metric → what it was measured on → value."""
-
-
 @dataclass(frozen=True)
-class Finding:
+class Effect:
     """What switching did to one score."""
 
     difference: Difference
     """This row − the full method."""
     p: float | None
     """Adjusted after Holm over the rows, within the metric."""
-    verdict: str
-    """better, worse, tied (not separated), or a dash where there is no test."""
+    verdict: Verdict
+    """What this row is, compared to the full method; a dash where there is no test."""
 
 
 @dataclass(frozen=True)
 class AnalysedRow:
     """One row with everything that is known of it."""
 
-    row: Row
+    row: AblationRow
     cells: tuple[dict[str, Any], ...]
     summary: MethodSummary
-    findings: Mapping[str, Finding]
+    effects: Mapping[str, Effect]
     """By metric; empty for the full method."""
     marked: bool
     """Whether the method's paper has an ablation of its own, and not this row."""
@@ -82,7 +54,7 @@ class AnalysedRow:
 
 
 def analyse(
-    rows: Sequence[Row], cells: Sequence[dict[str, Any]], has_paper_rows: bool, asked: Sequence[str] = ()
+    rows: Sequence[AblationRow], cells: Sequence[dict[str, Any]], has_paper_rows: bool, asked: Sequence[str] = ()
 ) -> tuple[AnalysedRow, ...]:
     """Rows with their cells (as `vqbench run --json` prints them) and their differences to the full one.
 
@@ -93,17 +65,15 @@ def analyse(
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
     reader = Reader()
-    findings: dict[str, dict[str, Finding]] = {row.name: {} for row in rows}
+    effects: dict[str, dict[str, Effect]] = {row.name: {} for row in rows}
     scored = columns_of(name for cell in cells for name in cell["scores"] if name in DEFINITIONS)
     for key in (k for k, c in scored.items() if DEFINITIONS[k].better and (k in asked or not c.on_request)):
         found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), key, reader) for row in others}
         there = {name: value for name, value in found.items() if value is not None}
         for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
-            findings[name][key] = Finding(value, p, _verdict(key, value, p))
+            effects[name][key] = Effect(value, p, verdict_of(key, value, p))
     return tuple(
-        AnalysedRow(
-            row, of_row[row.name], summaries[row.name], findings[row.name], has_paper_rows and not row.paper_row
-        )
+        AnalysedRow(row, of_row[row.name], summaries[row.name], effects[row.name], has_paper_rows and not row.paper_row)
         for row in rows
         if row.name in summaries
     )
@@ -113,21 +83,13 @@ def _done(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [cell for cell in cells if cell["state"] != "failed"]
 
 
-def _verdict(metric: str, found: Difference, p: float | None) -> str:
-    if p is None:
-        return "–"
-    if p >= LEVEL or found.delta == 0:
-        return "tied"
-    return "better" if (found.delta > 0) == (DEFINITIONS[metric].better == "higher") else "worse"
-
-
 def objects(rows: Iterable[AnalysedRow]) -> list[dict[str, Any]]:
     """One JSON-ready object per row: what `vqbench ablate --json` prints."""
     return [_object(row) for row in rows]
 
 
 def _object(analysed: AnalysedRow) -> dict[str, Any]:
-    row, found = analysed.row, analysed.findings
+    row, found = analysed.row, analysed.effects
     return {
         "row": row.name,
         "paper_row": row.paper_row,
@@ -199,7 +161,7 @@ def _published(rows: Sequence[AnalysedRow]) -> dict[str, tuple[str, ...]]:
     return {title: tuple(where) for title, where in found.items()}
 
 
-def _values(row: Row, rows: Sequence[AnalysedRow], title: str) -> list[float | None]:
+def _values(row: AblationRow, rows: Sequence[AnalysedRow], title: str) -> list[float | None]:
     by_title = {DEFINITIONS[metric].title: values for metric, values in row.published.items()}
     return [by_title.get(title, {}).get(where) for where in _published(rows)[title]]
 
@@ -214,8 +176,8 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     lines = []
     for analysed in rows:
         title = analysed.title
-        for metric, finding in analysed.findings.items():
-            lines.append((title, *_delta_cells(columns_of([metric])[metric], finding)))
+        for metric, effect in analysed.effects.items():
+            lines.append((title, *_delta_cells(columns_of([metric])[metric], effect)))
             title = ""
     return Grid(
         ("row", "metric", "Δ to full", "95 % interval", "over", "p", "than full"),
@@ -224,13 +186,13 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     )
 
 
-def _delta_cells(column: Column, finding: Finding) -> tuple[str, ...]:
-    found = finding.difference
+def _delta_cells(column: Column, effect: Effect) -> tuple[str, ...]:
+    found = effect.difference
     digits = max(column.digits, decimals(found))  # a small difference that is certain must not read as 0.00
     known = found.low is not None and found.high is not None
     interval = f"{found.low:+,.{digits}f} to {found.high:+,.{digits}f}" if known else "–"
     over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds").replace(" and", ",")
-    return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p_text(finding.p), finding.verdict)
+    return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p_text(effect.p), effect.verdict)
 
 
 def cautions_of(rows: Iterable[AnalysedRow]) -> dict[str, str]:
@@ -261,7 +223,7 @@ def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
 def delta_notes(rows: Sequence[AnalysedRow]) -> list[str]:
     """What the table of differences needs to be read."""
     said = ["Δ = row − full, p adjusted after Holm over rows", *cautions_of(rows).values()]
-    if any(f.difference.over == "images" for row in rows for f in row.findings.values()):
+    if any(f.difference.over == "images" for row in rows for f in row.effects.values()):
         said.append("n = 1: intervals are over the validation images alone; the noise of training is not in them")
     return said
 

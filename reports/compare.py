@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Contrast:
     """A against B in one metric, over the seeds that both have."""
 
     metric: str
@@ -45,7 +45,7 @@ class Versus:
     section: Section
     a: Group
     b: Group
-    findings: tuple[Finding, ...]
+    contrasts: tuple[Contrast, ...]
     """By metric, at least one."""
 
     @property
@@ -56,20 +56,20 @@ class Versus:
     @property
     def overall(self) -> str:
         """One sentence over all metrics."""
-        verdicts = {found.metric: found.verdict for found in self.findings}
-        return overall(self.a.label, self.b.label, verdicts, max(f.difference.seeds for f in self.findings))
+        verdicts = {found.metric: found.verdict for found in self.contrasts}
+        return overall(self.a.label, self.b.label, verdicts, max(f.difference.seeds for f in self.contrasts))
 
     @property
     def lines(self) -> list[str]:
         """One sentence per metric, and how many seeds more it asks for."""
-        several = [f"{found.sentence}; {found.outlook.text}" for found in self.findings if found.difference.seeds > 1]
-        single = [found for found in self.findings if found.difference.seeds == 1]
+        several = [f"{found.sentence}; {found.outlook.text}" for found in self.contrasts if found.difference.seeds > 1]
+        single = [found for found in self.contrasts if found.difference.seeds == 1]
         return [*several, *(found.sentence for found in single), *(found.outlook.text for found in single[:1])]
 
     @property
     def cautions(self) -> dict[str, str]:
         """Metric → what must be said wherever it is shown."""
-        return cautions((found.metric for found in self.findings), int(self.section.protocol["n_images"]))
+        return cautions((found.metric for found in self.contrasts), int(self.section.protocol["n_images"]))
 
     @property
     def notes(self) -> list[str]:
@@ -228,7 +228,7 @@ def _versus(section: Section, a: Group, b: Group, metrics: Sequence[str], reader
     return Versus(section, a, b, tuple(found))
 
 
-def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Finding | None:
+def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Contrast | None:
     pairs = paired_rows(b.finished, a.finished, metric)
     found = difference(b.finished, a.finished, metric, reader)
     if found is None:
@@ -238,15 +238,15 @@ def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Finding | None:
     verdict = verdict_of(metric, found, found.p)
     after = outlook(found, verdict, [of_a - of_b for of_b, of_a in scores])
     said = sentence(metric, a.label, b.label, found, verdict)
-    return Finding(metric, mean_a, mean_b, found, verdict, after, said)
+    return Contrast(metric, mean_a, mean_b, found, verdict, after, said)
 
 
 def objects(comparison: Comparison) -> list[dict[str, Any]]:
     """One JSON-ready object per protocol and metric: what `vqbench compare --json` prints."""
-    return [_object(part, found) for part in comparison.parts for found in part.findings]
+    return [_object(part, found) for part in comparison.parts for found in part.contrasts]
 
 
-def _object(part: Versus, found: Finding) -> dict[str, Any]:
+def _object(part: Versus, found: Contrast) -> dict[str, Any]:
     size, collapsed = found.difference, [*part.a.summary.collapses, *part.b.summary.collapses]
     return {
         "a": part.a.label,

@@ -37,5 +37,4 @@ def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     if file.kept_by == "features":
         known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
         return any(metric.extractor == "inception" for metric in known)
-    of_images = cell.spec["recipe"].get("track", "images") == "images"
-    return file.kept_by == "all" or (file.kept_by == "images" and of_images)
+    return file.kept_by in ("all", cell.spec["recipe"].get("track", "images"))  # older specs name no track

@@ -6,21 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vqbench.reports.ablation import AnalysedRow, Row, analyse
+from vqbench.reports.ablation import AnalysedRow, analyse
 from vqbench.reports.experiment import Group
-from vqbench.results.row_names import row_name
-
-
-@dataclass(frozen=True)
-class StoredRow:
-    """One row of an ablation, from the spec of its cells: neither the method's code nor torch is needed."""
-
-    name: str
-    label: str
-    components: dict[str, bool]
-    is_full: bool
-    paper_row: str | None
-    published: Mapping[str, Mapping[str, float]]
+from vqbench.results.ablation_row import AblationRow, row_name
 
 
 def families(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
@@ -61,11 +49,11 @@ def _same_but_for_switches(full: Group, other: Group) -> bool:
     return all(mine.get(field) == others.get(field) for field in fields)
 
 
-def _row(full: Group, group: Group) -> StoredRow:
+def _row(full: Group, group: Group) -> AblationRow:
     on, kept = _on(group), [component for component in full.components if component in _on(group)]
     dropped = [component for component in full.components if component in _on(full) - on]
     paper: Mapping[str, Any] = (group.spec.get("paper") or {}).get("row") or {}
-    return StoredRow(
+    return AblationRow(
         name=row_name(kept, dropped),
         label=group.label,
         components=group.components,
@@ -85,11 +73,7 @@ class Ablation:
 
     def without_published(self) -> tuple[AnalysedRow, ...]:
         """The rows without the values that the paper prints for them."""
-        return tuple(replace(row, row=_without_published(row.row)) for row in self.rows)
-
-
-def _without_published(row: Row) -> StoredRow:
-    return StoredRow(row.name, row.label, row.components, row.is_full, row.paper_row, {})
+        return tuple(replace(row, row=replace(row.row, published={})) for row in self.rows)
 
 
 def ablations(groups: Sequence[Group]) -> tuple[Ablation, ...]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
-from vqbench.reports.ablation import LEVEL, delta_notes, delta_table, score_notes, score_table
+from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
+from vqbench.reports.comparison import LEVEL
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.grid import Grid

@@ -20,7 +20,7 @@ Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Ranking:
     """What one metric says of the methods of a section."""
 
     metric: str
@@ -62,13 +62,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """All that is said of one protocol."""
 
     headline: str
     measured: str
     """What was trained and on what it was measured."""
-    findings: tuple[Finding, ...]
+    findings: tuple[Ranking, ...]
     problems: tuple[str, ...]
     """Cells that failed or collapsed, each named."""
     limits: tuple[str, ...]
@@ -81,14 +81,14 @@ class Verdict:
         return (self.headline, self.measured, *found, *self.problems, *self.limits)
 
 
-def verdict(section: ReportSection) -> Verdict:
+def verdict(section: ReportSection) -> Conclusion:
     """The words for one protocol of a report, from the comparisons that its table shows."""
     findings = tuple(found for column in section.columns if (found := _finding(section, column)) is not None)
     headline = _headline(findings).removesuffix(".") + f"{_of_one_training(section, findings)}."
-    return Verdict(headline, _measured(section), findings, _problems(section), _limits(section, findings))
+    return Conclusion(headline, _measured(section), findings, _problems(section), _limits(section, findings))
 
 
-def _of_one_training(section: ReportSection, findings: Sequence[Finding]) -> str:
+def _of_one_training(section: ReportSection, findings: Sequence[Ranking]) -> str:
     """What a headline must add where methods were told apart over the images of one seed."""
     if not any(finding.over_images for finding in findings):
         return ""
@@ -108,7 +108,7 @@ def _are(labels: Sequence[str]) -> str:
     return "is" if len(labels) == 1 else "are"
 
 
-def _finding(section: ReportSection, column: Column) -> Finding | None:
+def _finding(section: ReportSection, column: Column) -> Ranking | None:
     comparison = section.comparisons.get(column.key)
     if comparison is None:
         return None
@@ -118,7 +118,7 @@ def _finding(section: ReportSection, column: Column) -> Finding | None:
     untested = tuple(label for label in others if label in comparison.untested)
     worse = tuple(label for label in others if label not in tied and label not in untested)
     definition = DEFINITIONS[column.key]
-    return Finding(
+    return Ranking(
         column.key,
         definition.title,
         str(definition.better),
@@ -150,7 +150,7 @@ def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[st
     return "all tied" if not worse and not untested else "some tied"
 
 
-def _headline(findings: Sequence[Finding]) -> str:
+def _headline(findings: Sequence[Ranking]) -> str:
     compared = [f for f in findings if f.kind not in ("only", "equal")]
     if not compared:
         return "There is nothing to compare: " + (
@@ -178,7 +178,7 @@ def _headline(findings: Sequence[Finding]) -> str:
     return f"No method is best in everything: {'; '.join(said)}."
 
 
-def _labels(findings: Iterable[Finding]) -> list[str]:
+def _labels(findings: Iterable[Ranking]) -> list[str]:
     return list(dict.fromkeys(label for f in findings for label in (f.best, *f.tied, *f.untested, *f.worse)))
 
 
@@ -209,7 +209,7 @@ def _problems(section: ReportSection) -> tuple[str, ...]:
     return (*said, *([f"{more} more cells collapsed."] if more > 0 else []))
 
 
-def _limits(section: ReportSection, findings: Sequence[Finding]) -> tuple[str, ...]:
+def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, ...]:
     seeds = sorted({g.summary.seeds for g in section.rows if g.summary.seeds})
     budgets = sorted({g.images for g in section.rows})
     said = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.planning.plan import Cell, Plan, make_plan, resolve
+from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.results.files import DONE, FAILED
@@ -116,20 +116,20 @@ class Driver:
         self.live.append(live)
         asked = study.plan.asked(self.run_request, drawn)
         try:
-            resolve(asked)
+            resolved = resolve(asked)
         except UsageError as error:  # what was drawn is to blame, and always will be
             self._tell(live, "failed", None, _as_error(error))
             return
-        live.cells = self._plan(asked).cells
+        live.cells = self._plan(resolved).cells
         for cell in live.cells:
             self._place(live, cell)
         if len(live.rows) < len(live.cells):
             self.view.note(f"{live.title}: {' '.join(settings_of(drawn)) or 'nothing to draw'}")
         self._conclude(live)
 
-    def _plan(self, request: RunRequest) -> Plan:
+    def _plan(self, asked: Resolved) -> Plan:
         """The cells of a trial. Raises UsageError where the data cannot be read, which is no fault of the trial."""
-        plan = make_plan(request, self.metrics)
+        plan = make_plan(asked, self.metrics)
         before, now = self.base.cells[0].spec["dataset"], plan.cells[0].spec["dataset"]
         if plan.protocol.hash != self.base.protocol.hash or now["training_digest"] != before["training_digest"]:
             raise UsageError("the data has changed since this sweep began: trials would not be of the same images",

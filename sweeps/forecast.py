@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError
-from vqbench.planning.plan import Cell, make_plan
-from vqbench.planning.sources import open_source
+from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.view import Silent
 
 if TYPE_CHECKING:
@@ -55,14 +54,17 @@ class StudyForecast:
 
 def forecast(plan: SweepPlan, guess: bool) -> dict[str, StudyForecast]:
     """Study → what is left of it; with `guess` also trials that may be drawn otherwise. Writes nothing."""
-    metrics, source = tuple(plan.base.cells[0].spec["metrics"]), open_source(plan.request.run, plan.base.recipe)
+    metrics, source = (
+        tuple(plan.base.cells[0].spec["metrics"]),
+        plan.base.track.open(plan.base.recipe, plan.request.run.data),
+    )
     found = {}
     for study in _without_writing(plan):
         trials = []
         for drawn, certain in study.foresee(MOST_TRIALS, MOST_GUESSES if guess else 0):
             try:
                 asked = study.plan.asked(plan.request.run, drawn)
-                cells = make_plan(asked, metrics, source=source).cells
+                cells = make_plan(resolve(asked), metrics, source=source).cells
             except UsageError:
                 cells = ()
             trials.append(ForeseenTrial(certain, cells))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vqbench.cell.tracks import track_of
 from vqbench.config import from_stored
 from vqbench.errors import UsageError, unknown
 from vqbench.planning.choice import choose_method, read_settings, split_reference
@@ -26,8 +27,6 @@ BITS_MARGIN = 0.05
 MOST_POINTS = 10_000
 _SIZES = ("codebook_size", "codebook_dim")  # what `matched` turns into fields of a method
 _PROTOCOL = ("name", "track", "resolution")  # a trial with another would be measured by another protocol
-_ENCODER = ("channels", "channel_multipliers", "res_blocks", "attention_resolutions", "mid_attention",
-            "latent_channels")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,11 @@ def settings_for(run: RunRequest, reference: str) -> tuple[str, ...]:
 
 
 def _recipe_parameters(space: Raw, recipe: Recipe, request: SweepRequest) -> list[Parameter]:
-    fixed = (*_PROTOCOL, *(_ENCODER if recipe.track == "features" else ()))
-    fixed += ("channel_multipliers",) if request.same_bits else ()
+    quantized = track_of(recipe).fixed
+    fixed = (*_PROTOCOL, *quantized, *(("channel_multipliers",) if request.same_bits else ()))
     for field in space["recipe"]:
         if field in fixed:
-            why = "what is quantized" if field in _ENCODER and recipe.track == "features" else "what a number means"
+            why = "what is quantized" if field in quantized else "what a number means"
             what = f"{field} cannot be drawn: trials would differ in {why}"
             raise UsageError(what, f"take it out of the space, and fix it: --set {field}=VALUE")
     see = f"vqbench show {recipe.name}"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vqbench import arguments
 from vqbench.metrics.definitions import metric
-from vqbench.planning.plan import Cell, resolve
+from vqbench.planning.plan import Cell
 from vqbench.planning.view import Silent, View
-from vqbench.registry import METRICS, add_plugin
+from vqbench.registry import METRICS
 from vqbench.reports.sweep import SweepReport
-from vqbench.running.run import prepare_plan, write_page
+from vqbench.running.run import check_request, plan_resolved, write_page
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
 from vqbench.sweeps.plan import SweepPlan
@@ -39,19 +39,17 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
     if request.resume:
         request = recall(request, find_sweep(request.run.runs, request.run.name, request.name))
     refuse_odd(request)
-    for plugin in request.run.plugins:
-        add_plugin(plugin)
-    recipe, _ = resolve(request.run)
+    asked = check_request(request.run)
     if request.space is None:
         request = dataclasses.replace(request, space=read_spaces(request.spaces))
-    if request.objectives:
-        check_objectives(request, recipe.track, tuple(METRICS.names()))  # a typing error, before anything is downloaded
+    if request.objectives:  # a typing error, before anything is downloaded
+        check_objectives(request, asked.track.name, tuple(METRICS.names()))
     studies, notes = plan_studies(request)
     if request.run.name:  # where it is known already, before anything is downloaded
         sweeps = request.run.runs.absolute() / request.run.name / "sweeps"
         refuse_another(request, sweeps / f"{request.title}.json")
-    base = prepare_plan(request.run, view, dry=dry)
-    objectives = check_objectives(request, recipe.track, tuple(base.cells[0].spec["metrics"]))
+    base = plan_resolved(asked, view, dry=dry)
+    objectives = check_objectives(request, asked.track.name, tuple(base.cells[0].spec["metrics"]))
     request = dataclasses.replace(request, objectives=objectives, name=request.title)
     plan = SweepPlan(request, studies, base, notes)
     refuse_another(request, plan.file, plan.found)
@@ -164,7 +162,6 @@ def _run_trials(
 ) -> str:
     """Why the sweep ended before its trials did; empty where it did not."""
     from vqbench.planning.preflight import check_disk
-    from vqbench.planning.sources import prepare_training
     from vqbench.running.execution import open_execution
     from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.trials import Limits
@@ -173,11 +170,11 @@ def _run_trials(
     deadline = time.monotonic() + request.timeout if request.timeout is not None else None
     of_method = {cell.label: cell for cell in base.cells}
     check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
-    prepare_training(request.run, base.recipe, view.preparing)
+    base.track.prepare_training(base.recipe, request.run.data, view.preparing)
     look = None
     if request.pruner != "none":
         maximize = metric(request.objectives[0]).better == "higher"
-        look = watched(request.objectives[0], maximize, base.recipe.track)
+        look = watched(request.objectives[0], maximize, base.track.watched)
         if look.note:
             view.note(look.note)
 

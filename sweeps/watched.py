@@ -23,9 +23,8 @@ class Watched:
     """What must be said of it; empty where it is the objective's own."""
 
 
-def watched(objective: str, maximize: bool, track: str) -> Watched:
-    """The objective's own curve, or that of how well training reconstructs."""
-    instead = "psnr" if track == "images" else "distance"
+def watched(objective: str, maximize: bool, instead: str) -> Watched:
+    """The objective's own curve, or `instead`, that of how well training reconstructs."""
     curve = objective if objective in _RISING else instead
     what = "the PSNR of training batches" if curve == "psnr" else "the distance of training batches"
     note = "" if curve == objective else f"no curve of {objective} in training: the pruner watches {what}"

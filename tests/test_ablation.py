@@ -16,9 +16,9 @@ from conftest import Command, settings, write_images
 from test_training import fit, recipe, same
 
 from vqbench.errors import UsageError
-from vqbench.planning.ablation_rows import AblateRequest, Row, as_run, make_rows
+from vqbench.planning.ablation_rows import AblateRequest, PlannedRow, as_run, make_rows
 from vqbench.planning.choice import Variant, choose_method
-from vqbench.planning.plan import make_plan
+from vqbench.planning.plan import make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.recipe import load_recipe
 from vqbench.registry import METHODS
@@ -85,13 +85,13 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def rows_of(method: str = "vaevq", *, settings: tuple[str, ...] = (), **asked: Any) -> dict[str, Row]:
+def rows_of(method: str = "vaevq", *, settings: tuple[str, ...] = (), **asked: Any) -> dict[str, PlannedRow]:
     run = RunRequest((method,), "photos", settings=settings)
     rows, _ = make_rows(AblateRequest(run=run, **asked))
     return {row.name: row for row in rows}
 
 
-def on(row: Row) -> set[str]:
+def on(row: PlannedRow) -> set[str]:
     return {name for name, is_on in row.components.items() if is_on}
 
 
@@ -136,8 +136,8 @@ def test_the_rows_of_the_paper() -> None:
 def test_rows_are_cells_of_run_and_off_is_off_in_the_parameters(tmp_path: Path) -> None:
     request = AblateRequest(run=RunRequest(("vaevq",), "photos", runs=tmp_path), every=True)
     rows, _ = make_rows(request)
-    ablated = {cell.label: cell for cell in make_plan(as_run(request, rows), ("psnr",)).cells}
-    alone = make_plan(RunRequest(("vaevq",), "photos", runs=tmp_path), ("psnr",)).cells[0]
+    ablated = {cell.label: cell for cell in make_plan(resolve(as_run(request, rows)), ("psnr",)).cells}
+    alone = make_plan(resolve(RunRequest(("vaevq",), "photos", runs=tmp_path)), ("psnr",)).cells[0]
     assert ablated["vaevq"].spec == alone.spec
     assert ablated["vaevq"].folder == alone.folder
     for row in rows:
@@ -190,7 +190,7 @@ def test_settings_of_a_component_go_with_it() -> None:
     rows, _ = make_rows(AblateRequest(run=run, every=True))
     plain, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), every=True))
     specs, unset = (
-        {c.label: c.spec["config"] for c in make_plan(as_run(AblateRequest(run=r), rs), ("psnr",)).cells}
+        {c.label: c.spec["config"] for c in make_plan(resolve(as_run(AblateRequest(run=r), rs)), ("psnr",)).cells}
         for r, rs in ((run, rows), (RunRequest(("vaevq",), "photos"), plain))
     )
     assert specs["vaevq"]["kl_weight"] == 0.01

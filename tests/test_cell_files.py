@@ -17,8 +17,8 @@ from conftest import SMALL, Answer, typed
 
 import vqbench
 from vqbench.cell.__main__ import run_cell
-from vqbench.cell.images_track import open_data
-from vqbench.cell.images_track import trained as train
+from vqbench.cell.image_cell import open_data
+from vqbench.cell.image_cell import trained as train
 from vqbench.cell.process import CellJob, write_job
 from vqbench.cell.progress import Progress
 from vqbench.errors import UsageError, VQBenchError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vqbench.checks import doctor
-from vqbench.checks.doctor import Finding, diagnose, exit_code, render
+from vqbench.checks.doctor import Diagnosis, diagnose, exit_code, render
 from vqbench.cli.app import main
 from vqbench.metrics import codes, frechet, pixels, weights
 from vqbench.metrics.weights import Missing, find_inception
@@ -94,7 +94,7 @@ def test_a_check_that_breaks_and_a_wrong_file_are_findings(monkeypatch, tmp_path
     other = tmp_path / "other.pth"
     other.write_bytes(b"not weights")
     findings = diagnose(inception=other)
-    assert Finding("check", "wrong", "ZeroDivisionError: division by zero", "report it with this output") in findings
+    assert Diagnosis("check", "wrong", "ZeroDivisionError: division by zero", "report it with this output") in findings
     assert [f.state for f in by_name(findings, "weights inception")] == ["wrong"]
     assert [f.state for f in by_name(findings, "kid")] == ["ok"], "the other checks go on"
 

@@ -15,12 +15,13 @@ from conftest import Command
 from numpy.typing import NDArray
 
 import vqbench as package
+from vqbench.data.dataset import DataReference
 from vqbench.data.features import EncodedDataset, FeatureFile, open_features, standardise
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, IN_PROTOCOL, select_metrics
 from vqbench.metrics.feature_evaluation import evaluate
-from vqbench.planning.plan import cell_hash, make_plan
+from vqbench.planning.plan import cell_hash, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -112,7 +113,7 @@ def test_what_was_saved_is_no_image_tokenizer_and_says_so(answer: list[dict[str,
 def test_a_changed_file_is_another_cell(tmp_path: Path) -> None:
     def names(array: NDArray[Any]) -> list[str]:
         request = RunRequest(("fsq",), recipe="atomic", features=file_of(array, tmp_path), runs=tmp_path)
-        return [cell.folder.name for cell in make_plan(request, tuple(IN_FEATURE_PROTOCOL)).cells]
+        return [cell.folder.name for cell in make_plan(resolve(request), tuple(IN_FEATURE_PROTOCOL)).cells]
 
     changed = noise(40, 3)
     changed[7, 1] += 1e-3
@@ -160,7 +161,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 )
 def test_a_request_that_means_nothing_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        make_plan(RunRequest(("fsq",), **fields), ())
+        make_plan(resolve(RunRequest(("fsq",), **fields)), ())
 
 
 def test_metrics_of_images_are_refused() -> None:
@@ -178,7 +179,8 @@ def test_metrics_of_images_are_refused() -> None:
 
 def test_the_tracks_have_nothing_in_common_and_image_cells_keep_their_hash(tmp_path: Path) -> None:
     image, features = (
-        make_plan(RunRequest(("vqgan",), "photos", recipe=recipe, runs=tmp_path), ()) for recipe in ("tiny", "atomic")
+        make_plan(resolve(RunRequest(("vqgan",), "photos", recipe=recipe, runs=tmp_path)), ())
+        for recipe in ("tiny", "atomic")
     )
     assert image.protocol.hash != features.protocol.hash
     assert features.protocol.name == "photos-32-features-v1"
@@ -293,7 +295,7 @@ def test_a_method_is_told_the_budget_and_what_a_nat_is_worth(monkeypatch: pytest
 
 def test_the_encoder_s_features_are_cached_standardised_and_the_same_for_all_seeds() -> None:
     recipe = small(channels=4, channel_multipliers=(1, 2), latent_channels=8)
-    source = open_features(recipe, home(), None, "photos", validation_images=8)
+    source = open_features(recipe, home(), DataReference("photos", validation_images=8))
     assert isinstance(source, EncodedDataset)
     source.images.positions, source.images.ids = source.images.positions[:64], source.images.ids[:64]
     features = source.load(home())

@@ -28,9 +28,10 @@ from vqbench.metrics.definitions import (
     select_metrics,
 )
 from vqbench.metrics.weights import add_pin
-from vqbench.planning.plan import Cell, make_plan
+from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.preflight import choose_metrics
 from vqbench.planning.request import RunRequest
+from vqbench.recipe import load_recipe
 from vqbench.registry import METRICS, add_plugin
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.experiment import load_experiment
@@ -204,7 +205,7 @@ def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answ
 
 
 def planned(runs: Path, dataset: str = "photos", metrics: tuple[str, ...] = ("psnr",)) -> Cell:
-    return make_plan(RunRequest(("vqgan",), dataset, runs=runs), metrics).cells[0]
+    return make_plan(resolve(RunRequest(("vqgan",), dataset, runs=runs)), metrics).cells[0]
 
 
 def test_a_metric_that_is_added_changes_no_cell_and_no_protocol(tmp_path: Path, weights: Path) -> None:
@@ -290,11 +291,11 @@ def test_weights_are_refused_that_are_not_pinned(tmp_path: Path, weights: Path) 
     weights.write_bytes(NET[:-4])
     add_plugin(OUTSIDE)
     request = RunRequest(("vqgan",), "photos", metrics=("projected_fd",), runs=tmp_path)
-    (problem,) = choose_metrics(request, 32).problems
+    (problem,) = choose_metrics(request, load_recipe("tiny")).problems
     assert "projection.bin, needed for projected_fd" in problem.what
     assert "is not the pinned one" in problem.what
     weights.write_bytes(NET)
-    assert choose_metrics(request, 32).problems == ()
+    assert choose_metrics(request, load_recipe("tiny")).problems == ()
     with pytest.raises(UsageError, match="vqbench's own"):
         add_pin("inception", "mine.pth", "0" * 64)
 
@@ -385,7 +386,7 @@ def test_a_file_may_hold_a_method_and_a_metric_and_travels_once(tmp_path: Path) 
     with own_plugins():
         add_plugin(path)
         assert companions(["mine", "psnr"]) == ("psnr_continuous", "mine_continuous")
-        plan = make_plan(RunRequest(("ours", "fsq"), "photos", runs=tmp_path), ("psnr", "mine"))
+        plan = make_plan(resolve(RunRequest(("ours", "fsq"), "photos", runs=tmp_path)), ("psnr", "mine"))
     of_plugin, built_in = plan.cells
     assert "plugins" not in of_plugin.spec
     assert of_plugin.plugin_sources == built_in.plugin_sources == (BOTH.encode(),)

@@ -21,7 +21,7 @@ from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 from vqbench.planning.cost import CellCost, PlanCost, cell_cost
-from vqbench.planning.plan import Plan, make_plan
+from vqbench.planning.plan import Plan, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -74,7 +74,7 @@ class Workplace:
             ("fsq", "broken"), f"folder:{images}", seeds=(0, 1, 2), images=IMAGES, runs=self.runs, plugins=(plugin,),
             settings=(*SMALL, "broken.explode_at=16"),
         )  # fmt: skip
-        self.plan = make_plan(request, METRICS)
+        self.plan = make_plan(resolve(request), METRICS)
         folders = [cell.folder for cell in self.plan.cells if cell.label == "fsq"]
         for folder in folders[:2]:
             (folder.path / "checkpoints").mkdir(parents=True)

@@ -35,9 +35,9 @@ from vqbench.machine.atomic import write_arrays_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
 from vqbench.planning.choice import Variant
-from vqbench.planning.plan import Cell, make_plan
+from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.request import RunRequest
-from vqbench.reports.ablation import Finding, delta_table
+from vqbench.reports.ablation import Effect, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
@@ -502,8 +502,8 @@ def test_a_copy_of_a_cell_is_no_seed_and_a_result_of_nothing_is_named(tmp_path: 
 
 
 def test_a_small_difference_that_is_certain_does_not_read_as_zero() -> None:
-    finding = Finding(Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images"), 2e-5, "worse")
-    row = SimpleNamespace(title="without dcr", findings={"psnr": finding})
+    finding = Effect(Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images"), 2e-5, "worse")
+    row = SimpleNamespace(title="without dcr", effects={"psnr": finding})
     (line,) = delta_table([row]).rows  # type: ignore[list-item]
     assert line[2:4] == ("-0.0050", "-0.0072 to -0.0027")
 
@@ -602,7 +602,7 @@ def specs() -> dict[str, dict[str, Any]]:
     off = Variant("vaevq@paper", frozenset({"dcr"}), "without dcr")
     asked = ("vaevq", "vaevq@paper", "vaevq@released", off, "vqgan", "vqgan@legacy", "fsq", "sqvae")
     request = RunRequest(methods=asked, dataset="photos", validation_images=4)
-    first, again = (make_plan(request, ("psnr",)) for _ in range(2))
+    first, again = (make_plan(resolve(request), ("psnr",)) for _ in range(2))
     assert [cell.spec for cell in first.cells] == [cell.spec for cell in again.cells]
     return {cell.label: cell.spec for cell in first.cells}
 
@@ -744,7 +744,7 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="psnr_continuous describes a tokenizer and does not rank it"):
         compare_groups(experiment, "vaevq", "vqgan", ["psnr_continuous"])
     (compared,) = compare_groups(experiment, "vaevq", "vqgan").parts
-    assert [found.metric for found in compared.findings] == ["rfid", "psnr"]
+    assert [found.metric for found in compared.contrasts] == ["rfid", "psnr"]
 
 
 def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:

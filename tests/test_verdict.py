@@ -16,7 +16,7 @@ from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import ReportSection, build_report
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import Estimate, all_columns, columns_of
-from vqbench.reports.verdict import Finding, Verdict, listed, verdict
+from vqbench.reports.verdict import Conclusion, Ranking, listed, verdict
 
 PSNR = columns_of(["psnr"])["psnr"]
 
@@ -50,7 +50,7 @@ def section_of(
     return section  # type: ignore[no-any-return]
 
 
-def said(*arguments: Any, **options: Any) -> tuple[Verdict, str]:
+def said(*arguments: Any, **options: Any) -> tuple[Conclusion, str]:
     found = verdict(section_of(*arguments, **options))
     return found, found.findings[0].sentence()
 
@@ -130,7 +130,7 @@ def test_failures_are_named_and_then_counted() -> None:
 
 
 def test_labels_are_written_as_asked() -> None:
-    finding = Finding("psnr", "PSNR", "higher", "some tied", "a", "2", ("b",), ("c",), (), False)
+    finding = Ranking("psnr", "PSNR", "higher", "some tied", "a", "2", ("b",), ("c",), (), False)
     assert finding.sentence("<{}>".format) == "<a> has the best mean (2); <b> is not separated from it; <c> is worse."
 
 

@@ -14,6 +14,14 @@ from vqbench.errors import UsageError
 from vqbench.machine.yaml_files import read_yaml, shipped
 
 _SHIPPED = "vqbench.recipes"
+_IDLE: Mapping[str, Mapping[str, Any]] = {
+    "images": {},
+    "features": {
+        "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "32",
+        "ema_halflife_images": 0, "dropout": 0.0,
+    },
+}  # fmt: skip
+"""Track → settings that do nothing in it → the value that they must have."""
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
 _ADDED_LATER = {"added_later": True}  # see config.stored
 
@@ -129,8 +137,7 @@ class Recipe:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
 
-        if self.track == "features":
-            self._refuse_what_features_lack()
+        self._refuse_what_is_idle()
         if min(self.channel_multipliers) < 1:
             raise ValueError(f"channel_multipliers must be positive, not {self.channel_multipliers}")
         if not 0 <= self.dropout < 1:
@@ -143,17 +150,13 @@ class Recipe:
                 f"{2 ** (self.discriminator_layers + 2)} px, not {self.resolution}"
             )
 
-    def _refuse_what_features_lack(self) -> None:
-        """ValueError for a setting that would do nothing to frozen features, and would look as if it did."""
-        without = {
-            "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "32",
-            "ema_halflife_images": 0, "dropout": 0.0,
-        }  # fmt: skip
-        for name, needed in without.items():
+    def _refuse_what_is_idle(self) -> None:
+        """ValueError for a setting that would do nothing in the recipe's track, and would look as if it did."""
+        for name, needed in _IDLE[self.track].items():
             if getattr(self, name) != needed:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} has no meaning in the features track, which fits frozen features "
-                    f"without a decoder: {name} must be {str(needed).lower()}"
+                    f"{name}={getattr(self, name)} has no meaning in the {self.track} track, which fits frozen "
+                    f"{self.track} without a decoder: {name} must be {str(needed).lower()}"
                 )
 
     @property

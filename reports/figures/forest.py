@@ -81,11 +81,11 @@ def _worth(ablation: Ablation) -> dict[str, list[Entry]]:
         metric: [
             Entry(row.title, found.difference, found.verdict in ("better", "worse"))
             for row in rows
-            if (found := row.findings.get(metric)) is not None
+            if (found := row.effects.get(metric)) is not None
         ]
-        for metric in dict.fromkeys(name for row in rows for name in row.findings)
+        for metric in dict.fromkeys(name for row in rows for name in row.effects)
         if not DEFINITIONS[metric].on_request or DEFINITIONS[metric].digest
-        if any(metric in row.findings for row in rows)
+        if any(metric in row.effects for row in rows)
     }
 
 
@@ -96,7 +96,7 @@ def _ablation(section: ReportSection, ablation: Ablation, panels: dict[str, list
         f"What switching components off does to {ablation.label}: each row less the full method, paired over the same "
         "seeds and images, with 95 % intervals; filled: told apart (p adjusted after Holm over the rows below 0.05), "
         f"hollow: not. {measured_on(section.section)}; {_over(panels.values())}.{CUT if cut else ''}"
-        f"{first_of(len(labels), sum(bool(row.findings) for row in ablation.rows))}{shortened_note(labels, _LABEL)}"
+        f"{first_of(len(labels), sum(bool(row.effects) for row in ablation.rows))}{shortened_note(labels, _LABEL)}"
         f"{cautioned(section.section, panels)}"
     )
     suffix = f"-{number + 1}" if number else ""

@@ -12,7 +12,7 @@ from vqbench.reports.grid import Grid
 from vqbench.reports.page.pictures import figure_uri
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.tables import Table, tables
-from vqbench.reports.verdict import Finding, verdict
+from vqbench.reports.verdict import Ranking, verdict
 from vqbench.wording import counted
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ def grid_html(grid: Grid) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(findings: Sequence[Ranking]) -> str:
     if not findings:
         return ""
     return f'<dl class="findings">{"".join(map(_finding, findings))}</dl>'
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Ranking) -> str:
     arrow = "↑ higher is better" if finding.better == "higher" else "↓ lower is better"
     gloss = DEFINITIONS[finding.metric].gloss
     return (

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run_cell(folder: CellFolder) -> None:
     """Train and evaluate the cell whose spec lies in `folder`; write result.json. Raises what goes wrong."""
-    from vqbench.cell import features_track, images_track
+    from vqbench.cell.tracks import track_of
     from vqbench.config import build
     from vqbench.metrics.definitions import stored_definitions
     from vqbench.recipe import Recipe
@@ -35,9 +35,7 @@ def run_cell(folder: CellFolder) -> None:
     spec, progress, started = folder.spec, Progress(folder), time.time()
     recipe: Recipe = build(Recipe, spec["recipe"], "recipe", "vqbench show tiny")
     load_plugins(spec, folder)
-    result = (features_track if recipe.track == "features" else images_track).train_and_evaluate(
-        folder, spec, recipe, progress
-    )
+    result = track_of(recipe).train_and_evaluate(folder, spec, recipe, progress)
     if result is None:
         return
     earlier = folder.result or {}  # the same weights under the same protocol, with fewer metrics

@@ -2,97 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import data_seed
+from vqbench.cell.measured import Measured
 from vqbench.cell.progress import Progress
-from vqbench.errors import VQBenchError
-from vqbench.machine.atomic import replacing, write_arrays_atomically
+from vqbench.cell.stopwatch import Stopwatch
+from vqbench.cell.track import Preparing, Track, refuse_no_data
+from vqbench.data.dataset import DataReference
+from vqbench.data.features import ENCODER_FIELDS, FeatureSource, fitted_images, open_features
+from vqbench.data.prepare import both_or_name, prepare_validation, verify
+from vqbench.errors import UsageError
 from vqbench.machine.home import home
+from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.recipe import Recipe
-from vqbench.results.files import CURVES, PER_IMAGE
 from vqbench.results.folder import CellFolder
 
-if TYPE_CHECKING:
-    from vqbench.data.features import FeatureSet
 
+class FeaturesTrack(Track):
+    """Features of a frozen encoder on a dataset's images, or of a file; quantizers alone; errors of features."""
 
-def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
-    """What a cell of features found; neither Lightning nor pandas is imported: it lasts seconds.
+    name = "features"
+    keeps_training = False
+    watched = "distance"
+    fixed = ENCODER_FIELDS
 
-    Raises DivergedError, and VQBenchError where the features have changed since the plan.
-    """
-    import pyarrow
-    import pyarrow.parquet
-    import torch
+    def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
+        """Raise UsageError unless there is either a dataset or a file of features, and one device."""
+        if reference.features is not None and reference.dataset:
+            raise UsageError(
+                f"both --features {reference.features} and the dataset '{reference.dataset}' say what to quantize",
+                "leave one out (VQBENCH_DATASET names a dataset too)",
+            )
+        if reference.features is None:
+            refuse_no_data(reference, ", or your own: --features FILE.npy")
+        if devices != 1:
+            raise UsageError(
+                f"--devices {devices}, but a quantizer alone is fitted on one",
+                "leave --devices (VQBENCH_DEVICES) out",
+            )
 
-    from vqbench.metrics.feature_evaluation import evaluate
-    from vqbench.tokenizer import configured, save, seeded_quantizer
-    from vqbench.training.feature_training import FeatureCoder, fit
-    from vqbench.training.steps import peak_memory_bytes
+    def open(
+        self, recipe: Recipe, reference: DataReference, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[FeatureSource, FeatureProtocol]:
+        """The features, not computed yet; of a file, all of it is read."""
+        source = open_features(recipe, home(), reference, progress)
+        return source, source.protocol
 
-    progress.enter("data")
-    features = _planned_features(spec, recipe)
-    progress.enter("train")
-    quantizer = seeded_quantizer(spec["method"], configured(spec["method"], spec["config"]), spec["seed"])
-    coder = FeatureCoder(features.train.shape[3], quantizer, spec["seed"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seconds, collapse = fit(
-        coder.to(device),
-        features.train,
-        recipe,
-        seed=spec["seed"],
-        data_seed=data_seed(spec),
-        curves=folder.path / CURVES,
-        report=progress,
-        stop_on_collapse=spec["stop_on_collapse"],
-    )
-    folder.weights.parent.mkdir(parents=True, exist_ok=True)
-    save(coder, folder.weights, dict(spec))
-    progress.enter("evaluate")
-    evaluation = evaluate(coder, features.validation, spec["metrics"])
-    images = recipe.steps * recipe.batch_size
-    training = {
-        "images_seen": images,
-        "train_seconds": round(seconds, 3),
-        "train_images_per_s": round(images / seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "device": str(device),
-        "devices": 1,
-        "collapse": collapse.as_dict() if collapse is not None else None,
-    }
-    per_image = {"id": list(features.ids), "quantization_error": evaluation.errors}
-    with replacing(folder.path / PER_IMAGE) as partial:
-        pyarrow.parquet.write_table(pyarrow.table(per_image), partial)
-    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
-    return {
-        "scores": evaluation.scores,
-        "params": coder.parameter_counts(),
-        **with_device_name(training),
-        "collapse": collapse_of(training, evaluation.histogram),
-    }
+    def spec(self, source: FeatureSource) -> Mapping[str, Any]:
+        """The encoder, or the file."""
+        return {"features": source.spec()}
 
+    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
+        """Compute the features of both sides."""
+        source, _ = self.open(recipe, reference)
+        source.load(home(), lambda done, total: preparing("features", done, total))
 
-def _planned_features(spec: Mapping[str, Any], recipe: Recipe) -> FeatureSet:
-    """The features that the plan was made for. Raises VQBenchError where they are others now."""
-    from vqbench.data.features import open_features
-
-    wanted, features = spec["dataset"], spec["features"]
-    source = open_features(
-        recipe,
-        home(),
-        Path(features["path"]) if "path" in features else None,
-        wanted["reference"],
-        Path(wanted["data_root"]) if wanted["data_root"] else None,
-        wanted["validation_images"],
-    )
-    found = (source.protocol.validation_digest, source.train_digest)
-    if found != (spec["protocol"]["validation_digest"], wanted["training_digest"]):
-        raise VQBenchError(
-            f"the features of {wanted['reference']} have changed since this cell was planned",
-            "give the command again: it plans cells for the features as they are now",
+    def prepare(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> list[str]:
+        """Get the dataset, check its images, and compute the features of both sides."""
+        dataset = reference.open(recipe.resolution, download=True)
+        both_or_name(
+            lambda: prepare_validation(
+                dataset, home(), lambda done, total: preparing("validation images", done, total)
+            ),
+            lambda: verify(fitted_images(dataset), lambda done, total: preparing("training images", done, total)),
         )
-    return source.load(home())
+        source, protocol = self.open(recipe, reference)
+        for text in source.notes:
+            note(text)
+        source.load(home(), lambda done, total: preparing("features", done, total))
+        return [
+            f"data      {source.reference}: features of {len(source.train):,} training and {protocol.n_images:,} "
+            f"validation images, {protocol.tokens_per_image} tokens of {protocol.channels} channels each",
+            f"protocol  {protocol.name} {protocol.hash}",
+        ]
+
+    def train_and_evaluate(
+        self, folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
+    ) -> dict[str, Any]:
+        """Fit and score; an interrupted fit starts again, it takes seconds."""
+        from vqbench.cell.feature_cell import train_and_evaluate
+
+        return train_and_evaluate(folder, spec, recipe, progress)
+
+    def probe(self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float) -> Measured:
+        """A shorter fit, and all of the evaluation."""
+        from vqbench.cell.feature_probe import probe
+
+        return probe(folder, recipe, watch, started, spawned)

@@ -1,208 +1,85 @@
-"""The images track: a tokenizer with its encoder and decoder, trained on images and evaluated on others."""
+"""The images track: a tokenizer with its encoder and decoder, trained on images and scored on others."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import data_seed
-from vqbench.cell.progress import Progress, is_secondary
-from vqbench.errors import VQBenchError
-from vqbench.machine.atomic import replacing, write_arrays_atomically
-from vqbench.machine.json_files import read_json, write_json
-from vqbench.results.files import PER_IMAGE, RESULT, TRAINING, is_whole, later_version
+from vqbench.cell.measured import Measured
+from vqbench.cell.progress import Progress
+from vqbench.cell.stopwatch import Stopwatch
+from vqbench.cell.track import Preparing, Track, refuse_no_data
+from vqbench.data.dataset import DataReference, Dataset
+from vqbench.data.prepare import PreparedImages, prepare_both, prepare_train, prepare_validation
+from vqbench.errors import UsageError
+from vqbench.machine.home import home
+from vqbench.metrics.protocol import Protocol, protocol_for
+from vqbench.recipe import Recipe
 from vqbench.results.folder import CellFolder
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-    from vqbench.data.dataset import Dataset
-    from vqbench.data.prepare import PreparedImages
-    from vqbench.metrics.evaluation import Evaluation
-    from vqbench.recipe import Recipe
-    from vqbench.tokenizer import Tokenizer
+class ImagesTrack(Track):
+    """A dataset's images, whole tokenizers, every metric over images."""
+
+    name = "images"
+    keeps_training = True
+    watched = "psnr"
+
+    def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
+        """Raise UsageError for features in the place of a dataset, and for neither."""
+        if reference.features is not None:
+            raise UsageError(
+                f"--features {reference.features} is for a recipe that fits features; '{recipe.name}' trains on images",
+                "add --recipe atomic",
+            )
+        refuse_no_data(reference)
+
+    def open(
+        self, recipe: Recipe, reference: DataReference, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[Dataset, Protocol]:
+        """The dataset, and the protocol on its validation images, which are decoded for it (cached)."""
+        dataset = reference.open(recipe.resolution)
+        return dataset, _protocol(dataset, recipe, prepare_validation(dataset, home(), progress))
+
+    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
+        """Decode the training images."""
+        dataset = reference.open(recipe.resolution)
+        prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+
+    def prepare(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> list[str]:
+        """Get the dataset and decode both sides of it."""
+        dataset = reference.open(recipe.resolution, download=True)
+        for text in dataset.notes:
+            note(text)
+        validation, train = prepare_both(dataset, home(), preparing)
+        protocol = _protocol(dataset, recipe, validation)
+        lines = [
+            f"data      {dataset.reference}: {len(train):,} training and {len(validation):,} validation images, "
+            f"{recipe.resolution} px",
+            f"protocol  {protocol.name} {protocol.hash}",
+        ]
+        return [*lines, *([f"licence   {dataset.licence}"] if dataset.licence else [])]
+
+    def train_and_evaluate(
+        self, folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
+    ) -> dict[str, Any] | None:
+        """Train, or take what is trained, and score it; None in the process of a second device."""
+        from vqbench.cell.image_cell import train_and_evaluate
+
+        return train_and_evaluate(folder, spec, recipe, progress)
+
+    def probe(
+        self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float
+    ) -> Measured | None:
+        """20 optimiser steps, four checkpoints and an evaluation of three batches."""
+        from vqbench.cell.image_probe import probe
+
+        return probe(folder, recipe, watch, started, spawned)
 
 
-def train_and_evaluate(
-    folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
-) -> dict[str, Any] | None:
-    """What a cell of images found; None in the process of a second device."""
-    import torch
-
-    from vqbench.machine.home import home
-
-    progress.enter("data")
-    dataset, validation = open_data(spec, recipe)
-    progress.enter("train")
-    tokenizer, training = trained(folder, spec, recipe, dataset, progress)
-    if is_secondary():
-        return None  # evaluation is on the first device alone, each image once
-    progress.enter("evaluate")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    evaluation = evaluated(tokenizer.to(device), spec, validation, device, progress, home())
-    write_artifacts(folder, evaluation, validation)
-    return findings(tokenizer, training, evaluation)
-
-
-def findings(tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """What the result of a cell of images says of its training and evaluation."""
-    return {
-        "scores": evaluation.scores,
-        "params": tokenizer.parameter_counts(),
-        **with_device_name(training),
-        "collapse": collapse_of(training, evaluation.histogram),
-        "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
-        "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
-    }
-
-
-def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
-    """The dataset and its validation images. Raises VQBenchError where they are not those of the plan."""
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_validation
-    from vqbench.machine.home import home
-
-    wanted = spec["dataset"]
-    root = Path(wanted["data_root"]) if wanted["data_root"] else None
-    dataset = open_dataset(wanted["reference"], recipe.resolution, root, wanted["validation_images"])
-    validation = prepare_validation(dataset, home())
-    if validation.digest != spec["protocol"]["validation_digest"] or dataset.train_digest != wanted["training_digest"]:
-        raise VQBenchError(
-            f"the images of {wanted['reference']} have changed since this cell was planned",
-            "give the command again: it plans cells for the images as they are now",
-        )
-    return dataset, validation
-
-
-def trained(
-    folder: CellFolder, spec: dict[str, Any], recipe: Recipe, dataset: Dataset, progress: Progress
-) -> tuple[Tokenizer, dict[str, Any]]:
-    """The trained tokenizer, from the finished weights if they are there, and what training it took."""
-    from vqbench.tokenizer import DamagedWeightsError, load, save
-
-    known = read_json(folder.training_record)
-    if known is not None and folder.weights.is_file():
-        if newer := later_version(TRAINING, known):
-            raise VQBenchError(newer, "use that vqbench, or train it again: --rerun")
-        try:
-            return load(folder.path), known
-        except DamagedWeightsError as error:
-            print(f"{error.what}: the cell is trained again", flush=True)
-    from vqbench.data.prepare import prepare_train
-    from vqbench.data.stream import TrainingStream
-    from vqbench.machine.home import home
-    from vqbench.tokenizer import build_tokenizer, configured
-    from vqbench.training.fit import train
-
-    stream = TrainingStream(
-        prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
+def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> Protocol:
+    return protocol_for(
+        dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
     )
-    total = recipe.steps * recipe.batch_size
-    outcome = train(
-        build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"]),
-        stream,
-        recipe,
-        seed=spec["seed"],
-        folder=folder.path,
-        devices=spec["devices"],
-        perceptual=_perceptual(spec, recipe),
-        report=lambda images, rate: progress(images, total, rate),
-        stop_on_collapse=spec["stop_on_collapse"],
-    )
-    training = {
-        "images_seen": outcome.images_seen,
-        "train_seconds": round(outcome.seconds, 3),
-        "train_images_per_s": round(outcome.images_per_s, 3),
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "device": outcome.device,
-        "devices": outcome.devices,
-        "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
-    }
-    if not is_secondary():
-        for name in (RESULT, PER_IMAGE):  # scores of other weights, which were lost, must not stand beside
-            (folder.path / name).unlink(missing_ok=True)
-        save(outcome.tokenizer, folder.weights, spec)
-        write_json(folder.training_record, training)
-    return outcome.tokenizer, training
-
-
-def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:
-    from vqbench.metrics.networks import load_lpips
-
-    if recipe.perceptual == "none":
-        return None
-    explicit = Path(spec["lpips_weights"]) if spec["lpips_weights"] else None
-    return load_lpips(recipe.perceptual, explicit)
-
-
-def evaluated(
-    tokenizer: Tokenizer, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, home: Path
-) -> Evaluation:
-    """The spec's metrics on `validation`; weights and reference features are found and kept below `home`."""
-    from vqbench.metrics.evaluation import evaluate
-
-    def path(name: str) -> Path | None:
-        return Path(spec[name]) if spec[name] else None
-
-    return evaluate(
-        tokenizer,
-        validation.pixels,
-        validation.ids,
-        metrics=spec["metrics"],
-        validation_digest=validation.digest,
-        inception_weights=path("inception_weights"),
-        lpips_weights=path("lpips_weights"),
-        device=device,
-        batch_size=max(16, spec["recipe"]["batch_size"]),
-        home=home,
-        progress=progress,
-    )
-
-
-def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
-    """Write what an evaluation of `validation` found beside its scores: tables, codes, features, pictures."""
-    target = folder.path / PER_IMAGE
-    table = evaluation.per_image
-    if folder.result is not None and target.is_file():  # keep the columns of metrics that were evaluated before
-        earlier = _earlier_table(target, table)
-        table = table.join(earlier[[name for name in earlier if name not in table]])
-    with replacing(target) as partial:
-        table.to_parquet(partial, index=False)
-    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
-    if evaluation.features is not None:
-        write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
-        if not is_whole(folder.reference_features):  # the same for all cells of the protocol
-            write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
-    _write_pictures(folder, evaluation, validation)
-
-
-def _earlier_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """What an earlier evaluation of the same images left, or nothing, said aloud, where it is not whole."""
-    import pandas as pd
-    import pyarrow
-
-    try:
-        earlier = pd.read_parquet(path)
-    except (OSError, ValueError, pyarrow.ArrowException):
-        print(f"{path} is not whole: what earlier metrics found for single images is lost", flush=True)
-        return pd.DataFrame(index=table.index)
-    return earlier
-
-
-def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
-    """The kept reconstructions and, once per protocol, the images that they are of; eight of both as a grid."""
-    import numpy as np
-    from PIL import Image
-
-    from vqbench.results.kept_images import kept_positions, shown_positions
-
-    kept = kept_positions(len(validation), validation.pixels.shape[1])
-    originals = validation.pixels[kept]
-    write_arrays_atomically(folder.path / "reconstructions.npz", positions=kept, pixels=evaluation.reconstructions)
-    if not is_whole(folder.validation_images):
-        write_arrays_atomically(folder.validation_images, positions=kept, pixels=originals)
-    shown = [kept.index(position) for position in shown_positions(len(validation))]
-    rows = [np.concatenate(list(images[shown]), axis=1) for images in (originals, evaluation.reconstructions)]
-    with replacing(folder.path / "recon.png") as partial:  # above the input, below its reconstruction
-        Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vqbench.cell.progress import PARENT_VARIABLE
 from vqbench.cell.reasons import death_of
+from vqbench.cell.tracks import track_of_spec
 from vqbench.errors import remedy
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import EXIT_BUSY, CellBusyError
@@ -42,8 +44,6 @@ POLL_SECONDS = 0.25
 STOP_SECONDS = 15.0
 """For the end of a step and for a checkpoint, when a cell is told to end."""
 BUSY, STOPPED = "busy", "stopped"
-PARENT_VARIABLE = "VQBENCH_PARENT"
-"""Process id of whoever started a cell's process."""
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
@@ -122,7 +122,7 @@ def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:
     result = folder.result
     scored = result is not None and not result_problem(result) and result["state"] == DONE
     # a fit to features is made again for each result, in seconds, and keeps no record
-    if spec["recipe"].get("track", "images") == "images" and (len(kept) == 1 or (not kept and scored)):
+    if track_of_spec(spec).keeps_training and (len(kept) == 1 or (not kept and scored)):
         damaged += [name for name in (WEIGHTS, TRAINING) if name not in kept]
     if (folder.path / RESULT).exists() and (result is None or result_problem(result)):
         damaged.append(RESULT)

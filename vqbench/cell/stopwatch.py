@@ -16,12 +16,10 @@ STRETCHES = 4
 """Pieces of a probe's training, with a checkpoint after each. The first of its kind warms up and is not counted."""
 STRETCH_STEPS = 5
 """Optimiser steps in each: 20 in all."""
-FEATURE_STRETCH_STEPS = 25
-"""Where steps take milliseconds: at most as many."""
 
 
 @dataclass(frozen=True)
-class Report:
+class Moment:
     """One call of the cell's progress."""
 
     stage: str
@@ -37,7 +35,7 @@ class Stopwatch(Progress):
     def __init__(self, folder: CellFolder) -> None:
         super().__init__(folder)
         self.entered: dict[str, float] = {}
-        self.reports: list[Report] = []
+        self.reports: list[Moment] = []
         self.batch_size = int(folder.spec["recipe"]["batch_size"])
 
     def enter(self, stage: str) -> None:
@@ -49,10 +47,10 @@ class Stopwatch(Progress):
         """`done` of `total` images."""
         if self.stage == "train" and done // self.batch_size % STRETCH_STEPS in (0, 1):
             _wait_for_gpu()  # at both ends of what is timed, and not between, where steps overlap as they do in a cell
-        self.reports.append(Report(self.stage, done, total, time.monotonic()))
+        self.reports.append(Moment(self.stage, done, total, time.monotonic()))
         super().__call__(done, total, rate)
 
-    def of(self, stage: str) -> list[Report]:
+    def of(self, stage: str) -> list[Moment]:
         """The reports of one stage."""
         return [report for report in self.reports if report.stage == stage]
 
@@ -64,19 +62,22 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def shortened(recipe: Recipe) -> Recipe:
-    """`recipe` with the budget of a probe; half of it with the discriminator, where that begins during training."""
-    steps = STRETCH_STEPS
-    if recipe.track == "features":  # their progress is reported with every line of the curves
-        steps = min(max(steps, recipe.log_images // recipe.batch_size), FEATURE_STRETCH_STEPS)
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """`recipe` with the budget of a probe, `STRETCHES` stretches of `steps` steps with a checkpoint after each.
+
+    Half of it with the discriminator, where that begins during training.
+    """
     images = STRETCHES * steps * recipe.batch_size
     changed: dict[str, Any] = {"images": images, "checkpoint_images": steps * recipe.batch_size}
-    if recipe.track == "features":
-        changed["log_images"] = changed["checkpoint_images"]
     plain, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
     if recipe.gan != "none":
         changed["gan_start_images"] = 0 if not plain else images // 2 if adversarial else images
     return dataclasses.replace(recipe, **changed)
+
+
+def short_spec(folder: CellFolder, short: Recipe) -> dict[str, Any]:
+    """The spec of the cell in `folder`, with the budget of a probe."""
+    return {**folder.spec, "recipe": short.as_dict(), "stop_on_collapse": False}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class TrainingTimes:
     """What the first steps of each kind took beyond what they take later."""
 
 
-def training_times(reports: list[Report], short: Recipe) -> TrainingTimes:
+def training_times(reports: list[Moment], short: Recipe) -> TrainingTimes:
     """From one report for each step of a recipe that `shortened` made, or one for each stretch of features."""
     at, batch = {report.done // short.batch_size: report.clock for report in reports}, short.batch_size
     stretch = short.stretch // batch
@@ -108,15 +109,13 @@ def training_times(reports: list[Report], short: Recipe) -> TrainingTimes:
     ]
     checkpoint = max(0.0, _mean(gaps))
     ran = at[STRETCHES * stretch] - at[min(at)]
-    usual = sum(seconds[k] for k in kinds) * stretch - min(at) * seconds[kinds[0]]
-    if short.track == "images":
-        usual += (STRETCHES - 1) * checkpoint
+    usual = sum(seconds[k] for k in kinds) * stretch - min(at) * seconds[kinds[0]] + (STRETCHES - 1) * checkpoint
     return TrainingTimes(seconds[False], seconds[True], checkpoint, max(0.0, ran - usual))
 
 
 def _step_seconds(at: dict[int, float], start: int, steps: int, short: Recipe) -> float:
-    """Mean over a stretch. The first step of one of images loads anew, and is part of its checkpoint."""
-    first = start + 1 if short.track == "images" else start
+    """Mean over a stretch. The first step after a checkpoint loads anew, and is part of it where it was told."""
+    first = start + 1 if start + 1 in at else start
     return (at[start + steps] - at[first]) / (start + steps - first)
 
 
@@ -134,7 +133,7 @@ class EvaluationTimes:
     reference_image: float
 
 
-def evaluation_times(reports: list[Report], images: int, spent: float) -> EvaluationTimes:
+def evaluation_times(reports: list[Moment], images: int, spent: float) -> EvaluationTimes:
     """From the reports of an evaluation of `images` images that took `spent` in all."""
     reference = [r for r in reports if r.done <= r.total - images]  # of each extractor, one after the other
     reference_image = _slope(reference) * (reports[0].total // images - 1 if reports else 0)
@@ -142,7 +141,7 @@ def evaluation_times(reports: list[Report], images: int, spent: float) -> Evalua
     return EvaluationTimes(max(0.0, spent - images * (image + reference_image)), image, reference_image)
 
 
-def _slope(reports: list[Report]) -> float:
+def _slope(reports: list[Moment]) -> float:
     """Seconds for each image after the first report, which warms up."""
     if len(reports) < 2:
         return 0.0

@@ -31,7 +31,7 @@ LPIPS_CHECK = {"squeeze": (0.1024, 0.0938)}
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report."""
 
     name: str
@@ -41,7 +41,7 @@ class Finding:
     """What to do where the state is not "ok"."""
 
 
-def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Path | None = None) -> list[Finding]:
+def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Path | None = None) -> list[Diagnosis]:
     """Device, versions, weights and recomputed values, in the order in which they are printed.
 
     `inception` and `lpips` are weight files given by hand. Nothing is downloaded; weights of an LPIPS net that are
@@ -58,14 +58,14 @@ def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Pat
     return findings + [finding for check in checks for finding in _to_the_end(check)]
 
 
-def _to_the_end(check: Iterable[Finding]) -> Iterator[Finding]:
+def _to_the_end(check: Iterable[Diagnosis]) -> Iterator[Diagnosis]:
     """A check that breaks is a finding too, and the others go on."""
     try:
         yield from check
     except VQBenchError as error:  # weights whose file passed and whose tensors did not, for one
-        yield Finding("check", "wrong", error.what, error.hint)
+        yield Diagnosis("check", "wrong", error.what, error.hint)
     except Exception as error:
-        yield Finding("check", "wrong", f"{type(error).__name__}: {error}", "report it with this output")
+        yield Diagnosis("check", "wrong", f"{type(error).__name__}: {error}", "report it with this output")
 
 
 def _is_for(lpips: Path | None, net: str) -> bool:
@@ -80,7 +80,7 @@ def _is_for(lpips: Path | None, net: str) -> bool:
     return lpips is None or lpips.is_dir() or not any(is_backbone(other) for other in BACKBONES if other != net)
 
 
-def render(findings: list[Finding]) -> str:
+def render(findings: list[Diagnosis]) -> str:
     """The report as text: state, name, what was found; hints on lines of their own."""
     width = max(len(f.name) for f in findings)
     lines = []
@@ -93,63 +93,63 @@ def render(findings: list[Finding]) -> str:
     return "\n".join([*lines, summary])
 
 
-def exit_code(findings: list[Finding]) -> int:
+def exit_code(findings: list[Diagnosis]) -> int:
     """1 if something is wrong; what is merely missing is no fault of the machine."""
     return int(any(f.state == "wrong" for f in findings))
 
 
-def _device() -> Finding:
+def _device() -> Diagnosis:
     import torch
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("device", "ok", f"{len(names)} GPU: {', '.join(names)} (CUDA {torch.version.cuda})")
+        return Diagnosis("device", "ok", f"{len(names)} GPU: {', '.join(names)} (CUDA {torch.version.cuda})")
     text = f"CPU, {torch.get_num_threads()} threads ({platform.machine()}); no GPU that torch can use"
-    return Finding("device", "ok", text)
+    return Diagnosis("device", "ok", text)
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()}")
+def _versions() -> Iterator[Diagnosis]:
+    yield Diagnosis("python", "ok", f"{platform.python_version()} on {platform.system()}")
     for package in PACKAGES:
         try:
-            yield Finding(package, "ok", metadata.version(package))
+            yield Diagnosis(package, "ok", metadata.version(package))
         except metadata.PackageNotFoundError:
-            yield Finding(package, "wrong", "not installed, but vqbench depends on it", f"pip install {package}")
+            yield Diagnosis(package, "wrong", "not installed, but vqbench depends on it", f"pip install {package}")
 
 
-def _home(home: Path) -> Finding:
+def _home(home: Path) -> Diagnosis:
     nearest = next(p for p in (home, *home.parents) if p.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK):
-        return Finding("home", "ok", f"{home} (weights, reference features; VQBENCH_HOME moves it)")
-    return Finding("home", "wrong", f"{home} cannot be written", "export VQBENCH_HOME=DIR with a folder that can")
+        return Diagnosis("home", "ok", f"{home} (weights, reference features; VQBENCH_HOME moves it)")
+    return Diagnosis("home", "wrong", f"{home} cannot be written", "export VQBENCH_HOME=DIR with a folder that can")
 
 
 def _weights(
     name: str, find: Callable[[], WeightFile | Missing], found: dict[str, WeightFile | Missing]
-) -> Iterator[Finding]:
+) -> Iterator[Diagnosis]:
     title = "weights inception" if name == "inception" else f"weights lpips_{name}"
     try:
         file = found[name] = find()
     except VQBenchError as error:  # a file given by hand that is not the pinned one
-        yield Finding(title, "wrong", error.what, error.hint)
+        yield Diagnosis(title, "wrong", error.what, error.hint)
         return
     if isinstance(file, WeightFile):
-        yield Finding(title, "ok", f"{file.path} (sha256 {file.sha256}, {file.source})")
+        yield Diagnosis(title, "ok", f"{file.path} (sha256 {file.sha256}, {file.source})")
     else:
-        yield Finding(title, "missing", f"{file.file}, looked in: {'; '.join(file.looked)}", file.hint)
+        yield Diagnosis(title, "missing", f"{file.file}, looked in: {'; '.join(file.looked)}", file.hint)
 
 
-def _value(name: str, got: float, expected: float, tolerance: float, what: str) -> Finding:
+def _value(name: str, got: float, expected: float, tolerance: float, what: str) -> Diagnosis:
     if abs(got - expected) <= tolerance:  # False for NaN
-        return Finding(name, "ok", f"{what} = {got:.6g}")
+        return Diagnosis(name, "ok", f"{what} = {got:.6g}")
     hint = "the numbers of this machine compare with no other's; report it with this output"
-    return Finding(name, "wrong", f"{what} = {got:.9g}, expected {expected:.9g} ± {tolerance:g}", hint)
+    return Diagnosis(name, "wrong", f"{what} = {got:.9g}, expected {expected:.9g} ± {tolerance:g}", hint)
 
 
 # The next three: metrics that need no weights, on cases that a line of algebra solves.
 
 
-def _pixel_values() -> Iterator[Finding]:
+def _pixel_values() -> Iterator[Diagnosis]:
     import torch
 
     from vqbench.metrics.pixels import psnr, ssim
@@ -163,7 +163,7 @@ def _pixel_values() -> Iterator[Finding]:
     yield _value("ssim", ssim(dark, bright).item(), level, 1e-9, "SSIM of two flat images, 100 and 150")
 
 
-def _feature_distances() -> Iterator[Finding]:
+def _feature_distances() -> Iterator[Diagnosis]:
     import numpy as np
 
     from vqbench.metrics.frechet import frechet_distance, kernel_distance
@@ -181,7 +181,7 @@ def _feature_distances() -> Iterator[Finding]:
     yield _value("kid", kernel_distance(zeros, zeros + 1), 1 + 8 - 2, 1e-9, "KID of two points")
 
 
-def _codes() -> Iterator[Finding]:
+def _codes() -> Iterator[Diagnosis]:
     import numpy as np
 
     from vqbench.metrics.codes import code_statistics
@@ -200,7 +200,7 @@ def _pattern(images: int) -> Tensor:
     return ((steps * steps // 7 + 31 * steps) % 256).to(torch.uint8).view(images, 3, 32, 32)
 
 
-def _inception_value(found: dict[str, WeightFile | Missing], home: Path) -> Iterator[Finding]:
+def _inception_value(found: dict[str, WeightFile | Missing], home: Path) -> Iterator[Diagnosis]:
     file = found.get("inception")
     if not isinstance(file, WeightFile):
         return
@@ -213,7 +213,7 @@ def _inception_value(found: dict[str, WeightFile | Missing], home: Path) -> Iter
     yield _value("inception", got, INCEPTION_CHECK, 1e-5, "mean feature of two fixed images")
 
 
-def _lpips_values(found: dict[str, WeightFile | Missing]) -> Iterator[Finding]:
+def _lpips_values(found: dict[str, WeightFile | Missing]) -> Iterator[Diagnosis]:
     import torch
 
     from vqbench.metrics.perceptual import load

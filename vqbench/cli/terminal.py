@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vqbench.planning.plan import Cell
     from vqbench.reports.summary import Column, MethodSummary
     from vqbench.reports.sweep import SweepReport
-    from vqbench.running.ablate import Ablation
+    from vqbench.running.ablate import AblationOutcome
     from vqbench.running.run import Outcome
 
 PLAIN_SECONDS = 15.0  # between two lines of progress where stderr is not a terminal
@@ -274,7 +274,7 @@ def _print_page(page: Path | None) -> None:
         make_console().print(Text(f"page    {page}"), soft_wrap=True)
 
 
-def print_ablation(ablation: Ablation) -> None:
+def print_ablation(ablation: AblationOutcome) -> None:
     """The two tables of an ablation on stdout: scores of the rows, and their differences to the full method."""
     from vqbench.reports.ablation import delta_table, notes, score_table
 

@@ -13,7 +13,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.pair_words import decimals, interval_text, p_text
 
 if TYPE_CHECKING:
-    from vqbench.reports.compare import Comparison, Finding, Versus
+    from vqbench.reports.compare import Comparison, Contrast, Versus
 
 _LONGEST = 8
 """Longer names would not leave room for numbers: the head of a column then says A or B."""
@@ -68,12 +68,12 @@ def _table(part: Versus) -> Columns:
     titles = ("metric", *names, "A − B", "95 % interval", "p", "over", "A is …", "more\nseeds")
     table = Columns(titles, (False, True, True, True, True, True, False, False, True))
     table.whole = frozenset((0, 6, 7, 8))
-    for found in part.findings:
+    for found in part.contrasts:
         table.add(*_cells(found))
     return table
 
 
-def _cells(found: Finding) -> list[Text]:
+def _cells(found: Contrast) -> list[Text]:
     size, digits = found.difference, decimals(found.difference)
     texts = (
         DEFINITIONS[found.metric].head,

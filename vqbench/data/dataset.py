@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,6 +125,34 @@ class Dataset(ABC):
         self.protocol_name += f"-first{count}"
         self.split_rule += f" Of the validation images, the first {count} by hash of the id are kept."
         self.notes += (f"{count} of {available} validation images are used",)
+
+
+@dataclass(frozen=True)
+class DataReference:
+    """Where data are, as a command or the spec of a cell says it."""
+
+    dataset: str = ""
+    """NAME or NAME:ARGUMENT; empty only where `features` are given."""
+    data_root: Path | None = None
+    validation_images: int | None = None
+    """None: all that there are."""
+    features: Path | None = None
+    """A file of frozen features in the place of a dataset."""
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> DataReference:
+        """What the plan of a cell was made for."""
+        known, features = spec["dataset"], spec.get("features") or {}
+        return cls(
+            known["reference"],
+            Path(known["data_root"]) if known["data_root"] else None,
+            known["validation_images"],
+            Path(features["path"]) if "path" in features else None,
+        )
+
+    def open(self, resolution: int, download: bool = False) -> Dataset:
+        """`open_dataset` of what this names."""
+        return open_dataset(self.dataset, resolution, self.data_root, self.validation_images, download)
 
 
 def path_safe(name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
-from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash, open_dataset, path_safe
+from vqbench.data.dataset import Chosen, DataReference, Dataset, digest_of, first_by_hash, path_safe
 from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded
@@ -29,6 +29,9 @@ from vqbench.recipe import Recipe
 
 Features = NDArray[np.float32]
 
+ENCODER_FIELDS = ("channels", "channel_multipliers", "res_blocks", "attention_resolutions", "mid_attention",
+                  "latent_channels")  # fmt: skip
+"""Fields of a recipe that make the frozen encoder what it is, beside the resolution."""
 TRAINING_IMAGES = 2048
 """Training images, at most, whose features are fitted: 131,072 tokens at 8×8, 256 for each of 512 codes, and 2 s of
 encoding on a CPU. The first by hash of the id, so the choice does not depend on the order of the files."""
@@ -112,9 +115,7 @@ class EncodedDataset(FeatureSource):
         self.train = self.images.ids
         self.reference, self.slug = dataset.reference, dataset.slug
         self.split_rule, self.notes = dataset.split_rule, dataset.notes
-        names = ("resolution", "channels", "channel_multipliers", "res_blocks", "attention_resolutions",
-                 "mid_attention", "latent_channels")  # fmt: skip
-        self.encoder = {name: recipe.as_dict()[name] for name in names}
+        self.encoder = {name: recipe.as_dict()[name] for name in ("resolution", *ENCODER_FIELDS)}
         side = recipe.resolution // recipe.downsampling
         self.train_digest = digest_of("features", VERSION, self.encoder, dataset.train_digest, list(self.images.ids))
         self.protocol = FeatureProtocol(
@@ -290,16 +291,10 @@ def _open_array(path: Path) -> NDArray[Any]:
 
 
 def open_features(
-    recipe: Recipe,
-    home: Path,
-    features: Path | None,
-    reference: str = "",
-    data_root: Path | None = None,
-    validation_images: int | None = None,
-    progress: Progress | None = None,
+    recipe: Recipe, home: Path, reference: DataReference, progress: Progress | None = None
 ) -> FeatureSource:
-    """The source that a command or a spec names: a file, or else the dataset `reference`. Raises UsageError."""
-    if features is not None:
-        return FeatureFile(features, validation_images)
-    dataset = open_dataset(reference, recipe.resolution, data_root, validation_images)
+    """The source that a command or a spec names: a file, or else the images of a dataset. Raises UsageError."""
+    if reference.features is not None:
+        return FeatureFile(reference.features, reference.validation_images)
+    dataset = reference.open(recipe.resolution)
     return EncodedDataset(dataset, prepare_validation(dataset, home, progress), recipe)

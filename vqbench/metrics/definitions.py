@@ -156,6 +156,10 @@ def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[st
     return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track)
 
 
+_DOES = {"images": "trains on images", "features": "fits features: nothing is decoded to an image"}
+"""Track → what a recipe of it does."""
+
+
 def _refuse_stray(name: str, track: str) -> None:
     if name not in METRICS:
         listed = ", ".join(own_metrics(track))
@@ -163,15 +167,10 @@ def _refuse_stray(name: str, track: str) -> None:
         try:
             METRICS.get(name)  # a file may register a name that its text does not show
         except UsageError as error:
-            kind = "metric" if track == "images" else f"metric of {track}"
-            raise unknown(kind, name, near, f"known metrics: {listed}") from error
+            raise unknown("metric", name, near, f"known metrics: {listed}") from error
     known = metric(name)
     if track not in known.tracks:
-        what = (
-            f"{name} is a metric of images, and this recipe fits features: nothing is decoded to an image"
-            if track == "features"
-            else f"{name} is a metric of features, and this recipe trains on images"
-        )
+        what = f"{name} is a metric of {' and '.join(known.tracks)}, and this recipe {_DOES[track]}"
         raise UsageError(
             what,
             f"leave out --metrics (and VQBENCH_METRICS), or choose among {', '.join(own_metrics(track))}",

@@ -15,7 +15,7 @@ from vqbench.planning.paper import paper_rows
 from vqbench.planning.plan import resolve
 from vqbench.planning.request import RunRequest
 from vqbench.registry import METHODS, add_plugin
-from vqbench.results.row_names import row_name
+from vqbench.results.ablation_row import AblationRow, row_name
 
 if TYPE_CHECKING:
     from vqbench.quantizer import PaperRow
@@ -67,30 +67,13 @@ class AblateRequest:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of an ablation."""
+class PlannedRow(AblationRow):
+    """A row that a command trains."""
 
-    name: str
-    """full, all off, without dcr, only vlq."""
-    components: dict[str, bool]
     variant: Variant
-    paper_row: str | None
-    """What the paper calls this row."""
-    published: Mapping[str, Mapping[str, float]]
-    """Metric → what it was measured on → value."""
-
-    @property
-    def label(self) -> str:
-        """What its cells are called."""
-        return self.variant.label
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing is switched off."""
-        return not self.variant.off
 
 
-def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], tuple[str, ...]]:
     """The rows of a request, and a note for each that was not asked for by name and means nothing.
 
     Raises UsageError for an unknown component, one that is off already, a selection that leaves nothing to compare,
@@ -98,7 +81,8 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
     """
     for plugin in request.run.plugins:
         add_plugin(plugin)
-    recipe, (full,) = resolve(request.run)
+    asked = resolve(request.run)
+    (full,) = asked.choices
     settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)
     _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
@@ -107,7 +91,7 @@ def make_rows(request: AblateRequest) -> tuple[tuple[Row, ...], tuple[str, ...]]
     for switches in dict.fromkeys([*named, *_generated(request, on)]):
         row = _row(request.reference, full.components, frozenset(on), switches, declared)
         try:
-            choose_method(row.variant, recipe, settings)
+            choose_method(row.variant, asked.recipe, settings)
         except UsageError as error:
             if switches in named:
                 raise UsageError(f"'{row.name}' means nothing: {error.what}", error.hint) from None
@@ -200,19 +184,22 @@ def _generated(request: AblateRequest, on: tuple[str, ...]) -> list[Switches]:
 
 def _row(
     reference: str, components: Mapping[str, bool], on: Switches, switches: Switches, declared: Iterable[PaperRow]
-) -> Row:
+) -> PlannedRow:
     off = on - switches
     name = row_name([c for c in components if c in switches], [c for c in components if c in off])
     paper = next((row for row in declared if row.components == switches), None)
-    return Row(
+    variant = Variant(reference, off, reference if not off else f"{reference} {name}")
+    return PlannedRow(
         name=name,
+        label=variant.label,
         components={component: component in switches for component in components},
-        variant=Variant(reference, off, reference if not off else f"{reference} {name}"),
+        is_full=not off,
         paper_row=paper.name if paper else None,
         published=paper.published if paper else {},
+        variant=variant,
     )
 
 
-def as_run(request: AblateRequest, rows: Iterable[Row]) -> RunRequest:
+def as_run(request: AblateRequest, rows: Iterable[PlannedRow]) -> RunRequest:
     """The run that trains these rows; the full one is the method as `run` knows it, and shares its cells."""
     return dataclasses.replace(request.run, methods=tuple(row.variant for row in rows))

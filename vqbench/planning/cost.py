@@ -154,8 +154,6 @@ def _peak(costs: Iterable[CellCost]) -> int:
 
 def images_done(cell: Cell, recipe: Recipe) -> int:
     """Training images that a cell which goes on need not see again."""
-    if recipe.track == "features":
-        return 0  # an interrupted fit starts again
     if cell.folder.weights.is_file() and (cell.folder.weights.parent / "training.json").is_file():
         return recipe.steps * recipe.batch_size
     return min(images_in_checkpoint(cell.folder.checkpoint), recipe.steps * recipe.batch_size)
@@ -176,7 +174,7 @@ def cell_cost(
     """
     total = recipe.steps * recipe.batch_size
     whole = training_seconds(measured, recipe, 0)
-    checkpoints = 0 if recipe.track == "features" else -(-total // recipe.stretch) - done // recipe.stretch
+    checkpoints = -(-total // recipe.stretch) - done // recipe.stretch
     kept = kept_bytes(measured, recipe, validation_images)
     writing = 2 * measured.checkpoint_bytes if done < total else 0
     return CellCost(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vqbench.cell.track import Track
+from vqbench.cell.tracks import track_of
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
@@ -69,6 +71,11 @@ class Plan:
     """What must be said aloud before the run."""
 
     @property
+    def track(self) -> Track:
+        """What is quantized, and how it is scored."""
+        return track_of(self.recipe)
+
+    @property
     def asked(self) -> tuple[str, ...]:
         """The metrics that were asked for by name."""
         return tuple(dict.fromkeys(name for cell in self.cells for name in asked_metrics(cell.spec)))
@@ -95,40 +102,48 @@ def cell_hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def resolve(request: RunRequest) -> tuple[Recipe, list[MethodChoice]]:
-    """Recipe and methods of a request, checked; looks at neither data nor weights. Raises UsageError."""
-    from vqbench.planning.sources import refuse_odd_source
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose recipe and methods exist and fit; neither data nor weights were looked at."""
 
+    request: RunRequest
+    recipe: Recipe
+    track: Track
+    choices: tuple[MethodChoice, ...]
+
+
+def resolve(request: RunRequest) -> Resolved:
+    """Find the recipe and the methods of a request, and check them. Raises UsageError."""
     refuse_odd_bytes(request)
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
     _refuse_odd_devices(recipe, request.devices)
-    refuse_odd_source(recipe, request)
+    track = track_of(recipe)
+    track.refuse(recipe, request.data, request.devices)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
         raise UsageError("no seed to run", "for example: --seeds 0,1,2")
-    return recipe, [choose_method(asked, recipe, settings) for asked in dict.fromkeys(request.methods)]
+    choices = (choose_method(asked, recipe, settings) for asked in dict.fromkeys(request.methods))
+    return Resolved(request, recipe, track, tuple(choices))
 
 
 def make_plan(
-    request: RunRequest,
+    asked: Resolved,
     metrics: tuple[str, ...],
     progress: Callable[[int, int], None] | None = None,
     source: tuple[Any, Protocol | FeatureProtocol] | None = None,
 ) -> Plan:
-    """Resolve a request into cells. Reads the validation images (cached) since they are part of the protocol.
+    """The cells of a request. Reads the validation images (cached) since they are part of the protocol.
 
-    `source` is what `open_source` has found for the same data and track. Raises UsageError for everything that is
-    wrong with the request, before anything is trained or written.
+    `source` is what the track has opened before of the same data. Raises UsageError for everything that is wrong with
+    the request, before anything is trained or written.
     """
-    from vqbench.planning.sources import open_source
-
-    recipe, choices = resolve(request)
+    request, recipe, choices = asked.request, asked.recipe, asked.choices
     said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
     remarks = tuple(f"{label}: {text}" for label, text in said)
-    dataset, protocol = source or open_source(request, recipe, progress)
+    dataset, protocol = source or asked.track.open(recipe, request.data, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
@@ -210,7 +225,7 @@ def _spec(
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
-        **({"features": dataset.spec()} if recipe.track == "features" else {}),
+        **track_of(recipe).spec(dataset),
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqbench.cell.tracks import track_of
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
 from vqbench.planning.choice import read_settings
@@ -40,21 +41,26 @@ class MetricChoice:
     """Weights that the metrics need and that cannot be had."""
 
 
-def choose_metrics(request: RunRequest, resolution: int, download: bool = True, insist: bool = False) -> MetricChoice:
+def choose_metrics(request: RunRequest, recipe: Recipe, download: bool = True, insist: bool = False) -> MetricChoice:
     """Resolve `--metrics` and `--lpips` against the images and the weights that this machine has or can get.
 
-    Left out of the default set, with a note, are LPIPS where its weights cannot be had and metrics that images of
-    `resolution` are too small for; what was asked for by name, and rFID's Inception, are problems then. A
+    Left out of the default set, with a note, are LPIPS where its weights cannot be had and metrics that the recipe's
+    images are too small for; what was asked for by name, and rFID's Inception, are problems then. A
     download of optional weights that failed is not tried again for an hour, unless we `insist`. Raises UsageError
-    for an unknown metric or net.
+    for an unknown metric or net, and for one that the recipe's track does not have.
     """
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
-    asked = select_metrics(request.metrics)
+    asked = select_metrics(request.metrics, recipe.track)
     if request.lpips is not None:
+        if recipe.track not in metric(f"lpips_{request.lpips}").tracks:
+            raise UsageError(
+                f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits {recipe.track}",
+                "leave --lpips (VQBENCH_LPIPS) out",
+            )
         others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
         asked = select_metrics([*others, f"lpips_{request.lpips}"])
-    asked, notes = _large_enough(asked, resolution, by_name=bool(request.metrics))
+    asked, notes = _large_enough(asked, recipe.resolution, by_name=bool(request.metrics))
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
     spared = {weights_of(metric(name)) for name in optional} if not insist else set()
     missing = {
@@ -66,18 +72,6 @@ def choose_metrics(request: RunRequest, resolution: int, download: bool = True, 
         file = missing[weights_of(metric(name))].what.partition(";")[0]
         notes.append(f"{metric(name).title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
-
-
-def track_metrics(request: RunRequest, recipe: Recipe, download: bool = True) -> MetricChoice:
-    """`choose_metrics` for a recipe of images; a recipe of features has metrics of its own, which need no weights."""
-    if recipe.track == "images":
-        return choose_metrics(request, recipe.resolution, download)
-    if request.lpips is not None:
-        raise UsageError(
-            f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits features",
-            "leave --lpips (VQBENCH_LPIPS) out",
-        )
-    return MetricChoice(select_metrics(request.metrics, "features"))
 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -211,39 +205,19 @@ def prepare_everything(
 def _prepared(
     request: RunRequest, note: Callable[[str], None], preparing: Callable[[str, int, int], None]
 ) -> list[str]:
-    from vqbench.data.dataset import open_dataset
-    from vqbench.data.prepare import prepare_both
-    from vqbench.machine.home import home
-    from vqbench.metrics.protocol import protocol_for
     from vqbench.metrics.weights import find_weights
-    from vqbench.planning.sources import prepare_features
 
     refuse_odd_bytes(request)
     recipe = resolve_recipe(request, read_settings(request.settings))
-    if recipe.track == "features":
-        return prepare_features(request, recipe, note, preparing)
-    dataset = open_dataset(
-        request.dataset, recipe.resolution, request.data_root, request.validation_images, download=True
-    )
-    for text in dataset.notes:
-        note(text)
-    validation, train = prepare_both(dataset, home(), preparing)
-    protocol = protocol_for(
-        dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule
-    )
-    metrics = choose_metrics(request, recipe.resolution, insist=True)
+    track = track_of(recipe)
+    select_metrics(request.metrics, track.name)  # a typing error, before anything is downloaded
+    lines = track.prepare(recipe, request.data, note, preparing)
+    metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:
         note(text)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):
         if problem is not None:
             raise problem
-    lines = [
-        f"data      {dataset.reference}: {len(train):,} training and {len(validation):,} validation images, "
-        f"{recipe.resolution} px",
-        f"protocol  {protocol.name} {protocol.hash}",
-    ]
-    if dataset.licence:
-        lines.append(f"licence   {dataset.licence}")
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
         if weights != "none":
             found = find_weights(weights, _given(request, weights))

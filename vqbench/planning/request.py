@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from vqbench import arguments
+from vqbench.data.dataset import DataReference
 from vqbench.errors import UsageError, require_utf8
 from vqbench.planning.choice import Variant
 
@@ -96,6 +97,11 @@ class RunRequest:
     """Seconds after which a cell is ended."""
     page: bool = False
     """Whether the experiment's page is written at the end."""
+
+    @property
+    def data(self) -> DataReference:
+        """Where the data are."""
+        return DataReference(self.dataset, self.data_root, self.validation_images, self.features)
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblationOutcome:
     """What a request came to."""
 
     outcome: Outcome
     rows: tuple[AnalysedRow, ...]
 
 
-def execute_ablation(request: AblateRequest, view: View | None = None, tracker: Tracker | None = None) -> Ablation:
+def execute_ablation(
+    request: AblateRequest, view: View | None = None, tracker: Tracker | None = None
+) -> AblationOutcome:
     """Train what has no result, as `run` would, and compare the rows. Raises UsageError like `make_rows`."""
     from vqbench.planning.view import Silent
     from vqbench.reports.ablation import analyse, markdown, objects
@@ -50,7 +52,7 @@ def execute_ablation(request: AblateRequest, view: View | None = None, tracker: 
         return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
 
     outcome = execute(as_run(request, rows), view, tracker, attach, "ablate")
-    return Ablation(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
+    return AblationOutcome(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 
 def ablate(

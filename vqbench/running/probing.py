@@ -57,7 +57,6 @@ def probe_costs(request: RunRequest, plan: Plan, view: View, estimate: Estimate 
     said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
     """
     from vqbench.planning.preflight import check_devices
-    from vqbench.planning.sources import prepare_training
 
     to_run = [request.rerun or cell.state != "cached" for cell in plan.cells]
     waiting = [cell for cell, runs in zip(plan.cells, to_run, strict=True) if runs]
@@ -67,7 +66,7 @@ def probe_costs(request: RunRequest, plan: Plan, view: View, estimate: Estimate 
                 f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time"
             )
         check_devices(request.devices)
-        prepare_training(request, plan.recipe, view.preparing)
+        plan.track.prepare_training(plan.recipe, request.data, view.preparing)
         _say_if_busy(view)
     answers = iter(estimate(waiting, lambda cell: probe(cell, view)))
     of_each = [next(answers) if runs else None for runs in to_run]

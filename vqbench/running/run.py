@@ -16,9 +16,10 @@ from vqbench.machine.home import working_folder
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import CellBusyError
 from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, refuse_few_images, stored_definitions
-from vqbench.planning.plan import Cell, Plan, make_plan, resolve
+from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunKeywords, RunRequest, make_request, refuse_odd_engine
 from vqbench.planning.view import Silent, View
+from vqbench.registry import add_plugin
 from vqbench.results.files import FAILED, SPEC
 from vqbench.running.engine import open_engine
 from vqbench.running.execution import Execution, cached_row
@@ -56,21 +57,30 @@ def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    from vqbench.planning.preflight import perceptual_problem, track_metrics
-    from vqbench.registry import add_plugin
+    return plan_resolved(check_request(request), view, dry)
 
+
+def check_request(request: RunRequest) -> Resolved:
+    """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
     working_folder()
     refuse_odd_engine(request)
     for plugin in request.plugins:
         add_plugin(plugin)
-    recipe, _ = resolve(request)  # a typing error should be said before anything is downloaded or decoded
-    metrics = track_metrics(request, recipe, download=not dry)
+    return resolve(request)
+
+
+def plan_resolved(asked: Resolved, view: View, dry: bool = False) -> Plan:
+    """`prepare_plan` of a request that was checked."""
+    from vqbench.planning.preflight import choose_metrics, perceptual_problem
+
+    request, recipe = asked.request, asked.recipe
+    metrics = choose_metrics(request, recipe, download=not dry)
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
         if problem is not None and not dry:
             raise problem
         if problem is not None:
             view.note(f"this run would need weights: {problem.what}")
-    plan = make_plan(request, metrics.names, lambda done, total: view.preparing("validation images", done, total))
+    plan = make_plan(asked, metrics.names, lambda done, total: view.preparing("validation images", done, total))
     refuse_few_images(metrics.names, plan.protocol.n_images)
     DEFINITIONS.tell(stored_definitions(metrics.names))  # an experiment that was read before may have others
     for note in (*plan.notes, *metrics.notes):
@@ -99,7 +109,6 @@ def execute(
     that finds everything trained has a parent run too, unless one of its kind has had the same cells, or it is `run`.
     """
     from vqbench.planning.preflight import check_disk, check_runs_directory
-    from vqbench.planning.sources import prepare_training
 
     view = view or Silent()
     plan = prepare_plan(request, view)
@@ -107,7 +116,7 @@ def execute(
     if todo:
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        prepare_training(request, plan.recipe, view.preparing)
+        plan.track.prepare_training(plan.recipe, request.data, view.preparing)
     _remember_asked([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}

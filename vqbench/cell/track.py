@@ -1,0 +1,91 @@
+"""A track: what is quantized, and how a number is made of it. The one thing in which a cell of features and one of
+images differ, and the place of whatever else may be scored one day.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vqbench.cell.progress import Progress
+from vqbench.data.dataset import DataReference
+from vqbench.errors import UsageError
+from vqbench.metrics.feature_protocol import FeatureProtocol
+from vqbench.metrics.protocol import Protocol
+from vqbench.recipe import Recipe
+from vqbench.results.folder import CellFolder
+
+if TYPE_CHECKING:
+    from vqbench.cell.measured import Measured
+    from vqbench.cell.stopwatch import Stopwatch
+
+Preparing = Callable[[str, int, int], None]
+"""Called with (what is made ready, how many are done, of how many)."""
+
+
+class Track(ABC):
+    """Where a cell's data are from, what is trained on them, and how it is scored. Never imports torch by itself."""
+
+    name: ClassVar[str]
+    """As recipes and metrics say it."""
+    keeps_training: ClassVar[bool]
+    """Whether trained weights are kept with a record of their training, so that a metric can be added without it."""
+    watched: ClassVar[str]
+    """The curve of a training that says how well it reconstructs; a lower distance is better, a higher PSNR."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Fields of a recipe that say what is quantized, so that trials of one sweep cannot differ in them."""
+
+    @abstractmethod
+    def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
+        """Raise UsageError unless the command names one source of the kind that this track takes."""
+
+    @abstractmethod
+    def open(
+        self, recipe: Recipe, reference: DataReference, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[Any, Protocol | FeatureProtocol]:
+        """A Dataset, or what a plan asks of one; and the protocol of what is scored on it.
+
+        Reads what the protocol is a digest of (cached). Raises UsageError for what cannot be used.
+        """
+
+    def spec(self, source: Any) -> Mapping[str, Any]:
+        """What a cell's spec says of an opened source, beside what it says of every dataset."""
+        return {}
+
+    @abstractmethod
+    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
+        """Cache what the cells of a plan are trained on, so that they do not all make it."""
+
+    @abstractmethod
+    def prepare(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> list[str]:
+        """Get and check both sides of the data and cache them; a line for each thing that is ready.
+
+        Raises UsageError that names what is missing or broken.
+        """
+
+    @abstractmethod
+    def train_and_evaluate(
+        self, folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
+    ) -> dict[str, Any] | None:
+        """What a cell found, as its result says it, and its files beside it; None where this process writes none.
+
+        Raises DivergedError, and VQBenchError where the data have changed since the plan.
+        """
+
+    @abstractmethod
+    def probe(
+        self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float
+    ) -> Measured | None:
+        """What some steps and a part of the evaluation took, in a folder that is thrown away.
+
+        `started` as time.time(), `spawned` as time.monotonic() was when the process was started.
+        """
+
+
+def refuse_no_data(reference: DataReference, instead: str = "") -> None:
+    """Raise UsageError unless a dataset is named; `instead` says what else would do."""
+    if not reference.dataset:
+        raise UsageError("no dataset to run on", f"for example: --dataset photos{instead}")

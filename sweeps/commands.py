@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqbench.planning.request import RunRequest
+from vqbench.planning.request import RunRequest, words_of
 from vqbench.wording import shell_command
 
 MORE_SEEDS = 3
@@ -30,21 +30,4 @@ def resume_command(runs: Path, experiment: str, name: str) -> str:
 
 def run_command(run: RunRequest, method: str, settings: Sequence[str], seeds: Sequence[int]) -> str:
     """`vqbench run …` for one method with these settings, as it is typed into a shell."""
-    words = ["vqbench", "run", "--methods", method]
-    options: tuple[tuple[str, object], ...] = (
-        ("dataset", run.dataset), ("features", run.features), ("data-root", run.data_root), ("recipe", run.recipe),
-        ("images", run.images), ("validation-images", run.validation_images), ("lpips", run.lpips),
-        ("inception-weights", run.inception_weights), ("lpips-weights", run.lpips_weights), ("name", run.name),
-    )  # fmt: skip
-    for option, value in options:
-        if value is not None and value != "":
-            words += [f"--{option}", str(value)]
-    words += ["--runs", str(run.runs)] if run.runs != Path("runs") else []
-    words += ["--devices", str(run.devices)] if run.devices != 1 else []
-    words += ["--metrics", ",".join(run.metrics)] if run.metrics else []
-    for plugin in run.plugins:
-        words += ["--plugin", str(plugin)]
-    for setting in settings:
-        words += ["--set", setting]
-    words += ["--stop-on-collapse"] if run.stop_on_collapse else []
-    return shell_command([*words, "--seeds", ",".join(map(str, seeds))])
+    return shell_command(words_of(run, method, settings=tuple(settings), seeds=tuple(seeds)))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vqbench.arguments import option_of
+from vqbench.arguments import options
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.lease import CellBusyError, exclusive
@@ -19,27 +19,20 @@ from vqbench.planning.request import RunRequest
 from vqbench.sweeps.request import SweepRequest
 from vqbench.wording import masked, shell_command
 
-_DEFINES = (
-    "methods", "dataset", "features", "data_root", "recipe", "seeds", "images", "devices", "settings", "plugins",
-    "metrics", "lpips", "validation_images", "inception_weights", "lpips_weights", "stop_on_collapse",
-)  # fmt: skip
-"""The fields of the run that decide what a trial is; the others only say how it is carried out."""
+_DEFINES = tuple(name for name, known in options(RunRequest).items() if known.defines)
+_OF_THE_SWEEP = tuple(name for name, known in options(SweepRequest).items() if known.defines)
 _IN_WORDS = {"recipe_fields": "content of the recipe", "training_images": "training set",
              "digests": "definition of its objective"}  # fmt: skip
-_PATHS = ("features", "data_root", "inception_weights", "lpips_weights")
 
 
 def _asked(request: SweepRequest) -> dict[str, Any]:
     """All that makes two sweeps the same, JSON-ready."""
-    run = {name: _json(getattr(request.run, name)) for name in _DEFINES} | {"methods": list(request.references)}
+    run = {name: _json(getattr(request.run, name)) for name in _DEFINES}
     return {
-        "run": run,
+        "run": {"methods": list(request.references), **run},
         "space": request.space,
         "objectives": list(request.objectives),
-        "sampler": request.sampler,
-        "pruner": request.pruner,
-        "sampler_seed": request.sampler_seed,
-        "same_bits": request.same_bits,
+        **{name: getattr(request, name) for name in _OF_THE_SWEEP},
     }
 
 
@@ -92,17 +85,17 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
     if stored is None:
         raise UsageError(f"there is no {path}", "start the sweep with all its options")
     fields = stored["definition"]
-    known = {name: _revived(name, value) for name, value in fields["run"].items()}
+    known = fields["run"]
     _refuse_others(request.run, known)
-    for name in ("sampler", "pruner", "sampler_seed", "same_bits"):
-        default = next(f.default for f in dataclasses.fields(SweepRequest) if f.name == name)
-        asked_for = name in request.given or getattr(request, name) != default
+    blank = SweepRequest(request.run)
+    for name in _OF_THE_SWEEP:
+        asked_for = name in request.given or getattr(request, name) != getattr(blank, name)
         if asked_for and getattr(request, name) != fields[name]:
             raise _disagrees(name, fields[name])
     if request.spaces and list(request.spaces) != stored["spaces"]:
-        raise _disagrees("space", ",".join(stored["spaces"]))
+        raise _disagrees("spaces", ",".join(stored["spaces"]))
     if request.objectives and list(request.objectives) != fields["objectives"]:
-        raise _disagrees("objective", ",".join(fields["objectives"]))
+        raise _disagrees("objectives", ",".join(fields["objectives"]))
     asked = _budget(request)
     return dataclasses.replace(
         request,
@@ -110,7 +103,7 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
         spaces=tuple(stored["spaces"]),
         space=fields["space"],
         objectives=tuple(fields["objectives"]),
-        **{name: fields[name] for name in ("sampler", "pruner", "sampler_seed", "same_bits")},
+        **{name: fields[name] for name in _OF_THE_SWEEP},
         **({"trials": None, "trials_per_method": None} | (asked or stored["budget"])),
         name=path.stem,
     )
@@ -122,23 +115,16 @@ def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
         given = getattr(run, name)
         if f"VQBENCH_{name.upper()}" in os.environ:  # it was not given for this command
             continue
-        if _json(given) not in (_json(getattr(blank, name)), _json(value)):
-            raise _disagrees(name, _json(value))
+        if _json(given) not in (_json(getattr(blank, name)), value):
+            raise _disagrees(name, value)
 
 
 def _disagrees(name: str, stored: Any) -> UsageError:
+    known = options(SweepRequest).get(name) or options(RunRequest).get(name)
     return UsageError(
-        f"the sweep was started with another {option_of(name)}: {stored}",
+        f"the sweep was started with another {known.words if known is not None else f'--{name}'}: {stored}",
         "leave it out, or start another sweep with --sweep-name",
     )
-
-
-def _revived(name: str, value: Any) -> Any:
-    if name == "plugins":
-        return tuple(map(Path, value))
-    if name in _PATHS:
-        return Path(value) if value else None
-    return tuple(value) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

@@ -1,68 +1,76 @@
-"""What `sweep` asks for, and the file that remembers it."""
+"""What `sweep` asks for."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import DEFINITIONS, metric
-from vqbench.planning.choice import Variant
+from vqbench.arguments import option
+from vqbench.errors import UsageError
+from vqbench.machine.yaml_files import shipped
 from vqbench.planning.request import RunRequest
-from vqbench.registry import METRICS
-from vqbench.sweeps.grammar import Raw
+from vqbench.planning.variant import Variant
 
-SAMPLERS = ("tpe", "random", "grid", "nsga2")
-PRUNERS = ("none", "median", "hyperband")
+if TYPE_CHECKING:
+    from vqbench.sweeps.grammar import Raw
+
 DEFAULT_TRIALS = 20
 
 
-_READERS: dict[str, arguments.Reader] = {
-    "spaces": arguments.names,
-    "trials": arguments.whole,
-    "trials_per_method": arguments.whole,
-    "objectives": arguments.names,
-    "sampler": arguments.text,
-    "pruner": arguments.text,
-    "sampler_seed": arguments.whole,
-    "storage": arguments.text,
-    "same_bits": arguments.flag,
-    "timeout": arguments.seconds,
-    "max_images": arguments.whole,
-    "name": arguments.text,
-}
+def _spaces(incomplete: str) -> list[str]:
+    return [name for name in shipped("vqbench.sweeps") if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What `vqbench sweep` was asked for."""
+    """What `vqbench sweep` was asked for. Each option is declared here: command line, Python and files follow."""
 
     run: RunRequest
     """Methods, and everything that is held equal."""
-    spaces: tuple[str, ...] = ()
-    """Names or files; with `resume` those of the sweep."""
+    spaces: tuple[str, ...] = option(
+        (), arguments.names,
+        "What is drawn: codebook, latent, losses, optimiser, or your own YAML file; several add up.", "LIST",
+        typed_as="space", given_as="space", complete=_spaces,
+    )  # fmt: skip
+    """With `resume` those of the sweep."""
     space: Raw | None = None
     """The space itself, where it need not be read."""
-    trials: int | None = None
-    """Shared by all methods; None: 20, or what `trials_per_method` makes."""
-    trials_per_method: int | None = None
-    objectives: tuple[str, ...] = ()
-    """Metrics; empty: rfid, or the first that ranks."""
-    sampler: str = "tpe"
-    pruner: str = "none"
-    sampler_seed: int = 0
-    storage: str = ""
-    """SQLAlchemy URL, or the path of a journal file; empty: a sqlite file of the experiment."""
-    same_bits: bool = False
-    timeout: float | None = None
-    """Seconds of this command."""
-    max_images: int | None = None
-    """Training images of all trials together."""
-    name: str = ""
-    """Empty: METHODS-SPACE."""
+    trials: int | None = option(None, arguments.whole, "Trials, shared out evenly; default: 20.", "N")
+    trials_per_method: int | None = option(None, arguments.whole, "Instead: trials for each method and level.", "N")
+    objectives: tuple[str, ...] = option(
+        (), arguments.names, "Metrics to improve, each in its better direction; default: rfid.", "LIST",
+        typed_as="objective", given_as="objective",
+    )  # fmt: skip
+    """Empty: rfid, or the first that ranks."""
+    sampler: str = option(
+        "tpe", arguments.text, "tpe, random, grid or nsga2.", "NAME", default_is_no_answer=True, defines=True
+    )
+    pruner: str = option(
+        "none", arguments.text, "none, median or hyperband: ends trials that lag behind.", "NAME",
+        default_is_no_answer=True, defines=True,
+    )  # fmt: skip
+    sampler_seed: int = option(
+        0, arguments.whole, "Seed of what is drawn.", "N", default_is_no_answer=True, defines=True
+    )
+    storage: str = option(
+        "", arguments.text,
+        "Optuna's storage: postgresql://…, or a journal file; default: optuna.db of the experiment.",
+        "URL|FILE", has_variable=True, secret=True,
+    )  # fmt: skip
+    same_bits: bool = option(
+        False, arguments.flag, "The codebook sizes of the space are levels, each tuned by itself.", defines=True
+    )
+    timeout: float | None = option(
+        None, arguments.seconds, "End after 90s, 45m or 12h; cells that run stop at a checkpoint.", "TIME"
+    )
+    max_images: int | None = option(None, arguments.whole, "Training images of all trials together.", "N")
+    name: str = option(
+        "", arguments.text, "Name of the sweep; default: METHODS-SPACE.", "NAME",
+        typed_as="sweep-name", given_as="sweep_name",
+    )  # fmt: skip
     resume: bool = False
     """Whether the sweep of this name is to go on, whatever the other fields say."""
     given: tuple[str, ...] = ()
@@ -70,7 +78,7 @@ class SweepRequest:
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
-        arguments.settle(self, _READERS)
+        arguments.settle(self)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -84,10 +92,11 @@ class SweepRequest:
         return self.name or f"{'+'.join(self.references)}-{spaces}{'-same-bits' if self.same_bits else ''}"[:100]
 
 
-def given(**asked: Any) -> dict[str, Any]:
-    """Fields of a SweepRequest for the options that were given; those that are None were not."""
-    known = {name: value for name, value in asked.items() if value is not None}
-    return {**known, "given": tuple(known)}
+def asked_sweep(run: RunRequest, given: Mapping[str, Any], resume: str) -> SweepRequest:
+    """The sweep of what was typed, or given in Python: field → value. Raises UsageError where it goes on and begins."""
+    by_name = arguments.given(SweepRequest, given)
+    name = one_name(resume, given.get("name") or "")
+    return arguments.asked(SweepRequest, run=run, **{**given, "name": name}, resume=bool(resume), given=by_name)
 
 
 def one_name(resume: str, name: str) -> str:
@@ -98,62 +107,3 @@ def one_name(resume: str, name: str) -> str:
         raise UsageError(f"--resume {resume} goes on with that sweep, and --sweep-name {name} begins another",
                          "give one of them")  # fmt: skip
     return resume or name
-
-
-def refuse_odd(request: SweepRequest) -> None:
-    """Raise UsageError for what no sweep can be, before anything is looked at."""
-    if request.sampler not in SAMPLERS:
-        raise unknown("sampler", request.sampler, SAMPLERS, f"choose one: --sampler {'|'.join(SAMPLERS)}")
-    if request.pruner not in PRUNERS:
-        raise unknown("pruner", request.pruner, PRUNERS, f"choose one: --pruner {'|'.join(PRUNERS)}")
-    if not request.references:
-        raise UsageError("no method to tune", "for example: vqbench sweep vqgan,fsq --space codebook --dataset photos")
-    if not request.spaces:
-        raise UsageError(
-            "no space to search", "for example: --space codebook; shipped: codebook, latent, losses, optimiser"
-        )
-    if request.trials is not None and request.trials_per_method is not None:
-        raise UsageError("--trials and --trials-per-method are two budgets", "give one of them")
-    for option, value in (("--trials", request.trials), ("--trials-per-method", request.trials_per_method),
-                          ("--max-images", request.max_images)):  # fmt: skip
-        if value is not None and value < 1:
-            raise UsageError(f"{option} must be at least 1, not {value}", f"for example: {option} 40")
-    if request.run.rerun:
-        raise UsageError("--rerun has no meaning here: trials that are equal would be trained again and again",
-                         "leave it out, or choose another --name")  # fmt: skip
-    if not re.fullmatch(r"[\w@+.=-][\w@.+= -]{0,99}", request.title) or request.title in (".", ".."):
-        raise UsageError(f"--sweep-name {request.title!r} cannot be a folder",
-                         "use letters, digits, '-', '_' and '.', at most 100")  # fmt: skip
-
-
-def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """The objectives, the default among `metrics` where none was asked for. Raises UsageError for what cannot be one.
-
-    `metrics` are those that the trials compute.
-    """
-    ranking = [name for name in DEFINITIONS if DEFINITIONS[name].better and track in DEFINITIONS[name].tracks]
-    objectives = tuple(dict.fromkeys(request.objectives)) or tuple([m for m in metrics if m in ranking][:1])
-    if not objectives:
-        raise UsageError("none of the metrics ranks a trial", f"choose among --objective {', '.join(ranking)}")
-    for name in objectives:
-        if name not in METRICS or track not in metric(name).tracks:
-            raise unknown("objective", name, ranking, f"objectives: {', '.join(ranking)}")
-        if not metric(name).better:
-            raise UsageError(f"{name} has no better direction", f"objectives: {', '.join(ranking)}")
-    absent = [name for name in objectives if name not in metrics]
-    if absent:
-        which = f"objective {absent[0]} is" if len(absent) == 1 else f"objectives {' and '.join(absent)} are"
-        whole = ",".join([*metrics, *absent])  # what --metrics names replaces the default set
-        raise UsageError(f"the {which} not among the metrics of the trials ({', '.join(metrics)})",
-                         f"add {'it' if len(absent) == 1 else 'them'}: --metrics {whole}")  # fmt: skip
-    if len(objectives) > 1 and request.pruner != "none":
-        raise UsageError(
-            f"--pruner {request.pruner} compares one curve, and there are {len(objectives)} objectives",
-            "leave --pruner out, or name one --objective",
-        )
-    if request.sampler == "nsga2" and request.pruner != "none":
-        raise UsageError(
-            f"--pruner {request.pruner} leaves no values, of which nsga2 breeds the next trials",
-            "leave --pruner out, or take --sampler tpe",
-        )
-    return objectives

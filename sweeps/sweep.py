@@ -8,11 +8,12 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.metrics.definitions import metric
 from vqbench.planning.plan import Cell
+from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent, View
 from vqbench.registry import METRICS
 from vqbench.reports.sweep import SweepReport
@@ -20,7 +21,8 @@ from vqbench.running.run import check_request, plan_resolved, write_page
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
 from vqbench.sweeps.plan import SweepPlan
-from vqbench.sweeps.request import SweepRequest, check_objectives, given, one_name, refuse_odd
+from vqbench.sweeps.refusals import check_objectives, refuse_odd
+from vqbench.sweeps.request import SweepRequest, asked_sweep
 from vqbench.sweeps.studies import plan_studies
 from vqbench.sweeps.watched import watched
 from vqbench.wording import counted, masked
@@ -28,7 +30,6 @@ from vqbench.wording import counted, masked
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vqbench.planning.request import RunKeywords
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.sweeps.patience import PatientStorage
     from vqbench.tracking.tracker import Tracker
@@ -195,51 +196,27 @@ def _run_trials(
     return driver.reason
 
 
+@arguments.takes(SweepRequest, RunRequest)
 def sweep(
     methods: str | Iterable[str] = (),
     dataset: str | os.PathLike[str] = "",
     *,
-    space: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
-    trials: int | None = None,
-    trials_per_method: int | None = None,
-    objective: str | Iterable[str] | None = None,
-    sampler: str | None = None,
-    pruner: str | None = None,
-    sampler_seed: int | None = None,
-    storage: str | os.PathLike[str] = "",
-    same_bits: bool = False,
-    timeout: float | str | None = None,
-    max_images: int | None = None,
-    sweep_name: str = "",
     resume: str = "",
     track: bool = True,
-    **options: Unpack[RunKeywords],
+    **options: Any,
 ) -> pd.DataFrame:
     """Search for settings of methods, as `vqbench sweep` does; one row per trial.
 
-    What is None has the command's default, or with `resume` what the sweep has.
-    `timeout` is in seconds, or text (45m); the other `options` are those of `run`. Columns: method, trial, state, bits,
-    a column for each drawn parameter and each score. Raises UsageError for what cannot be swept or run at all.
+    `options` are the command's, see SweepRequest and RunRequest. What is None has the command's default, or with
+    `resume` what the sweep has. Columns: method, trial, state, bits, a column for each drawn parameter and each score.
+    Raises UsageError for what cannot be swept or run at all.
     """
     import pandas as pd
 
-    from vqbench.planning.request import make_request
     from vqbench.running.run import make_tracker
 
-    request = arguments.asked(
-        SweepRequest,
-        run=make_request(methods, dataset, sweep, **options),
-        spaces=space,
-        trials=trials,
-        trials_per_method=trials_per_method,
-        objectives=objective,
-        storage=storage,
-        same_bits=same_bits,
-        timeout=timeout,
-        max_images=max_images,
-        name=one_name(resume, sweep_name),
-        resume=bool(resume),
-        **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
-    )
+    of_sweep, of_run = arguments.by_keyword(sweep, options, SweepRequest, RunRequest)
+    run = arguments.asked(RunRequest, methods=methods, dataset=dataset, **of_run)
+    request = asked_sweep(run, of_sweep, resume)
     report = execute_sweep(request, tracker=make_tracker(request.run) if arguments.flag("track", track) else None)
     return pd.DataFrame(report.flat())

@@ -16,10 +16,11 @@ from conftest import Command, settings, write_images
 from test_training import fit, recipe, same
 
 from vqbench.errors import UsageError
-from vqbench.planning.ablation_rows import AblateRequest, PlannedRow, as_run, make_rows
-from vqbench.planning.choice import Variant, choose_method
+from vqbench.planning.ablation_rows import PlannedRow, as_run, make_rows
+from vqbench.planning.choice import choose_method
 from vqbench.planning.plan import make_plan, resolve
-from vqbench.planning.request import RunRequest
+from vqbench.planning.request import AblateRequest, RunRequest
+from vqbench.planning.variant import Variant
 from vqbench.recipe import load_recipe
 from vqbench.registry import METHODS
 from vqbench.reports.ablation import analyse, delta_table, markdown, notes, objects, score_table

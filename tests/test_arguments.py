@@ -17,9 +17,9 @@ import torch
 from conftest import typed
 
 import vqbench
+from vqbench.arguments import options
 from vqbench.errors import UsageError
-from vqbench.planning.ablation_rows import AblateRequest
-from vqbench.planning.request import RunKeywords, RunRequest, make_request
+from vqbench.planning.request import AblateRequest, RunRequest, make_request
 from vqbench.results.folder import CellFolder
 from vqbench.running.report import ReportRequest
 from vqbench.sweeps.request import SweepRequest
@@ -129,7 +129,7 @@ def test_lists_numbers_paths_and_times_mean_what_they_mean_on_the_command_line(t
 
 
 def test_every_option_of_python_is_read_and_none_is_its_default() -> None:
-    nothing = dict.fromkeys(RunKeywords.__annotations__)
+    nothing = {known.keyword: None for field, known in options(RunRequest).items() if field != "dataset"}
     assert make_request("fsq", "photos", **nothing) == RunRequest(("fsq",), "photos")  # type: ignore[arg-type]
     assert make_request(None, "photos").methods == ()  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no method to run"):
@@ -145,7 +145,7 @@ def test_every_option_of_python_is_read_and_none_is_its_default() -> None:
         (lambda run: SweepRequest(run, same_bits="no"), "--same-bits is True or False"),  # type: ignore[arg-type]
         (lambda run: SweepRequest(run, spaces=3), "--space takes text"),  # type: ignore[arg-type]
         (lambda run: AblateRequest(run, drop=3), "--drop takes text"),  # type: ignore[arg-type]
-        (lambda run: AblateRequest(run, every="yes"), "--every is True or False"),  # type: ignore[arg-type]
+        (lambda run: AblateRequest(run, every="yes"), "--all is True or False"),  # type: ignore[arg-type]
         (lambda _: AblateRequest(RunRequest(("vaevq", "fsq"))), "one method apart, not 2: vaevq, fsq"),
         (lambda _: ReportRequest(formats=[1]), "--format takes text"),  # type: ignore[arg-type]
         (lambda _: ReportRequest(out=True), "--out takes a path"),  # type: ignore[arg-type]

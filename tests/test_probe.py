@@ -15,7 +15,7 @@ from test_run import PLUGIN
 
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.cell.stopwatch import Report, evaluation_times, shortened, training_times
-from vqbench.cli.options import RunOptions
+from vqbench.cli.options import Typed
 from vqbench.cli.terminal_plans import print_costs
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
@@ -146,7 +146,7 @@ def test_features_are_probed_too_and_the_table_fits(vqbench: Command, tmp_path: 
 
 def test_probe_without_dry_run_is_refused() -> None:
     with pytest.raises(UsageError, match="--probe"):
-        RunOptions(probe=True).request(("fsq",))
+        Typed({RunRequest: {}}, probe=True).run(("fsq",))
 
 
 def test_a_checkpoint_is_read_without_torch(checkpoint: Path, tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ from vqbench.errors import UsageError
 from vqbench.machine.atomic import write_arrays_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
-from vqbench.planning.choice import Variant
 from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.request import RunRequest
+from vqbench.planning.variant import Variant
 from vqbench.reports.ablation import Effect, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document

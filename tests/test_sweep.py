@@ -39,7 +39,8 @@ from vqbench.space import Choices, Range
 from vqbench.sweeps.backend import OpenStudy, directions_of, open_storage, suggest
 from vqbench.sweeps.commands import more_seeds
 from vqbench.sweeps.grammar import read_spaces, space_names
-from vqbench.sweeps.request import SweepRequest, check_objectives, refuse_odd
+from vqbench.sweeps.refusals import check_objectives, refuse_odd
+from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.spaces import as_text, draw, grid, make_parameter, settings_of
 from vqbench.sweeps.studies import StudyPlan, plan_studies
 from vqbench.sweeps.sweep import execute_sweep, plan_sweep

@@ -20,7 +20,7 @@ from vqbench.planning.view import Silent
 from vqbench.sweeps import backend, patience
 from vqbench.sweeps.backend import OpenStudy, open_storage
 from vqbench.sweeps.patience import PatientStorage, StorageError
-from vqbench.sweeps.request import check_objectives
+from vqbench.sweeps.refusals import check_objectives
 from vqbench.sweeps.studies import plan_studies
 
 NINE = {"recipe": {"codebook_size": [2**n for n in range(3, 12)]}}

@@ -7,10 +7,13 @@ raises UsageError for what the option does not take. What it has returned it tak
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +21,66 @@ from typing import Any, TypeVar
 from vqbench.errors import UsageError
 
 T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., Any])
 Reader = Callable[[str, Any], Any]
-_OPTIONS = {"settings": "set", "plugins": "plugin", "spaces": "space", "objectives": "objective", "formats": "format"}
-"""Fields of requests whose options are called otherwise."""
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def option_of(field: str) -> str:
-    """The option that sets a field of a request."""
-    return f"--{_OPTIONS.get(field, field.replace('_', '-'))}"
+@dataclass(frozen=True)
+class Option:
+    """A field of a request, as people meet it: how it is read, typed after `--…`, and given in Python."""
+
+    reader: Reader
+    help: str
+    """In `--help`."""
+    metavar: str = ""
+    field: str = ""
+    typed_as: str = ""
+    """Its name on the command line, where that is not the field's."""
+    given_as: str = ""
+    """Its name in Python, where that is not the field's."""
+    switch: str = ""
+    """A flag that can be switched both ways: `--page/--no-page`."""
+    has_variable: bool = False
+    """Whether VQBENCH_FIELD has the value where none is given."""
+    defines: bool = False
+    """Whether it decides what the trials of a sweep are, so that one which goes on has the same."""
+    engine: bool = False
+    """Whether it only says how cells are carried out: a command that is handed on has none of it."""
+    secret: bool = False
+    """Whether a value may hold a password, so that `--help` shows no default."""
+    default_is_no_answer: bool = False
+    """Whether it counts as not given where it is not typed, whatever its default."""
+    typed_default: Any = None
+    """The command line's default, where it is not that of Python."""
+    complete: Callable[[str], list[str]] | None = None
+    """Completion in a shell."""
+
+    @property
+    def words(self) -> str:
+        """As it is typed, and as sentences name it."""
+        return f"--{self.typed_as or self.field.replace('_', '-')}"
+
+    @property
+    def keyword(self) -> str:
+        """Its name in Python."""
+        return self.given_as or self.field
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable that has the value where none is given."""
+        return f"VQBENCH_{self.field.upper()}" if self.has_variable else None
+
+
+def option(default: Any, reader: Reader, help: str, metavar: str = "", **more: Any) -> Any:
+    """A field of a request that is an option."""
+    return dataclasses.field(default=default, metadata={"option": Option(reader, help, metavar, **more)})
+
+
+def options(request: type[Any]) -> dict[str, Option]:
+    """Field → option, in the order in which they are declared."""
+    fields = [field for field in dataclasses.fields(request) if "option" in field.metadata]
+    return {field.name: dataclasses.replace(field.metadata["option"], field=field.name) for field in fields}
 
 
 def asked(request: type[T], **given: Any) -> T:
@@ -34,18 +88,60 @@ def asked(request: type[T], **given: Any) -> T:
     return request(**given)
 
 
-def settle(request: Any, readers: Mapping[str, Reader]) -> None:
-    """Read the fields of a frozen dataclass, each with its reader; None stands for a field's default.
+def settle(request: Any) -> None:
+    """Read the options of a frozen dataclass; None stands for a field's default.
 
-    Raises UsageError for what a field does not take.
+    Raises UsageError for what an option does not take.
     """
+    known = options(type(request))
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
         if value is None and field.default is not dataclasses.MISSING:
             value = field.default
-        if value is not None and field.name in readers:
-            value = readers[field.name](option_of(field.name), value)
+        if value is not None and field.name in known:
+            value = known[field.name].reader(known[field.name].words, value)
         object.__setattr__(request, field.name, value)
+
+
+def given(request: type[Any], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that were given, of those whose default is no answer."""
+    return tuple(f for f, o in options(request).items() if o.default_is_no_answer and values.get(f) is not None)
+
+
+def by_keyword(call: Callable[..., Any], values: Mapping[str, Any], *requests: type[Any]) -> list[dict[str, Any]]:
+    """Keyword arguments of a function as field → value, for each request. Raises TypeError for one that none has."""
+    found: list[dict[str, Any]] = [{} for _ in requests]
+    known = {o.keyword: (i, field) for i, request in enumerate(requests) for field, o in options(request).items()}
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, inspect.signature(call).parameters, n=1, cutoff=0.5)
+            question = f"; did you mean '{near[0]}'?" if near else ""
+            raise TypeError(f"{call.__name__}() got an unexpected keyword argument '{name}'{question}")
+        i, field = known[name]
+        found[i][field] = value
+    return found
+
+
+def takes(*requests: type[Any]) -> Callable[[Call], Call]:
+    """Have the signature of a function show what its `**options` may be: the options of these requests."""
+
+    def with_signature(call: Call) -> Call:
+        signature = inspect.signature(call)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = {
+            known.keyword: inspect.Parameter(
+                known.keyword, inspect.Parameter.KEYWORD_ONLY, default=fields[name].default
+            )
+            for request in requests
+            for fields in [{f.name: f for f in dataclasses.fields(request)}]
+            for name, known in options(request).items()
+        }
+        for parameter in own:
+            more.pop(parameter.name, None)
+        call.__signature__ = signature.replace(parameters=[*own, *more.values()])  # type: ignore[attr-defined]
+        return call
+
+    return with_signature
 
 
 def text(option: str, value: Any) -> str:

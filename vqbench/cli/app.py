@@ -12,53 +12,21 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vqbench import arguments
 from vqbench.cli.compare import compare
-from vqbench.cli.options import (
-    DataRoot,
-    DatasetName,
-    InceptionWeights,
-    Lpips,
-    LpipsWeights,
-    Metrics,
-    Plugins,
-    RecipeName,
-    RunOptions,
-    Runs,
-    Settings,
-    ValidationImages,
-    complete_methods,
-    takes_run_options,
-)
+from vqbench.cli.options import Typed, complete_methods, takes
 from vqbench.cli.report import report
-from vqbench.cli.sweep_options import (
-    MaxImages,
-    Objective,
-    Pruner,
-    Resume,
-    SameBits,
-    Sampler,
-    SamplerSeed,
-    Space,
-    Storage,
-    SweepName,
-    Timeout,
-    Trials,
-    TrialsPerMethod,
-)
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.machine import interrupts, streams
 from vqbench.machine.home import working_folder
+from vqbench.planning.request import AblateRequest, RunRequest
 from vqbench.registry import DATASETS, METHODS, add_plugin
+from vqbench.sweeps.request import SweepRequest, asked_sweep
 from vqbench.wording import counted, masked, reason_of_library
-
-if TYPE_CHECKING:
-    from vqbench.planning.request import RunRequest
-    from vqbench.sweeps.request import SweepRequest
 
 app = typer.Typer(
     name="vqbench",
@@ -100,9 +68,9 @@ def _add_plugins(plugins: list[Path] | None) -> None:
 
 
 @app.command()
-@takes_run_options
+@takes(RunRequest)
 def run(
-    options: RunOptions,
+    options: Typed,
     methods: Annotated[
         list[str],
         typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
@@ -110,50 +78,25 @@ def run(
     ],
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
-    request = options.request(methods)
+    request = options.run(methods)
     _show_plan(request, options.as_json, options.probe) if options.dry_run else _run(request, options.as_json)
 
 
 @app.command()
-@takes_run_options
+@takes(AblateRequest, RunRequest)
 def ablate(
-    options: RunOptions,
+    options: Typed,
     method: Annotated[
         str, typer.Argument(metavar="METHOD", autocompletion=complete_methods, help="NAME or NAME@PRESET.")
     ],
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="LIST", help="The full method without all of these components.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(metavar="LIST", help="The full method with these components alone.")
-    ] = None,
-    leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Without each component in turn; the default.")
-    ] = False,
-    add_one_in: Annotated[
-        bool, typer.Option("--add-one-in", help="All components off, and each of them alone.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Every subset of the components.")] = False,
-    rows: Annotated[
-        str, typer.Option(metavar="paper", help="paper: the rows of the paper's table, published values beside.")
-    ] = "",
 ) -> None:
     """Switch components of a method off, one row each: what is a component worth?"""
     from vqbench.cli.terminal import TerminalView, print_ablation
-    from vqbench.planning.ablation_rows import AblateRequest, as_run, make_rows
+    from vqbench.planning.ablation_rows import as_run, make_rows
     from vqbench.running.ablate import execute_ablation
     from vqbench.running.run import make_tracker
 
-    request = arguments.asked(
-        AblateRequest,
-        run=options.request(method),
-        drop=drop,
-        keep=keep,
-        leave_one_out=leave_one_out,
-        add_one_in=add_one_in,
-        every=every,
-        rows=rows,
-    )
+    request = arguments.asked(AblateRequest, run=options.run(method), **options.fields[AblateRequest])
     if options.dry_run:
         selected, left_out = make_rows(request)
         for note in left_out:
@@ -174,45 +117,19 @@ def ablate(
 
 
 @app.command()
-@takes_run_options
+@takes(SweepRequest, RunRequest)
 def sweep(
-    options: RunOptions,
+    options: Typed,
     methods: Annotated[
         list[str] | None,
         typer.Argument(metavar="METHODS", autocompletion=complete_methods, help="NAME or NAME@PRESET, between commas."),
     ] = None,
-    space: Space = None,
-    trials: Trials = None,
-    trials_per_method: TrialsPerMethod = None,
-    objective: Objective = None,
-    sampler: Sampler = None,
-    pruner: Pruner = None,
-    sampler_seed: SamplerSeed = None,
-    storage: Storage = "",
-    same_bits: SameBits = False,
-    timeout: Timeout = "",
-    max_images: MaxImages = None,
-    sweep_name: SweepName = "",
-    resume: Resume = "",
+    resume: Annotated[
+        str, typer.Option(metavar="NAME", help="Go on with a sweep; what defines it is remembered.")
+    ] = "",
 ) -> None:
     """Search for good settings of each method, with the same number of trials for all."""
-    from vqbench.sweeps.request import SweepRequest, given, one_name
-
-    request = arguments.asked(
-        SweepRequest,
-        run=options.request(methods),
-        spaces=space,
-        trials=trials,
-        trials_per_method=trials_per_method,
-        objectives=objective,
-        storage=storage,
-        same_bits=same_bits,
-        timeout=timeout,
-        max_images=max_images,
-        name=one_name(resume, sweep_name),
-        resume=bool(resume),
-        **given(sampler=sampler, pruner=pruner, sampler_seed=sampler_seed),
-    )
+    request = asked_sweep(options.run(methods), options.fields[SweepRequest], resume)
     if options.dry_run:
         _show_sweep_plan(request, options.as_json, options.probe)
     else:
@@ -299,29 +216,32 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
 
 
 @app.command("methods")
-def list_methods(plugin: Plugins = None) -> None:
+@takes(RunRequest, only=["plugins"])
+def list_methods(plugins: list[Path] | None = None) -> None:
     """List the methods: name, paper, components, where they come from."""
     from vqbench.cli.terminal_lists import print_outlines
 
-    _add_plugins(plugin)
+    _add_plugins(plugins)
     print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
 
 
 @app.command("datasets")
-def list_datasets(plugin: Plugins = None) -> None:
+@takes(RunRequest, only=["plugins"])
+def list_datasets(plugins: list[Path] | None = None) -> None:
     """List the datasets and where they come from."""
     from vqbench.cli.terminal_lists import print_outlines
 
-    _add_plugins(plugin)
+    _add_plugins(plugins)
     print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
 
 
 @app.command("metrics")
-def list_metrics(plugin: Plugins = None) -> None:
+@takes(RunRequest, only=["plugins"])
+def list_metrics(plugins: list[Path] | None = None) -> None:
     """List the metrics: name, title and better direction, what they are, where they come from."""
     from vqbench.cli.terminal_lists import print_metrics
 
-    _add_plugins(plugin)
+    _add_plugins(plugins)
     print_metrics()
 
 
@@ -335,14 +255,16 @@ def list_recipes() -> None:
 
 
 @app.command()
+@takes(RunRequest, only=["plugins"])
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")], plugin: Plugins = None
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")],
+    plugins: list[Path] | None = None,
 ) -> None:
     """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
     from vqbench.cli.terminal_lists import print_method, print_recipe
     from vqbench.recipe import recipe_names
 
-    _add_plugins(plugin)
+    _add_plugins(plugins)
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         print_recipe(name)
         return
@@ -353,12 +275,13 @@ def show(
 
 
 @app.command()
+@takes(RunRequest, only=["plugins"])
 def check(
     method: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method's name, or a file that registers one.")],
-    plugin: Plugins = None,
+    plugins: list[Path] | None = None,
 ) -> None:
     """Hold a method to the contract of a quantizer; one line per property."""
-    _add_plugins(plugin)
+    _add_plugins(plugins)
     names: tuple[str, ...] = (method,)
     if method.endswith(".py") or os.sep in method:
         names = add_plugin(Path(method))[METHODS.kind]
@@ -376,45 +299,27 @@ def check(
         raise typer.Exit(1)
 
 
+_PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "metrics", "lpips",
+             "inception_weights", "lpips_weights")  # fmt: skip
+
+
 @app.command()
-def prepare(
-    dataset: DatasetName,
-    data_root: DataRoot = None,
-    recipe: RecipeName = None,
-    settings: Settings = None,
-    plugin: Plugins = None,
-    validation_images: ValidationImages = None,
-    metrics: Metrics = None,
-    lpips: Lpips = None,
-    inception_weights: InceptionWeights = None,
-    lpips_weights: LpipsWeights = None,
-) -> None:
+@takes(RunRequest, only=_PREPARED)
+def prepare(dataset: str, **options: Any) -> None:
     """Check and cache the data and weights that a run needs, before a machine goes offline."""
     from vqbench.cli.terminal import TerminalView, print_text
     from vqbench.planning.preflight import prepare_everything
-    from vqbench.planning.request import RunRequest
 
-    request = arguments.asked(
-        RunRequest,
-        dataset=dataset,
-        data_root=data_root,
-        recipe=recipe,
-        settings=settings,
-        plugins=plugin,
-        metrics=metrics,
-        lpips=lpips,
-        inception_weights=inception_weights,
-        lpips_weights=lpips_weights,
-        validation_images=validation_images,
-    )
-    _add_plugins(plugin)
+    request = arguments.asked(RunRequest, dataset=dataset, **options)
+    _add_plugins(options["plugins"])
     with TerminalView() as view:
         lines = prepare_everything(request, view.note, view.preparing)
     print_text("\n".join(lines))
 
 
 @app.command()
-def doctor(inception_weights: InceptionWeights = None, lpips_weights: LpipsWeights = None) -> None:
+@takes(RunRequest, only=["inception_weights", "lpips_weights"])
+def doctor(inception_weights: Path | None = None, lpips_weights: Path | None = None) -> None:
     """Look at this machine: device, versions, weights, and metric values with known answers."""
     from vqbench.checks.doctor import diagnose, exit_code, render
     from vqbench.cli.terminal import print_text
@@ -430,7 +335,8 @@ app.command()(report)
 
 
 @app.command()
-def sync(runs: Runs = Path("runs")) -> None:
+@takes(RunRequest, only=["runs"])
+def sync(runs: Path = Path("runs")) -> None:
     """Send to MLflow what it missed while it was away."""
     from vqbench.tracking.server import tracking_uri
     from vqbench.tracking.tracker import sync as send
@@ -455,11 +361,12 @@ def sync(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
+@takes(RunRequest, only=["runs"])
 def ui(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The experiment to open; by default the newest.")
     ] = None,
-    runs: Runs = Path("runs"),
+    runs: Path = Path("runs"),
     port: Annotated[int, typer.Option(metavar="PORT", help="On 127.0.0.1; 0 takes a free one.")] = 5000,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, from a terminal.")] = True,
 ) -> None:

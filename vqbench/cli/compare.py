@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from vqbench import arguments
-from vqbench.cli.options import AsJson, Runs
+from vqbench.cli.options import AsJson, takes
+from vqbench.planning.request import RunRequest
 
 Who = 'A row of the experiment\'s table: a method, NAME@PRESET, or "NAME without PART".'
 
 
+@takes(RunRequest, only=["runs"])
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=Who)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
@@ -21,7 +23,7 @@ def compare(
         str,
         typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; may be left out where there is one."),
     ] = "",
-    runs: Runs = Path("runs"),
+    runs: Path = Path("runs"),
     metrics: Annotated[
         list[str] | None, typer.Option(metavar="LIST", help="Metrics instead of all that rank: rfid,psnr,…")
     ] = None,

@@ -6,30 +6,24 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.yaml_files import parse_yaml
-from vqbench.registry import DATASETS, METHODS
-
-if TYPE_CHECKING:
-    from vqbench.planning.request import RunRequest
+from vqbench.planning.request import RunRequest
+from vqbench.registry import METHODS
 
 
 def complete_methods(incomplete: str) -> list[str]:
     """Shell completion of a list of methods."""
     before, comma, last = incomplete.rpartition(",")
     return [before + comma + name for name in METHODS.names() if name.startswith(last)]
-
-
-def _complete_datasets(incomplete: str) -> list[str]:
-    return [name for name in DATASETS.names() if name.startswith(incomplete)]
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -72,168 +66,114 @@ def _as_typed(value: Any, parameter: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="Python file with methods, metrics or datasets; repeatable."),
-]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", envvar="VQBENCH_RUNS", help="Where results are kept.")]
-DataRoot = Annotated[
-    Path | None, typer.Option(metavar="DIR", envvar="VQBENCH_DATA_ROOT", help="Where the dataset lies.")
-]
-DatasetName = Annotated[
-    str,
-    typer.Option(metavar="NAME", envvar="VQBENCH_DATASET", autocompletion=_complete_datasets,
-                 help="photos, folder:PATH, ffhq, cifar10, or a plugin's."),
-]  # fmt: skip
-FeatureFile = Annotated[
-    Path | None,
-    typer.Option("--features", metavar="FILE", envvar="VQBENCH_FEATURES",
-                 help="Instead of a dataset, for --recipe atomic: .npy of floats, (N, D) or (N, h, w, D)."),
-]  # fmt: skip
-InceptionWeights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", envvar="VQBENCH_INCEPTION_WEIGHTS", help="FID's InceptionV3, if not in its places."),
-]
-LpipsWeights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", envvar="VQBENCH_LPIPS_WEIGHTS", help="Backbone of --lpips, if not in its places."),
-]
-Config = Annotated[
+_TYPES: dict[arguments.Reader, Any] = {
+    arguments.flag: bool, arguments.whole: int, arguments.path: Path, arguments.paths: list[Path],
+    arguments.names: list[str], arguments.settings: list[str], arguments.seeds: list[str],
+}  # fmt: skip
+"""What a reader takes from the command line; the others take text."""
+_Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", callback=_read_config, is_eager=True, help="YAML file with values for these options."),
-]
-RecipeName = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", envvar="VQBENCH_RECIPE", help="How to train; default: tiny.")
-]
-ValidationImages = Annotated[
-    int | None,
-    typer.Option(metavar="N", envvar="VQBENCH_VALIDATION_IMAGES", help="Evaluate on N images; part of the protocol."),
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(metavar="LIST", envvar="VQBENCH_METRICS", help="Metrics instead of the default set: rfid,psnr,…"),
-]
-Lpips = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NET", envvar="VQBENCH_LPIPS", help="LPIPS with alex, vgg or squeeze; default: alex, if it can be had."
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="[METHOD.]FIELD=VALUE", help="Set a method's field, or one of the recipe; repeatable."
-    ),
-]
-Seeds = Annotated[
-    list[str], typer.Option(metavar="LIST", envvar="VQBENCH_SEEDS", help="Seeds; several give intervals.")
-]
-Images = Annotated[
-    int | None, typer.Option(metavar="N", envvar="VQBENCH_IMAGES", help="Training images, instead of the recipe's.")
-]
-Devices = Annotated[int, typer.Option(metavar="N", envvar="VQBENCH_DEVICES", help="Devices per cell.")]
-Workers = Annotated[
-    int, typer.Option(metavar="N", envvar="VQBENCH_WORKERS", help="Cells at the same time here, a GPU each.")
-]
-Scheduler = Annotated[
-    str,
-    typer.Option(
-        metavar="ADDRESS|FILE",
-        envvar="VQBENCH_SCHEDULER",
-        show_default=False,  # a --config's may hold a password
-        help="Run the cells on a dask cluster.",
-    ),
-]
-Resources = Annotated[
-    str,
-    typer.Option(metavar="NAME=N", envvar="VQBENCH_RESOURCES",
-                 help="What a cell takes of a cluster's worker; default: its GPUs, where there are any; or none."),
-]  # fmt: skip
-CellTimeout = Annotated[
-    str, typer.Option(metavar="TIME", envvar="VQBENCH_CELL_TIMEOUT", help="End a cell after 90s, 45m or 12h.")
-]
-Name = Annotated[str, typer.Option(metavar="NAME", envvar="VQBENCH_NAME", help="Experiment; default: DATASET-RECIPE.")]
-Rerun = Annotated[bool, typer.Option("--rerun", help="Train again what has a result.")]
-StopOnCollapse = Annotated[
-    bool, typer.Option("--stop-on-collapse", help="End a training that has collapsed; its row says why.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")]
-Probe = Annotated[
-    bool,
-    typer.Option("--probe", help="With --dry-run: train 20 steps of each method and say what the cells will cost."),
-]
-Page = Annotated[
-    bool,
-    typer.Option("--page/--no-page", envvar="VQBENCH_PAGE", help="Write the experiment's page of tables and figures."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on stdout.")]
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """The options of every command that trains cells, as they were typed."""
+class Typed:
+    """What was typed after the options that commands share."""
 
-    dataset: DatasetName = ""
-    features: FeatureFile = None
-    data_root: DataRoot = None
-    recipe: RecipeName = None
-    seeds: Seeds = dataclasses.field(default_factory=lambda: ["0"])
-    images: Images = None
-    devices: Devices = 1
-    workers: Workers = 1
-    scheduler: Scheduler = ""
-    resources: Resources = ""
-    cell_timeout: CellTimeout = ""
-    runs: Runs = Path("runs")
-    name: Name = ""
-    settings: Settings = None
-    plugin: Plugins = None
-    metrics: Metrics = None
-    lpips: Lpips = None
-    validation_images: ValidationImages = None
-    inception_weights: InceptionWeights = None
-    lpips_weights: LpipsWeights = None
-    rerun: Rerun = False
-    stop_on_collapse: StopOnCollapse = False
-    dry_run: DryRun = False
-    probe: Probe = False
-    page: Page = True
+    fields: Mapping[type[Any], dict[str, Any]]
+    """Request → field → value."""
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and their state; train nothing.")] = False
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="With --dry-run: train 20 steps of each method and say what the cells will cost."),
+    ] = False
     as_json: AsJson = False
-    config: Config = None
+    config: _Config = None
 
-    def request(self, methods: Sequence[str] | str | None) -> RunRequest:
+    def run(self, methods: Sequence[str] | str | None) -> RunRequest:
         """What these options ask of `methods`. Raises UsageError as RunRequest does, and for a stray --probe."""
-        from vqbench.planning.request import RunRequest
-
         if self.probe and not self.dry_run:
             raise UsageError("--probe measures what a run will cost, and a run needs none", "add --dry-run")
-        renamed = {"plugin": "plugins"}
-        only_here = ("dry_run", "probe", "as_json", "config")
-        asked = {renamed.get(name, name): value for name, value in vars(self).items() if name not in only_here}
-        return arguments.asked(RunRequest, methods=methods, **asked)
+        return arguments.asked(RunRequest, methods=methods, **self.fields[RunRequest])
 
 
-def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every field of RunOptions as an option beside its own; its parameter `options` holds them."""
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    hints = typing.get_type_hints(RunOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[f.name], default=_default(f))
-        for f in dataclasses.fields(RunOptions)
-    ]
+def takes(*requests: type[Any], only: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these requests beside its own; its parameter `options` holds what was typed.
 
-    @functools.wraps(command)
-    def with_options(**values: Any) -> None:
-        options = RunOptions(**{parameter.name: values.pop(parameter.name) for parameter in shared})
-        command(**values, options=options)
+    With `only` it gets these options of the one request as arguments of these names, and no `options`.
+    """
 
-    mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != "options"]
-    with_options.__signature__ = inspect.Signature([*mine, *shared])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in (*mine, *shared)}
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        every = {(request, field): known for request in requests for field, known in arguments.options(request).items()}
+        if only:
+            named = {f: _parameter(requests[0], known).replace(name=f) for (_, f), known in every.items() if f in only}
+            mine = [_of_shared(p, named[p.name]) if p.name in named else p for p in own.values()]
+            mine = [p for p in mine if p.kind is not inspect.Parameter.VAR_KEYWORD]
+            return _with_signature(command, [*mine, *(p for f, p in named.items() if f not in own)], command)
+        shared = {key: _parameter(key[0], known) for key, known in every.items() if known.field not in own}
+        hints = typing.get_type_hints(Typed, include_extras=True)
+        trains = RunRequest in requests
+        around = [f for f in dataclasses.fields(Typed) if trains and f.name != "fields"]
+
+        def call(**values: Any) -> None:
+            fields: dict[type[Any], dict[str, Any]] = {request: {} for request in requests}
+            for (request, field), parameter in shared.items():
+                fields[request][field] = values.pop(parameter.name)
+            more = {f.name: values.pop(f.name) for f in around}
+            command(**values, options=Typed(fields, **more))
+
+        mine = [p for p in own.values() if p.name != "options"]
+        others = [_keyword(f.name, hints[f.name], f.default) for f in around]
+        return _with_signature(call, [*mine, *shared.values(), *others], command)
+
     return with_options
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+def _with_signature(
+    call: Callable[..., None], parameters: Sequence[inspect.Parameter], command: Callable[..., None]
+) -> Callable[..., None]:
+    @functools.wraps(command)
+    def typed(**values: Any) -> None:
+        call(**values)
+
+    listed = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    typed.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+    typed.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
+    return typed
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _of_shared(own: inspect.Parameter, shared: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of a command that is typed as a shared option; without a default it must be given."""
+    return shared.replace(default=own.default)
+
+
+def _parameter(request: type[Any], known: arguments.Option) -> inspect.Parameter:
+    """A field of a request as typer takes it."""
+    field = next(field for field in dataclasses.fields(request) if field.name == known.field)
+    kind = _TYPES.get(known.reader, str)
+    default = _typed_default(field.default if known.typed_default is None else known.typed_default)
+    shown: bool | str = not known.secret
+    if known.default_is_no_answer:
+        default, shown = None, str(field.default)
+    option = typer.Option(
+        known.switch or known.words,
+        metavar=known.metavar or None,
+        envvar=known.variable,
+        help=known.help,
+        show_default=shown,
+        autocompletion=known.complete,
+    )
+    optional = kind if default is not None else kind | None
+    return _keyword(known.keyword, Annotated[optional, option], default)
+
+
+def _typed_default(value: Any) -> Any:
+    """A default as it would be typed; nothing in a list is nothing given."""
+    return ([str(item) for item in value] or None) if isinstance(value, tuple) else value

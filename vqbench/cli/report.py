@@ -8,57 +8,32 @@ from typing import Annotated
 import typer
 
 from vqbench import arguments
-from vqbench.cli.options import Runs
+from vqbench.cli.options import Typed, takes
 from vqbench.errors import UsageError
 from vqbench.machine.streams import say
+from vqbench.running.report import ReportRequest
 from vqbench.wording import shell_command
 
 
+@takes(ReportRequest)
 def report(
+    options: Typed,
     name: Annotated[
         str, typer.Argument(metavar="[NAME]", help="The experiment; may be left out where there is one.")
-    ] = "",
-    runs: Runs = Path("runs"),
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", metavar="LIST", help="Of md,csv,tex,json,html; default: all."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where the files go; default: report, in the experiment's folder."),
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option(metavar="LIST", help="Columns of the tables: rfid,psnr,params_total,…")
-    ] = None,
-    sort: Annotated[str, typer.Option(metavar="COLUMN", help="Sort by this column, the best first; or method.")] = "",
-    published: Annotated[
-        bool, typer.Option("--published", help="Show what the methods' papers print, in grey, with its protocol.")
-    ] = False,
-    from_mlflow: Annotated[
-        str, typer.Option(metavar="URI", help="Take the results from MLflow alone, instead of --runs.")
     ] = "",
     experiment: Annotated[str, typer.Option(metavar="NAME", help="With --from-mlflow: the experiment there.")] = "",
 ) -> None:
     """Write an experiment's tables (Markdown, CSV, LaTeX, JSON), figures and page; print where they are."""
-    from vqbench.running.report import ReportRequest, execute_report
+    from vqbench.running.report import execute_report
 
-    if experiment and not from_mlflow:
+    asked = options.fields[ReportRequest]
+    if experiment and not asked["from_mlflow"]:
         raise UsageError(
             "--experiment names an experiment of an MLflow server", shell_command(["vqbench", "report", experiment])
         )
     if experiment and name and experiment != name:
         raise UsageError(f"two experiments are named, '{name}' and '{experiment}'", "leave one out")
-    request = arguments.asked(
-        ReportRequest,
-        name=experiment or name,
-        runs=runs,
-        formats=formats,
-        out=out,
-        columns=columns,
-        sort=sort,
-        published=published,
-        from_mlflow=from_mlflow,
-    )
+    request = arguments.asked(ReportRequest, name=experiment or name, **asked)
     written = execute_report(request)
     for note in written.report.notes:
         say(f"note: {note}")

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vqbench import arguments
 from vqbench.errors import UsageError, unknown
-from vqbench.planning.choice import Variant, choose_method, read_settings, split_reference
+from vqbench.planning.choice import choose_method, read_settings, split_reference
 from vqbench.planning.paper import paper_rows
 from vqbench.planning.plan import resolve
-from vqbench.planning.request import RunRequest
+from vqbench.planning.request import AblateRequest, RunRequest
+from vqbench.planning.variant import Variant
 from vqbench.registry import METHODS, add_plugin
 from vqbench.results.ablation_row import AblationRow, row_name
 
@@ -22,48 +22,6 @@ if TYPE_CHECKING:
 
 Switches = frozenset[str]
 """The components that are on."""
-
-
-_READERS: dict[str, arguments.Reader] = {
-    "drop": arguments.names,
-    "keep": arguments.names,
-    "leave_one_out": arguments.flag,
-    "add_one_in": arguments.flag,
-    "every": arguments.flag,
-    "rows": arguments.text,
-}
-
-
-@dataclass(frozen=True)
-class AblateRequest:
-    """What `vqbench ablate` was asked for. Several kinds of rows add up; none asked for is leave-one-out."""
-
-    run: RunRequest
-    """Everything that is held equal; its one method is the full one."""
-    drop: tuple[str, ...] | None = None
-    """The full method without all of these; None: not asked for."""
-    keep: tuple[str, ...] | None = None
-    """The full method with these components alone."""
-    leave_one_out: bool = False
-    add_one_in: bool = False
-    """All off, and each component alone."""
-    every: bool = False
-    """Every subset of the components."""
-    rows: str = ""
-    """"paper": the rows that the method declares."""
-
-    def __post_init__(self) -> None:
-        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
-        arguments.settle(self, _READERS)
-        if len(self.run.methods) != 1:
-            names = ", ".join(m if isinstance(m, str) else m.label for m in self.run.methods) or "none"
-            raise UsageError(f"an ablation takes one method apart, not {len(self.run.methods)}: {names}", "name one")
-
-    @property
-    def reference(self) -> str:
-        """method or method@preset."""
-        (method,) = self.run.methods
-        return method.reference if isinstance(method, Variant) else method
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,9 @@ from vqbench.config import as_dict, build, components, first_default, part_of, s
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import home, keep_text
 from vqbench.planning.paper import paper_facts
+from vqbench.planning.variant import Variant
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with some of its components switched off."""
-
-    reference: str
-    """method or method@preset."""
-    off: frozenset[str]
-    label: str
-    """The name of its row."""
 
 
 @dataclass(frozen=True)

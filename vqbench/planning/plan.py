@@ -19,8 +19,9 @@ from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
-from vqbench.planning.choice import MethodChoice, Variant, choose_method, read_settings, split_reference
+from vqbench.planning.choice import MethodChoice, choose_method, read_settings, split_reference
 from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import DATASETS, EXTRACTORS, METRICS

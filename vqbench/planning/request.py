@@ -1,22 +1,24 @@
-"""What a run is asked for: the options of the command, the keywords of the call, one frozen request for both."""
+"""What a command asks for: each option declared once, and read alike from the command line, Python and files."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.data.dataset import DataReference
+from vqbench.arguments import option
 from vqbench.errors import UsageError, require_utf8
-from vqbench.planning.choice import Variant
+from vqbench.planning.variant import Variant
+from vqbench.registry import DATASETS
+
+if TYPE_CHECKING:
+    from vqbench.data.dataset import DataReference
 
 _WORKERS_PER_PROCESSOR = 16
 """More are a slip of the keyboard, and would take the machine down."""
@@ -30,140 +32,166 @@ def _methods(option: str, value: Any) -> tuple[str | Variant, ...]:
     return (value,) if isinstance(value, Variant) else arguments.names(option, value)
 
 
-_READERS: dict[str, arguments.Reader] = {
-    "methods": _methods,
-    "dataset": arguments.source,
-    "data_root": arguments.path,
-    "recipe": arguments.text,
-    "seeds": arguments.seeds,
-    "images": arguments.whole,
-    "devices": arguments.whole,
-    "runs": arguments.path,
-    "name": arguments.text,
-    "settings": arguments.settings,
-    "plugins": arguments.paths,
-    "metrics": arguments.names,
-    "lpips": arguments.text,
-    "inception_weights": arguments.path,
-    "lpips_weights": arguments.path,
-    "validation_images": arguments.whole,
-    "rerun": arguments.flag,
-    "stop_on_collapse": arguments.flag,
-    "features": arguments.path,
-    "workers": arguments.whole,
-    "scheduler": arguments.text,
-    "resources": arguments.text,
-    "cell_timeout": arguments.seconds,
-    "page": arguments.flag,
-}
+def _datasets(incomplete: str) -> list[str]:
+    return [name for name in DATASETS.names() if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `vqbench run` was asked for; its fields are the command's options."""
+    """What `vqbench run` was asked for. Each option is declared here: command line, Python, sweeps and files follow.
+
+    A list may be given as one value, any iterable, or text with commas; a number as text; None is the default.
+    """
 
     methods: tuple[str | Variant, ...] = ()
-    dataset: str = ""
+    dataset: str = option(
+        "", arguments.source, "photos, folder:PATH, ffhq, cifar10, or a plugin's.", "NAME",
+        has_variable=True, defines=True, complete=_datasets,
+    )  # fmt: skip
     """Empty only where `features` are given."""
-    data_root: Path | None = None
-    recipe: str = ""
-    """Empty: `tiny`."""
-    seeds: tuple[int, ...] = (0,)
-    images: int | None = None
-    devices: int = 1
-    runs: Path = Path("runs")
-    name: str = ""
-    """Empty: DATASET-RECIPE."""
-    settings: tuple[str, ...] = ()
-    plugins: tuple[Path, ...] = ()
-    metrics: tuple[str, ...] = ()
-    """Empty: the default set."""
-    lpips: str | None = None
-    """LPIPS net; None: alex, where its weights can be had."""
-    inception_weights: Path | None = None
-    lpips_weights: Path | None = None
-    validation_images: int | None = None
-    rerun: bool = False
-    stop_on_collapse: bool = False
-    features: Path | None = None
-    """A file of frozen features in the place of a dataset, for a recipe of the features track."""
-    workers: int = 1
-    """Cells at the same time on this machine."""
-    scheduler: str = ""
-    """Address or scheduler file of a dask cluster that runs the cells; empty: this machine."""
-    resources: str = ""
-    """What a cell takes of a worker of that cluster, NAME=AMOUNT; empty: its GPUs, if workers offer any; or none."""
-    cell_timeout: float | None = None
-    """Seconds after which a cell is ended."""
-    page: bool = False
-    """Whether the experiment's page is written at the end."""
+    features: Path | None = option(
+        None, arguments.path, "Instead of a dataset, for --recipe atomic: .npy of floats, (N, D) or (N, h, w, D).",
+        "FILE", has_variable=True, defines=True,
+    )  # fmt: skip
+    data_root: Path | None = option(
+        None, arguments.path, "Where the dataset lies.", "DIR", has_variable=True, defines=True
+    )
+    recipe: str = option(
+        "", arguments.text, "How to train; default: tiny.", "NAME|FILE", has_variable=True, defines=True
+    )
+    seeds: tuple[int, ...] = option(
+        (0,), arguments.seeds, "Seeds; several give intervals.", "LIST", has_variable=True, defines=True
+    )
+    images: int | None = option(
+        None, arguments.whole, "Training images, instead of the recipe's.", "N", has_variable=True, defines=True
+    )
+    devices: int = option(1, arguments.whole, "Devices per cell.", "N", has_variable=True, defines=True)
+    workers: int = option(
+        1, arguments.whole, "Cells at the same time here, a GPU each.", "N", has_variable=True, engine=True
+    )
+    scheduler: str = option(
+        "", arguments.text, "Run the cells on a dask cluster.", "ADDRESS|FILE",
+        has_variable=True, engine=True, secret=True,
+    )  # fmt: skip
+    resources: str = option(
+        "", arguments.text, "What a cell takes of a cluster's worker; default: its GPUs, where there are any; or none.",
+        "NAME=N", has_variable=True, engine=True,
+    )  # fmt: skip
+    cell_timeout: float | None = option(
+        None, arguments.seconds, "End a cell after 90s, 45m or 12h.", "TIME", has_variable=True, engine=True
+    )
+    runs: Path = option(Path("runs"), arguments.path, "Where results are kept.", "DIR", has_variable=True)
+    name: str = option("", arguments.text, "Experiment; default: DATASET-RECIPE.", "NAME", has_variable=True)
+    settings: tuple[str, ...] = option(
+        (), arguments.settings, "Set a method's field, or one of the recipe; repeatable.", "[METHOD.]FIELD=VALUE",
+        typed_as="set", defines=True,
+    )  # fmt: skip
+    plugins: tuple[Path, ...] = option(
+        (), arguments.paths, "Python file with methods, metrics or datasets; repeatable.", "FILE",
+        typed_as="plugin", defines=True,
+    )  # fmt: skip
+    metrics: tuple[str, ...] = option(
+        (), arguments.names, "Metrics instead of the default set: rfid,psnr,…", "LIST", has_variable=True, defines=True
+    )
+    lpips: str | None = option(
+        None, arguments.text, "LPIPS with alex, vgg or squeeze; default: alex, if it can be had.", "NET",
+        has_variable=True, defines=True,
+    )  # fmt: skip
+    validation_images: int | None = option(
+        None, arguments.whole, "Evaluate on N images; part of the protocol.", "N", has_variable=True, defines=True
+    )
+    inception_weights: Path | None = option(
+        None, arguments.path, "FID's InceptionV3, if not in its places.", "FILE", has_variable=True, defines=True
+    )
+    lpips_weights: Path | None = option(
+        None, arguments.path, "Backbone of --lpips, if not in its places.", "FILE", has_variable=True, defines=True
+    )
+    rerun: bool = option(False, arguments.flag, "Train again what has a result.", engine=True)
+    stop_on_collapse: bool = option(
+        False, arguments.flag, "End a training that has collapsed; its row says why.", defines=True
+    )
+    page: bool = option(
+        False, arguments.flag, "Write the experiment's page of tables and figures.", switch="--page/--no-page",
+        has_variable=True, engine=True, typed_default=True,
+    )  # fmt: skip
 
     @property
     def data(self) -> DataReference:
         """Where the data are."""
+        from vqbench.data.dataset import DataReference
+
         return DataReference(self.dataset, self.data_root, self.validation_images, self.features)
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
-        arguments.settle(self, _READERS)
+        arguments.settle(self)
+        object.__setattr__(self, "methods", _methods("--methods", self.methods or ()))
 
 
-class RunKeywords(TypedDict, total=False):
-    """What `run` and `ablate` take beside methods and dataset: the options of the commands (`settings` is --set).
+@dataclass(frozen=True)
+class AblateRequest:
+    """What `vqbench ablate` was asked for. Several kinds of rows add up; none asked for is leave-one-out."""
 
-    A list may be one value, any iterable, or text with commas; a number may be text; None is the option's default.
-    """
+    run: RunRequest
+    """Everything that is held equal; its one method is the full one."""
+    drop: tuple[str, ...] | None = option(
+        None, arguments.names, "The full method without all of these components.", "LIST"
+    )
+    keep: tuple[str, ...] | None = option(None, arguments.names, "The full method with these components alone.", "LIST")
+    leave_one_out: bool = option(False, arguments.flag, "Without each component in turn; the default.")
+    add_one_in: bool = option(False, arguments.flag, "All components off, and each of them alone.")
+    every: bool = option(False, arguments.flag, "Every subset of the components.", typed_as="all")
+    rows: str = option("", arguments.text, "paper: the rows of the paper's table, published values beside.", "paper")
 
-    features: str | os.PathLike[str] | None
-    data_root: str | os.PathLike[str] | None
-    recipe: str | os.PathLike[str] | None
-    seeds: int | str | Iterable[int | str] | None
-    images: int | str | None
-    devices: int | str | None
-    runs: str | os.PathLike[str] | None
-    name: str | None
-    settings: str | Iterable[str] | Mapping[str, Any] | None
-    plugins: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None
-    metrics: str | Iterable[str] | None
-    lpips: str | None
-    inception_weights: str | os.PathLike[str] | None
-    lpips_weights: str | os.PathLike[str] | None
-    validation_images: int | str | None
-    rerun: bool
-    stop_on_collapse: bool
-    workers: int | str | None
-    scheduler: str | os.PathLike[str] | None
-    resources: str | None
-    cell_timeout: float | str | None
-    """In seconds, or text: 90s, 45m, 12h."""
-    page: bool
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self)
+        if len(self.run.methods) != 1:
+            names = ", ".join(m if isinstance(m, str) else m.label for m in self.run.methods) or "none"
+            raise UsageError(f"an ablation takes one method apart, not {len(self.run.methods)}: {names}", "name one")
+
+    @property
+    def reference(self) -> str:
+        """method or method@preset."""
+        (method,) = self.run.methods
+        return method.reference if isinstance(method, Variant) else method
 
 
 def make_request(
     methods: str | Variant | Iterable[str | Variant],
     dataset: str | os.PathLike[str] = "",
     asked_by: Callable[..., Any] | None = None,
-    **options: Unpack[RunKeywords],
+    **options: Any,
 ) -> RunRequest:
     """Keyword arguments as a request, each read as RunRequest says; `asked_by` is the function that was called.
 
     Raises TypeError for one that does not exist, UsageError for what one does not take.
     """
-    known = RunKeywords.__annotations__
-    for name in options:
-        if name not in known:
-            others = inspect.signature(asked_by).parameters if asked_by is not None else ()
-            near = get_close_matches(name, [*known, *others], n=1, cutoff=0.5)
-            question = f"; did you mean '{near[0]}'?" if near else ""
-            call = asked_by.__name__ if asked_by is not None else "run"
-            raise TypeError(f"{call}() got an unexpected keyword argument '{name}'{question}")
-    return arguments.asked(RunRequest, methods=methods, dataset=dataset, **options)
+    (asked,) = arguments.by_keyword(asked_by or make_request, options, RunRequest)
+    return arguments.asked(RunRequest, methods=methods, dataset=dataset, **asked)
+
+
+def words_of(request: RunRequest, methods: str, **other: Any) -> list[str]:
+    """`vqbench run …`, word by word, with all that is no default but how cells are carried out; `other` fields win."""
+    words, blank = ["vqbench", "run", "--methods", methods], RunRequest()
+    for field, known in arguments.options(RunRequest).items():
+        value = other.get(field, getattr(request, field))
+        if known.engine or value == getattr(blank, field):
+            continue
+        if known.reader is arguments.flag:
+            words.append(known.words)
+        elif known.reader in (arguments.settings, arguments.paths):
+            for item in value:
+                words += [known.words, str(item)]
+        else:
+            words += [known.words, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
 
 
 def refuse_odd_bytes(request: RunRequest) -> None:
     """Raise UsageError where a text of the request, or the place of a path, is not UTF-8."""
-    for option in dataclasses.fields(request):
-        value = getattr(request, option.name)
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, Path):
                 require_utf8(os.path.abspath(text))  # the working directory may be what is not

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.planning.ablation_rows import AblateRequest, as_run, make_rows, rows_of_paper
-from vqbench.planning.request import RunKeywords
+from vqbench.planning.ablation_rows import as_run, make_rows, rows_of_paper
+from vqbench.planning.request import AblateRequest, RunRequest
 from vqbench.planning.view import View
-from vqbench.running.run import Outcome
+from vqbench.running.run import Outcome, make_tracker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,40 +54,20 @@ def execute_ablation(
     return AblationOutcome(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 
-def ablate(
-    method: str,
-    dataset: str | os.PathLike[str] = "",
-    *,
-    drop: str | Iterable[str] | None = None,
-    keep: str | Iterable[str] | None = None,
-    leave_one_out: bool = False,
-    add_one_in: bool = False,
-    every: bool = False,
-    rows: str = "",
-    track: bool = True,
-    **options: Unpack[RunKeywords],
-) -> pd.DataFrame:
+@arguments.takes(AblateRequest, RunRequest)
+def ablate(method: str, dataset: str | os.PathLike[str] = "", *, track: bool = True, **options: Any) -> pd.DataFrame:
     """Switch components of a method off and compare, as `vqbench ablate` does; one row per row and metric.
 
-    Columns: row, paper_row, metric, score, delta, delta_low, delta_high, p. The other `options` are those of `run`.
-    Raises UsageError for what cannot be switched or run at all.
+    `options` are the command's, see AblateRequest and RunRequest. Columns: row, paper_row, metric, score, delta,
+    delta_low, delta_high, p. Raises UsageError for what cannot be switched or run at all.
     """
     import pandas as pd
 
-    from vqbench.planning.request import make_request
     from vqbench.reports.ablation import objects
-    from vqbench.running.run import make_tracker
 
-    request = arguments.asked(
-        AblateRequest,
-        run=make_request(method, dataset, ablate, **options),
-        drop=drop,
-        keep=keep,
-        leave_one_out=leave_one_out,
-        add_one_in=add_one_in,
-        every=every,
-        rows=rows,
-    )
+    of_rows, of_run = arguments.by_keyword(ablate, options, AblateRequest, RunRequest)
+    run = arguments.asked(RunRequest, methods=method, dataset=dataset, **of_run)
+    request = arguments.asked(AblateRequest, run=run, **of_rows)
     tracker = make_tracker(request.run) if arguments.flag("track", track) else None
     found = objects(execute_ablation(request, tracker=tracker).rows)
     deltas = ("delta", "delta_low", "delta_high", "p")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
+from vqbench.arguments import option
 from vqbench.errors import UsageError, unknown
 from vqbench.wording import masked
 
@@ -18,39 +17,28 @@ if TYPE_CHECKING:
     from vqbench.reports.report import Report
 
 
-_READERS: dict[str, arguments.Reader] = {
-    "name": arguments.text,
-    "runs": arguments.path,
-    "formats": arguments.names,
-    "out": arguments.path,
-    "columns": arguments.names,
-    "sort": arguments.text,
-    "published": arguments.flag,
-    "from_mlflow": arguments.text,
-}
-
-
 @dataclass(frozen=True)
 class ReportRequest:
-    """What `vqbench report` was asked for; its fields are the command's options."""
+    """What `vqbench report` was asked for. Each option is declared here: command line and Python follow."""
 
-    name: str = ""
-    """Empty: the only experiment that there is."""
-    runs: Path = Path("runs")
-    formats: tuple[str, ...] = ()
-    """Empty: all."""
-    out: Path | None = None
-    """None: `runs/NAME/report`, or `NAME-report` for what comes from MLflow."""
-    columns: tuple[str, ...] = ()
+    name: str = option("", arguments.text, "The experiment; may be left out where there is one.", "[NAME]")
+    runs: Path = option(Path("runs"), arguments.path, "Where results are kept.", "DIR", has_variable=True)
+    formats: tuple[str, ...] = option(
+        (), arguments.names, "Of md,csv,tex,json,html; default: all.", "LIST", typed_as="format"
+    )
+    out: Path | None = option(
+        None, arguments.path, "Where the files go; default: report, in the experiment's folder.", "DIR"
+    )
+    """`NAME-report` for what comes from MLflow."""
+    columns: tuple[str, ...] = option((), arguments.names, "Columns of the tables: rfid,psnr,params_total,…", "LIST")
     """Empty: those that have a value."""
-    sort: str = ""
-    published: bool = False
-    from_mlflow: str = ""
-    """Address of an MLflow server, instead of `runs`."""
+    sort: str = option("", arguments.text, "Sort by this column, the best first; or method.", "COLUMN")
+    published: bool = option(False, arguments.flag, "Show what the methods' papers print, in grey, with its protocol.")
+    from_mlflow: str = option("", arguments.text, "Take the results from MLflow alone, instead of --runs.", "URI")
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
-        arguments.settle(self, _READERS)
+        arguments.settle(self)
 
 
 @dataclass(frozen=True)
@@ -112,30 +100,11 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
     return WrittenReport(report, tuple(files))
 
 
-def report(
-    name: str = "",
-    *,
-    runs: str | os.PathLike[str] = "runs",
-    formats: str | Iterable[str] = (),
-    out: str | os.PathLike[str] | None = None,
-    columns: str | Iterable[str] = (),
-    sort: str = "",
-    published: bool = False,
-    from_mlflow: str = "",
-) -> list[Path]:
+@arguments.takes(ReportRequest)
+def report(name: str = "", **options: Any) -> list[Path]:
     """Write the report of a stored experiment, as `vqbench report` does; returns the files, the page last.
 
-    formats: of md, csv, tex, json, html; none is all. Raises UsageError where there is nothing to report on.
+    `options` are the command's, see ReportRequest. Raises UsageError where there is nothing to report on.
     """
-    request = arguments.asked(
-        ReportRequest,
-        name=name,
-        runs=runs,
-        formats=formats,
-        out=out,
-        columns=columns,
-        sort=sort,
-        published=published,
-        from_mlflow=from_mlflow,
-    )
-    return list(execute_report(request).files)
+    (asked,) = arguments.by_keyword(report, options, ReportRequest)
+    return list(execute_report(arguments.asked(ReportRequest, name=name, **asked)).files)

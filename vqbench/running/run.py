@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.machine.home import working_folder
@@ -17,7 +17,7 @@ from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import CellBusyError
 from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, refuse_few_images, stored_definitions
 from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
-from vqbench.planning.request import RunKeywords, RunRequest, make_request, refuse_odd_engine
+from vqbench.planning.request import RunRequest, make_request, refuse_odd_engine
 from vqbench.planning.view import Silent, View
 from vqbench.registry import add_plugin
 from vqbench.results.files import FAILED, SPEC
@@ -177,14 +177,14 @@ def _run_all(todo: Iterable[Cell], execution: Execution, rows: dict[str, dict[st
         rows |= {cell.folder.name: row for cell, row in execution.wait()}
 
 
+@arguments.takes(RunRequest)
 def run(
-    methods: str | Iterable[str], dataset: str | os.PathLike[str] = "", *, track: bool = True,
-    **options: Unpack[RunKeywords],
-) -> pd.DataFrame:  # fmt: skip
+    methods: str | Iterable[str], dataset: str | os.PathLike[str] = "", *, track: bool = True, **options: Any
+) -> pd.DataFrame:
     """Train and compare methods, as `vqbench run` does; one row per cell, one column per score.
 
-    `options` are the command's, see RunKeywords; `track=False` leaves MLflow out. A failed cell is a row whose
-    `error` says why. Raises UsageError for what cannot be run at all.
+    `options` are the command's, see RunRequest; `track=False` leaves MLflow out. A failed cell is a row whose `error`
+    says why. Raises UsageError for what cannot be run at all.
     """
     request = make_request(methods, dataset, run, **options)
     return frame(execute(request, tracker=make_tracker(request) if arguments.flag("track", track) else None).rows)

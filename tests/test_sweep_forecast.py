@@ -24,11 +24,11 @@ from vqbench.planning.cost import CellCost, cell_cost
 from vqbench.planning.plan import Cell
 from vqbench.planning.preflight import model_size
 from vqbench.planning.view import Silent
-from vqbench.running import probing
 from vqbench.running.probing import ProbeError
+from vqbench.sweeps import costs
 from vqbench.sweeps import forecast as forecasts
 from vqbench.sweeps.backend import OpenStudy
-from vqbench.sweeps.costs import MOST_KINDS, SweepCosts, probe_sweep
+from vqbench.sweeps.costs import SweepCosts, probe_sweep
 from vqbench.sweeps.forecast import forecast
 from vqbench.sweeps.samplers import blind_trials
 from vqbench.sweeps.studies import plan_studies
@@ -179,7 +179,7 @@ class Priced:
             size = cell.spec["config"].get("codebook_size")
             return ProbeError("too large", "none") if size in self.broken else priced(cell, view)
 
-        monkeypatch.setattr(probing, "probe", probe)
+        monkeypatch.setattr(costs, "probe", probe)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -236,7 +236,7 @@ VARIED = {
 }
 
 
-def test_the_cost_is_that_of_the_cells_that_will_be_drawn(sweep: Priced) -> None:
+def test_the_cost_lies_between_what_two_probes_of_each_method_say(sweep: Priced) -> None:
     """Whatever is drawn together; a cell that has begun has the dear half left, and a cached one is not counted."""
     plan = sweep.plan(VARIED, "vqgan,fsq", (0, 1), sampler="random", trials=12)
     trials = forecast(plan, guess=True)["vqgan+fsq-space/vqgan"].trials
@@ -247,46 +247,58 @@ def test_the_cost_is_that_of_the_cells_that_will_be_drawn(sweep: Priced) -> None
 
     plan = sweep.plan(VARIED, "vqgan,fsq", (0, 1), sampler="random", trials=12)
     cells, found = sweep.costs(plan)
+    assert sweep.probes == 4
     assert sum(cell.state == "cached" for of_study in cells.values() for cell in of_study) == 1
     for name, of_study in cells.items():
         expected = [
             own_cost(c, 32 if c.folder.name == begun.folder.name else 0) for c in of_study if c.state != "cached"
         ]
-        share = found.of_a_study[name]
-        assert share["cells_to_train"] == len(expected)
-        assert share["seconds"] == pytest.approx(sum(cost.seconds for cost in expected), abs=1e-5)
-        times = [cost.seconds for cost in expected]
-        assert share["cheapest_cell"]["seconds"] == pytest.approx(min(times), abs=1e-5)
-        assert share["dearest_cell"]["seconds"] == pytest.approx(max(times), abs=1e-5)
-    total = found.expected.total()
+        share = found.studies[name]
+        assert (share.cells, share.undrawn) == (len(expected), 0)
+        assert share.least.seconds < sum(cost.seconds for cost in expected) < share.most.seconds
+        assert share.least.disk_bytes < sum(cost.disk_bytes for cost in expected) < share.most.disk_bytes
     reference = 5.0 * plan.base.protocol.n_images
-    assert found.expected.reference_seconds == reference
-    assert total.cells == 23
-    assert total.seconds == pytest.approx(sum(s["seconds"] for s in found.of_a_study.values()) + reference, abs=1e-4)
-    assert [s["reference_seconds"] for s in found.of_a_study.values()] == [reference, 0]
-    disk = sum(s["disk_bytes"] + s["reference_bytes"] for s in found.of_a_study.values())
-    assert disk == total.disk_bytes
-    assert found.undrawn == 0
-    assert found.device_hours == (pytest.approx(total.device_hours), pytest.approx(total.device_hours))
+    assert found.reference.seconds == reference
+    for end, total in zip(("least", "most"), found.total(), strict=True):
+        shares = [getattr(study, end) for study in found.studies.values()]
+        assert total.seconds == pytest.approx(sum(share.seconds for share in shares) + reference)
+        assert total.device_hours == pytest.approx(total.seconds / 3600)
+        assert total.disk_bytes == sum(share.disk_bytes for share in shares) + found.reference.disk_bytes
+    assert sum(study.cells for study in found.studies.values()) == 23
+    json.dumps([study.as_dict() for study in found.studies.values()], allow_nan=False)
 
 
-def test_what_is_too_far_ahead_is_as_what_is_drawn(sweep: Priced, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_size_of_cell_is_one_probe_and_one_number(sweep: Priced) -> None:
+    fields = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "batch_size": [8, 16]}
+    of_a_study, found = sweep.costs(sweep.plan(fields, sampler="random", trials=6))
+    (cells,), (study,) = of_a_study.values(), found.studies.values()
+    assert sweep.probes == 1
+    assert study.least == study.most
+    probed = own_cost(cells[0])
+    assert study.least.disk_bytes == pytest.approx(6 * probed.disk_bytes)
+
+
+def test_what_is_too_far_ahead_is_as_the_cheapest_and_as_the_dearest(
+    sweep: Priced, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(forecasts, "MOST_TRIALS", 6)
     fields = {"codebook_size": [8, 64, 4096], "learning_rate": {"low": 1e-4, "high": 1e-2}}
     plan = sweep.plan(fields, sampler="random", trials=9)
     of_a_study, found = sweep.costs(plan)
-    (cells,) = of_a_study.values()
+    (cells,), (study,) = of_a_study.values(), found.studies.values()
     assert len(cells) == 6
-    times = [own_cost(cell).seconds for cell in (*cells, *cells[:3])]
-    reference = 5.0 * plan.base.protocol.n_images
-    assert found.expected.total().seconds == pytest.approx(sum(times) + reference)
-    assert found.undrawn == 3
-    known = sum(times[:6]) + reference
-    assert found.device_hours[0] == pytest.approx((known + 3 * min(times)) / 3600)
-    assert found.device_hours[1] == pytest.approx((known + 3 * max(times)) / 3600)
+    times = [own_cost(cell).seconds for cell in cells]
+    assert (study.cells, study.undrawn) == (9, 3)
+    assert study.least.seconds == pytest.approx(9 * min(times))
+    assert study.most.seconds == pytest.approx(9 * max(times))
 
-    _, found = sweep.costs(sweep.plan({"codebook_size": [8, 64, 4096]}, sampler="random", trials=9))
-    assert found.expected.total().cells in (4, 5)  # of three sizes: repeats cost nothing, but beyond the six who knows
+
+def test_the_discriminator_makes_a_cell_dearer_than_any_size(sweep: Priced) -> None:
+    fields = {"gan_start_images": [0, 32, 64], "codebook_size": [8, 4096]}
+    of_a_study, found = sweep.costs(sweep.plan(fields, sampler="grid", trials=6))
+    (cells,), (study,) = of_a_study.values(), found.studies.values()
+    assert sweep.probes == 2
+    assert study.least.seconds < sum(own_cost(cell).seconds for cell in cells) < study.most.seconds
 
 
 def test_the_size_of_a_model_is_what_it_holds(sweep: Priced, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,50 +310,37 @@ def test_the_size_of_a_model_is_what_it_holds(sweep: Priced, monkeypatch: pytest
     assert model_size(another) == parts["encoder"] + parts["decoder"]
 
 
-def test_guesses_are_marked_as_such(sweep: Priced, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_drawn_yet_is_said(sweep: Priced, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"codebook_size": [8, 64, 4096], "learning_rate": {"low": 1e-4, "high": 1e-2}}
     _, found = sweep.costs(sweep.plan(fields, trials=7))
-    assert found.undrawn == 3
+    (study,) = found.studies.values()
+    assert (study.cells, study.undrawn) == (7, 3)
     print_sweep_costs(found)
-    least, most = (f"{hours:.3g}" for hours in found.device_hours)
+    least, most = (f"{amount.device_hours:.3g}" for amount in found.total())
     shown = " ".join(capsys.readouterr().out.split())
     assert least != most
-    assert (
-        f"3 cells of these may be drawn otherwise: in all {least} CPU-hours if they are as the cheapest, {most}"
-        in shown
-    )
-    json.dumps(found.of_a_study, allow_nan=False)
-
-
-def test_rare_combinations_cost_no_more_probes(sweep: Priced) -> None:
-    """But where a step surely takes another time they do: a batch, the discriminator."""
-    fields = {"batch_size": [8, 16, 32], "gan_start_images": [0, 32, 64], "optimizer": ["adam", "adamw"],
-              "flip": [False, True], "schedule": ["constant", "cosine"]}  # fmt: skip
-    of_a_study, found = sweep.costs(sweep.plan(fields, sampler="grid", trials=72))
-    (cells,) = of_a_study.values()
-    assert len(cells) == 72
-    assert 9 <= sweep.probes < 9 + MOST_KINDS  # all models are of one size, and each of nine kinds has eight variants
-    expected = sum(own_cost(cell).seconds for cell in cells) + found.expected.reference_seconds
-    assert found.expected.total().seconds == pytest.approx(expected)
-    said = "7 cells of rare combinations of settings are taken to cost what a more frequent combination does"
-    assert sweep.notes.count(f"vqgan: {said}") >= 6
+    assert f"{least} to {most}" in shown
+    assert "3 cells of these are not drawn yet: they count as the cheapest that is, and as the dearest" in shown
 
 
 def test_a_cell_that_cannot_be_probed_leaves_the_others_their_numbers(sweep: Priced) -> None:
     sweep.broken = {4096}
     plan = sweep.plan({"codebook_size": [8, 64, 512, 4096]}, sampler="grid", trials=4)
-    of_a_study, found = sweep.costs(plan)
-    (cells,) = of_a_study.values()
-    pairs = zip(found.expected.plan.cells, found.expected.cells, strict=True)
-    problems = {cell.spec["config"]["codebook_size"]: cost.problem for cell, cost in pairs}
-    assert problems == {8: None, 64: None, 512: None, 4096: "too large"}
-    whole = [cell for cell in cells if cell.spec["config"]["codebook_size"] != 4096]
-    assert found.expected.total().seconds == pytest.approx(
-        sum(own_cost(cell).seconds for cell in whole) + found.expected.reference_seconds
-    )
-    assert found.failed
+    _, found = sweep.costs(plan)
+    (study,) = found.studies.values()
+    assert study.problem is None
+    assert not found.failed
+    assert study.least.seconds < study.most.seconds
+    assert sweep.notes == []  # the next one can be
+    sweep.broken = {64, 512, 4096}
+    _, found = sweep.costs(plan)
+    (study,) = found.studies.values()
+    assert sweep.notes == ["vqgan: the largest cell cannot be measured, too large"]
+    assert study.least == study.most
     sweep.broken = {8, 64, 512, 4096}
-    assert {cost.problem for cost in sweep.costs(plan)[1].expected.cells} == {"too large"}
+    _, found = sweep.costs(plan)
+    assert found.failed
+    assert {study.problem for study in found.studies.values()} == {"too large"}
 
 
 def test_a_sweep_with_nothing_to_train_says_so(sweep: Priced, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,11 +371,9 @@ def test_a_real_probe_of_a_sweep_measures_both_ends_of_what_is_drawn(tmp_path: P
     assert answer.code == 0, answer.err
     (study,) = answer.objects
     cost = study["cost"]
-    # start-up takes longer than these few steps, so either may be the cheaper one
-    least, most = sorted((cost["cheapest_cell"], cost["dearest_cell"]), key=lambda cell: cell["disk_bytes"])
     more_weights = (65536 - 16) * 4 * 4  # float32
-    assert most["disk_bytes"] - least["disk_bytes"] > more_weights
-    assert most["training_seconds"] > least["training_seconds"]
-    assert cost["cells_to_train"] == 3
-    assert 3 * least["disk_bytes"] < cost["disk_bytes"] < 3 * most["disk_bytes"]
+    least, most = cost["disk_bytes"]
+    assert most - least > 3 * more_weights
+    assert (cost["cells_to_train"], cost["undrawn"]) == (3, 0)
+    assert 0 < cost["seconds"][0] <= cost["seconds"][1]
     assert not (tmp_path / "runs" / "x").exists()

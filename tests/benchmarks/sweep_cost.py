@@ -1,8 +1,8 @@
-"""What `sweep --dry-run --probe` says against what then happens: predicted over actual time of all cells of a method.
+"""What `sweep --dry-run --probe` says against what then happens: between what, and the actual time of all cells.
 
 python tests/benchmarks/sweep_cost.py [--methods vqgan,fsq --space codebook --trials 12 --images 1500 --recipe tiny]
 
-With 12 trials two of each method are guessed when the probe is asked. One cell after the other, one thread; in both
+With 12 trials two of each method are not drawn when the probe is asked. One cell after the other, one thread; in both
 clocks, for which see cost.py.
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cost import Timer, processor_clock, show
+from cost import Timer, processor_clock
 
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
@@ -29,13 +29,6 @@ def predicted(request: SweepRequest) -> SweepCosts:
     """What is left to pay for the sweep."""
     plan = plan_sweep(request, Silent())
     return probe_sweep(plan, forecast(plan, guess=True), Silent())
-
-
-def by_method(costs: SweepCosts) -> dict[str, float]:
-    """Seconds of all cells of each; those of the reference features are the first one's."""
-    found = {method.label: method.seconds for method in costs.expected.methods()}
-    first = next(iter(found))
-    return {**found, first: found[first] + costs.expected.reference_seconds}
 
 
 def main() -> None:
@@ -65,12 +58,16 @@ def main() -> None:
     print(f"load after {os.getloadavg()[0]:.1f}")
     for row in report.rows:
         print(row["method"], row["drawn"], row["state"])
-    show(by_method(by_wall), by_method(by_processor), timer)
-    whole, actual = by_wall.expected.total(), sum(wall for wall, _ in timer.actual.values())
-    least, most = (3600 * hours for hours in by_wall.device_hours)
-    print(f"in all {whole.seconds:.1f} s predicted, {actual:.1f} s actual, ratio {whole.seconds / actual:.2f}")
-    print(f"{by_wall.undrawn} cells of them guessed, which makes it {least:.1f} to {most:.1f} s")
-    print(f"disk: predicted {whole.disk_bytes / 1e6:.2f} MB, actual {disk / 1e6:.2f} MB, with the command's databases")
+    for clock, costs, actual in (
+        ("wall clock", by_wall, sum(wall for wall, _ in timer.actual.values())),
+        ("processor time", by_processor, sum(processor for _, processor in timer.actual.values())),
+    ):
+        least, most = costs.total()
+        print(f"{clock}: {least.seconds:.1f} to {most.seconds:.1f} s predicted, {actual:.1f} s actual")
+    least, most = by_wall.total()
+    print(f"{sum(study.undrawn for study in by_wall.studies.values())} cells of them not drawn")
+    predicted_disk = f"{least.disk_bytes / 1e6:.2f} to {most.disk_bytes / 1e6:.2f} MB"
+    print(f"disk: predicted {predicted_disk}, actual {disk / 1e6:.2f} MB, with the command's databases")
 
 
 if __name__ == "__main__":

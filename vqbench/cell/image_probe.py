@@ -33,7 +33,6 @@ from vqbench.results.kept_images import kept_positions
 if TYPE_CHECKING:
     from vqbench.data.dataset import Dataset
     from vqbench.data.prepare import PreparedImages
-    from vqbench.metrics.evaluation import Evaluation
 
 EVALUATED_BATCHES = 3
 """The first warms up."""
@@ -56,10 +55,9 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
     with _home_of_its_own() as home:
         evaluation = evaluated(tokenizer.to(device), spec, sample, device, watch, home)
     scored = time.monotonic()
-    image_bytes = _bytes_of_an_image(folder, evaluation, sample, validation)
-    written = time.monotonic()
     write_artifacts(folder, evaluation, sample)
-    writing = time.monotonic() - written
+    writing = time.monotonic() - scored
+    image_bytes = _bytes_of_an_image(folder, sample, validation)
     write_result(folder, started, findings(tokenizer, training, evaluation))
     times = training_times(watch.of("train"), short)
     passed = evaluation_times(watch.of("evaluate"), len(sample), scored - watch.entered["evaluate"])
@@ -136,24 +134,14 @@ def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, devic
     )
 
 
-def _bytes_of_an_image(
-    folder: CellFolder, evaluation: Evaluation, sample: PreparedImages, validation: PreparedImages
-) -> float:
-    """How much the files of an evaluation grow with each image; 0 where all images were evaluated."""
-    half = len(sample) // 2
-    if len(sample) == len(validation) or not half:
+def _bytes_of_an_image(folder: CellFolder, sample: PreparedImages, validation: PreparedImages) -> float:
+    """How much the files of an evaluation grow with each image; 0 where all images were evaluated.
+
+    What a file has once is shared out over the sample's images, which is a little too much.
+    """
+    if len(sample) == len(validation):
         return 0.0
-    fewer = dataclasses.replace(
-        evaluation,
-        per_image=evaluation.per_image[:half],
-        indices=evaluation.indices[:half],
-        features=evaluation.features[:half] if evaluation.features is not None else None,
-    )
-    sizes = []
-    for part in (fewer, evaluation):
-        write_artifacts(folder, part, sample)
-        sizes.append(bytes_of(folder.path / name for name in names(by_image=True)))
-    growing = (sizes[1] - sizes[0]) / (len(sample) - half)
     resolution = validation.pixels.shape[1]
     kept, in_sample = (len(kept_positions(len(images), resolution)) for images in (validation, sample))
-    return growing + bytes_of([folder.path / "reconstructions.npz"]) / in_sample * kept / len(validation)
+    pictures = bytes_of([folder.path / "reconstructions.npz"]) / in_sample * kept / len(validation)
+    return bytes_of(folder.path / name for name in names(by_image=True)) / len(sample) + pictures

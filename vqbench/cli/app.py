@@ -168,8 +168,8 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
     studies = describe_studies(plan, found)
     if as_json:
         for study in studies:
-            cost = costs.of_a_study.get(study["study"]) if costs is not None else None
-            print(json.dumps(study | ({"cost": cost} if cost else {}), allow_nan=False))
+            cost = {"cost": costs.studies[study["study"]].as_dict()} if costs is not None else {}
+            print(json.dumps(study | cost, allow_nan=False))
     else:
         print_sweep_plan(studies, plan)
         if costs is not None:

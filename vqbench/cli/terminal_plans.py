@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -13,7 +14,7 @@ from vqbench.wording import counted
 if TYPE_CHECKING:
     from vqbench.planning.cost import MethodCost, PlanCost
     from vqbench.planning.plan import Plan
-    from vqbench.sweeps.costs import SweepCosts
+    from vqbench.sweeps.costs import Amount, SweepCosts
     from vqbench.sweeps.plan import SweepPlan
 
 
@@ -53,17 +54,50 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_sweep_costs(costs: SweepCosts) -> None:
-    """What the trials of a sweep that are left will cost, and between what that lies where they are not drawn yet."""
-    if not costs.expected.cells:
-        make_console().print("\nnothing is left to train")
+    """Between what the trials of a sweep cost that are left, a row for each study; and why one has no numbers."""
+    console = make_console()
+    if not any(study.cells for study in costs.studies.values()):
+        console.print("\nnothing is left to train")
         return
-    print_costs(costs.expected)
-    if costs.undrawn and not costs.failed:
-        least, most = (_hours(hours) for hours in costs.device_hours)
-        make_console().print(
-            Text(f"{counted(costs.undrawn, 'cell')} of these may be drawn otherwise: in all {least} "
-                 f"{costs.expected.unit} if they are as the cheapest, {most} if as the dearest")
-        )  # fmt: skip
+    titles = ("study", "cells to train", "s per cell", costs.unit, "disk")
+    table = Columns(titles, (False, *(True for _ in titles[1:])))
+    for name, study in costs.studies.items():
+        if study.problem is not None:
+            table.add(f"{name} (failed)", str(study.cells), *["–"] * 3)
+            continue
+        each = (amount.seconds / max(1, study.cells) for amount in (study.least, study.most))
+        table.add(name, str(study.cells), _between(each, "{:.0f}".format), *_amounts(study.least, study.most))
+    if costs.reference.seconds or costs.reference.disk_bytes:
+        table.add("reference features, once", "", "", *_amounts(costs.reference, costs.reference))
+    least = "> " if costs.failed else ""  # a study is missing from it
+    cells = str(sum(study.cells for study in costs.studies.values()))
+    table.add("total", cells, "", *(least + text for text in _amounts(*costs.total())), style="bold")
+    console.print()
+    table.print(console)
+    if costs.device_name is not None:
+        each_end = "from 20 steps of the smallest and of the largest cell of each method"
+        console.print(Text(f"\n{each_end} on {costs.device_name}"))
+    undrawn = sum(study.undrawn for study in costs.studies.values())
+    if undrawn:
+        which = f"{counted(undrawn, 'cell')} of these are not drawn yet"
+        console.print(Text(f"{which}: they count as the cheapest that is, and as the dearest"))
+    for name, study in costs.studies.items():
+        if study.problem is not None:
+            console.print(Text(f"failed {name}: {study.problem}", style="red"))
+            console.print(Text(f"  hint: {study.hint}"), soft_wrap=True)
+
+
+def _amounts(least: Amount, most: Amount) -> tuple[str, str]:
+    """Hours and disk of a range."""
+    return (
+        _between((least.device_hours, most.device_hours), _hours),
+        _between((least.disk_bytes, most.disk_bytes), _bytes),
+    )
+
+
+def _between(ends: Iterable[float], shown: Callable[[float], str]) -> str:
+    low, high = map(shown, ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def print_costs(costs: PlanCost) -> None:

@@ -107,9 +107,7 @@ class PlanCost:
     @property
     def unit(self) -> str:
         """What device_hours count."""
-        if all(cost.device is None for cost in self.cells):
-            return "hours"
-        return "GPU-hours" if any(cost.is_on_gpu for cost in self.cells) else "CPU-hours"
+        return unit_of(self.cells)
 
     def methods(self) -> list[MethodCost]:
         """One for each method, in the plan's order."""
@@ -143,6 +141,14 @@ class PlanCost:
             problem=broken.problem if broken else None,
             hint=broken.hint if broken else None,
         )
+
+
+def unit_of(costs: Iterable[CellCost]) -> str:
+    """What the hours of these cells count."""
+    measured = [cost for cost in costs if cost.device is not None]
+    if not measured:
+        return "hours"
+    return "GPU-hours" if any(cost.is_on_gpu for cost in measured) else "CPU-hours"
 
 
 def _peak(costs: Iterable[CellCost]) -> int:

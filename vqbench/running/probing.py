@@ -37,50 +37,53 @@ class ProbeError:
 
 
 Answer = Measured | ProbeError
-Estimate = Callable[[Sequence[Cell], Callable[[Cell], Answer]], Sequence[Answer]]
-"""Says of each cell what was measured of it, by probing some of them."""
 
 
-def each_configuration(cells: Sequence[Cell], probe: Callable[[Cell], Answer]) -> list[Answer]:
-    """Probes the first of those cells that take the same time: all seeds of one method."""
-    answers: dict[str, Answer] = {}
-    for cell in cells:
-        if _configuration(cell) not in answers:
-            answers[_configuration(cell)] = probe(cell)
-    return [answers[_configuration(cell)] for cell in cells]
-
-
-def probe_costs(request: RunRequest, plan: Plan, view: View, estimate: Estimate = each_configuration) -> PlanCost:
+def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     """Train the methods of `plan` that have cells to run for some steps, and say what the plan costs.
 
     Writes nothing below the runs directory; decoded training images are cached as for a run. A method that fails is
     said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
     """
+    waiting = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
+    if waiting:
+        prepare_probes(request, plan, view)
+    answers: dict[str, Answer] = {}
+    for cell in waiting:  # all seeds of a method take the same time
+        if _configuration(cell) not in answers:
+            answers[_configuration(cell)] = probe(cell, view)
+    names = {cell.folder.name for cell in waiting}
+    of_each = [answers[_configuration(cell)] if cell.folder.name in names else None for cell in plan.cells]
+    measured = any(isinstance(answer, Measured) for answer in answers.values())
+    return priced(request, plan, of_each, scoring_seconds(plan, waiting) if measured else 0.0)
+
+
+def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
+    """What must be so, and be said, before cells of `plan` are probed. Raises UsageError for what would stop them."""
     from vqbench.planning.preflight import check_devices
 
-    to_run = [request.rerun or cell.state != "cached" for cell in plan.cells]
-    waiting = [cell for cell, runs in zip(plan.cells, to_run, strict=True) if runs]
-    if waiting:
-        if request.scheduler:
-            view.note(
-                f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time"
-            )
-        check_devices(request.devices)
-        plan.track.prepare_training(plan.recipe, request.data, view.preparing)
-        _say_if_busy(view)
-    answers = iter(estimate(waiting, lambda cell: probe(cell, view)))
-    of_each = [next(answers) if runs else None for runs in to_run]
-    measured = [answer for answer in of_each if isinstance(answer, Measured)]
-    scoring = _scoring_seconds(plan, waiting) if measured else 0.0
+    if request.scheduler:
+        view.note(f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time")
+    check_devices(request.devices)
+    plan.track.prepare_training(plan.recipe, request.data, view.preparing)
+    _say_if_busy(view)
+
+
+def priced(request: RunRequest, plan: Plan, answers: Sequence[Answer | None], scoring: float) -> PlanCost:
+    """What `plan` costs if each of its cells takes what was measured; None: it is not run.
+
+    `scoring`: seconds of what is computed over all validation images at once.
+    """
+    measured = [answer for answer in answers if isinstance(answer, Measured)]
     costs = [
         CellCost() if answer is None else _cost(cell, answer, request, scoring)
-        for cell, answer in zip(plan.cells, of_each, strict=True)
+        for cell, answer in zip(plan.cells, answers, strict=True)
     ]
     reference_bytes = _charge_reference(costs, measured, plan)
     if tracking_uri(request.runs).startswith("sqlite:"):  # and MLflow's copy
         reference_bytes *= 2
     name = measured[0].device_name if measured else None
-    return PlanCost(plan, tuple(costs), tuple(to_run), name, reference_bytes)
+    return PlanCost(plan, tuple(costs), tuple(answer is not None for answer in answers), name, reference_bytes)
 
 
 def _say_if_busy(view: View) -> None:
@@ -124,7 +127,7 @@ def _charge_reference(costs: list[CellCost], measured: list[Measured], plan: Pla
     return 0 if there else int(n * measured[0].reference_image_bytes)
 
 
-def _scoring_seconds(plan: Plan, cells: list[Cell]) -> float:
+def scoring_seconds(plan: Plan, cells: Sequence[Cell]) -> float:
     """Of metrics over the features of all images, timed on random ones: it does not depend on the method."""
     import numpy as np
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.reports.statistics import Array, Difference, Resampled, paired_resamples
+from vqbench.reports.statistics import Array, Resampled
 
 Counts = NDArray[np.int64]
 CodeScore = Literal["usage", "perplexity", "dead_codes"]
@@ -38,22 +38,6 @@ def resample_codes(codes: NDArray[Any], codebook_size: int, score: CodeScore) ->
     elif score == "dead_codes":
         whole, parts = codebook_size - whole, -parts
     return Resampled(whole, parts, len(grid))
-
-
-def paired_codes(
-    base: NDArray[Any], other: NDArray[Any], codebook_sizes: tuple[int, int], score: CodeScore
-) -> Difference:
-    """Difference of a score of codes of one seed, with an interval over images alone.
-
-    As `resample_codes`; row i of base and other is the same image, T, G and the size of the codebook may differ.
-    codebook_sizes = (of base, of other), per codebook. Standard deviation by the delete-one-image jackknife of the
-    difference, v = (N − 1)/N Σ (δ₍ᵢ₎ − mean δ₍.₎)², interval delta ± 1.96 √v. It is not too small on average (Efron
-    and Stein, 1981, doi:10.1214/aos/1176345462), but for usage and dead codes too large, see `_narrowed`.
-    """
-    of_base, of_other = (
-        resample_codes(codes, size, score) for codes, size in zip((base, other), codebook_sizes, strict=True)
-    )
-    return paired_resamples(of_base, of_other)
 
 
 def _checked(codes: NDArray[Any], codebook_size: int) -> NDArray[Any]:

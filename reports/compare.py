@@ -17,7 +17,7 @@ from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
 from vqbench.reports.pairs import difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference
-from vqbench.wording import shell_command
+from vqbench.wording import shell_command, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +128,7 @@ def open_experiment(runs: Path, name: str = "", option: str = "--name ") -> Expe
     known = sorted(path.parent.name for path in runs.glob("*/cells"))
     if not name and len(known) > 1:
         raise UsageError(
-            f"{runs} holds {len(known)} experiments: {_some(known)}", f"choose one: {option}{shell_command(known[:1])}"
+            f"{runs} holds {len(known)} experiments: {some(known)}", f"choose one: {option}{shell_command(known[:1])}"
         )
     return load_experiment(runs, name or next(iter(known), ""))
 
@@ -152,7 +152,7 @@ def compare_groups(experiment: Experiment, a: str, b: str, metrics: Sequence[str
     notes = [f"{section.title}: not compared; {problem.what}" for section, problem in problems]
     others = [section.title for section in experiment.sections if all(section is not found for found, _, _ in both)]
     if others:
-        notes.append(f"not both of them have results under {_some(others)}")
+        notes.append(f"not both of them have results under {some(others)}")
     return Comparison(experiment, tuple(parts), (*notes, *experiment.notes))
 
 
@@ -172,11 +172,11 @@ def _with_both(experiment: Experiment, a: str, b: str) -> list[tuple[Section, Gr
     for name, places in found.items():
         if not any(groups for _, groups in places):
             labels = sorted({group.label for group in experiment.groups})
-            raise unknown("group", name, labels, f"groups of {experiment.name}: {_some(labels)}")
+            raise unknown("group", name, labels, f"groups of {experiment.name}: {some(labels)}")
         if not any(len(groups) == 1 for _, groups in places):
             several = next(groups for _, groups in places if groups)
             names = [f"'{group.label}'" for group in several]
-            raise UsageError(f"'{name}' stands for {len(several)} groups: {_some(names)}", "give one of these names")
+            raise UsageError(f"'{name}' stands for {len(several)} groups: {some(names)}", "give one of these names")
     both = [
         (section, first[0], second[0])
         for (section, first), (_, second) in zip(found[a], found[b], strict=True)
@@ -198,7 +198,7 @@ def _named(section: Section, name: str) -> list[Group]:
 
 def _no_common_protocol(found: dict[str, list[tuple[Section, list[Group]]]]) -> UsageError:
     where = [
-        f"{name} has results under {_some([section.title for section, groups in places if groups])}"
+        f"{name} has results under {some([section.title for section, groups in places if groups])}"
         for name, places in found.items()
     ]
     return UsageError(
@@ -222,7 +222,7 @@ def _versus(section: Section, a: Group, b: Group, metrics: Sequence[str], reader
     found = [finding for metric in metrics if (finding := _finding(a, b, metric, reader)) is not None]
     if not found:
         raise UsageError(
-            f"no seed of {a.label} and {b.label} has both scores of {_some(metrics)}",
+            f"no seed of {a.label} and {b.label} has both scores of {some(metrics)}",
             "`vqbench run --metrics …` adds a metric to finished cells without training",
         )
     return Versus(section, a, b, tuple(found))
@@ -275,8 +275,3 @@ def _object(part: Versus, found: Contrast) -> dict[str, Any]:
 
 def _numbers(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Experiment, StoredCell
-from vqbench.results.files import FILES, CellFile, is_whole
+from vqbench.results.files import FILES, LOG, CellFile, is_whole
 
 _AGAIN = "its command with --rerun makes it again"
 
@@ -32,7 +32,7 @@ def damage(experiment: Experiment) -> list[str]:
 
 def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     """Whether a finished cell must have had the file; without a log it is no whole copy of one."""
-    if cell.failed or not (cell.folder.path / "log.txt").exists():
+    if cell.failed or not (cell.folder.path / LOG).exists():
         return False
     if file.kept_by == "features":
         known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)

@@ -19,6 +19,7 @@ from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.files import DONE, FAILED
 from vqbench.results.folder import FETCHED, CellFolder, cell_folders, results_of_nothing
+from vqbench.wording import some
 
 _NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
 """Fields of a recipe that leave the trained weights as they are."""
@@ -171,7 +172,7 @@ class Experiment:
             )
         if self.unfinished:
             count = "1 cell has" if len(self.unfinished) == 1 else f"{len(self.unfinished)} cells have"
-            said.append(f"{count} no result yet: {_some(self.unfinished)}")
+            said.append(f"{count} no result yet: {some(self.unfinished, 3)}")
         said += [f"left out, {text}" for text in self.unreadable]
         return said + list(self.measured_otherwise)
 
@@ -196,9 +197,9 @@ def load_experiment(runs: Path, name: str) -> Experiment:
     if not cells:
         what = f"no cell of '{name}' has a result"
         if unfinished:
-            what += f" yet; {len(unfinished)} are unfinished: {_some(unfinished)}"
+            what += f" yet; {len(unfinished)} are unfinished: {some(unfinished, 3)}"
         if unreadable:
-            what += f"; cannot be read: {_some(unreadable)}"
+            what += f"; cannot be read: {some(unreadable, 3)}"
         raise UsageError(what, "`vqbench run` with the options that began it goes on where it was")
     cells, copies = _without_copies(cells)
     unreadable += copies + results_of_nothing(folder)
@@ -208,17 +209,12 @@ def load_experiment(runs: Path, name: str) -> Experiment:
     return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable), tuple(otherwise))
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _no_experiment(runs: Path, name: str) -> UsageError:
     known = sorted(path.parent.name for path in runs.glob("*/cells")) if runs.is_dir() else []
     if not known:
         return UsageError(f"there are no experiments in {runs}", "`vqbench run` makes one, or give --runs DIR")
     near = get_close_matches(name, known, n=2, cutoff=0.5)
-    question = f"did you mean {' or '.join(near)}?" if near else f"there: {_some(known, 8)}"
+    question = f"did you mean {' or '.join(near)}?" if near else f"there: {some(known)}"
     return UsageError(f"no experiment '{name}' in {runs}; {question}", "--runs DIR says where results are")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vqbench.metrics import frechet
-from vqbench.reports.statistics import Array, Difference, Resampled, paired_resamples
+from vqbench.reports.statistics import Array, Resampled
 
 FRECHET_ROWS, FRECHET_REPLICATES, FRECHET_SEED = 500, 200, 2017
 """Images in one bootstrap sample of features (one SVD takes about 10 ms), samples, and the seed of both draws."""
@@ -42,26 +42,6 @@ def resample_frechet(
     return Resampled(score, (draws - draws.mean()) * scale, images)
 
 
-def paired_frechet(
-    reference: Features,
-    base: Features,
-    other: Features,
-    *,
-    distances: tuple[float, float] | None = None,
-    replicates: int = FRECHET_REPLICATES,
-) -> Difference:
-    """FID(reference, other) − FID(reference, base) of one seed, with an interval over images alone.
-
-    As `resample_frechet`; `distances` = (FID of base, FID of other) where they are known: at N = 50,000 they cost far
-    more than the interval does. FID is biased upwards in small samples and more so under resampling, so the interval
-    is delta ± 1.96 sd around the difference on all images, not the replicates' quantiles.
-    """
-    of_base, of_other = distances or (None, None)
-    return paired_resamples(
-        resample_frechet(reference, base, of_base, replicates), resample_frechet(reference, other, of_other, replicates)
-    )
-
-
 def resample_kernel(reference: Features, features: Features, distance: float | None = None) -> Resampled:
     """KID(reference, features), known as `distance` or computed here, and its jackknife over images.
 
@@ -83,17 +63,6 @@ def resample_kernel(reference: Features, features: Features, distance: float | N
     of_subsets = math.sqrt((1 - size / images) / frechet.KID_SUBSETS)
     parts = (both * math.sqrt(size / images), of_reference * of_subsets, of_features * of_subsets)
     return Resampled(score, np.concatenate(parts), images)
-
-
-def paired_kernel(
-    reference: Features, base: Features, other: Features, *, distances: tuple[float, float] | None = None
-) -> Difference:
-    """KID(reference, other) − KID(reference, base) of one seed, ± 1.96 jackknife errors over images alone.
-
-    As `resample_kernel`; `distances` = (KID of base, KID of other) where they are known.
-    """
-    of_base, of_other = distances or (None, None)
-    return paired_resamples(resample_kernel(reference, base, of_base), resample_kernel(reference, other, of_other))
 
 
 def _finite(distance: float) -> float:

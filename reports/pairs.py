@@ -14,6 +14,7 @@ from vqbench.reports.code_statistics import CODE_SCORES, CodeScore, resample_cod
 from vqbench.reports.feature_statistics import resample_frechet, resample_kernel
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, Resampled, paired_images, paired_resamples, paired_seeds
+from vqbench.results.files import CODES, FEATURES
 from vqbench.results.folder import CellFolder
 
 FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell
@@ -83,7 +84,7 @@ def _resampled(row: Row, metric: str, reader: Reader) -> Resampled | None:
 def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
     folder = CellFolder(Path(row["path"]))
     reference = reader.array(folder.reference_features, "features")
-    features = reader.array(folder.path / "features.npz", "features")
+    features = reader.array(folder.path / FEATURES, "features")
     if reference is None or features is None or len(reference) != len(features) or len(features) < 3:
         return None
     if metric == "kid":
@@ -92,7 +93,7 @@ def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
 
 
 def _of_codes(row: Row, score: CodeScore, reader: Reader) -> Resampled | None:
-    path = Path(row["path"]) / "codes.npz"
+    path = Path(row["path"]) / CODES
     indices, histogram = reader.array(path, "indices"), reader.array(path, "histogram")
     if indices is None or histogram is None or len(indices) < 2:
         return None

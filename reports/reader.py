@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.reports.stored import read_array
+from vqbench.results.files import PER_IMAGE
 
 Value = TypeVar("Value")
 MOST_BYTES = 1 << 28
@@ -56,7 +57,7 @@ class Reader:
 
     def table(self, cell: Path) -> ImageTable | None:
         """The values of a cell's images; None where it kept none that can be read."""
-        return self.once((cell, "per_image"), lambda: self._read_table(cell / "per_image.parquet"))
+        return self.once((cell, "per_image"), lambda: self._read_table(cell / PER_IMAGE))
 
     def array(self, path: Path, name: str) -> NDArray[Any] | None:
         """An array of an .npz file; None where there is none that can be read."""

@@ -12,6 +12,7 @@ from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.results.files import DONE, FAILED
+from vqbench.results.folder import failure
 from vqbench.running.execution import Execution, cached_row, row_of
 from vqbench.sweeps.spaces import settings_of
 from vqbench.sweeps.trials import Limits, LiveTrial
@@ -281,4 +282,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _as_error(error: VQBenchError) -> dict[str, Any]:
-    return {"type": type(error).__name__, "message": error.what, "hint": error.hint, "stage": "plan", "log_tail": ""}
+    return failure(type(error).__name__, error.what, error.hint, "plan")

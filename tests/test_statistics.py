@@ -17,12 +17,27 @@ from vqbench.metrics.definitions import metric
 from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.kinds import CodeFacts
 from vqbench.reports import code_statistics, feature_statistics, statistics
-from vqbench.reports.code_statistics import paired_codes
-from vqbench.reports.feature_statistics import paired_frechet, paired_kernel, resample_kernel
+from vqbench.reports.code_statistics import resample_codes
+from vqbench.reports.feature_statistics import FRECHET_REPLICATES, resample_frechet, resample_kernel
 from vqbench.reports.power import power_of_seeds, seeds_needed
-from vqbench.reports.statistics import Difference, holm, paired_images, paired_seeds
+from vqbench.reports.statistics import Difference, holm, paired_images, paired_resamples, paired_seeds
 
 EXPERIMENTS = 500  # a true coverage of 0.95 comes out within 0.92 and 0.98 in 99.8 % of such runs
+
+
+def paired_frechet(reference, base, other, distances=(None, None), replicates=FRECHET_REPLICATES):
+    """As a report sets two cells of one seed against each other."""
+    pair = zip((base, other), distances, strict=True)
+    return paired_resamples(*(resample_frechet(reference, x, d, replicates) for x, d in pair))
+
+
+def paired_kernel(reference, base, other, distances=(None, None)):
+    return paired_resamples(*(resample_kernel(reference, x, d) for x, d in zip((base, other), distances, strict=True)))
+
+
+def paired_codes(base, other, codebook_sizes, score):
+    both = zip((base, other), codebook_sizes, strict=True)
+    return paired_resamples(*(resample_codes(codes, size, score) for codes, size in both))
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:
@@ -16,30 +17,14 @@ if TYPE_CHECKING:
     from vqbench.tokenizer import load
 
 
+_PLACES = {
+    "run": "running.run", "ablate": "running.ablate", "sweep": "sweeps.sweep", "compare": "reports.compare",
+    "report": "running.report", "load": "tokenizer",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     """What `vqbench` offers to Python is imported when it is first used: torch takes seconds."""
-    if name == "run":
-        from vqbench.running.run import run
-
-        return run
-    if name == "ablate":
-        from vqbench.running.ablate import ablate
-
-        return ablate
-    if name == "sweep":
-        from vqbench.sweeps.sweep import sweep
-
-        return sweep
-    if name == "compare":
-        from vqbench.reports.compare import compare
-
-        return compare
-    if name == "report":
-        from vqbench.running.report import report
-
-        return report
-    if name == "load":
-        from vqbench.tokenizer import load
-
-        return load
-    raise AttributeError(f"module 'vqbench' has no attribute '{name}'")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'vqbench' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"vqbench.{_PLACES[name]}"), name)

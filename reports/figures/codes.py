@@ -23,6 +23,7 @@ from vqbench.reports.figures.style import (
 )
 from vqbench.reports.report import ReportSection
 from vqbench.reports.stored import read_array
+from vqbench.results.files import CODES
 
 _MOST_POINTS = 200
 """Of one line, evenly spread over the logarithm of the rank."""
@@ -60,7 +61,7 @@ def code_frequencies(section: ReportSection) -> Picture | None:
 
 def sorted_shares(group: Group) -> NDArray[np.float64] | None:
     """(K,) share of tokens of the codes of each rank, mean over seeds and codebooks; None where no cell kept any."""
-    found = [read_array(cell.folder.path / "codes.npz", "histogram") for cell in group.cells if not cell.failed]
+    found = [read_array(cell.folder.path / CODES, "histogram") for cell in group.cells if not cell.failed]
     counts = [h for h in found if h is not None and h.ndim == 2 and h.size and (h.sum(1) > 0).all()]
     if not counts or len({h.shape for h in counts}) > 1:
         return None

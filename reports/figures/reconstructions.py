@@ -12,6 +12,7 @@ from vqbench.reports.experiment import Group, StoredCell
 from vqbench.reports.figures.style import MOST
 from vqbench.reports.report import ReportSection
 from vqbench.reports.stored import read_array, read_columns
+from vqbench.results.files import GRID, PER_IMAGE, RECONSTRUCTIONS
 from vqbench.results.kept_images import shown_positions
 
 Pixels = NDArray[np.uint8]
@@ -101,7 +102,7 @@ def _kept(groups: Sequence[Group]) -> _Kept | None:
 
 
 def _reconstructions(cell: StoredCell) -> ByPosition:
-    arrays = [read_array(cell.folder.path / "reconstructions.npz", name) for name in ("positions", "pixels")]
+    arrays = [read_array(cell.folder.path / RECONSTRUCTIONS, name) for name in ("positions", "pixels")]
     return _by_position(*arrays) or _grid(cell, 1)
 
 
@@ -121,7 +122,7 @@ def _grid(cell: StoredCell, row: int) -> dict[int, Pixels]:
     from PIL import Image
 
     try:
-        picture = np.asarray(Image.open(cell.folder.path / "recon.png").convert("RGB"))
+        picture = np.asarray(Image.open(cell.folder.path / GRID).convert("RGB"))
     except (OSError, SyntaxError, ValueError):  # SyntaxError is Pillow's word for a broken PNG
         return {}
     positions = shown_positions(int(cell.spec["protocol"]["n_images"]))
@@ -133,7 +134,7 @@ def _grid(cell: StoredCell, row: int) -> dict[int, Pixels]:
 
 def _ids(groups: Sequence[Group], section: ReportSection) -> list[str]:
     for cell in (cell for group in groups for cell in group.cells if not cell.failed):
-        table = read_columns(cell.folder.path / "per_image.parquet", "id")
+        table = read_columns(cell.folder.path / PER_IMAGE, "id")
         if table is not None and len(table["id"]) == section.section.protocol["n_images"]:
             return [str(name) for name in table["id"]]
     return []
@@ -143,9 +144,7 @@ def _distances(groups: Sequence[Group]) -> NDArray[np.float64] | None:
     """(N,) PSNR in dB between the best and the worst group, for each image; None without two groups that have it."""
     means = []
     for group in groups:
-        tables = [
-            read_columns(cell.folder.path / "per_image.parquet", "psnr") for cell in group.cells if not cell.failed
-        ]
+        tables = [read_columns(cell.folder.path / PER_IMAGE, "psnr") for cell in group.cells if not cell.failed]
         values = [table["psnr"] for table in tables if table is not None]
         if values and len({len(column) for column in values}) == 1:
             means.append(np.mean(values, axis=0))

@@ -12,7 +12,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
 from vqbench.recipe import Recipe
-from vqbench.results.files import CURVES, PER_IMAGE
+from vqbench.results.files import CODES, CURVES, PER_IMAGE
 from vqbench.results.folder import CellFolder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     per_image = {"id": list(features.ids), "quantization_error": evaluation.errors}
     with replacing(folder.path / PER_IMAGE) as partial:
         pyarrow.parquet.write_table(pyarrow.table(per_image), partial)
-    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
+    write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, indices=evaluation.indices)
     return {
         "scores": evaluation.scores,
         "params": coder.parameter_counts(),

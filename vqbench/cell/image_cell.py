@@ -11,7 +11,17 @@ from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.results.files import PER_IMAGE, RESULT, TRAINING, is_whole, later_version
+from vqbench.results.files import (
+    CODES,
+    FEATURES,
+    GRID,
+    PER_IMAGE,
+    RECONSTRUCTIONS,
+    RESULT,
+    TRAINING,
+    is_whole,
+    later_version,
+)
 from vqbench.results.folder import CellFolder
 
 if TYPE_CHECKING:
@@ -168,9 +178,9 @@ def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Prep
         table = table.join(earlier[[name for name in earlier if name not in table]])
     with replacing(target) as partial:
         table.to_parquet(partial, index=False)
-    write_arrays_atomically(folder.path / "codes.npz", histogram=evaluation.histogram, indices=evaluation.indices)
+    write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, indices=evaluation.indices)
     if evaluation.features is not None:
-        write_arrays_atomically(folder.path / "features.npz", features=evaluation.features)
+        write_arrays_atomically(folder.path / FEATURES, features=evaluation.features)
         if not is_whole(folder.reference_features):  # the same for all cells of the protocol
             write_arrays_atomically(folder.reference_features, features=evaluation.reference_features)
     _write_pictures(folder, evaluation, validation)
@@ -198,10 +208,10 @@ def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: Prep
 
     kept = kept_positions(len(validation), validation.pixels.shape[1])
     originals = validation.pixels[kept]
-    write_arrays_atomically(folder.path / "reconstructions.npz", positions=kept, pixels=evaluation.reconstructions)
+    write_arrays_atomically(folder.path / RECONSTRUCTIONS, positions=kept, pixels=evaluation.reconstructions)
     if not is_whole(folder.validation_images):
         write_arrays_atomically(folder.validation_images, positions=kept, pixels=originals)
     shown = [kept.index(position) for position in shown_positions(len(validation))]
     rows = [np.concatenate(list(images[shown]), axis=1) for images in (originals, evaluation.reconstructions)]
-    with replacing(folder.path / "recon.png") as partial:  # above the input, below its reconstruction
+    with replacing(folder.path / GRID) as partial:  # above the input, below its reconstruction
         Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")

@@ -26,7 +26,7 @@ from vqbench.cell.stopwatch import (
 )
 from vqbench.machine.provenance import device_name
 from vqbench.recipe import Recipe
-from vqbench.results.files import names
+from vqbench.results.files import RECONSTRUCTIONS, names
 from vqbench.results.folder import CellFolder
 from vqbench.results.kept_images import kept_positions
 
@@ -143,5 +143,5 @@ def _bytes_of_an_image(folder: CellFolder, sample: PreparedImages, validation: P
         return 0.0
     resolution = validation.pixels.shape[1]
     kept, in_sample = (len(kept_positions(len(images), resolution)) for images in (validation, sample))
-    pictures = bytes_of([folder.path / "reconstructions.npz"]) / in_sample * kept / len(validation)
+    pictures = bytes_of([folder.path / RECONSTRUCTIONS]) / in_sample * kept / len(validation)
     return bytes_of(folder.path / name for name in names(by_image=True)) / len(sample) + pictures

@@ -36,7 +36,7 @@ from vqbench.results.files import (
     is_whole,
     names,
 )
-from vqbench.results.folder import CellFolder
+from vqbench.results.folder import CellFolder, failure
 from vqbench.results.problems import result_problem
 from vqbench.wording import shell_command
 
@@ -156,7 +156,7 @@ def stored_end(job: CellJob) -> Ended | None:
 def failure_to_write(error: OSError) -> dict[str, Any]:
     """The reason of a failure that the disk could not take."""
     hint = f"{remedy(error)}, then give the command again"
-    return {"type": type(error).__name__, "message": str(error), "hint": hint, "stage": "start", "log_tail": ""}
+    return failure(type(error).__name__, str(error), hint, "start")
 
 
 def spawn(

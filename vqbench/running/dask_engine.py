@@ -24,7 +24,7 @@ from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.lease import CellBusyError
 from vqbench.results.files import CURVES, DONE, FAILED, STATUS
-from vqbench.results.folder import CellFolder
+from vqbench.results.folder import CellFolder, failure
 from vqbench.running.worker import THREADS, Need, run_on_worker
 from vqbench.tracking.transfer import AWAY, PATIENCE_SECONDS, RESULT, Courier, patiently
 from vqbench.wording import counted, masked, reason_of_library
@@ -280,7 +280,7 @@ def _write_failure(job: CellJob, kind: str, message: str, hint: str) -> Ended:
     except CellBusyError:
         return Ended(BUSY)
     except OSError:
-        return Ended(FAILED, {"type": kind, "message": message, "hint": hint, "stage": stage, "log_tail": ""})
+        return Ended(FAILED, failure(kind, message, hint, stage))
     return Ended(FAILED)
 
 

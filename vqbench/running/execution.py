@@ -18,6 +18,7 @@ from vqbench.planning.plan import Cell
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.results.files import DONE, FAILED
+from vqbench.results.folder import failure
 from vqbench.results.problems import spec_problem
 from vqbench.running.engine import Engine, open_engine
 from vqbench.tracking.transfer import AWAY
@@ -95,8 +96,7 @@ class Execution:
                     return self._end(cell, "cached" if known.state == DONE else known.state)
                 if (later := cell.folder.later) and not self._request.rerun:
                     hint = "use that vqbench, or another --runs DIR"
-                    error = {"type": "VQBenchError", "message": later, "hint": hint, "stage": "start", "log_tail": ""}
-                    return self._end(cell, FAILED, error)
+                    return self._end(cell, FAILED, failure("VQBenchError", later, hint, "start"))
                 for lost in write_job(job, anew=self._request.rerun):
                     self._view.note(lost)
                 if self._engine.shares_disk:  # from now on what is here is newer than what a store may hold
@@ -116,8 +116,7 @@ class Execution:
             try:
                 job = replace(job, store=self._tracker.store_of(cell))
             except VQBenchError as error:
-                failure = {"type": "VQBenchError", "message": error.what, "hint": error.hint, "stage": "start"}
-                return self._end(cell, FAILED, {**failure, "log_tail": ""})
+                return self._end(cell, FAILED, failure("VQBenchError", error.what, error.hint, "start"))
         self._engine.start(job)
         return None
 

@@ -24,6 +24,7 @@ from vqbench.planning.plan import Cell, Plan
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.plugin import keep_copies
+from vqbench.results.files import SPEC
 from vqbench.results.folder import CellFolder
 from vqbench.tracking.server import tracking_uri
 
@@ -156,9 +157,9 @@ def probe(cell: Cell, view: View) -> Answer:
     with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root:
         folder = CellFolder(Path(root) / "cells" / cell.folder.name)
         folder.path.mkdir(parents=True)
-        write_json(folder.path / "spec.json", cell.spec)
+        write_json(folder.path / SPEC, cell.spec)
         keep_copies(folder.path, cell.plugin_sources)
-        process = spawn("vqbench.cell.probe", [folder.path / "spec.json", time.monotonic()], folder)
+        process = spawn("vqbench.cell.probe", [folder.path / SPEC, time.monotonic()], folder)
         returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
         ended = time.monotonic()
         found = read_json(folder.path / MEASURED)

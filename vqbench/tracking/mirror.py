@@ -18,7 +18,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import asked_metrics
 from vqbench.registry import file_digest
-from vqbench.results.files import ARTIFACTS, DONE, FAILURE, FAILURE_FILES, RESULT, TRACKING, is_whole
+from vqbench.results.files import ARTIFACTS, CODES, DONE, FAILURE, FAILURE_FILES, RESULT, SPEC, TRACKING, is_whole
 from vqbench.results.folder import CellFolder
 from vqbench.tracking.pages import (
     NOTE,
@@ -269,7 +269,7 @@ class Mirror:
         images = Dataset(protocol["name"], protocol["validation_digest"][:16], "local", source)
         context = InputTag("mlflow.data.context", "validation")
         self.client.log_inputs(run_id, datasets=[DatasetInput(images, [context])])
-        self.client.log_artifact(run_id, str(folder.path / "spec.json"))
+        self.client.log_artifact(run_id, str(folder.path / SPEC))
         return run_id
 
     def _group(self, experiment_id: str, label: str, setup: str) -> str:
@@ -315,7 +315,7 @@ class Mirror:
         """Send the files of a cell; returns the tags that say which and, for what is too large, which not."""
         from vqbench.reports.figures import draw_code_histogram
 
-        codes = folder.path / "codes.npz"
+        codes = folder.path / CODES
         if done and is_whole(codes):
             draw_code_histogram(codes, codes.with_suffix(".png"))
         if done and folder.weights.is_file():

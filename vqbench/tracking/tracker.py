@@ -18,6 +18,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.streams import say
+from vqbench.results.files import GRID
 from vqbench.results.folder import CellFolder, cell_folders, results_of_nothing
 from vqbench.tracking.mirror import Mirror, is_record
 from vqbench.tracking.pages import shortened
@@ -261,7 +262,7 @@ class Tracker:
 
         for suffix, text in texts.items():
             write_text_atomically(record.with_suffix(f".{suffix}"), text)
-        draw_side_by_side({row["method"]: Path(row["path"]) / "recon.png" for row in rows}, record.with_suffix(".png"))
+        draw_side_by_side({row["method"]: Path(row["path"]) / GRID for row in rows}, record.with_suffix(".png"))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +32,26 @@ class Amount:
     disk_bytes: int = 0
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.seconds + other.seconds, self.device_hours + other.device_hours, self.disk_bytes + other.disk_bytes
-        )
+        return Amount(*map(sum, zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.seconds, self.device_hours, self.disk_bytes))
 
     @classmethod
-    def of(cls, costs: Iterable[CellCost]) -> Amount:
-        """All that these cells take, but for the reference features that one of them makes for all."""
-        every = [dataclasses.replace(cost, reference_seconds=0.0) for cost in costs]
-        return cls(
-            sum(cost.seconds for cost in every),
-            sum(cost.device_hours for cost in every),
-            sum(cost.disk_bytes for cost in every),
-        )
+    def of(cls, cost: CellCost) -> Amount:
+        """What a cell takes, but for the reference features that one cell makes for all."""
+        alone = dataclasses.replace(cost, reference_seconds=0.0)
+        return cls(alone.seconds, alone.device_hours, alone.disk_bytes)
+
+    @classmethod
+    def least(cls, amounts: Iterable[Amount]) -> Amount:
+        """The least of each."""
+        return cls(*map(min, zip(*amounts, strict=True)))
+
+    @classmethod
+    def most(cls, amounts: Iterable[Amount]) -> Amount:
+        """The most of each."""
+        return cls(*map(max, zip(*amounts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,8 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
 
 def _to_train(found: Mapping[str, StudyForecast]) -> dict[str, list[Cell]]:
     """Study → the cells of its drawn trials that have no result, each in the first study that has it."""
-    cells, known = dict[str, list[Cell]](), set[str]()
+    cells: dict[str, list[Cell]] = {}
+    known: set[str] = set()
     for name, study in found.items():
         drawn = {cell.folder.name: cell for trial in study.trials for cell in trial.cells if cell.state != "cached"}
         cells[name] = [cell for folder, cell in drawn.items() if folder not in known]
@@ -153,11 +161,11 @@ def _ends(
     return low, high
 
 
-def _weight(cell: Cell) -> tuple[bool, bool, int]:
-    """What makes a cell dearer than another of its method: the terms of its loss, then what its model holds."""
+def _weight(cell: Cell) -> tuple[bool, bool, int, int]:
+    """What makes a cell dearer than another of its method: terms of its loss, what its model holds, a small batch."""
     recipe = cell.recipe
     _, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
-    return adversarial > 0, recipe.perceptual != "none", model_size(cell)
+    return adversarial > 0, recipe.perceptual != "none", model_size(cell), -recipe.batch_size
 
 
 def _as_if(cell: Cell, probed: Cell, answer: Answer) -> Answer:
@@ -173,32 +181,29 @@ def _as_if(cell: Cell, probed: Cell, answer: Answer) -> Answer:
 def _added_up(
     found: Mapping[str, StudyForecast], of_study: Mapping[str, Sequence[Cell]], low: PlanCost, high: PlanCost
 ) -> SweepCosts:
-    costs = {
-        cell.folder.name: sorted(pair, key=lambda cost: cost.seconds)
-        for cell, pair in zip(low.plan.cells, zip(low.cells, high.cells, strict=True), strict=True)
-    }
-    studies = {}
-    for name, study in found.items():
-        certain = {cell.folder.name for trial in study.trials if trial.is_certain for cell in trial.cells}
-        sure = [costs[cell.folder.name] for cell in of_study[name] if cell.folder.name in certain]
-        every = [costs[cell.folder.name] for cell in of_study[name]]
-        of_trial = max((len(trial.cells) for trial in study.trials), default=0)
-        undrawn = len(every) - len(sure) + of_trial * (study.left - len(study.trials)) if every else 0
-        broken = next((cost for pair in every for cost in pair if cost.problem is not None), None)
-        cells = len(sure) + undrawn
-        if broken is not None:
-            studies[name] = StudyCost(cells, undrawn, problem=broken.problem, hint=broken.hint)
-            continue
-        whole = [c for c, cell in zip(every, of_study[name], strict=True) if cell.state != "partial"] or every
-        cheapest = min((cheap for cheap, _ in whole), key=lambda cost: cost.seconds, default=CellCost())
-        dearest = max((dear for _, dear in whole), key=lambda cost: cost.seconds, default=CellCost())
-        studies[name] = StudyCost(
-            cells,
-            undrawn,
-            Amount.of([*(cheap for cheap, _ in sure), *[cheapest] * undrawn]),
-            Amount.of([*(dear for _, dear in sure), *[dearest] * undrawn]),
-        )
-    reference = Amount(
-        low.reference_seconds, low.total().device_hours - Amount.of(low.cells).device_hours, low.reference_bytes
-    )
+    ends = {cell.folder.name: pair for cell, *pair in zip(low.plan.cells, low.cells, high.cells, strict=True)}
+    studies = {name: _of_a_study(study, of_study[name], ends) for name, study in found.items()}
+    hours = low.total().device_hours - sum(cost.device_hours for cost in map(Amount.of, low.cells))
+    reference = Amount(low.reference_seconds, hours, low.reference_bytes)
     return SweepCosts(studies, reference, unit_of(low.cells), low.device_name)
+
+
+def _of_a_study(study: StudyForecast, cells: Sequence[Cell], ends: Mapping[str, Sequence[CellCost]]) -> StudyCost:
+    certain = {cell.folder.name for trial in study.trials if trial.is_certain for cell in trial.cells}
+    of_trial = max((len(trial.cells) for trial in study.trials), default=0)
+    sure = [cell for cell in cells if cell.folder.name in certain]
+    undrawn = len(cells) - len(sure) + of_trial * (study.left - len(study.trials)) if cells else 0
+    number = len(sure) + undrawn
+    broken = next((cost for cell in cells for cost in ends[cell.folder.name] if cost.problem is not None), None)
+    if broken is not None:
+        return StudyCost(number, undrawn, problem=broken.problem, hint=broken.hint)
+    if not cells:
+        return StudyCost(0, 0)
+    each = {cell.folder.name: [Amount.of(cost) for cost in ends[cell.folder.name]] for cell in cells}
+    whole = [amount for cell in cells if cell.state != "partial" for amount in each[cell.folder.name]]
+    whole = whole or [amount for amounts in each.values() for amount in amounts]
+    least, most = (
+        sum((end(each[cell.folder.name]) for cell in sure), sum([end(whole)] * undrawn, Amount()))
+        for end in (Amount.least, Amount.most)
+    )
+    return StudyCost(number, undrawn, least, most)

@@ -14,7 +14,7 @@ from conftest import SMALL, Answer, Command, settings
 from test_run import PLUGIN
 
 from vqbench.cell.measured import Measured, steps_between
-from vqbench.cell.stopwatch import Report, evaluation_times, shortened, training_times
+from vqbench.cell.stopwatch import STRETCH_STEPS, Moment, evaluation_times, shortened, training_times
 from vqbench.cli.options import Typed
 from vqbench.cli.terminal_plans import print_costs
 from vqbench.data.dataset import Images
@@ -161,7 +161,7 @@ def test_a_checkpoint_is_read_without_torch(checkpoint: Path, tmp_path: Path) ->
 )
 def test_times_of_steps_are_told_from_warm_up_and_checkpoints(start: int, kinds: tuple[bool, ...]) -> None:
     whole = recipe_of(gan="hinge", discriminator_layers=1, gan_start_images=start)
-    short = shortened(whole)
+    short = shortened(whole, STRETCH_STEPS)
     assert short.steps == 20
     clock, reports = 100.0, []
     seen: set[bool] = set()
@@ -171,7 +171,7 @@ def test_times_of_steps_are_told_from_warm_up_and_checkpoints(start: int, kinds:
         clock += 0.0 if adversarial in seen else 7.0  # the first of its kind
         clock += 0.5 if step and step % 5 == 0 else 0.0  # after a checkpoint
         seen.add(adversarial)
-        reports.append(Report("train", 8 * (step + 1), 160, clock))
+        reports.append(Moment("train", 8 * (step + 1), 160, clock))
     times = training_times(reports, short)
     steps = {"always": (0, 3), "late": (1, 3), "never": (1, 0)}
     name = "always" if start == 0 else "late" if start == 400 else "never"
@@ -184,7 +184,7 @@ def test_times_of_an_evaluation_are_told_apart() -> None:
     clock, reports = 10.0, []
     for done in range(16, 97, 16):
         clock += (1.6 if done <= 48 else 4.8) + (2.0 if done in (16, 64) else 0.0)
-        reports.append(Report("evaluate", done, 96, clock))
+        reports.append(Moment("evaluate", done, 96, clock))
     times = evaluation_times(reports, 48, spent=clock + 1.0 - 10.0)
     assert (times.reference_image, times.image) == pytest.approx((0.1, 0.3))
     assert times.fixed == pytest.approx(5.0)

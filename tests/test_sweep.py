@@ -231,13 +231,13 @@ def test_every_metric_knows_its_direction() -> None:
     assert directions_of(["rfid", "usage", "psnr", "dead_codes"]) == [
         "minimize", "maximize", "maximize", "minimize"
     ]  # fmt: skip
-    assert watched("rfid", False, "images").sign == -1  # a training PSNR that rises is an rfid that falls
-    assert watched("psnr", True, "images").sign == 1
-    assert watched("psnr", True, "images").note == ""
-    assert "PSNR" in watched("rfid", False, "images").note
-    error = watched("quantization_error", False, "features")
+    assert watched("rfid", False, "psnr").sign == -1  # a training PSNR that rises is an rfid that falls
+    assert watched("psnr", True, "psnr").sign == 1
+    assert watched("psnr", True, "psnr").note == ""
+    assert "PSNR" in watched("rfid", False, "psnr").note
+    error = watched("quantization_error", False, "distance")
     assert (error.curve, error.sign) == ("distance", 1)
-    assert watched("usage", True, "features").curve == "usage"
+    assert watched("usage", True, "distance").curve == "usage"
 
 
 SPACE_ERRORS = [

@@ -172,11 +172,15 @@ def make_request(
 
 
 def words_of(request: RunRequest, methods: str, **other: Any) -> list[str]:
-    """`vqbench run …`, word by word, with all that is no default but how cells are carried out; `other` fields win."""
-    words, blank = ["vqbench", "run", "--methods", methods], RunRequest()
-    for field, known in arguments.options(RunRequest).items():
-        value = other.get(field, getattr(request, field))
-        if known.engine or value == getattr(blank, field):
+    """`vqbench run …`, word by word, with all that is no default but how cells are carried out.
+
+    `other` fields win, stand last, and are there even where they are the default.
+    """
+    words, blank, options = ["vqbench", "run", "--methods", methods], RunRequest(), arguments.options(RunRequest)
+    values = {field: getattr(request, field) for field in options if field not in other} | other
+    for field, value in values.items():
+        known = options[field]
+        if field not in other and (known.engine or value == getattr(blank, field)):
             continue
         if known.reader is arguments.flag:
             words.append(known.words)

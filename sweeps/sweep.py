@@ -196,7 +196,7 @@ def _run_trials(
     return driver.reason
 
 
-@arguments.takes(SweepRequest, RunRequest)
+@arguments.offers(SweepRequest, RunRequest)
 def sweep(
     methods: str | Iterable[str] = (),
     dataset: str | os.PathLike[str] = "",

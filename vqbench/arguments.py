@@ -122,7 +122,7 @@ def by_keyword(call: Callable[..., Any], values: Mapping[str, Any], *requests: t
     return found
 
 
-def takes(*requests: type[Any]) -> Callable[[Call], Call]:
+def offers(*requests: type[Any]) -> Callable[[Call], Call]:
     """Have the signature of a function show what its `**options` may be: the options of these requests."""
 
     def with_signature(call: Call) -> Call:

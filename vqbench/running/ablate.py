@@ -54,7 +54,7 @@ def execute_ablation(
     return AblationOutcome(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 
-@arguments.takes(AblateRequest, RunRequest)
+@arguments.offers(AblateRequest, RunRequest)
 def ablate(method: str, dataset: str | os.PathLike[str] = "", *, track: bool = True, **options: Any) -> pd.DataFrame:
     """Switch components of a method off and compare, as `vqbench ablate` does; one row per row and metric.
 

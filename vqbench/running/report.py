@@ -100,7 +100,7 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
     return WrittenReport(report, tuple(files))
 
 
-@arguments.takes(ReportRequest)
+@arguments.offers(ReportRequest)
 def report(name: str = "", **options: Any) -> list[Path]:
     """Write the report of a stored experiment, as `vqbench report` does; returns the files, the page last.
 

@@ -177,7 +177,7 @@ def _run_all(todo: Iterable[Cell], execution: Execution, rows: dict[str, dict[st
         rows |= {cell.folder.name: row for cell, row in execution.wait()}
 
 
-@arguments.takes(RunRequest)
+@arguments.offers(RunRequest)
 def run(
     methods: str | Iterable[str], dataset: str | os.PathLike[str] = "", *, track: bool = True, **options: Any
 ) -> pd.DataFrame:

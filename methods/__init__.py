@@ -1,1 +1,3 @@
-"""Vector quantizers, one method per file."""
+"""Vector quantizers, one method per file. May import `quantizer`, `registry` and each other's parts, and nothing of the
+harness.
+"""

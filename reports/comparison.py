@@ -12,10 +12,8 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group, Section
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
-from vqbench.reports.statistics import Difference, holm
+from vqbench.reports.statistics import LEVEL, Difference, holm
 
-LEVEL = 0.05
-"""Two groups are called separated where p, adjusted over the pairs of the metric, is below this."""
 ALL_PAIRS = 12
 """Up to so many groups every pair is tested; beyond, each against the best alone, with p adjusted as if all were."""
 # What the marks promise. Holm over all pairs of a metric keeps every false verdict of a table below 5 %, so a group

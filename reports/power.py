@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vqbench.reports.statistics import Array
+from vqbench.reports.statistics import LEVEL, Array
 
-LEVEL, POWER = 0.05, 0.8
+POWER = 0.8
 MOST_SEEDS = 100
 """More seeds than so many more are not counted."""
 

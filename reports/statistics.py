@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEVEL = 0.05
+"""Two rows are called separated where p, adjusted over the tests of a metric, is below this."""
 Array = NDArray[np.float64]
 
 SMALLEST_P = 1e-12

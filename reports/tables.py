@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
-from vqbench.reports.comparison import LEVEL
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.grid import Grid
+from vqbench.reports.statistics import LEVEL
 from vqbench.reports.summary import Column, interval_note
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vqbench.arguments import options
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.planning.cost import CellCost, unit_of
 from vqbench.planning.preflight import model_size
 from vqbench.running.probing import Answer, ProbeError, prepare_probes, priced, probe, scoring_seconds
+from vqbench.sweeps.request import SweepRequest
 
 if TYPE_CHECKING:
     from vqbench.planning.cost import PlanCost
@@ -68,13 +70,15 @@ class StudyCost:
     """Why there are no numbers: what the probe of its smallest cell said."""
     hint: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; each amount as [least, most]."""
+    def as_dict(self, reference: Amount) -> dict[str, Any]:
+        """JSON-ready; each amount as [least, most]. `reference`: what its first cell pays for all."""
         counts = {"cells_to_train": self.cells, "undrawn": self.undrawn}
         if self.problem is not None:
             return {**counts, "problem": self.problem, "hint": self.hint}
         ends = dataclasses.asdict(self.least), dataclasses.asdict(self.most)
-        return {**counts, **{name: [round(end[name], 6) for end in ends] for name in ends[0]}}
+        amounts = {name: [round(end[name], 6) for end in ends] for name in ends[0]}
+        paid = {"reference_seconds": reference.seconds, "reference_bytes": reference.disk_bytes}
+        return {**counts, **amounts, **paid}
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class SweepCosts:
         """Whether a study could not be measured."""
         return any(study.problem is not None for study in self.studies.values())
 
+    def as_dicts(self) -> dict[str, dict[str, Any]]:
+        """Study → its share, JSON-ready; the first that trains pays for the reference features."""
+        first = next((name for name, study in self.studies.items() if study.cells), None)
+        return {n: study.as_dict(self.reference if n == first else Amount()) for n, study in self.studies.items()}
+
     def total(self) -> tuple[Amount, Amount]:
         """The least and the most of everything."""
         studies = self.studies.values()
@@ -106,8 +115,8 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
     """Probe the ends of what the sampler will draw. Raises UsageError for what would stop the sweep."""
     limits = [name for name in ("max_images", "timeout") if getattr(plan.request, name) is not None]
     if limits:
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in limits)
-        view.note(f"the costs are those of all trials; {options} may end the sweep before")
+        typed = " and ".join(options(SweepRequest)[name].words for name in limits)
+        view.note(f"the costs are those of all trials; {typed} may end the sweep before")
     of_study = _to_train(found)
     cells = [cell for some in of_study.values() for cell in some]
     everything, run = dataclasses.replace(plan.base, cells=tuple(cells)), plan.request.run
@@ -116,7 +125,8 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
     ends: dict[str, tuple[tuple[Cell, Answer], tuple[Cell, Answer]]] = {}
     for label in dict.fromkeys(cell.label for cell in cells):
         ends[label] = _ends([cell for cell in cells if cell.label == label], lambda cell: probe(cell, view), view)
-    scoring = scoring_seconds(everything, cells) if cells else 0.0
+    measured = any(isinstance(answer, Measured) for pair in ends.values() for _, answer in pair)
+    scoring = scoring_seconds(everything, cells) if measured else 0.0
     low, high = (
         priced(run, everything, [_as_if(cell, *ends[cell.label][end]) for cell in cells], scoring) for end in (0, 1)
     )

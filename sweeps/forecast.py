@@ -54,10 +54,8 @@ class StudyForecast:
 
 def forecast(plan: SweepPlan, guess: bool) -> dict[str, StudyForecast]:
     """Study → what is left of it; with `guess` also trials that may be drawn otherwise. Writes nothing."""
-    metrics, source = (
-        tuple(plan.base.cells[0].spec["metrics"]),
-        plan.base.track.open(plan.base.recipe, plan.request.run.data),
-    )
+    metrics = tuple(plan.base.cells[0].spec["metrics"])
+    source = plan.base.track.open(plan.base.recipe, plan.request.run.data)
     found = {}
     for study in _without_writing(plan):
         trials = []

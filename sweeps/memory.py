@@ -111,9 +111,10 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
 
 def _refuse_others(run: RunRequest, known: Mapping[str, Any]) -> None:
     blank = RunRequest(())
+    variables = {field: option.variable or "" for field, option in options(RunRequest).items()}
     for name, value in known.items():
-        given = getattr(run, name)
-        if f"VQBENCH_{name.upper()}" in os.environ:  # it was not given for this command
+        given, variable = getattr(run, name), variables.get(name, "")
+        if variable in os.environ:  # it was not given for this command
             continue
         if _json(given) not in (_json(getattr(blank, name)), value):
             raise _disagrees(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class SweepPlan:
         """The command that goes on with it."""
         return resume_command(self.request.run.runs, self.base.folder.name, self.request.title)
 
-    @property
+    @functools.cached_property
     def found(self) -> dict[str, Any]:
         """What makes two sweeps the same beside what was asked for: contents of files, not their names.
 

@@ -44,13 +44,13 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
     if request.space is None:
         request = dataclasses.replace(request, space=read_spaces(request.spaces))
     if request.objectives:  # a typing error, before anything is downloaded
-        check_objectives(request, asked.track.name, tuple(METRICS.names()))
+        check_objectives(request, asked.track.scored_as, tuple(METRICS.names()))
     studies, notes = plan_studies(request)
     if request.run.name:  # where it is known already, before anything is downloaded
         sweeps = request.run.runs.absolute() / request.run.name / "sweeps"
         refuse_another(request, sweeps / f"{request.title}.json")
     base = plan_resolved(asked, view, dry=dry)
-    objectives = check_objectives(request, asked.track.name, tuple(base.cells[0].spec["metrics"]))
+    objectives = check_objectives(request, asked.track.scored_as, tuple(base.cells[0].spec["metrics"]))
     request = dataclasses.replace(request, objectives=objectives, name=request.title)
     plan = SweepPlan(request, studies, base, notes)
     refuse_another(request, plan.file, plan.found)

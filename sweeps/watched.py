@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vqbench.results.folder import CellFolder
 
-_RISING = {"psnr": True, "usage": True, "perplexity": True, "distance": False}
-"""The curves of a training that say how good it is, and whether higher is better."""
+_RISING = {"psnr": True, "usage": True, "perplexity": True}
+"""The curves of a training that are those of a score, and whether higher is better."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Watched:
     """What must be said of it; empty where it is the objective's own."""
 
 
-def watched(objective: str, maximize: bool, instead: str) -> Watched:
-    """The objective's own curve, or `instead`, that of how well training reconstructs."""
-    curve = objective if objective in _RISING else instead
-    what = "the PSNR of training batches" if curve == "psnr" else "the distance of training batches"
-    note = "" if curve == objective else f"no curve of {objective} in training: the pruner watches {what}"
-    return Watched(curve, 1 if _RISING[curve] == maximize else -1, note)
+def watched(objective: str, maximize: bool, instead: tuple[str, bool]) -> Watched:
+    """The objective's own curve, or `instead` (and whether it rises), that of how well training reconstructs."""
+    rising = {**_RISING, instead[0]: instead[1]}
+    curve = objective if objective in rising else instead[0]
+    title = {"psnr": "PSNR"}.get(curve, curve)
+    instead_of = f"no curve of {objective} in training: the pruner watches the {title} of training batches"
+    note = "" if curve == objective else instead_of
+    return Watched(curve, 1 if rising[curve] == maximize else -1, note)
 
 
 def new_points(folder: Path, curve: str, after: int, before: int) -> list[tuple[int, float]]:

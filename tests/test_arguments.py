@@ -132,6 +132,11 @@ def test_every_option_of_python_is_read_and_none_is_its_default() -> None:
     nothing = {known.keyword: None for field, known in options(RunRequest).items() if field != "dataset"}
     assert make_request("fsq", "photos", **nothing) == RunRequest(("fsq",), "photos")  # type: ignore[arg-type]
     assert make_request(None, "photos").methods == ()  # type: ignore[arg-type]
+    assert make_request(np.array(["vqgan", "fsq"]), "photos").methods == ("vqgan", "fsq")  # type: ignore[arg-type]
+    assert make_request(pd.Index(["vqgan", "fsq"]), "photos").methods == ("vqgan", "fsq")  # type: ignore[arg-type]
+    for nothing_of_ours in (0, False, {}):
+        with pytest.raises(UsageError, match="--methods takes"):
+            make_request(nothing_of_ours, "photos")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no method to run"):
         vqbench.run(" , ", "photos")
 

@@ -16,9 +16,10 @@ import vqbench as package
 from vqbench.errors import UsageError
 from vqbench.reports.comparison import compare_section
 from vqbench.reports.experiment import load_experiment
-from vqbench.reports.feature_statistics import paired_kernel
+from vqbench.reports.feature_statistics import resample_kernel
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
+from vqbench.reports.statistics import paired_resamples
 
 IMAGES, OTHER_PROTOCOL = 30, "ffffffffffff"
 RFID = {"near": [30.0, 31.5, 29.5], "far": [44.0, 47.5, 42.0], "odd": [36.0]}
@@ -210,7 +211,7 @@ def test_features_and_codes_of_one_seed(tmp_path: Path) -> None:
         write_cell(tmp_path / "e", method, 0, scores[method], arrays=arrays)
     np.savez(tmp_path / "e" / "reference-0123456789ab.npz", features=reference)
     table = package.compare("a", "b", runs=tmp_path).set_index("metric")
-    expected = paired_kernel(reference, kept["b"], kept["a"], distances=(0.1, 0.2))
+    expected = paired_resamples(resample_kernel(reference, kept["b"], 0.1), resample_kernel(reference, kept["a"], 0.2))
     assert table.loc["kid", ["low", "high", "p"]].tolist() == pytest.approx([expected.low, expected.high, expected.p])
     assert table.loc["kid", "interval_over"] == table.loc["dead_codes", "interval_over"] == "images"
 

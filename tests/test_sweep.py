@@ -231,13 +231,13 @@ def test_every_metric_knows_its_direction() -> None:
     assert directions_of(["rfid", "usage", "psnr", "dead_codes"]) == [
         "minimize", "maximize", "maximize", "minimize"
     ]  # fmt: skip
-    assert watched("rfid", False, "psnr").sign == -1  # a training PSNR that rises is an rfid that falls
-    assert watched("psnr", True, "psnr").sign == 1
-    assert watched("psnr", True, "psnr").note == ""
-    assert "PSNR" in watched("rfid", False, "psnr").note
-    error = watched("quantization_error", False, "distance")
+    assert watched("rfid", False, ("psnr", True)).sign == -1  # a training PSNR that rises is an rfid that falls
+    assert watched("psnr", True, ("psnr", True)).sign == 1
+    assert watched("psnr", True, ("psnr", True)).note == ""
+    assert "PSNR" in watched("rfid", False, ("psnr", True)).note
+    error = watched("quantization_error", False, ("distance", False))
     assert (error.curve, error.sign) == ("distance", 1)
-    assert watched("usage", True, "distance").curve == "usage"
+    assert watched("usage", True, ("distance", False)).curve == "usage"
 
 
 SPACE_ERRORS = [

@@ -265,7 +265,8 @@ def test_the_cost_lies_between_what_two_probes_of_each_method_say(sweep: Priced)
         assert total.device_hours == pytest.approx(total.seconds / 3600)
         assert total.disk_bytes == sum(share.disk_bytes for share in shares) + found.reference.disk_bytes
     assert sum(study.cells for study in found.studies.values()) == 23
-    json.dumps([study.as_dict() for study in found.studies.values()], allow_nan=False)
+    json.dumps(found.as_dicts(), allow_nan=False)
+    assert [share["reference_seconds"] for share in found.as_dicts().values()] == [reference, 0]
 
 
 def test_one_size_of_cell_is_one_probe_and_one_number(sweep: Priced) -> None:

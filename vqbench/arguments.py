@@ -129,12 +129,9 @@ def offers(*requests: type[Any]) -> Callable[[Call], Call]:
         signature = inspect.signature(call)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         more = {
-            known.keyword: inspect.Parameter(
-                known.keyword, inspect.Parameter.KEYWORD_ONLY, default=fields[name].default
-            )
+            known.keyword: _shown_in_python(request, known)
             for request in requests
-            for fields in [{f.name: f for f in dataclasses.fields(request)}]
-            for name, known in options(request).items()
+            for known in options(request).values()
         }
         for parameter in own:
             more.pop(parameter.name, None)
@@ -142,6 +139,12 @@ def offers(*requests: type[Any]) -> Callable[[Call], Call]:
         return call
 
     return with_signature
+
+
+def _shown_in_python(request: type[Any], known: Option) -> inspect.Parameter:
+    field = next(field for field in dataclasses.fields(request) if field.name == known.field)
+    default = None if known.default_is_no_answer else field.default
+    return inspect.Parameter(known.keyword, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
 
 
 def text(option: str, value: Any) -> str:

@@ -15,7 +15,6 @@ from vqbench.machine.yaml_files import read_yaml, shipped
 
 _SHIPPED = "vqbench.recipes"
 _IDLE: Mapping[str, Mapping[str, Any]] = {
-    "images": {},
     "features": {
         "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "32",
         "ema_halflife_images": 0, "dropout": 0.0,
@@ -152,11 +151,11 @@ class Recipe:
 
     def _refuse_what_is_idle(self) -> None:
         """ValueError for a setting that would do nothing in the recipe's track, and would look as if it did."""
-        for name, needed in _IDLE[self.track].items():
+        for name, needed in _IDLE.get(self.track, {}).items():
             if getattr(self, name) != needed:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} has no meaning in the {self.track} track, which fits frozen "
-                    f"{self.track} without a decoder: {name} must be {str(needed).lower()}"
+                    f"{name}={getattr(self, name)} has no meaning in the {self.track} track: "
+                    f"{name} must be {str(needed).lower()}"
                 )
 
     @property

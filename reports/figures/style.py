@@ -15,7 +15,7 @@ from vqbench.errors import UsageError, unknown
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.metrics.definitions import DEFINITIONS
 
-FORMATS = ("png", "svg", "pdf")
+FIGURE_FORMATS = ("png", "svg", "pdf")
 MOST = 12
 """Groups (or curves) in one figure: so many can be told apart."""
 WIDTH = 6.6  # inches: the text width of a page, so that 9 points are printed as 9 points
@@ -102,10 +102,10 @@ def new_figure(height: float, width: float = WIDTH, lay_out: bool = True) -> Any
 def check_formats(formats: Sequence[str]) -> None:
     """Raise UsageError for a format that figures are not saved in."""
     for name in formats:
-        if name not in FORMATS:
-            raise unknown("figure format", name, FORMATS, f"figures are saved as {', '.join(FORMATS)}")
+        if name not in FIGURE_FORMATS:
+            raise unknown("figure format", name, FIGURE_FORMATS, f"figures are saved as {', '.join(FIGURE_FORMATS)}")
     if not formats:
-        raise UsageError("no format to save figures in", f"give one of {', '.join(FORMATS)}")
+        raise UsageError("no format to save figures in", f"give one of {', '.join(FIGURE_FORMATS)}")
 
 
 def save(figure: Any, stem: Path, formats: Sequence[str]) -> tuple[Path, ...]:

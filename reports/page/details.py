@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from vqbench.machine.json_files import read_json
 from vqbench.reports.experiment import Group, StoredCell
+from vqbench.results.files import MLFLOW_RUN
 from vqbench.wording import masked
 
 MOST_LOG = 6000
@@ -64,7 +65,7 @@ def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, root: Pat
         "memory": result.get("peak_memory_bytes"),
         "collapse": {"said": _what_happened(cell, flag)} if (flag := result.get("collapse")) else None,
         "error": {key: str(error.get(key) or "")[-MOST_LOG:] for key in _ERROR} if error else None,
-        "mlflow": mlflow_place(cell.folder.path / "mlflow.json"),
+        "mlflow": mlflow_place(cell.folder.path / MLFLOW_RUN),
     }
 
 

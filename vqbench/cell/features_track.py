@@ -24,7 +24,8 @@ class FeaturesTrack(Track):
 
     name = "features"
     keeps_training = False
-    watched = "distance"
+    scored_as = "features"
+    watched = ("distance", False)
     fixed = ENCODER_FIELDS
 
     def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:

@@ -23,7 +23,8 @@ class ImagesTrack(Track):
 
     name = "images"
     keeps_training = True
-    watched = "psnr"
+    scored_as = "images"
+    watched = ("psnr", True)
 
     def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
         """Raise UsageError for features in the place of a dataset, and for neither."""

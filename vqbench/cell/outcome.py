@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vqbench.cell.progress import is_secondary
 from vqbench.cell.reasons import reason_of
@@ -18,9 +18,6 @@ from vqbench.machine.provenance import device_name, git_commit, versions
 from vqbench.results.files import DONE, RESULT
 from vqbench.results.folder import CellFolder
 from vqbench.wording import masked_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_result(folder: CellFolder, started: float, found: dict[str, Any]) -> None:

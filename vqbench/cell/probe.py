@@ -11,7 +11,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vqbench.cell.measured import MEASURED
 from vqbench.cell.outcome import guarded
@@ -22,9 +21,6 @@ from vqbench.cell.tracks import track_of
 from vqbench.machine.json_files import write_json
 from vqbench.recipe import Recipe
 from vqbench.results.folder import CellFolder
-
-if TYPE_CHECKING:
-    pass
 
 
 def probe(folder: CellFolder, spawned: float) -> None:

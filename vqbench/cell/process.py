@@ -16,7 +16,6 @@ from typing import Any
 
 from vqbench.cell.progress import PARENT_VARIABLE
 from vqbench.cell.reasons import death_of
-from vqbench.cell.tracks import track_of_spec
 from vqbench.errors import remedy
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import EXIT_BUSY, CellBusyError
@@ -117,6 +116,8 @@ def _clear_damaged(folder: CellFolder, spec: Mapping[str, Any]) -> list[str]:
 
     The weights and the record of their training are worth nothing without each other.
     """
+    from vqbench.cell.tracks import track_of_spec
+
     damaged = [name for name in (CHECKPOINT, WEIGHTS, TRAINING) if _is_damaged(folder.path / name)]
     kept = [name for name in (WEIGHTS, TRAINING) if (folder.path / name).exists()]
     result = folder.result

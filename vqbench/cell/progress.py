@@ -7,14 +7,10 @@ import ctypes
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from vqbench.machine.json_files import write_json
 from vqbench.results.files import STATUS
 from vqbench.results.folder import CellFolder
-
-if TYPE_CHECKING:
-    pass
 
 PARENT_VARIABLE = "VQBENCH_PARENT"
 """Process id of whoever started a cell's process."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vqbench.recipe import Recipe
 from vqbench.results.files import ARTIFACTS, CURVES
 from vqbench.results.folder import CellFolder
-
-if TYPE_CHECKING:
-    pass
 
 
 def bytes_of(paths: Any) -> int:

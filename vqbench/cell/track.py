@@ -13,7 +13,9 @@ from vqbench.data.dataset import DataReference
 from vqbench.errors import UsageError
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
+from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe
+from vqbench.registry import DATASETS
 from vqbench.results.folder import CellFolder
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ class Track(ABC):
     """As recipes and metrics say it."""
     keeps_training: ClassVar[bool]
     """Whether trained weights are kept with a record of their training, so that a metric can be added without it."""
-    watched: ClassVar[str]
-    """The curve of a training that says how well it reconstructs; a lower distance is better, a higher PSNR."""
+    scored_as: ClassVar[str]
+    """The track whose metrics it has: a metric names the tracks that it is of."""
+    watched: ClassVar[tuple[str, bool]]
+    """The curve of a training that says how well it reconstructs, and whether higher is better."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Fields of a recipe that say what is quantized, so that trials of one sweep cannot differ in them."""
 
@@ -48,6 +52,10 @@ class Track(ABC):
 
         Reads what the protocol is a digest of (cached). Raises UsageError for what cannot be used.
         """
+
+    def plugin(self, reference: DataReference) -> Plugin | None:
+        """The plugin that the data are from; None for what is installed, and for a file."""
+        return DATASETS.source_of(reference.dataset.partition(":")[0]).plugin if reference.dataset else None
 
     def spec(self, source: Any) -> Mapping[str, Any]:
         """What a cell's spec says of an opened source, beside what it says of every dataset."""

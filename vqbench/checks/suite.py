@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vqbench.checks import codes_hold as check_codes
-from vqbench.checks import training_holds as check_training
+from vqbench.checks import codes_hold, training_holds
 from vqbench.checks.toy import NotApplicableError, Trial
 from vqbench.registry import METHODS
 
@@ -27,20 +26,20 @@ class Property:
 
 
 PROPERTIES: dict[str, Callable[[Trial], str]] = {
-    "shapes and types": check_codes.shapes,
-    "index range": check_codes.index_range,
-    "decode_indices agrees": check_codes.decode_agrees,
-    "eval is deterministic": check_codes.eval_deterministic,
-    "eval has no side effects": check_codes.eval_no_side_effects,
-    "eval ignores other images": check_codes.eval_ignores_other_images,
-    "gradient reaches encoder": check_training.gradient_to_encoder,
-    "gradient routes": check_training.gradient_routes,
-    "bfloat16 parity": check_codes.bfloat16_parity,
-    "state dict restores codes": check_codes.state_dict_restores,
-    "exact resume": check_training.exact_resume,
-    "loss of a doubled batch": check_training.loss_of_doubled_batch,
-    "leaves the seed alone": check_training.leaves_the_seed_alone,
-    "same on two ranks": check_training.same_on_two_ranks,
+    "shapes and types": codes_hold.shapes,
+    "index range": codes_hold.index_range,
+    "decode_indices agrees": codes_hold.decode_agrees,
+    "eval is deterministic": codes_hold.eval_deterministic,
+    "eval has no side effects": codes_hold.eval_no_side_effects,
+    "eval ignores other images": codes_hold.eval_ignores_other_images,
+    "gradient reaches encoder": training_holds.gradient_to_encoder,
+    "gradient routes": training_holds.gradient_routes,
+    "bfloat16 parity": codes_hold.bfloat16_parity,
+    "state dict restores codes": codes_hold.state_dict_restores,
+    "exact resume": training_holds.exact_resume,
+    "loss of a doubled batch": training_holds.loss_of_doubled_batch,
+    "leaves the seed alone": training_holds.leaves_the_seed_alone,
+    "same on two ranks": training_holds.same_on_two_ranks,
 }
 
 

@@ -168,7 +168,7 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
     studies = describe_studies(plan, found)
     if as_json:
         for study in studies:
-            cost = {"cost": costs.studies[study["study"]].as_dict()} if costs is not None else {}
+            cost = {"cost": costs.as_dicts()[study["study"]]} if costs is not None else {}
             print(json.dumps(study | cost, allow_nan=False))
     else:
         print_sweep_plan(studies, plan)

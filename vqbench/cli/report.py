@@ -14,13 +14,13 @@ from vqbench.machine.streams import say
 from vqbench.running.report import ReportRequest
 from vqbench.wording import shell_command
 
+_NAME = arguments.options(ReportRequest)["name"]
+
 
 @takes(ReportRequest)
 def report(
     options: Typed,
-    name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="The experiment; may be left out where there is one.")
-    ] = "",
+    name: Annotated[str, typer.Argument(metavar=_NAME.metavar, help=_NAME.help)] = "",
     experiment: Annotated[str, typer.Option(metavar="NAME", help="With --from-mlflow: the experiment there.")] = "",
 ) -> None:
     """Write an experiment's tables (Markdown, CSV, LaTeX, JSON), figures and page; print where they are."""

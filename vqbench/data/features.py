@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, DataReference, Dataset, digest_of, first_by_hash, path_safe
-from vqbench.data.prepare import PreparedImages, Progress, decode_or_name, not_kept, prepare_validation
+from vqbench.data.prepare import Advance, PreparedImages, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded
 from vqbench.metrics.feature_protocol import VERSION, FeatureProtocol
@@ -73,14 +73,14 @@ class FeatureSource(ABC):
         """What a cell's process needs beside the dataset to find the same features."""
 
     @abstractmethod
-    def raw(self, home: Path, progress: Progress | None) -> tuple[Features, Features]:
+    def raw(self, home: Path, progress: Advance | None) -> tuple[Features, Features]:
         """Training and validation features as they come, (N, h, w, D) each."""
 
     @abstractmethod
     def validation_ids(self) -> tuple[str, ...]:
         """Names of the validation items, in order."""
 
-    def load(self, home: Path, progress: Progress | None = None) -> FeatureSet:
+    def load(self, home: Path, progress: Advance | None = None) -> FeatureSet:
         """The standardised features, from the cache below `home` where they are computed."""
         train, validation = standardise(*self.raw(home, progress))
         if not float(((validation - validation.mean((0, 1, 2))) ** 2).mean()) > 0:
@@ -139,7 +139,7 @@ class EncodedDataset(FeatureSource):
         """The dataset's."""
         return self.validation.ids
 
-    def raw(self, home: Path, progress: Progress | None) -> tuple[Features, Features]:
+    def raw(self, home: Path, progress: Advance | None) -> tuple[Features, Features]:
         """Features of both sides, computed once and cached below `home`."""
         # torch may draw other weights in another version
         key = digest_of(self.protocol.validation_digest, metadata.version("torch"))[:24]
@@ -152,7 +152,7 @@ class EncodedDataset(FeatureSource):
         both: Features = np.memmap(folder / PIXELS, np.float32, "r", shape=tuple(shape))
         return both[: len(self.images)], both[len(self.images) :]
 
-    def _fill(self, folder: Path, progress: Progress | None) -> None:
+    def _fill(self, folder: Path, progress: Advance | None) -> None:
         from vqbench.data.decode import centre_crop
 
         total = len(self.images) + len(self.validation)
@@ -249,7 +249,7 @@ class FeatureFile(FeatureSource):
         """Row numbers."""
         return tuple(map(str, self.validation_rows))
 
-    def raw(self, home: Path, progress: Progress | None) -> tuple[Features, Features]:
+    def raw(self, home: Path, progress: Advance | None) -> tuple[Features, Features]:
         """The rows of both sides, read whole."""
         train, validation = (self.array[rows].astype(np.float32) for rows in (self.training_rows, self.validation_rows))
         return train, validation
@@ -291,7 +291,7 @@ def _open_array(path: Path) -> NDArray[Any]:
 
 
 def open_features(
-    recipe: Recipe, home: Path, reference: DataReference, progress: Progress | None = None
+    recipe: Recipe, home: Path, reference: DataReference, progress: Advance | None = None
 ) -> FeatureSource:
     """The source that a command or a spec names: a file, or else the images of a dataset. Raises UsageError."""
     if reference.features is not None:

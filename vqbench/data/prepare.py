@@ -26,7 +26,7 @@ from vqbench.errors import UsageError, remedy
 VERSION = 2
 """Goes up when decoding or the layout of the cache changes, so that no older cache is read."""
 
-Progress = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 A = TypeVar("A")
@@ -88,7 +88,7 @@ def pixels_digest(pixels: Pixels, ids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def prepare_validation(dataset: Dataset, home: Path, progress: Progress | None = None) -> PreparedImages:
+def prepare_validation(dataset: Dataset, home: Path, progress: Advance | None = None) -> PreparedImages:
     """All validation images of `dataset`, (R, R, 3) each, decoded now or by an earlier call.
 
     Raises UsageError that names every image that cannot be used (up to 20), and where the disk is too small.
@@ -104,7 +104,7 @@ def prepare_validation(dataset: Dataset, home: Path, progress: Progress | None =
 
 
 def prepare_train(
-    dataset: Dataset, home: Path, progress: Progress | None = None, limit_bytes: int | None = None
+    dataset: Dataset, home: Path, progress: Advance | None = None, limit_bytes: int | None = None
 ) -> Images:
     """The training images of `dataset`, decoded into a cache where that takes at most `limit_bytes`.
 
@@ -166,7 +166,7 @@ def is_cached(images: Images) -> bool:
     return isinstance(images, CachedImages)
 
 
-def verify(images: Images, progress: Progress | None = None) -> None:
+def verify(images: Images, progress: Advance | None = None) -> None:
     """Decode every image once and keep none of it. Raises UsageError like `prepare_validation`."""
     for _ in decode_or_name(images, progress):
         pass
@@ -192,7 +192,7 @@ def _estimated_bytes(images: Images) -> int:
     return int(np.mean(sizes) * len(images)) if sizes else 0
 
 
-def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Progress | None) -> Path:
+def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Advance | None) -> Path:
     key = digest_of(VERSION, side, dataset.resolution, images.content_key)[:24]
     name = f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
 
@@ -220,7 +220,7 @@ def _elsewhere(side: str) -> str:
     return ELSEWHERE + (f", or {_LIMIT_VARIABLE}=0 to decode as needed" if side == "train" else "")
 
 
-def _write(images: Images, folder: Path, progress: Progress | None) -> None:
+def _write(images: Images, folder: Path, progress: Advance | None) -> None:
     """Pixels and shapes into `folder`. Plain writes, since a full disk under a memory map kills the process."""
     shapes: list[tuple[int, int]] = []
     with open(folder / PIXELS, "wb") as file:
@@ -230,7 +230,7 @@ def _write(images: Images, folder: Path, progress: Progress | None) -> None:
     np.save(folder / _SHAPES, np.array(shapes, np.int64))
 
 
-def decode_or_name(images: Images, progress: Progress | None) -> Iterator[Pixels]:
+def decode_or_name(images: Images, progress: Advance | None) -> Iterator[Pixels]:
     """Every image in order; those that cannot be used are named by the UsageError that follows the last."""
     bad: list[ImageFileError] = []
     for done, pixels in enumerate(_decode_all(images), start=1):

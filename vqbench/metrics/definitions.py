@@ -156,10 +156,6 @@ def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[st
     return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track)
 
 
-_DOES = {"images": "trains on images", "features": "fits features: nothing is decoded to an image"}
-"""Track → what a recipe of it does."""
-
-
 def _refuse_stray(name: str, track: str) -> None:
     if name not in METRICS:
         listed = ", ".join(own_metrics(track))
@@ -170,7 +166,7 @@ def _refuse_stray(name: str, track: str) -> None:
             raise unknown("metric", name, near, f"known metrics: {listed}") from error
     known = metric(name)
     if track not in known.tracks:
-        what = f"{name} is a metric of {' and '.join(known.tracks)}, and this recipe {_DOES[track]}"
+        what = f"{name} is a metric of {' and '.join(known.tracks)}, and this recipe is of {track}"
         raise UsageError(
             what,
             f"leave out --metrics (and VQBENCH_METRICS), or choose among {', '.join(own_metrics(track))}",

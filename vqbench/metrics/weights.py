@@ -13,15 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.download import download
 from vqbench.machine.home import expanded, torch_hub_checkpoints
 from vqbench.machine.home import home as default_home
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["pth", "torchscript", "safetensors", "features", "as it is"]
 

@@ -160,7 +160,7 @@ def _peak(costs: Iterable[CellCost]) -> int:
 
 def images_done(cell: Cell, recipe: Recipe) -> int:
     """Training images that a cell which goes on need not see again."""
-    if cell.folder.weights.is_file() and (cell.folder.weights.parent / "training.json").is_file():
+    if cell.folder.weights.is_file() and cell.folder.training_record.is_file():
         return recipe.steps * recipe.batch_size
     return min(images_in_checkpoint(cell.folder.checkpoint), recipe.steps * recipe.batch_size)
 

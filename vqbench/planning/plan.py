@@ -10,10 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vqbench.cell.track import Track
-from vqbench.cell.tracks import track_of
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
@@ -24,10 +22,13 @@ from vqbench.planning.request import RunRequest, refuse_odd_bytes
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.registry import DATASETS, EXTRACTORS, METRICS
+from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.results.files import SCHEMA
 from vqbench.results.folder import CellFolder
 from vqbench.wording import size_text
+
+if TYPE_CHECKING:
+    from vqbench.cell.track import Track
 
 _LONGEST_NAME = 255  # bytes; what disks take
 
@@ -67,14 +68,10 @@ class Plan:
     folder: Path
     cells: tuple[Cell, ...]
     recipe: Recipe
+    track: Track
     protocol: Protocol | FeatureProtocol
     notes: tuple[str, ...] = field(default=())
     """What must be said aloud before the run."""
-
-    @property
-    def track(self) -> Track:
-        """What is quantized, and how it is scored."""
-        return track_of(self.recipe)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -115,6 +112,8 @@ class Resolved:
 
 def resolve(request: RunRequest) -> Resolved:
     """Find the recipe and the methods of a request, and check them. Raises UsageError."""
+    from vqbench.cell.tracks import track_of
+
     refuse_odd_bytes(request)
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
@@ -148,13 +147,13 @@ def make_plan(
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
-    beside, images_from = _plugins_of(metrics), _dataset_plugin(request)
+    beside, images_from = _plugins_of(metrics), asked.track.plugin(request.data)
     beside |= {images_from.digest: images_from} if images_from is not None else {}
     cells = []
     for seed in dict.fromkeys(request.seeds):
         for choice in choices:
             others = [plugin for digest, plugin in beside.items() if digest != choice.code]
-            spec = _spec(choice, recipe, dataset, protocol, seed, request, metrics, images_from, others)
+            spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others)
             name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             if len(name) > _LONGEST_NAME:
                 raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
@@ -164,20 +163,20 @@ def make_plan(
             sources = (*own, *(plugin.packed() for plugin in others))
             cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
     _refuse_twins(cells)
-    return Plan(experiment, folder, tuple(cells), recipe, protocol, (*dataset.notes, *remarks))
+    return Plan(experiment, folder, tuple(cells), recipe, asked.track, protocol, (*dataset.notes, *remarks))
 
 
 def _spec(
     choice: MethodChoice,
-    recipe: Recipe,
+    asked: Resolved,
     dataset: Any,
     protocol: Protocol | FeatureProtocol,
     seed: int,
-    request: RunRequest,
     metrics: tuple[str, ...],
     images_from: Plugin | None,
     plugins: list[Plugin],
 ) -> dict[str, Any]:
+    request, recipe = asked.request, asked.recipe
     of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
     identity = {
         "schema": SCHEMA,
@@ -226,7 +225,7 @@ def _spec(
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
-        **track_of(recipe).spec(dataset),
+        **asked.track.spec(dataset),
     }
 
 
@@ -238,11 +237,6 @@ def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:
         if extractor := metric(name).extractor:
             sources.append(EXTRACTORS.source_of(extractor))
     return {source.plugin.digest: source.plugin for source in sources if source.plugin is not None}
-
-
-def _dataset_plugin(request: RunRequest) -> Plugin | None:
-    """The plugin that the dataset is from; None for an installed one, and for a file of features."""
-    return DATASETS.source_of(request.dataset.partition(":")[0]).plugin if request.dataset else None
 
 
 def _refuse_twins(cells: list[Cell]) -> None:

@@ -49,17 +49,7 @@ def choose_metrics(request: RunRequest, recipe: Recipe, download: bool = True, i
     download of optional weights that failed is not tried again for an hour, unless we `insist`. Raises UsageError
     for an unknown metric or net, and for one that the recipe's track does not have.
     """
-    if request.lpips is not None and request.lpips not in LPIPS_NETS:
-        raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
-    asked = select_metrics(request.metrics, recipe.track)
-    if request.lpips is not None:
-        if recipe.track not in metric(f"lpips_{request.lpips}").tracks:
-            raise UsageError(
-                f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits {recipe.track}",
-                "leave --lpips (VQBENCH_LPIPS) out",
-            )
-        others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
-        asked = select_metrics([*others, f"lpips_{request.lpips}"])
+    asked = _asked(request, recipe)
     asked, notes = _large_enough(asked, recipe.resolution, by_name=bool(request.metrics))
     optional = () if request.metrics or request.lpips else tuple(n for n in asked if n.startswith("lpips_"))
     spared = {weights_of(metric(name)) for name in optional} if not insist else set()
@@ -72,6 +62,23 @@ def choose_metrics(request: RunRequest, recipe: Recipe, download: bool = True, i
         file = missing[weights_of(metric(name))].what.partition(";")[0]
         notes.append(f"{metric(name).title} is left out: {file} (`vqbench doctor` says how to get it)")
     return MetricChoice(names, tuple(notes), tuple(missing[w] for w in needed_weights(names) if w in missing))
+
+
+def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
+    """The metrics by name; whether they can be had here is not looked at."""
+    scored_as = track_of(recipe).scored_as
+    if request.lpips is not None and request.lpips not in LPIPS_NETS:
+        raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
+    asked = select_metrics(request.metrics, scored_as)
+    if request.lpips is not None:
+        if scored_as not in metric(f"lpips_{request.lpips}").tracks:
+            raise UsageError(
+                f"--lpips {request.lpips} compares images, and recipe '{recipe.name}' fits {scored_as}",
+                "leave --lpips (VQBENCH_LPIPS) out",
+            )
+        others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
+        asked = select_metrics([*others, f"lpips_{request.lpips}"])
+    return asked
 
 
 def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -210,7 +217,7 @@ def _prepared(
     refuse_odd_bytes(request)
     recipe = resolve_recipe(request, read_settings(request.settings))
     track = track_of(recipe)
-    select_metrics(request.metrics, track.name)  # a typing error, before anything is downloaded
+    _asked(request, recipe)  # a typing error, before anything is downloaded
     lines = track.prepare(recipe, request.data, note, preparing)
     metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:

@@ -24,12 +24,12 @@ _WORKERS_PER_PROCESSOR = 16
 """More are a slip of the keyboard, and would take the machine down."""
 
 
-def _methods(option: str, value: Any) -> tuple[str | Variant, ...]:
+def _methods(words: str, value: Any) -> tuple[str | Variant, ...]:
     """Names as `arguments.names` reads them; variants stay what they are."""
     if isinstance(value, tuple | list):
-        each = [(item,) if isinstance(item, Variant) else arguments.names(option, [item]) for item in value]
+        each = [(item,) if isinstance(item, Variant) else arguments.names(words, [item]) for item in value]
         return tuple(itertools.chain.from_iterable(each))
-    return (value,) if isinstance(value, Variant) else arguments.names(option, value)
+    return (value,) if isinstance(value, Variant) else arguments.names(words, value)
 
 
 def _datasets(incomplete: str) -> list[str]:
@@ -125,7 +125,7 @@ class RunRequest:
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
         arguments.settle(self)
-        object.__setattr__(self, "methods", _methods("--methods", self.methods or ()))
+        object.__setattr__(self, "methods", _methods("--methods", () if self.methods is None else self.methods))
 
 
 @dataclass(frozen=True)

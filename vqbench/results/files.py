@@ -22,7 +22,7 @@ STATUS = "status.json"
 SPEC, RESULT, FAILURE, CURVES = "spec.json", "result.json", "failure.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS = "checkpoints/last.pt", "checkpoints/tokenizer.safetensors"
 TRAINING = "checkpoints/training.json"
-TRACKING, PER_IMAGE, LOG = "tracking.json", "per_image.parquet", "log.txt"
+TRACKING, PER_IMAGE, LOG, MLFLOW_RUN = "tracking.json", "per_image.parquet", "log.txt", "mlflow.json"
 CODES, FEATURES, RECONSTRUCTIONS, GRID = "codes.npz", "features.npz", "reconstructions.npz", "recon.png"
 
 
@@ -74,7 +74,7 @@ FILES = (
     CellFile("plugin.py", "written"),
     CellFile("plugin.zip", "written"),
     CellFile(TRACKING, ""),
-    CellFile("mlflow.json", ""),
+    CellFile(MLFLOW_RUN, ""),
     CellFile("transfer.json", ""),
     CellFile("lease.json", ""),
     CellFile("lock", ""),

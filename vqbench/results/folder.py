@@ -76,8 +76,7 @@ class CellFolder:
     @property
     def error(self) -> dict[str, Any] | None:
         """Why the last attempt failed; None if it did not."""
-        failure = read_json(self.path / FAILURE) or self.result or {}
-        error = failure.get("error")
+        error = (read_json(self.path / FAILURE) or self.result or {}).get("error")
         return error if isinstance(error, dict) else None
 
     @property

@@ -20,7 +20,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.registry import file_digest
-from vqbench.results.files import RESULT, RESULT_FILES, SPEC
+from vqbench.results.files import MLFLOW_RUN, RESULT, RESULT_FILES, SPEC
 from vqbench.results.folder import FETCHED
 from vqbench.tracking.mirror import FILES_TAG, LEFT_OUT_TAG, SHARED_FOLDER, SHARED_TAG
 from vqbench.tracking.server import all_runs, artifacts_of, connect, database_file, how_to_restore, is_remote
@@ -127,7 +127,7 @@ def _fetch_cell(client: Any, uri: str, cell: _CellRun, experiment: Path) -> list
     folder = experiment / "cells" / cell.folder
     info, files = cell.run.info, cell.files
     memory = {"uri": masked(uri), "run_id": info.run_id, "experiment_id": info.experiment_id, "files": files}
-    if files is not None and read_json(folder / "mlflow.json") == memory:
+    if files is not None and read_json(folder / MLFLOW_RUN) == memory:
         return _left_out(cell)
     for name in {*RESULT_FILES} - {*(files or ())}:  # of an attempt before
         (folder / name).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def _fetch_cell(client: Any, uri: str, cell: _CellRun, experiment: Path) -> list
             problems.append(f"{cell.folder}: {name} does not arrive as it was sent; `vqbench sync` sends it again")
             break
     else:
-        write_json(folder / "mlflow.json", memory)
+        write_json(folder / MLFLOW_RUN, memory)
     return problems + _left_out(cell)
 
 

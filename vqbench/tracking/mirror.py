@@ -18,7 +18,18 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import asked_metrics
 from vqbench.registry import file_digest
-from vqbench.results.files import ARTIFACTS, CODES, DONE, FAILURE, FAILURE_FILES, RESULT, SPEC, TRACKING, is_whole
+from vqbench.results.files import (
+    ARTIFACTS,
+    CODES,
+    DONE,
+    FAILURE,
+    FAILURE_FILES,
+    MLFLOW_RUN,
+    RESULT,
+    SPEC,
+    TRACKING,
+    is_whole,
+)
 from vqbench.results.folder import CellFolder
 from vqbench.tracking.pages import (
     NOTE,
@@ -218,7 +229,7 @@ class Mirror:
 
         Raises VQBenchError where its spec or its result is damaged.
         """
-        path = folder.path / "mlflow.json"
+        path = folder.path / MLFLOW_RUN
         known = read_json(path) or {}
         record = _tracked(folder, known)
         if "command" not in record:

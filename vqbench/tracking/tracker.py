@@ -18,7 +18,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.streams import say
-from vqbench.results.files import GRID
+from vqbench.results.files import GRID, MLFLOW_RUN, TRACKING
 from vqbench.results.folder import CellFolder, cell_folders, results_of_nothing
 from vqbench.tracking.mirror import Mirror, is_record
 from vqbench.tracking.pages import shortened
@@ -167,7 +167,7 @@ class Tracker:
     def start_cell(self, cell: Cell, anew: bool) -> None:
         """Note which command this cell belongs to, and announce it; trained `anew`, it gets a run of its own."""
         assert self._record is not None
-        path = cell.folder.path / "tracking.json"
+        path = cell.folder.path / TRACKING
         known = read_json(path) or {}
         if anew or "attempt" not in known:
             known = {"attempt": uuid.uuid4().hex[:8], "started": round(time.time(), 3)}
@@ -186,7 +186,7 @@ class Tracker:
             except VQBenchError as error:  # asking again would not help
                 answer.put(error)
                 return
-            answer.put((read_json(cell.folder.path / "mlflow.json") or {})["run_id"])
+            answer.put((read_json(cell.folder.path / MLFLOW_RUN) or {})["run_id"])
 
         self._patience[ask] = time.monotonic() + STORE_SECONDS
         self._jobs.put(ask)
@@ -217,8 +217,8 @@ class Tracker:
     def end_cells(self, folders: Iterable[CellFolder]) -> None:
         """Have the runs of cells that were given up closed; a command that goes on with one opens it again."""
         for folder in folders:
-            if (record := read_json(folder.path / "tracking.json")) is not None:
-                write_json(folder.path / "tracking.json", {**record, "given_up": True})
+            if (record := read_json(folder.path / TRACKING)) is not None:
+                write_json(folder.path / TRACKING, {**record, "given_up": True})
                 self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
 
     def finish_command(

@@ -34,7 +34,7 @@ from vqbench.training.steps import (
     watch_errors,
 )
 
-Report = Callable[[int, int, float], None]
+OnPoint = Callable[[int, int, float], None]
 """Called with (images done, images in all, images per second)."""
 
 
@@ -141,7 +141,7 @@ def fit(
     seed: int,
     data_seed: int,
     curves: Path,
-    report: Report,
+    report: OnPoint,
     stop_on_collapse: bool = False,
 ) -> tuple[float, Collapse | None]:
     """Train `coder` for the recipe's budget and write its curves; the seconds it took, the collapse it ended in.

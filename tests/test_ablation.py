@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from conftest import Command, settings, write_images
-from test_training import fit, recipe, same
+from helpers.commands import Command, settings
+from helpers.images import write_images
+from helpers.training import fit, recipe, same
 
 from vqbench.errors import UsageError
 from vqbench.planning.ablation_rows import PlannedRow, as_run, make_rows

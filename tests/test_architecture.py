@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers.commands import REPOSITORY
 
 ROOMS = ("vqbench", "methods", "sweeps", "reports")
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
+from helpers.commands import Command
+from helpers.stored import Made, make_runs, write_cell
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_runs import Made, make_runs
 from markdown_it import MarkdownIt
 from scipy import stats
-from stored import write_cell
 
 import vqbench
 from vqbench.cli.terminal import TerminalView

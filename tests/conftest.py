@@ -18,7 +18,7 @@ from helpers.plugins import own_plugins
 
 from vqbench.tracking.server import past_proxies
 
-_LONG = ("test_docs", "test_run", "test_cluster", "test_mlflow", "test_faults", "test_sweep", "test_tracking")
+_LONG = ("test_docs", "test_run", "test_drivers", "test_mlflow", "test_faults", "test_sweep", "test_tracking")
 """Files that take a minute or more, in the order in which they begin: whoever runs last should have a short one."""
 
 

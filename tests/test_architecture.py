@@ -63,3 +63,13 @@ def test_each_room_says_what_lives_in_it() -> None:
     assert len(folders) > 15
     for path in folders:
         assert re.match(r'"""\w[^"]{20,}\.', path.read_text(encoding="utf-8")), f"{path} says nothing"
+
+
+def test_no_test_file_imports_another() -> None:
+    """What two of them need is in `tests/helpers`; a file that somebody may split or rename is no library."""
+    files = [*(REPOSITORY / "tests").rglob("*.py")]
+    assert len(files) > 60
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^\s*(?:from|import) ((?:test_|conftest)\w*)", text, re.MULTILINE)
+        assert not found, f"{path} imports {found}"

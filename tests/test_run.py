@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import Answer, Command, settings, typed
+from helpers.shared import SQUEEZE, needs_squeeze
 from helpers.signs import PLUGIN
 from PIL import Image
 from safetensors import safe_open
@@ -161,19 +162,16 @@ def test_a_dry_run_says_what_is_cached(comparison: Comparison) -> None:
     assert "9 cells: 6 cached, 3 missing" in plan.out
 
 
+@needs_squeeze
 def test_another_metric_is_evaluated_without_training_again(comparison: Comparison) -> None:
     rows = comparison.first.objects
     cell = next(Path(row["path"]) for row in rows if row["method"] == "fsq" and row["seed"] == 0)
     before = (cell / "checkpoints" / "tokenizer.safetensors").read_bytes()
     arguments = [a if a != METRICS else "psnr,lpips_squeeze" for a in comparison.arguments]
     arguments[2] = "fsq"
-    shared = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    weights = shared / "weights" / "squeezenet1_1_features.pth"
-    if not weights.is_file():
-        pytest.skip(f"no LPIPS weights at {weights}")
-    plan = typed(*arguments, "--lpips-weights", weights, "--dry-run", "--json")
+    plan = typed(*arguments, "--lpips-weights", SQUEEZE, "--dry-run", "--json")
     assert [row["state"] for row in plan.objects] == ["partial", "partial"]
-    answer = typed(*arguments, "--lpips-weights", weights, "--json")
+    answer = typed(*arguments, "--lpips-weights", SQUEEZE, "--json")
     assert answer.code == 0, answer.err
     assert all(row["scores"]["lpips_squeeze"] > 0 for row in answer.objects)
     assert answer.objects[0]["protocol"] == rows[0]["protocol"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,12 +81,12 @@ def write_cell(
     folder = _write_spec(experiment, spec)
     if images:
         count = len(next(iter(images.values())))
-        columns = {"id": [f"photo-{i:03d}" for i in range(count)], **images, "codes": np.ones(count, np.int64)}
+        columns = {"id": [f"image {i}" for i in range(count)], **images, "codes": np.ones(count, np.int64)}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / "per_image.parquet")
     for name, content in (arrays or {}).items():
         np.savez_compressed(folder / name, **content)
     whole = {**scores, **{name: float(np.mean(values)) for name, values in images.items()}}
-    write_json(folder / "result.json", {**_result(spec, whole), **(result or {})})
+    (folder / "result.json").write_text(json.dumps({**_result(spec, whole), **(result or {})}))
     return folder
 
 
@@ -94,15 +95,16 @@ def write_failure(experiment: Path, method: str, seed: int, message: str = "out 
     folder = _write_spec(experiment, spec_of(method, seed, **more))
     error = {"type": "RuntimeError", "message": message, "hint": "run it again", "stage": "train"}
     error["log_tail"] = f"step 12\nTraceback (most recent call last)\nRuntimeError: {message}"
-    write_json(folder / "result.json", {"state": "failed", "error": error, "collapse": None, "scores": {}})
+    failed = {"state": "failed", "error": error, "collapse": None, "scores": {}}
+    (folder / "result.json").write_text(json.dumps(failed))
     return folder
 
 
 def _write_spec(experiment: Path, spec: Mapping[str, Any]) -> Path:
-    method = spec["method"][:10].replace("/", "-")
+    method = re.sub(r"[^\w-]", "-", spec["method"][:10])
     folder = experiment / "cells" / f"{method}-{spec['dataset']['slug']}-s{spec['seed']}-{spec['hash'][:8]}"
     folder.mkdir(parents=True)
-    write_json(folder / "spec.json", spec)
+    (folder / "spec.json").write_text(json.dumps(spec))  # in ASCII, as names may be no UTF-8
     return folder
 
 

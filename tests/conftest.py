@@ -1,37 +1,24 @@
-"""What the tests share: a home of their own, small images, and the real command line."""
+"""Fixtures that the tests share: a home of their own, small images, the real command line, servers."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
-import postgres as postgresql
 import pytest
-from PIL import Image
+from helpers import postgres as postgresql
+from helpers.clusters import Cluster
+from helpers.commands import Answer, Command
+from helpers.images import write_images
+from helpers.plugins import own_plugins
 
 from vqbench.tracking.server import past_proxies
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-FAULTY = Path(__file__).with_name("faulty.py")
-DEADLINE = 600.0
-"""Seconds until a condition is given up for; a busy machine needs some of them."""
-SMALL = ("channels=8", "latent_channels=8", "codebook_size=32", "codebook_dim=8", "batch_size=8", "warmup_images=0")
-"""Recipe settings under which a cell trains in a second or two."""
-
-
-_LONG = ("test_docs", "test_run", "test_cluster", "test_mlflow", "test_faults", "test_sweep", "test_tracking")
+_LONG = ("test_docs", "test_run", "test_drivers", "test_mlflow", "test_faults", "test_sweep", "test_tracking")
 """Files that take a minute or more, in the order in which they begin: whoever runs last should have a short one."""
 
 
@@ -54,21 +41,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         sys.modules["torch"].set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's back, whose commands would not hear it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextlib.contextmanager
-def own_plugins() -> Iterator[None]:
-    """What is registered within is gone after it."""
-    from vqbench.metrics.definitions import DEFINITIONS
-    from vqbench.registry import REGISTRIES
-
-    for registry in REGISTRIES:
-        registry.names()  # vqbench's own metrics are registered once in a process
-    places = (*REGISTRIES, DEFINITIONS)
-    before = [{name: copy.copy(value) for name, value in vars(place).items()} for place in places]
-    yield
-    for place, state in zip(places, before, strict=True):
-        vars(place).update(state)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,23 +66,6 @@ def _signals_of_a_test() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the command line answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        """The JSON objects on stdout, one per line."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture(scope="session")
 def vqbench() -> Command:
     """The installed command, in a process of its own."""
@@ -123,60 +78,6 @@ def vqbench() -> Command:
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return call
-
-
-def start(arguments: Iterable[object], stderr: IO[str] | int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
-    """The command line in a process that goes on while the test does."""
-    command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **env})
-
-
-def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `condition` returns as soon as that is true; fails when it never is, or when `process` has ended before."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process is None or process.poll() is None, f"the process ended before {what}"
-        time.sleep(0.02)
-    raise AssertionError(f"waited {DEADLINE:.0f} s in vain for {what}")
-
-
-def typed(*words: object) -> Answer:
-    """The command line in this process, which has imported what it needs; it fails after `DEADLINE`."""
-    from vqbench.cli.app import _exit_code, app
-
-    def late(*_: object) -> None:
-        raise TimeoutError(f"{arguments} took longer than {DEADLINE:.0f} s")
-
-    out, err = io.StringIO(), io.StringIO()
-    arguments = [str(word) for word in words]
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(int(DEADLINE))
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    if code == 130:  # who runs the tests has interrupted them
-        raise KeyboardInterrupt
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
-def settings(*more: str) -> list[str]:
-    """`--set` for a small recipe, and `more`."""
-    return [part for text in (*SMALL, *more) for part in ("--set", text)]
-
-
-def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Path:
-    """Smooth random photographs: noise at a quarter of the size, enlarged."""
-    draw = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        noise = Image.fromarray(draw.integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8))
-        noise.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:04d}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -193,3 +94,10 @@ def postgres() -> Iterator[Callable[[], str]]:
     """Makes a new database on a PostgreSQL server of our own and returns its URL; skipped where there is none."""
     with postgresql.serving() as database:
         yield database
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    found = Cluster(tmp_path)
+    yield found
+    found.close()

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
-from conftest import Command, settings, write_images
-from test_training import fit, recipe, same
+from helpers.commands import Command, settings
+from helpers.images import write_images
+from helpers.stored import write_cell
+from helpers.training import fit, recipe, same
 
 from vqbench.errors import UsageError
 from vqbench.planning.ablation_rows import PlannedRow, as_run, make_rows
@@ -259,20 +260,16 @@ SEEDS, IMAGES = (0, 1, 2), 30
 
 def stored(root: Path, label: str, seed: int, shift: float, images: int = IMAGES) -> dict[str, Any]:
     """A finished cell on disk with the scores that a row of `run --json` has."""
-    folder = root / "x" / "cells" / f"{label}-s{seed}".replace(" ", "_")
-    folder.mkdir(parents=True)
     draw = np.random.default_rng(seed)
     image, noise = draw.normal(20, 3, images), np.random.default_rng(zlib.crc32(f"{label} {seed}".encode()))
     psnr = image + shift + noise.normal(0, 0.1, images)
-    pd.DataFrame({"id": range(images), "psnr": psnr}).to_parquet(folder / "per_image.parquet")
     last = 5 if shift else 7
     indices = noise.integers(0, last, (images, 4, 1)).astype(np.uint8)
     indices[1 if shift else 0, 0, 0] = last  # a code that one image alone has
     histogram = np.bincount(indices.ravel(), minlength=8)[None]
-    np.savez(folder / "codes.npz", histogram=histogram, indices=indices)
     scores = {"psnr": psnr.mean(), "usage": float((histogram > 0).mean()), "rfid": 50 + 10 * shift + noise.normal()}
-    (folder / "spec.json").write_text(json.dumps({"protocol": {"hash": "p"}}))
-    (folder / "result.json").write_text(json.dumps({"state": "done", "scores": scores}))
+    arrays = {"codes.npz": {"histogram": histogram, "indices": indices}}
+    folder = write_cell(root / "x", label, seed, scores, images={"psnr": psnr}, arrays=arrays, protocol="p")
     return {
         "cell": folder.name, "method": label, "seed": seed, "state": "done", "protocol": "p", "scores": scores,
         "params": {"total": 10}, "train_images_per_s": 1.0, "path": str(folder), "error": None, "collapse": None,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers.commands import REPOSITORY
 
 from vqbench.fetch import fetch_experiment
 from vqbench.metrics import weights
@@ -77,3 +77,13 @@ def test_names_of_before_the_rooms_are_the_same_objects() -> None:
     """Stored plugins say them, and so did the documents."""
     assert add_pin is weights.add_pin
     assert fetch_experiment is fetch.fetch_experiment
+
+
+def test_no_test_file_imports_another() -> None:
+    """What two of them need is in `tests/helpers`; a file that somebody may split or rename is no library."""
+    files = [*(REPOSITORY / "tests").rglob("*.py")]
+    assert len(files) > 60
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^\s*(?:from|import) ((?:test_|conftest)\w*)", text, re.MULTILINE)
+        assert not found, f"{path} imports {found}"

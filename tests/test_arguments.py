@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import stored
 import torch
-from conftest import typed
+from helpers import stored
+from helpers.commands import typed
 
 import vqbench
 from vqbench.arguments import options

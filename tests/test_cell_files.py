@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import SMALL, Answer, typed
+from helpers.commands import SMALL, Answer, typed
 
 import vqbench
 from vqbench.cell.__main__ import run_cell

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Answer, Command, settings, typed, write_images
+from helpers.commands import Answer, Command, settings, typed
+from helpers.images import write_images
+from helpers.stored import Made, make_runs
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_runs import Made, make_runs
 from PIL import Image
 from rich.console import Console
 

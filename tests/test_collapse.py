@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, write_images
-from conftest import settings as make_settings
+from helpers.commands import Command
+from helpers.commands import settings as make_settings
+from helpers.images import write_images
+from helpers.training import Noise, fit, fit_until, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_training import Noise, fit, fit_until, recipe
 
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream

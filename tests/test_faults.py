@@ -16,7 +16,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import DEADLINE, FAULTY, Command, settings, start, typed, until
+from helpers.commands import DEADLINE, Command, settings, start, typed, until
+from helpers.plugins import FAULTY
 
 from vqbench.cell.__main__ import run_cell
 from vqbench.cell.process import failure_to_write

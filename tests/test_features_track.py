@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Command
+from helpers.commands import Command
 from numpy.typing import NDArray
 
 import vqbench as package

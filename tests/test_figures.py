@@ -15,7 +15,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Command, settings
+from helpers.commands import Command, settings
+from helpers.stored import write_cell, write_failure
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: Pat
 
 @dataclass
 class Store:
-    """Writes cells in the format of a real one, with contents of our own."""
+    """Writes cells of given scores with the codes, curves and picture of a real one."""
 
     real: Path
     runs: Path
@@ -67,31 +68,24 @@ class Store:
         protocol: str = "p1", failed: bool = False, hours: float = 1.0, pixels: Any = None,
         bare: bool = False,
     ) -> Path:  # fmt: skip
-        number = len(list((self.runs / "x" / "cells").glob("*")))
-        folder = self.runs / "x" / "cells" / f"c{number:04d}"
-        (folder / "checkpoints").mkdir(parents=True)
         spec, result = (json.loads((self.real / name).read_text()) for name in ("spec.json", "result.json"))
-        spec |= {"method": method, "label": method, "seed": seed, "hash": f"{number:064x}"}
-        spec["config"] = {**spec["config"], **(config or {}), **(components or {})}
-        spec["components"] = components or {}
-        spec["recipe"]["images"] = images
-        spec["protocol"] |= {"hash": protocol}
-        values = np.full(N, 20.0) if psnr is None else np.asarray(psnr, float)
-        result["scores"] |= {"psnr": float(values.mean()), **(scores or {})}
-        result |= {"train_seconds": 3600 * hours, "device": "cpu", "device_name": "a CPU", "seed": seed}
+        more: dict[str, Any] = {
+            "label": method, "config": {**spec["config"], **(config or {}), **(components or {})},
+            "components": components or {}, "recipe": {**spec["recipe"], "images": images}, "n_images": N,
+            "protocol": protocol,
+        }  # fmt: skip
         if failed:
-            error = {"type": "X", "message": "it broke", "hint": "", "stage": "train", "log_tail": ""}
-            result = {"state": "failed", "error": error, "scores": {}, "collapse": None, "seconds": 1}
-        (folder / "spec.json").write_text(json.dumps(spec))
-        (folder / "result.json").write_text(json.dumps(result))
-        if not failed and not bare:
-            for name in ("codes.npz", "metrics.jsonl", "recon.png"):
-                shutil.copy(self.real / name, folder / name)
-            pd.DataFrame({"id": [f"image {i}" for i in range(N)], "psnr": values}).to_parquet(
-                folder / "per_image.parquet"
-            )
-        if pixels is not None:
-            np.savez(folder / "reconstructions.npz", positions=np.arange(N), pixels=pixels)
+            return write_failure(self.runs / "x", method, seed, "it broke", **more)
+        values = np.full(N, 20.0) if psnr is None else np.asarray(psnr, float)
+        whole = {**result["scores"], "psnr": float(values.mean()), **(scores or {})}
+        arrays = {} if pixels is None else {"reconstructions.npz": {"positions": np.arange(N), "pixels": pixels}}
+        folder = write_cell(
+            self.runs / "x", method, seed, whole, images={} if bare else {"psnr": values}, arrays=arrays,
+            result={"scores": whole, "train_seconds": 3600 * hours, "device_name": "a CPU"}, **more,
+        )  # fmt: skip
+        (folder / "checkpoints").mkdir()
+        for name in () if bare else ("codes.npz", "metrics.jsonl", "recon.png"):
+            shutil.copy(self.real / name, folder / name)
         return folder
 
     def report(self) -> Report:
@@ -316,7 +310,8 @@ def test_a_collapse_is_drawn_with_its_curves_and_the_moment(store: Store, tmp_pa
             assert line.get_ydata().tolist() == curves["cells"][name][key]
         assert perplexity.lines[0].get_ydata().tolist() == curves["cells"][name]["perplexity"]
         assert list(moment.get_xdata()) == [14_336, 14_336]
-    (shown,) = (figure for figure in draw_figures(store.report(), tmp_path / "f", ("svg",)) if figure.cell == "c0000")
+    cell = folders["vlq_rcs_dcr"].name
+    (shown,) = (figure for figure in draw_figures(store.report(), tmp_path / "f", ("svg",)) if figure.cell == cell)
     assert shown.files[0].stat().st_size < 100_000
 
 

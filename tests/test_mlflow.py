@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAULTY, REPOSITORY, Answer, Command, settings, typed, until
-from made_runs import Made, make_runs
-from test_servers import MLflowServer, Silence
+from helpers.commands import REPOSITORY, Answer, Command, settings, typed, until
+from helpers.plugins import FAULTY
+from helpers.servers import MLflowServer, Silence
+from helpers.stored import Made, make_runs, spec_of
 
 from vqbench.errors import UsageError
 from vqbench.machine.atomic import write_arrays_atomically
@@ -689,17 +690,7 @@ def test_views_show_what_was_asked_for_and_keep_what_somebody_changed() -> None:
 
 
 def test_a_cell_and_a_protocol_carry_the_caution_of_few_images() -> None:
-    from made_runs import _shared
-
-    recipe, dataset, protocol = _shared(48)
-    spec = {
-        "recipe": recipe,
-        "dataset": dataset,
-        "protocol": protocol,
-        "seed": 0,
-        "components": {},
-        "metrics": ["rfid"],
-    }
+    spec = spec_of("vqgan", 0, n_images=48, metrics=["rfid"])
     assert "rFID of 48 images" in cell_tags("vqgan", spec, "abc", "vqgan")["caution"]
     assert "caution" not in cell_tags("vqgan", {**spec, "metrics": ["psnr"]}, "abc", "vqgan")
     few = protocol_for("photos", 32, "0" * 64, 48, "the right-hand quarter")

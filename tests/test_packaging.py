@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers.commands import REPOSITORY
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import base64
 import io
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import Made, make_runs
+from helpers.browser import Browser
+from helpers.stored import Made, make_runs
 from PIL import Image
 
 from vqbench.reports.experiment import load_experiment
@@ -74,71 +74,6 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = folder / "index.html"
     target.write_text(page_html(report, [figure, curves], sheets_of(report)), encoding="utf-8")
     return target
-
-
-FLAGS = (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update", "disable-sync"),
-)
-
-
-class Browser:
-    """Chromium, and what it was heard to do."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        for flag in FLAGS:
-            options.add_argument(f"--{flag}")
-        options.add_argument(f"--user-data-dir={profile}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        self.driver.get("about:blank")  # away from the browser's own first page, which asks for things of its own
-
-    def open(self, page: Path, width: int = 1280) -> None:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.get(page.as_uri())
-        self.until("return document.documentElement.dataset.ready === 'yes'")
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def until(self, script: str, *arguments: Any, seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while not self.run(script, *arguments):
-            assert time.monotonic() < end, script
-            time.sleep(0.02)
-
-    def click(self, selector: str, text: str = "") -> None:
-        """Press the first element that the selector finds, with this text if any."""
-        for node in self.driver.find_elements("css selector", selector):
-            if text in node.text:
-                self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
-                node.click()
-                return
-        raise AssertionError(f"no {selector} with '{text}'")
-
-    def type(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def texts(self, selector: str) -> list[str]:
-        found = self.run("return [...document.querySelectorAll(arguments[0])].map((n) => n.textContent)", selector)
-        return [str(text) for text in found]
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        """Every address that was asked for since the last call."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [str(params["request"]["url"]) for params in sent]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Answer, Command, own_plugins, settings, typed
-from stored import write_cell
+from helpers import evaluation
+from helpers.commands import Answer, Command, settings, typed
+from helpers.plugins import OUTSIDE, own_plugins
+from helpers.stored import write_cell
 
 from vqbench.cell.planned import load_plugins
 from vqbench.cell.process import CellJob, write_job
@@ -41,7 +43,6 @@ from vqbench.reports.verdict import verdict
 from vqbench.results.folder import CellFolder
 from vqbench.tracking.server import all_runs, connect, tracking_uri
 
-OUTSIDE = Path(__file__).with_name("outside.py")
 NAMES = ("worst_pixel", "projected_fd", "top_code", "weights_mb")
 NET = ((np.arange(48 * 8) ** 2 % 101) / 50 - 1).astype("<f4").tobytes()
 
@@ -277,14 +278,12 @@ def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path: Path, old:
     ],
 )
 def test_a_score_that_is_none_names_the_metric(tmp_path: Path, score: str, said: str) -> None:
-    from test_evaluation import Posterize, photographs, run
-
     text = MINE.replace("reconstructions.double().mean(dim=(1, 2, 3)) * FACTOR", score)
     (tmp_path / "mine.py").write_text(text)
     add_plugin(tmp_path / "mine.py")
     assert metric("mine").digest
     with pytest.raises(VQBenchError, match=f"metric 'mine' {said}"):
-        run(Posterize(), photographs(), ("psnr", "mine"))
+        evaluation.run(evaluation.Posterize(), evaluation.photographs(), ("psnr", "mine"))
 
 
 def test_weights_are_refused_that_are_not_pinned(tmp_path: Path, weights: Path) -> None:
@@ -318,7 +317,8 @@ def test_stored_cells_tell_what_their_metrics_are(tmp_path: Path) -> None:
     for method, level in (("vqgan", 5.0), ("fsq", 3.0)):
         for seed in (0, 1):
             images = {"mine": draw.normal(level, 0.1, 30), "psnr": draw.normal(20, 1, 30)}
-            write_cell(tmp_path / "made", method, seed, {}, images=images, result={"metrics": told("lower", "a" * 12)})
+            said = {"metrics": told("lower", "a" * 12), "train_images_per_s": None}
+            write_cell(tmp_path / "made", method, seed, {}, images=images, result=said)
     experiment = load_experiment(tmp_path, "made")
     report = build_report(experiment)
     assert [column.title for column in report.sections[0].columns] == ["PSNR ↑", "Mine ↓", "params M"]

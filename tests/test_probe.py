@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, Answer, Command, settings
-from test_run import PLUGIN
+from helpers.commands import SMALL, Answer, Command, settings
+from helpers.signs import PLUGIN
 
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.cell.stopwatch import STRETCH_STEPS, Moment, evaluation_times, shortened, training_times

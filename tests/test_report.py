@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
+from helpers.commands import Command
+from helpers.stored import Made, make_runs, write_cell
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_runs import Made, make_runs
 from markdown_it import MarkdownIt
 from scipy import stats
-from stored import write_cell
 
 import vqbench
 from vqbench.cli.terminal import TerminalView
@@ -749,7 +748,8 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
 
 def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:
     experiment = load_experiment(scored(tmp_path, n_images=2048), "made")
-    assert "biased" not in page_html(build_report(experiment), [], {})
+    page = page_html(build_report(experiment), [], {})
+    assert "biased" not in page.lower().replace("unbiased", "")  # as their definitions say of estimators
     assert all("cautions" not in row for group in experiment.groups for row in group.rows)
     assert cautions(IN_PROTOCOL, 2047).keys() == {"rfid"}
     assert cautions(IN_PROTOCOL, 2048) == {}

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import until
+from helpers.commands import until
 from numpy.typing import NDArray
 
 from vqbench.cell.process import end

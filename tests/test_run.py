@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Answer, Command, settings, typed
+from helpers.commands import Answer, Command, settings, typed
+from helpers.shared import SQUEEZE, needs_squeeze
+from helpers.signs import PLUGIN
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -28,55 +30,6 @@ from vqbench.registry import METHODS
 from vqbench.results.folder import CellFolder
 
 METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
-PLUGIN = '''
-"""A quantizer of one's own: signs."""
-from dataclasses import dataclass
-
-import torch
-
-from vqbench.quantizer import Quantized, Quantizer, full_precision
-from vqbench.registry import METHODS
-
-
-@METHODS.register("signs")
-class Signs(Quantizer):
-    """Signs of each channel (Doe, 2026)."""
-
-    @dataclass(frozen=True)
-    class Config:
-        bits: int = 6
-        """Channels, one bit each."""
-        explode_at: int = -1
-        """Raise or emit NaN after this many images; below zero, never."""
-        how: str = "raise"
-        """raise or nan."""
-
-    presets = {kind: {"how": kind, "explode_at": 16} for kind in ("raise", "nan")}
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.in_channels = self.out_channels = config.bits
-        self.codebook_size = 2**config.bits
-        self.register_buffer("powers", 2 ** torch.arange(config.bits))
-
-    def advance(self, state):
-        self.nan = False
-        if 0 <= self.config.explode_at <= state.images_seen:
-            if self.config.how == "raise":
-                raise RuntimeError("as the config asked")
-            self.nan = True
-
-    @full_precision
-    def forward(self, z):
-        q = torch.where(z > 0, 1.0, -1.0)
-        indices = ((z > 0).long() * self.powers.view(1, -1, 1, 1)).sum(1)
-        factor = float("nan") if getattr(self, "nan", False) else 0.25
-        losses = {"commitment": factor * (z - q.detach()).pow(2).mean()}
-        return Quantized(z + (q - z).detach(), indices, losses)
-
-    def decode_indices(self, indices):
-        return ((indices.unsqueeze(1) & self.powers.view(1, -1, 1, 1)) > 0).float() * 2 - 1
-'''
 
 
 @pytest.fixture(scope="session")
@@ -209,19 +162,16 @@ def test_a_dry_run_says_what_is_cached(comparison: Comparison) -> None:
     assert "9 cells: 6 cached, 3 missing" in plan.out
 
 
+@needs_squeeze
 def test_another_metric_is_evaluated_without_training_again(comparison: Comparison) -> None:
     rows = comparison.first.objects
     cell = next(Path(row["path"]) for row in rows if row["method"] == "fsq" and row["seed"] == 0)
     before = (cell / "checkpoints" / "tokenizer.safetensors").read_bytes()
     arguments = [a if a != METRICS else "psnr,lpips_squeeze" for a in comparison.arguments]
     arguments[2] = "fsq"
-    shared = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    weights = shared / "weights" / "squeezenet1_1_features.pth"
-    if not weights.is_file():
-        pytest.skip(f"no LPIPS weights at {weights}")
-    plan = typed(*arguments, "--lpips-weights", weights, "--dry-run", "--json")
+    plan = typed(*arguments, "--lpips-weights", SQUEEZE, "--dry-run", "--json")
     assert [row["state"] for row in plan.objects] == ["partial", "partial"]
-    answer = typed(*arguments, "--lpips-weights", weights, "--json")
+    answer = typed(*arguments, "--lpips-weights", SQUEEZE, "--json")
     assert answer.code == 0, answer.err
     assert all(row["scores"]["lpips_squeeze"] > 0 for row in answer.objects)
     assert answer.objects[0]["protocol"] == rows[0]["protocol"]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import typed
-from test_sweep import Place
+from helpers.commands import typed
+from helpers.sweeps import Place
 
 from vqbench.cell.process import CellJob, Store
 from vqbench.errors import UsageError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import typed
+from helpers.commands import typed
 
 CELLS = Path(__file__).parent / "golden" / "stored_cells.tar.xz"
 """Cells of vqbench 0.1.0 at 392fe09: `run` and `ablate` on photos, 64 images, 8 of validation, seeds 0 and 1; `run` of

@@ -12,10 +12,10 @@ import optuna
 import pytest
 import torch
 import yaml
-from conftest import SMALL, typed
+from helpers.commands import SMALL, typed
+from helpers.sweeps import Place, Pretence, pretended, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sweep import Place, Pretence, pretended, request
 
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.cli.terminal_plans import print_sweep_costs

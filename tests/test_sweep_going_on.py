@@ -11,8 +11,8 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from conftest import typed
-from test_sweep import Place, Pretence, opened, pretended, request
+from helpers.commands import typed
+from helpers.sweeps import Place, Pretence, opened, pretended, request
 
 from vqbench import recipe as recipes
 from vqbench.errors import UsageError, VQBenchError

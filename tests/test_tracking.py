@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command, settings, typed, until
-from test_servers import MLflowServer
+from helpers.commands import Command, settings, typed, until
+from helpers.servers import MLflowServer
 
 from vqbench.machine.json_files import write_json
 from vqbench.planning.request import make_request

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.stored import Made, make_runs
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import Made, make_runs
 
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import ReportSection, build_report

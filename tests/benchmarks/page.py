@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from made_runs import Made, make_runs
+from helpers.browser import Browser
+from helpers.stored import Made, make_runs
 
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.page import write_page
@@ -56,8 +57,6 @@ def in_browser(page: Path, profile: Path) -> tuple[float, float] | None:
     """Seconds of the slowest sorting, and from having the file to seeing something; None without Chromium."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         return None
-    from test_page import Browser
-
     browser = Browser(profile)
     try:
         browser.open(page)

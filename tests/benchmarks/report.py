@@ -7,7 +7,6 @@ for the tables the aim is 4 s, so that the rest fits.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import subprocess
@@ -15,14 +14,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
+import pandas as pd
+from numpy.typing import NDArray
 
-from vqbench.machine.atomic import write_arrays_atomically
-from vqbench.machine.json_files import write_json
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.stored import write_cell
 
 GROUPS, SEEDS = 100, 10
 LIMITS = {"md,csv,tex,json": (4.0, 1.0), "md,csv,tex,json,html": (10.0, 1.0)}  # seconds, GB
@@ -41,39 +39,31 @@ def train_one(runs: Path) -> Path:
 def make_cells(real: Path, experiment: Path) -> None:
     """GROUPS × SEEDS cells below `experiment`, each the real one with noise of its group, its seed and its images."""
     spec, result = (json.loads((real / name).read_text()) for name in ("spec.json", "result.json"))
-    table = pyarrow.parquet.read_table(real / "per_image.parquet")
+    table = pd.read_parquet(real / "per_image.parquet")
+    of_images = {name: table[name].to_numpy() for name in table.select_dtypes("floating")}
+    same = {key: spec[key] for key in ("recipe", "dataset", "metrics")}
     with np.load(real / "codes.npz") as codes:
         indices, size = codes["indices"], codes["histogram"].shape[1]
     for group in range(GROUPS):
         for seed in range(SEEDS):
             draw = np.random.default_rng([group, seed])
-            own = {"seed": seed, "config": {**spec["config"], "beta": 0.25 + group / 100}}
-            own["hash"] = hashlib.sha256(f"{group} {seed}".encode()).hexdigest()
-            folder = experiment / "cells" / f"vqgan-photos-s{seed}-{own['hash'][:8]}"
-            folder.mkdir(parents=True)
-            write_json(folder / "spec.json", {**spec, **own})
-            noisy = noise(table, group, draw)
-            pyarrow.parquet.write_table(noisy, folder / "per_image.parquet")
+            noisy = {name: noise(values, group, draw) for name, values in of_images.items()}
             scores = {name: value * draw.normal(1, 0.01) for name, value in result["scores"].items()}
-            for name in scores.keys() & set(noisy.column_names):
-                scores[name] = float(np.mean(noisy.column(name).to_numpy()))
             scores["usage"] = min(scores.get("usage", 1.0), 1.0)
-            write_json(folder / "result.json", {**result, **own, "scores": scores})
             drawn = np.where(draw.random(indices.shape) < 0.1, draw.integers(0, size, indices.shape), indices)
             histogram = np.stack([np.bincount(drawn[..., g].ravel(), minlength=size) for g in range(drawn.shape[-1])])
-            write_arrays_atomically(folder / "codes.npz", histogram=histogram, indices=drawn.astype(indices.dtype))
+            folder = write_cell(
+                experiment, "vqgan", seed, scores, images=noisy, n_images=len(table), **same,
+                arrays={"codes.npz": {"histogram": histogram, "indices": drawn.astype(indices.dtype)}},
+                config={**spec["config"], "beta": 0.25 + group / 100},
+            )  # fmt: skip
             (folder / "metrics.jsonl").write_bytes((real / "metrics.jsonl").read_bytes())
 
 
-def noise(table: Any, group: int, draw: np.random.Generator) -> Any:
+def noise(values: NDArray[np.float64], group: int, draw: np.random.Generator) -> NDArray[np.float64]:
     """The values of the images, shifted by the group and disturbed."""
-    for i, name in enumerate(table.column_names):
-        if pyarrow.types.is_floating(table.schema.field(name).type):
-            values = table.column(name).to_numpy()
-            spread = float(values.std()) + 1e-9
-            moved = values + spread * (0.02 * (group % 20) + 0.1 * draw.normal() + 0.3 * draw.normal(size=len(values)))
-            table = table.set_column(i, name, pyarrow.array(moved))
-    return table
+    spread = float(values.std()) + 1e-9
+    return values + spread * (0.02 * (group % 20) + 0.1 * draw.normal() + 0.3 * draw.normal(size=len(values)))
 
 
 def measure(experiment: Path, formats: str) -> tuple[float, float]:

@@ -1,0 +1,204 @@
+"""What cells of one machine share: folders, GPUs, cores and what workers offer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers.commands import DEADLINE
+
+from vqbench.errors import UsageError
+from vqbench.machine.gpus import claim_gpus, visible_gpus
+from vqbench.machine.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
+from vqbench.planning.request import parse_resources
+from vqbench.running.worker import Need, _threads
+
+
+def _leave_lease(folder: Path, machine: str, age: float) -> None:
+    folder.mkdir(exist_ok=True)
+    lease = folder / "lease.json"
+    lease.write_text(json.dumps({"token": "another", "machine": machine, "pid": 1}))
+    os.utime(lease, (time.time() - age, time.time() - age))
+
+
+def test_a_folder_has_one_holder_even_where_locks_do_not_reach(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    with exclusive(folder):
+        assert json.loads((folder / "lease.json").read_text())["machine"] == this_machine()
+        with pytest.raises(CellBusyError, match="process"), exclusive(folder):
+            pass
+    assert not (folder / "lease.json").exists()
+    _leave_lease(folder, "elsewhere boot", age=0)
+    with pytest.raises(CellBusyError, match="on elsewhere, process 1"), exclusive(folder):
+        pass
+    _leave_lease(folder, "elsewhere boot", age=2 * STALE_SECONDS)
+    with exclusive(folder):
+        pass
+    _leave_lease(folder, this_machine(), age=0)  # its process is gone, or we would not have got the lock
+    with exclusive(folder):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["lock"]
+
+
+def test_who_has_lost_a_folder_stops(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib, vqbench.machine.lease as lease\n"
+        "lease.BEAT_SECONDS = 0.05\n"
+        "with lease.exclusive(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cell")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    _leave_lease(tmp_path / "cell", "elsewhere boot", age=0)
+    assert process.wait(timeout=DEADLINE) == 75
+    assert json.loads((tmp_path / "cell" / "lease.json").read_text())["token"] == "another"
+
+
+def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vqbench.machine.gpus.POLL_SECONDS", 0.01)
+    held: list[str] = []
+    most = []
+
+    def cell(count: int) -> None:
+        for _ in range(20):
+            with claim_gpus(count, ["0", "1", "GPU-abc"]) as gpus:
+                assert len(set(gpus)) == count
+                assert not set(gpus) & set(held)
+                held.extend(gpus)
+                most.append(len(held))
+                time.sleep(0.001)
+                for gpu in gpus:
+                    held.remove(gpu)
+
+    errors: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    threads = [threading.Thread(target=cell, args=(count,)) for count in (1, 1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=DEADLINE)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+    assert max(most) <= 3
+    with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
+        assert gpus == []
+
+
+@pytest.mark.parametrize(("cells", "count", "cards"), [(2, 1, 2), (8, 1, 8), (4, 2, 8)])
+def test_cells_hold_as_many_gpus_as_they_asked_for_at_a_time(
+    cells: int, count: int, cards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    held: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for cell in range(cells):
+            asked = iter((True, True))  # twice in vain, and it is given up
+            claim = claim_gpus(count, list(map(str, range(cards))), wanted=lambda asked=asked: next(asked, False))
+            held += stack.enter_context(claim)
+            assert len(held) == len(set(held)) == count * (cell + 1)
+        with claim_gpus(1, list(map(str, range(cards))), wanted=lambda: False) as gpus:
+            assert gpus == []
+    with claim_gpus(cards, list(map(str, range(cards)))) as gpus:
+        assert len(gpus) == cards
+
+
+def test_what_does_not_suffice_is_let_go_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vqbench.machine.gpus.POLL_SECONDS", 0.01)
+    asked = threading.Event()
+
+    def wanted() -> bool:
+        asked.set()
+        return True
+
+    got: list[str] = []
+
+    def both() -> None:
+        with claim_gpus(2, ["0", "1"], wanted) as gpus:
+            got.extend(gpus)
+
+    with claim_gpus(1, ["0"]):
+        thread = threading.Thread(target=both)
+        thread.start()
+        assert asked.wait(DEADLINE)
+        with claim_gpus(1, ["1"]) as gpus:  # while the other waits for both
+            assert gpus == ["1"]
+        assert not got
+    thread.join(DEADLINE)
+    assert got == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "seen"),
+    [
+        ("0,1", ["0", "1"]),
+        (" 1, 0 ", ["1", "0"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("0,,1", ["0"]),
+        ("0,none,1", ["0"]),
+        ("0,1,0", []),
+        ("00,0", []),
+        ("NoDevFiles", []),
+        ("GPU-8932f937-d72c,GPU-02", ["GPU-8932f937-d72c", "GPU-02"]),
+        ("MIG-a/1/0,MIG-a/2/0", ["MIG-a/1/0", "MIG-a/2/0"]),
+        ("GPU-a,0", ["GPU-a"]),
+        ("GPU-a,GPU-a", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_show(variable: str, seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_gpus() == seen
+
+
+GPUS_SEEN = """
+import os, pathlib, sys
+from vqbench.machine import gpus
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+gpus.DEVICES = pathlib.Path(sys.argv[1])
+gpus.visible_gpus()
+print("torch" in sys.modules)
+"""
+
+
+def test_torch_is_asked_for_gpus_only_where_there_may_be_some(tmp_path: Path) -> None:
+    def asks_torch() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", GPUS_SEEN, tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert asks_torch() == "False\n"
+    (tmp_path / "nvidia0").touch()
+    assert asks_torch() == "True\n"
+
+
+@pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=none", "GPU=0", "GPU=-1", "GPU=1,,", "GPU=inf", "GPU=nan"])
+def test_resources_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="NAME=AMOUNT"):
+        parse_resources(text)
+
+
+def test_resources_are_amounts_by_name() -> None:
+    assert parse_resources("GPU=1, MEM=2.5") == {"GPU": 1.0, "MEM": 2.5}
+
+
+def test_cells_of_one_machine_divide_the_cores_that_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))  # of a job of Slurm, on a machine of 64
+    worker = SimpleNamespace(address="tcp://10.0.0.7:4000", state=SimpleNamespace(nthreads=2))
+    threads = {
+        slots: _threads(worker, Need({}, 0, {"10.0.0.7": slots, "10.0.0.8": 9} if slots else {}, ""))
+        for slots in (0, 1, 3, 99)
+    }
+    assert threads == {0: 4, 1: 8, 3: 2, 99: 1}

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.commands import REPOSITORY
 
+from vqbench import __version__
+from vqbench.machine.provenance import versions
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,6 +44,11 @@ def test_the_wheel_holds_the_rooms_and_no_tests(wheel: Path) -> None:
     assert {f"vqbench/reports/page/{name}" for name in ("template.html", "page.css", "page.js")} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vqbench"}
     assert not [name for name in names if "test" in name]
+
+
+def test_the_version_is_said_once(wheel: Path) -> None:
+    assert (wheel / f"vqbench-{__version__}.dist-info" / "METADATA").is_file()
+    assert versions()["vqbench"] == __version__
 
 
 def test_it_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from vqbench import __version__
+
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("vqbench", "torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
+    ours = {"python": platform.python_version(), "vqbench": __version__}
+    return {**ours, **{name: metadata.version(name) for name in names}}
 
 
 def git_commit(path: Path) -> str | None:

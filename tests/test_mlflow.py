@@ -476,7 +476,7 @@ def test_an_experiment_that_was_deleted_says_how_it_comes_back(
     tracker = Tracker(sent.folder.parent, said.append)
     tracker._record = sent.folder / "commands" / "0001.json"
     tracker._thread.start()
-    tracker.finish_command(Plan(sent.name, sent.folder, (), None, None), [], dict)  # type: ignore[arg-type]
+    tracker.finish_command(Plan(sent.name, sent.folder, (), None, None, None), [], dict)  # type: ignore[arg-type]
     assert f"the MLflow experiment '{sent.name}' was deleted" in said[0]
     assert way in said[1]
     assert "--name" in said[1]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from helpers.commands import Command, settings
+from helpers.commands import settings, typed
 from helpers.images import write_images
 from helpers.stored import write_cell
 from helpers.training import fit, recipe, same
@@ -352,13 +352,13 @@ def test_the_tables_say_what_they_must(tmp_path: Path) -> None:
 METRICS = "psnr,ssim,usage,perplexity"
 
 
-def test_the_command_on_a_plugin_with_components_of_its_own(vqbench: Command, tmp_path: Path, plugin: Path) -> None:
+def test_the_command_on_a_plugin_with_components_of_its_own(tmp_path: Path, plugin: Path) -> None:
     images = write_images(tmp_path / "images", 60)
     arguments = [
         "ablate", "two_parts", "--drop", "wide", "--plugin", plugin, "--dataset", f"folder:{images}", "--images", "32",
         "--metrics", METRICS, "--runs", tmp_path / "runs", "--name", "x", *settings(),
     ]  # fmt: skip
-    first = vqbench(*arguments, "--json")
+    first = typed(*arguments, "--json")
     assert first.code == 0, first.err
     full, without = first.objects
     assert (full["row"], without["row"]) == ("full", "without wide")
@@ -368,7 +368,7 @@ def test_the_command_on_a_plugin_with_components_of_its_own(vqbench: Command, tm
         assert without["delta"][metric] == pytest.approx(expected)
         assert without["delta_low"][metric] <= without["delta"][metric] <= without["delta_high"][metric]
         assert 0 <= without["p"][metric] <= 1
-    shown = vqbench(*arguments)
+    shown = typed(*arguments)
     assert max(len(line) for line in shown.out.splitlines() if not line.startswith("results")) <= 100
     assert [line.split()[0] for line in shown.out.splitlines() if "✓" in line] == ["full", "without"]
     assert shown.err.count("starts") == 0

@@ -97,7 +97,8 @@ def test_commands_run(page: str, line: str, workplace: Path, monkeypatch: pytest
 def programs() -> list[object]:
     found = [(page, code) for page in PAGES for language, code in blocks(page) if language == "python"]
     return [
-        pytest.param(page, code, marks=[pytest.mark.slow] if "vqbench.sweep(" in code else [])  # long, as above
+        # long, as above; what README's does, docs/tokens.md does with fewer images
+        pytest.param(page, code, marks=[pytest.mark.slow] if "vqbench.sweep(" in code or page == "README.md" else [])
         for page, code in found
         if not file_of(code)
     ]

@@ -310,6 +310,7 @@ def test_a_killed_command_goes_on_from_its_checkpoint(images: Path, plugin: Path
     assert resumed["scores"] == through["scores"]
 
 
+@pytest.mark.slow  # its parts: test_registry (digests), and the plugin with neighbours below, whose copy loads
 def test_a_changed_plugin_is_another_cell_and_the_copy_still_loads(
     vqbench: Command, images: Path, plugin: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from vqbench.version import __version__
+
 __all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:

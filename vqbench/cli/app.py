@@ -40,7 +40,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from vqbench import __version__
+        from vqbench.version import __version__
 
         print(f"vqbench {__version__}")
         raise typer.Exit

@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from vqbench import __version__
+from vqbench.version import __version__
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.comparison import Verdict, verdict_of
+from vqbench.reports.all_pairs import Verdict, verdict_of
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pair_words import decimals, p_text

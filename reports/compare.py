@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import DEFINITIONS, cautions
-from vqbench.reports.comparison import Verdict, verdict_of
+from vqbench.reports.all_pairs import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
 from vqbench.reports.pairs import difference, paired_rows, paired_scores

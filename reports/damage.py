@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Experiment, StoredCell
-from vqbench.results.files import FILES, LOG, CellFile, is_whole
+from vqbench.results.cell_files import FILES, LOG, CellFile, is_whole
 
 _AGAIN = "its command with --rerun makes it again"
 

@@ -17,8 +17,8 @@ from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.metrics.row import cell_row
 from vqbench.recipe import Recipe
 from vqbench.reports.summary import MethodSummary, summarise
-from vqbench.results.files import DONE, FAILED
-from vqbench.results.folder import FETCHED, CellFolder, cell_folders, results_of_nothing
+from vqbench.results.cell_files import DONE, FAILED
+from vqbench.results.cell_folder import FETCHED, CellFolder, cell_folders, results_of_nothing
 from vqbench.wording import some
 
 _NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}

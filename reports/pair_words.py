@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.comparison import Verdict, why_no_interval
+from vqbench.reports.all_pairs import Verdict, why_no_interval
 from vqbench.reports.power import MOST_SEEDS, images_are_too_few, seeds_needed
 from vqbench.reports.statistics import Difference
 from vqbench.wording import counted

@@ -14,8 +14,8 @@ from vqbench.reports.code_statistics import CODE_SCORES, CodeScore, resample_cod
 from vqbench.reports.feature_statistics import resample_frechet, resample_kernel
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, Resampled, paired_images, paired_resamples, paired_seeds
-from vqbench.results.files import CODES, FEATURES
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import CODES, FEATURES
+from vqbench.results.cell_folder import CellFolder
 
 FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell
 _OF_CODES: dict[str, CodeScore] = {name: name for name in CODE_SCORES}

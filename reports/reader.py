@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.reports.stored import read_array
-from vqbench.results.files import PER_IMAGE
+from vqbench.results.cell_files import PER_IMAGE
 
 Value = TypeVar("Value")
 MOST_BYTES = 1 << 28

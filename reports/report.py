@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.comparison import MetricComparison, compare_section
+from vqbench.reports.all_pairs import MetricComparison, compare_section
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import Experiment, Group, Section
 from vqbench.reports.families import Ablation, ablations

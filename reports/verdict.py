@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
-from vqbench.reports.comparison import Pair
+from vqbench.reports.all_pairs import Pair
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import Column, Estimate
 

@@ -35,7 +35,7 @@ def write_report(report: Report, out: Path, formats: Sequence[str] = FORMATS) ->
 
 def _text(report: Report, name: str) -> str:
     from vqbench.reports.documents import latex_document, markdown_document
-    from vqbench.reports.records import csv_text, json_text
+    from vqbench.reports.exports import csv_text, json_text
 
     return {"md": markdown_document, "csv": csv_text, "tex": latex_document, "json": json_text}[name](report)
 

@@ -11,7 +11,7 @@ from vqbench.arguments import options
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.planning.cost import CellCost, unit_of
 from vqbench.planning.preflight import model_size
-from vqbench.running.probing import Answer, ProbeError, prepare_probes, priced, probe, scoring_seconds
+from vqbench.running.pricing import Answer, ProbeError, prepare_probes, priced, probe, scoring_seconds
 from vqbench.sweeps.request import SweepRequest
 
 if TYPE_CHECKING:

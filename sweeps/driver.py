@@ -11,8 +11,8 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
-from vqbench.results.files import DONE, FAILED
-from vqbench.results.folder import failure
+from vqbench.results.cell_files import DONE, FAILED
+from vqbench.results.cell_folder import failure
 from vqbench.running.execution import Execution, cached_row, row_of
 from vqbench.sweeps.spaces import settings_of
 from vqbench.sweeps.trials import Limits, LiveTrial

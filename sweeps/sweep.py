@@ -110,7 +110,7 @@ def in_storage(plan: SweepPlan, storage: Any) -> list[OpenStudy]:
 
 
 def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None) -> SweepReport:
-    from vqbench.sweeps.record import make_report
+    from vqbench.sweeps.rows import make_report
 
     reason = ""
     if not any(study.remaining > 0 for study in studies):
@@ -144,7 +144,7 @@ def _finish(
     cells: dict[str, Cell],
 ) -> SweepReport:
     """Write the report, and attach it to the command's run."""
-    from vqbench.sweeps.record import make_report
+    from vqbench.sweeps.rows import make_report
 
     report = make_report(plan, studies, reason)
     files = report.write()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 _RISING = {"psnr": True, "usage": True, "perplexity": True}
 """The curves of a training that are those of a score, and whether higher is better."""

@@ -20,7 +20,7 @@ import vqbench
 from vqbench.arguments import options
 from vqbench.errors import UsageError
 from vqbench.planning.request import AblateRequest, RunRequest, make_request
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.running.report import ReportRequest
 from vqbench.sweeps.request import SweepRequest
 

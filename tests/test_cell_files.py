@@ -30,9 +30,9 @@ from vqbench.planning.view import Silent
 from vqbench.recipe import Recipe
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import load_experiment
+from vqbench.results.cell_files import FILES, is_whole, names
+from vqbench.results.cell_folder import CellFolder
 from vqbench.results.curves import read_curves
-from vqbench.results.files import FILES, is_whole, names
-from vqbench.results.folder import CellFolder
 from vqbench.running.execution import cached_row
 from vqbench.running.run import execute, prepare_plan
 from vqbench.tracking.tracker import Tracker

@@ -14,7 +14,7 @@ from scipy import stats
 
 import vqbench as package
 from vqbench.errors import UsageError
-from vqbench.reports.comparison import compare_section
+from vqbench.reports.all_pairs import compare_section
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.feature_statistics import resample_kernel
 from vqbench.reports.pairs import difference

@@ -28,7 +28,7 @@ from vqbench.machine.json_files import write_json
 from vqbench.planning.plan import Cell
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.running.run import prepare_plan
 
 

@@ -36,7 +36,7 @@ from vqbench.reports.figures.style import plain, short_labels
 from vqbench.reports.figures.training import collapses, training_curves
 from vqbench.reports.pairs import difference
 from vqbench.reports.report import Report, ReportSection, build_report
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.results.kept_images import shown_positions
 
 N, SIDE = 12, 32  # the validation images of the real cell

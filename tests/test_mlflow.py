@@ -31,7 +31,7 @@ from vqbench.planning.plan import Plan
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.report import build_report
 from vqbench.reports.write import FORMATS, write_report
-from vqbench.results.folder import cell_folders
+from vqbench.results.cell_folder import cell_folders
 from vqbench.running.report import report
 from vqbench.tracking.fetch import fetch_experiment
 from vqbench.tracking.pages import VIEWS, CommandRun, cell_tags, description, experiment_tags, missing_tags

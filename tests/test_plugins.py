@@ -40,7 +40,7 @@ from vqbench.reports.experiment import load_experiment
 from vqbench.reports.page import page_html
 from vqbench.reports.report import build_report
 from vqbench.reports.verdict import verdict
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.tracking.server import all_runs, connect, tracking_uri
 
 NAMES = ("worst_pixel", "projected_fd", "top_code", "weights_mb")

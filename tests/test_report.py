@@ -49,7 +49,7 @@ from vqbench.reports.report import Report, build_report
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import markdown_table, shown_columns, summarise
 from vqbench.reports.write import write_report
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 HOSTILE = "=<script>alert(1)</script> & 100%_x_ $y$ {z} \\o ~^# é ✓±Δ 界🙂žą |--x `b` *k* [k](u)\t"
 HOSTILE += "w" * (200 - len(HOSTILE))

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 import vqbench as package
 from vqbench.registry import METHODS
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 METRICS = "psnr,ssim,usage,perplexity,dead_codes,bits_per_token,bpp,bpp_entropy,tokens"
 

@@ -19,7 +19,7 @@ from vqbench.machine.json_files import read_json, write_json
 from vqbench.planning.plan import Plan
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.running.run import prepare_plan
 from vqbench.sweeps.backend import open_storage
 from vqbench.sweeps.memory import storage_of

@@ -24,7 +24,7 @@ from vqbench.planning.cost import CellCost, cell_cost
 from vqbench.planning.plan import Cell
 from vqbench.planning.preflight import model_size
 from vqbench.planning.view import Silent
-from vqbench.running.probing import ProbeError
+from vqbench.running.pricing import ProbeError
 from vqbench.sweeps import costs
 from vqbench.sweeps import forecast as forecasts
 from vqbench.sweeps.backend import OpenStudy

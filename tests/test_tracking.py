@@ -17,7 +17,7 @@ from helpers.servers import MLflowServer
 from vqbench.machine.json_files import write_json
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.running.run import prepare_plan
 from vqbench.tracking import tracker as tracking
 from vqbench.tracking.mirror import Mirror

@@ -20,7 +20,7 @@ from vqbench.cell.process import BUSY, CellJob, Ended
 from vqbench.machine.json_files import write_json
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.running import dask_engine
 from vqbench.running.dask_engine import DaskEngine
 from vqbench.running.execution import Execution

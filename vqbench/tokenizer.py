@@ -22,9 +22,9 @@ from vqbench.plugin import find_plugin
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
-from vqbench.results.files import WEIGHTS as WEIGHTS_FILE
-from vqbench.results.files import later_version
-from vqbench.results.folder import as_whole
+from vqbench.results.cell_files import WEIGHTS as WEIGHTS_FILE
+from vqbench.results.cell_files import later_version
+from vqbench.results.cell_folder import as_whole
 from vqbench.seeds import seeded
 
 WEIGHTS = Path(WEIGHTS_FILE).name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import first_of, means
-from vqbench.reports.figures.curves import BUDGET, curves, device_hours, device_names, scored
 from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, scored
 from vqbench.reports.figures.style import (
     MOST,
     Picture,

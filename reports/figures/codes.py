@@ -23,7 +23,7 @@ from vqbench.reports.figures.style import (
 )
 from vqbench.reports.report import ReportSection
 from vqbench.reports.stored import read_array
-from vqbench.results.files import CODES
+from vqbench.results.cell_files import CODES
 
 _MOST_POINTS = 200
 """Of one line, evenly spread over the logarithm of the rank."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import CUT, LEFT_OUT
-from vqbench.reports.figures.curves import Curve, score
+from vqbench.reports.figures.series import Curve, score
 from vqbench.reports.figures.style import Mark, legend_below, legend_handle, metric_label, new_figure
 from vqbench.reports.summary import Estimate
 

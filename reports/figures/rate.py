@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import first_of, means
-from vqbench.reports.figures.curves import Curve, curves, of_rate, score, scored
 from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.series import Curve, curves, of_rate, score, scored
 from vqbench.reports.figures.style import (
     MOST,
     Picture,

@@ -12,7 +12,7 @@ from vqbench.reports.experiment import Group, StoredCell
 from vqbench.reports.figures.style import MOST
 from vqbench.reports.report import ReportSection
 from vqbench.reports.stored import read_array, read_columns
-from vqbench.results.files import GRID, PER_IMAGE, RECONSTRUCTIONS
+from vqbench.results.cell_files import GRID, PER_IMAGE, RECONSTRUCTIONS
 from vqbench.results.kept_images import shown_positions
 
 Pixels = NDArray[np.uint8]

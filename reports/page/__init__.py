@@ -18,7 +18,7 @@ from vqbench.machine.json_files import read_json
 from vqbench.reports.page.content import page_data
 from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
 from vqbench.reports.report import Report, ReportSection
-from vqbench.results.folder import FETCHED
+from vqbench.results.cell_folder import FETCHED
 from vqbench.wording import masked, shell_command
 
 if TYPE_CHECKING:

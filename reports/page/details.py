@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from vqbench.machine.json_files import read_json
 from vqbench.reports.experiment import Group, StoredCell
-from vqbench.results.files import MLFLOW_RUN
+from vqbench.results.cell_files import MLFLOW_RUN
 from vqbench.wording import masked
 
 MOST_LOG = 6000

@@ -54,7 +54,7 @@ def main() -> int:
         make_cells(Path(folder) / "many", GROUPS, FEW_IMAGES)
         code = (
             "import sys; from pathlib import Path; from vqbench.reports.experiment import load_experiment\n"
-            "from vqbench.reports.comparison import compare_section\n"
+            "from vqbench.reports.all_pairs import compare_section\n"
             "compare_section(load_experiment(Path(sys.argv[1]), 'many').sections[0])"
         )
         table = seconds([sys.executable, "-c", code, folder])

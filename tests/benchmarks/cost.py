@@ -22,7 +22,7 @@ from typing import Any
 
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent
-from vqbench.running import probing
+from vqbench.running import pricing
 from vqbench.running.run import execute, make_tracker, prepare_plan
 
 PROCESSOR_CLOCK = """import sys, time
@@ -57,20 +57,20 @@ class Timer(Silent):
 def processor_clock(folder: Path) -> Iterator[None]:
     """Within: probes measure in processor time."""
     (folder / "sitecustomize.py").write_text(PROCESSOR_CLOCK)
-    before, real = os.environ.get("PYTHONPATH"), probing.time
+    before, real = os.environ.get("PYTHONPATH"), pricing.time
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
-    probing.time = types.SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.process_time)  # type: ignore[attr-defined]
+    pricing.time = types.SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.process_time)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        probing.time = real  # type: ignore[attr-defined]
+        pricing.time = real  # type: ignore[attr-defined]
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
-def predicted(request: RunRequest) -> dict[str, tuple[float, probing.CellCost]]:
+def predicted(request: RunRequest) -> dict[str, tuple[float, pricing.CellCost]]:
     """Seconds of each method's one cell, those of the reference features included."""
     plan = prepare_plan(request, Silent())
-    costs = probing.probe_costs(request, plan, Silent())
+    costs = pricing.probe_costs(request, plan, Silent())
     return {cell.label: (cost.seconds, cost) for cell, cost in zip(plan.cells, costs.cells, strict=True)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from helpers.commands import settings, until
 from helpers.plugins import FAULTY
 from vqbench.cell.process import CellJob, Ended
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 
 def is_alive(pid: int) -> bool:

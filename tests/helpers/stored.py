@@ -25,7 +25,7 @@ from vqbench.metrics.protocol import Protocol, protocol_for
 from vqbench.recipe import load_recipe
 from vqbench.reports.experiment import Group, Section, StoredCell
 from vqbench.reports.reader import ImageTable, Reader
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 PROTOCOL = "0123456789ab"
 """The hash of the protocol of a cell that is given its scores."""

@@ -18,8 +18,8 @@ from vqbench.cell.planned import load_plugins
 from vqbench.cell.progress import Progress, die_with_parent, is_secondary
 from vqbench.machine.interrupts import TerminatedError, die_of_sigterm
 from vqbench.machine.lease import EXIT_BUSY, CellBusyError
-from vqbench.results.files import DONE
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import DONE
+from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
     from vqbench.recipe import Recipe

@@ -12,8 +12,8 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
 from vqbench.recipe import Recipe
-from vqbench.results.files import CODES, CURVES, PER_IMAGE
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import CODES, CURVES, PER_IMAGE
+from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
     from vqbench.data.features import FeatureSet

@@ -11,7 +11,7 @@ from vqbench.cell.outcome import write_result
 from vqbench.cell.sizes import sizes
 from vqbench.cell.stopwatch import STRETCH_STEPS, Stopwatch, short_spec, shortened, training_times
 from vqbench.recipe import Recipe
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 _STRETCH_STEPS = 25
 """At most as many in a stretch: they take milliseconds."""

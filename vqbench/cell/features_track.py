@@ -16,7 +16,7 @@ from vqbench.errors import UsageError
 from vqbench.machine.home import home
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.recipe import Recipe
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 
 class FeaturesTrack(Track):

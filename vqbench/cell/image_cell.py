@@ -11,7 +11,7 @@ from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.results.files import (
+from vqbench.results.cell_files import (
     CODES,
     FEATURES,
     GRID,
@@ -22,7 +22,7 @@ from vqbench.results.files import (
     is_whole,
     later_version,
 )
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,8 +26,8 @@ from vqbench.cell.stopwatch import (
 )
 from vqbench.machine.provenance import device_name
 from vqbench.recipe import Recipe
-from vqbench.results.files import RECONSTRUCTIONS, names
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import RECONSTRUCTIONS, names
+from vqbench.results.cell_folder import CellFolder
 from vqbench.results.kept_images import kept_positions
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from vqbench.errors import UsageError
 from vqbench.machine.home import home
 from vqbench.metrics.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 
 class ImagesTrack(Track):

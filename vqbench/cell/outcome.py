@@ -15,8 +15,8 @@ from vqbench.cell.reasons import reason_of
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import write_json
 from vqbench.machine.provenance import device_name, git_commit, versions
-from vqbench.results.files import DONE, RESULT
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import DONE, RESULT
+from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import masked_text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import VQBenchError
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.seeds import derive_seed
 
 

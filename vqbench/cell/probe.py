@@ -20,7 +20,7 @@ from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.tracks import track_of
 from vqbench.machine.json_files import write_json
 from vqbench.recipe import Recipe
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 
 def probe(folder: CellFolder, spawned: float) -> None:

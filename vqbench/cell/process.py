@@ -22,7 +22,7 @@ from vqbench.machine.lease import EXIT_BUSY, CellBusyError
 from vqbench.machine.streams import LOG_ENCODING
 from vqbench.metrics.definitions import asked_metrics, has_scores
 from vqbench.plugin import keep_copies
-from vqbench.results.files import (
+from vqbench.results.cell_files import (
     CHECKPOINT,
     DONE,
     FAILED,
@@ -35,7 +35,7 @@ from vqbench.results.files import (
     is_whole,
     names,
 )
-from vqbench.results.folder import CellFolder, failure
+from vqbench.results.cell_folder import CellFolder, failure
 from vqbench.results.problems import result_problem
 from vqbench.wording import shell_command
 

@@ -9,8 +9,8 @@ import signal
 import time
 
 from vqbench.machine.json_files import write_json
-from vqbench.results.files import STATUS
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import STATUS
+from vqbench.results.cell_folder import CellFolder
 
 PARENT_VARIABLE = "VQBENCH_PARENT"
 """Process id of whoever started a cell's process."""

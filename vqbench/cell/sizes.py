@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vqbench.recipe import Recipe
-from vqbench.results.files import ARTIFACTS, CURVES
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import ARTIFACTS, CURVES
+from vqbench.results.cell_folder import CellFolder
 
 
 def bytes_of(paths: Any) -> int:

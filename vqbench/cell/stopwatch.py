@@ -10,7 +10,7 @@ from typing import Any
 from vqbench.cell.measured import steps_between
 from vqbench.cell.progress import Progress
 from vqbench.recipe import Recipe
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 STRETCHES = 4
 """Pieces of a probe's training, with a checkpoint after each. The first of its kind warms up and is not counted."""

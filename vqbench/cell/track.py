@@ -16,7 +16,7 @@ from vqbench.metrics.protocol import Protocol
 from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe
 from vqbench.registry import DATASETS
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
     from vqbench.cell.measured import Measured

@@ -197,7 +197,7 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
     from vqbench.cli.terminal import TerminalView
     from vqbench.cli.terminal_plans import print_costs, print_plan
     from vqbench.running.execution import row_of
-    from vqbench.running.probing import probe_costs
+    from vqbench.running.pricing import probe_costs
     from vqbench.running.run import prepare_plan
 
     with TerminalView() as view:

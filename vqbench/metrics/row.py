@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqbench.metrics.definitions import cautions, stored_digest
-from vqbench.results.files import FAILED
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import FAILED
+from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import size_text
 
 

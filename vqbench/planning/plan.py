@@ -23,8 +23,8 @@ from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import EXTRACTORS, METRICS
-from vqbench.results.files import SCHEMA
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import SCHEMA
+from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import size_text
 
 if TYPE_CHECKING:

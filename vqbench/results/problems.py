@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vqbench.results.files import DONE, FAILED, RESULT, SPEC, later_version
+from vqbench.results.cell_files import DONE, FAILED, RESULT, SPEC, later_version
 
 _SPEC: tuple[tuple[str, type], ...] = (
     ("method", str),

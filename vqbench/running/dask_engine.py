@@ -23,8 +23,8 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.lease import CellBusyError
-from vqbench.results.files import CURVES, DONE, FAILED, STATUS
-from vqbench.results.folder import CellFolder, failure
+from vqbench.results.cell_files import CURVES, DONE, FAILED, STATUS
+from vqbench.results.cell_folder import CellFolder, failure
 from vqbench.running.worker import THREADS, Need, run_on_worker
 from vqbench.tracking.transfer import AWAY, PATIENCE_SECONDS, RESULT, Courier, patiently
 from vqbench.wording import counted, masked, reason_of_library

@@ -9,7 +9,7 @@ from typing import Protocol
 from vqbench.cell.process import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, failure_to_write
 from vqbench.planning.request import RunRequest, refuse_odd_engine
 from vqbench.planning.view import View
-from vqbench.results.files import FAILED
+from vqbench.results.cell_files import FAILED
 
 
 class Engine(Protocol):

@@ -17,8 +17,8 @@ from vqbench.metrics.row import cell_row
 from vqbench.planning.plan import Cell
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
-from vqbench.results.files import DONE, FAILED
-from vqbench.results.folder import failure
+from vqbench.results.cell_files import DONE, FAILED
+from vqbench.results.cell_folder import failure
 from vqbench.results.problems import spec_problem
 from vqbench.running.engine import Engine, open_engine
 from vqbench.tracking.transfer import AWAY

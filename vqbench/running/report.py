@@ -77,8 +77,8 @@ def execute_report(request: ReportRequest) -> WrittenReport:
 def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
     """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
     from vqbench.machine.json_files import read_json
-    from vqbench.results.files import RESULT, SPEC
-    from vqbench.results.folder import FETCHED
+    from vqbench.results.cell_files import RESULT, SPEC
+    from vqbench.results.cell_folder import FETCHED
 
     missing = (read_json(fetched / FETCHED) or {}).get("missing")
     if any(fetched.glob(f"cells/*/{RESULT}")) or (not missing and any(fetched.glob(f"cells/*/{SPEC}"))):

@@ -20,7 +20,7 @@ from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest, make_request, refuse_odd_engine
 from vqbench.planning.view import Silent, View
 from vqbench.registry import add_plugin
-from vqbench.results.files import FAILED, SPEC
+from vqbench.results.cell_files import FAILED, SPEC
 from vqbench.running.engine import open_engine
 from vqbench.running.execution import Execution, cached_row
 

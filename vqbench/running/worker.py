@@ -22,8 +22,8 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.gpus import claim_gpus, visible_gpus
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.streams import say
-from vqbench.results.files import CURVES, DONE
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import CURVES, DONE
+from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import reason_of_library
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.registry import file_digest
-from vqbench.results.files import MLFLOW_RUN, RESULT, RESULT_FILES, SPEC
-from vqbench.results.folder import FETCHED
+from vqbench.results.cell_files import MLFLOW_RUN, RESULT, RESULT_FILES, SPEC
+from vqbench.results.cell_folder import FETCHED
 from vqbench.tracking.mirror import FILES_TAG, LEFT_OUT_TAG, SHARED_FOLDER, SHARED_TAG
 from vqbench.tracking.server import all_runs, artifacts_of, connect, database_file, how_to_restore, is_remote
 from vqbench.wording import masked, reason_of_library

@@ -18,7 +18,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.definitions import asked_metrics
 from vqbench.registry import file_digest
-from vqbench.results.files import (
+from vqbench.results.cell_files import (
     ARTIFACTS,
     CODES,
     DONE,
@@ -30,7 +30,7 @@ from vqbench.results.files import (
     TRACKING,
     is_whole,
 )
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.tracking.pages import (
     NOTE,
     PAGE,

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions, stored_digest
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 
 NOTE = "mlflow.note.content"
 PAGE = "vqbench.page"

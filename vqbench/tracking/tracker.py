@@ -18,8 +18,8 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.streams import say
-from vqbench.results.files import GRID, MLFLOW_RUN, TRACKING
-from vqbench.results.folder import CellFolder, cell_folders, results_of_nothing
+from vqbench.results.cell_files import GRID, MLFLOW_RUN, TRACKING
+from vqbench.results.cell_folder import CellFolder, cell_folders, results_of_nothing
 from vqbench.tracking.mirror import Mirror, is_record
 from vqbench.tracking.pages import shortened
 from vqbench.tracking.server import tracking_uri

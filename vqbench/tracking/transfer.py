@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from vqbench.cell.process import Store
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.registry import file_digest
-from vqbench.results.files import FILES, is_whole, names
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import FILES, is_whole, names
+from vqbench.results.cell_folder import CellFolder
 from vqbench.tracking.server import artifacts_of, connect
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_text_atomically
 from vqbench.recipe import Recipe
+from vqbench.results.cell_files import CHECKPOINT as CHECKPOINT_FILE
+from vqbench.results.cell_files import CURVES
 from vqbench.results.curves import read_curves
-from vqbench.results.files import CHECKPOINT as CHECKPOINT_FILE
-from vqbench.results.files import CURVES
 from vqbench.training.collapse import symptom
 from vqbench.training.steps import peak_memory_bytes, refuse_not_finite
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.lease import exclusive
-from vqbench.results.curves import read_curves
-from vqbench.results.files import (
+from vqbench.results.cell_files import (
     CHECKPOINT,
     CURVES,
     DONE,
@@ -26,6 +25,7 @@ from vqbench.results.files import (
     WEIGHTS,
     later_version,
 )
+from vqbench.results.curves import read_curves
 from vqbench.results.problems import result_problem, spec_problem
 from vqbench.wording import masked_text
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import cautions, current_scores, metric
 from vqbench.reports.sweep import StudySummary, SweepReport
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_folder import CellFolder
 from vqbench.sweeps.commands import more_seeds, run_command
 
 if TYPE_CHECKING:

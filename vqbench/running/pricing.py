@@ -24,8 +24,8 @@ from vqbench.planning.plan import Cell, Plan
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.plugin import keep_copies
-from vqbench.results.files import SPEC
-from vqbench.results.folder import CellFolder
+from vqbench.results.cell_files import SPEC
+from vqbench.results.cell_folder import CellFolder
 from vqbench.tracking.server import tracking_uri
 
 

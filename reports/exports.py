@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import objects
-from vqbench.reports.comparison import MetricComparison, Pair
+from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
 from vqbench.reports.summary import Estimate
 

@@ -12,6 +12,7 @@ import torch
 from helpers.training import fit, fit_until, recipe, same
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqbench.tokenizer import build_tokenizer, load, save
 from vqbench.training.collapse import DivergedError
@@ -84,6 +85,32 @@ def test_a_gan_does_not_shift_what_came_before_it(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_term(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"not finite after \d+ images"):
         fit(recipe(learning_rate=1e30, gradient_clip=0), tmp_path)
+
+
+class ProductsOverCodes(TorchDispatchMode):
+    """Notes the type of every product of matrices that has 23 codes in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.types |= {a.dtype for a in args if isinstance(a, torch.Tensor) and 23 in a.shape}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("method", "config"), [("sqvae", {}), ("vaevq", {"codebook_param": "linear"})], ids=["sqvae", "vaevq linear"]
+)
+def test_a_quantizers_products_are_float32_under_bf16_backwards_too(
+    method: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Autocast would run the gradients of a quantizer in bfloat16, in spite of `full_precision` around its forward."""
+    with ProductsOverCodes() as products:
+        fit(recipe(precision="bf16", images=16), tmp_path, method, {"codebook_size": 23, **config})
+    assert torch.float32 in products.types
+    assert torch.bfloat16 not in products.types
 
 
 def test_bf16_trains_and_gradients_are_clipped(tmp_path: Path) -> None:

@@ -55,5 +55,8 @@ def discriminator_loss(kind: Adversary, real: Tensor, fake: Tensor) -> Tensor:
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4) at the decoder's last layer, at most 1e4 (VQGAN, eq. 7)."""
-    rec, adv = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial))
+    with torch.autocast(last_layer.device.type, enabled=False):
+        rec, adv = (
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)
+        )
     return (rec.norm() / (adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()

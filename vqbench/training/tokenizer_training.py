@@ -149,7 +149,8 @@ class TokenizerTraining(lightning.LightningModule):
     def _descend(self, which: int, loss: Tensor, module: nn.Module) -> None:
         optimizer = self._optimizers()[which]
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        with torch.autocast(self.device.type, enabled=False):  # what ran in float32 forwards does so backwards too
+            self.manual_backward(loss)
         if self.recipe.gradient_clip > 0:
             nn.utils.clip_grad_norm_(module.parameters(), self.recipe.gradient_clip)
         optimizer.step()

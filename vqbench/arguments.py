@@ -7,6 +7,7 @@ raises UsageError for what the option does not take. What it has returned it tak
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -79,6 +80,11 @@ def option(default: Any, reader: Reader, help: str, metavar: str = "", **more: A
 
 def options(request: type[Any]) -> dict[str, Option]:
     """Field → option, in the order in which they are declared."""
+    return _options(request)  # type: ignore[arg-type]
+
+
+@functools.cache  # a command line has many commands with the same ones
+def _options(request: type[Any]) -> dict[str, Option]:
     fields = [field for field in dataclasses.fields(request) if "option" in field.metadata]
     return {field.name: dataclasses.replace(field.metadata["option"], field=field.name) for field in fields}
 

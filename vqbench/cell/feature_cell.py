@@ -1,13 +1,17 @@
-"""A cell of features: a quantizer between two learned linear maps, fitted to features that never change."""
+"""A cell of features: a quantizer between two learned linear maps, fitted to features that never change; its probe."""
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vqbench.cell.outcome import collapse_of, with_device_name
+from vqbench.cell.measured import Measured, sizes
+from vqbench.cell.outcome import collapse_of, with_device_name, write_result
 from vqbench.cell.planned import data_seed
 from vqbench.cell.progress import Progress
+from vqbench.cell.stopwatch import STRETCH_STEPS, Stopwatch, short_spec, shortened, training_times
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
@@ -17,6 +21,10 @@ from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
     from vqbench.data.features import FeatureSet
+
+
+_STRETCH_STEPS = 25
+"""At most as many in a stretch: they take milliseconds."""
 
 
 def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress) -> dict[str, Any]:
@@ -89,3 +97,33 @@ def _planned_features(spec: Mapping[str, Any], recipe: Recipe) -> FeatureSet:
             "give the command again: it plans cells for the features as they are now",
         )
     return source.load(home())
+
+
+def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float) -> Measured:
+    """A shorter fit and all of the evaluation, which takes seconds."""
+    # the progress of a fit is told with every point of its curves
+    steps = min(max(STRETCH_STEPS, recipe.log_images // recipe.batch_size), _STRETCH_STEPS)
+    short = shortened(recipe, steps)
+    short = dataclasses.replace(short, log_images=short.checkpoint_images)
+    found = train_and_evaluate(folder, short_spec(folder, short), short, watch)
+    write_result(folder, started, found)
+    times = training_times(watch.of("train"), short)
+    evaluation_seconds = time.monotonic() - watch.entered["evaluate"]
+    first = watch.of("train")[0]
+    overhead = first.clock - first.done / short.batch_size * times.step - spawned + times.warm_up
+    overhead += watch.entered["evaluate"] - watch.of("train")[-1].clock
+    return Measured(
+        overhead_seconds=max(0.0, overhead),
+        step_seconds=times.step,
+        adversarial_step_seconds=0.0,
+        checkpoint_seconds=0.0,
+        evaluation_seconds=evaluation_seconds,
+        evaluation_image_seconds=0.0,
+        reference_image_seconds=0.0,
+        reference_is_cached=True,
+        image_bytes=0.0,
+        reference_image_bytes=0.0,
+        device=found["device"],
+        device_name=found["device_name"],
+        **sizes(folder),
+    )

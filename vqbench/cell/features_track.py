@@ -90,6 +90,6 @@ class FeaturesTrack(Track):
 
     def probe(self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float) -> Measured:
         """A shorter fit, and all of the evaluation."""
-        from vqbench.cell.feature_probe import probe
+        from vqbench.cell.feature_cell import probe
 
         return probe(folder, recipe, watch, started, spawned)

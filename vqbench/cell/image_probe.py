@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.image_cell import evaluated, findings, open_data, trained, write_artifacts
-from vqbench.cell.measured import Measured, steps_between
+from vqbench.cell.measured import Measured, bytes_of, sizes, steps_between
 from vqbench.cell.outcome import write_result
 from vqbench.cell.progress import is_secondary
-from vqbench.cell.sizes import bytes_of, sizes
 from vqbench.cell.stopwatch import (
     STRETCH_STEPS,
     Stopwatch,
@@ -76,7 +75,7 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
         reference_image_bytes=reference.stat().st_size / len(sample) if reference.is_file() else 0.0,
         device=training["device"],
         device_name=device_name(training["device"]),
-        **sizes(folder, short, image_bytes * len(sample)),
+        **sizes(folder, image_bytes * len(sample)),
     )
 
 

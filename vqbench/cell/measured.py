@@ -1,10 +1,13 @@
-"""What a probe measures of a cell, and what it writes beside the spec. Never imports torch."""
+"""What a probe measures of a cell and of its files, and what it writes beside the spec. Never imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vqbench.recipe import Recipe
+from vqbench.results.cell_files import ARTIFACTS, CURVES
+from vqbench.results.cell_folder import CellFolder
 
 MEASURED = "measured.json"
 
@@ -51,3 +54,23 @@ def steps_between(recipe: Recipe, start: int, stop: int) -> tuple[int, int]:
     begins = stop if recipe.gan == "none" else min(max(recipe.gan_start_images, start), stop)
     plain = -(-(begins - start) // recipe.batch_size)
     return plain, (stop - start) // recipe.batch_size - plain
+
+
+def bytes_of(paths: Any) -> int:
+    """Of those that are there."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def sizes(folder: CellFolder, of_images: float = 0.0) -> dict[str, Any]:
+    """The sizes among the fields of Measured that do not depend on the validation images, `of_images` bytes apart."""
+    curves = folder.path / CURVES
+    weights, checkpoint, points = bytes_of([folder.weights]), bytes_of([folder.checkpoint]), bytes_of([curves])
+    everything = bytes_of(folder.path.rglob("*"))
+    copied = weights + bytes_of(folder.path / name for name in ARTIFACTS) - points - of_images
+    return {
+        "weights_bytes": weights,
+        "checkpoint_bytes": checkpoint,
+        "folder_bytes": max(0, int(everything - weights - checkpoint - points - of_images)),
+        "point_bytes": points / max(1, len(curves.read_text(encoding="utf-8").splitlines())),
+        "copied_bytes": max(weights, int(copied)),
+    }

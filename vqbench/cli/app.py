@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that `--help` and comple
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import traceback
@@ -18,7 +17,7 @@ import typer
 
 from vqbench import arguments
 from vqbench.cli.compare import compare
-from vqbench.cli.options import Typed, complete_methods, takes
+from vqbench.cli.options import Typed, complete_methods, print_rows, takes
 from vqbench.cli.report import report
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.machine import interrupts, streams
@@ -108,8 +107,7 @@ def ablate(
     if options.as_json:
         from vqbench.reports.ablation import objects
 
-        for row in objects(ablation.rows):
-            print(json.dumps(row, allow_nan=False))
+        print_rows(objects(ablation.rows))
     else:
         print_ablation(ablation)
     if ablation.outcome.failed:
@@ -144,8 +142,7 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
     with TerminalView() as view:
         report = execute_sweep(request, view, make_tracker(request.run))
     if as_json:
-        for row in report.rows:
-            print(json.dumps(row, allow_nan=False))
+        print_rows(report.rows)
     else:
         print_sweep(report)
     if report.without_best:
@@ -167,9 +164,8 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         costs = probe_sweep(plan, found, view) if with_costs else None
     studies = describe_studies(plan, found)
     if as_json:
-        for study in studies:
-            cost = {"cost": costs.as_dicts()[study["study"]]} if costs is not None else {}
-            print(json.dumps(study | cost, allow_nan=False))
+        shares = costs.as_dicts() if costs is not None else {}
+        print_rows(study | ({"cost": shares[study["study"]]} if shares else {}) for study in studies)
     else:
         print_sweep_plan(studies, plan)
         if costs is not None:
@@ -185,8 +181,7 @@ def _run(request: RunRequest, as_json: bool) -> None:
     with TerminalView() as view:
         outcome = execute(request, view, make_tracker(request))
     if as_json:
-        for row in outcome.rows:
-            print(json.dumps(row, allow_nan=False))
+        print_rows(outcome.rows)
     else:
         print_comparison(outcome)
     if outcome.failed:
@@ -204,9 +199,8 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
         plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
         costs = probe_costs(request, plan, view) if with_costs else None
     if as_json:
-        for i, cell in enumerate(plan.cells):
-            cost = {"cost": costs.cells[i].as_dict()} if costs is not None else {}
-            print(json.dumps(row_of(cell, cell.state) | cost, allow_nan=False))
+        of_each = [{"cost": cost.as_dict()} for cost in costs.cells] if costs is not None else [{}] * len(plan.cells)
+        print_rows(row_of(cell, cell.state) | cost for cell, cost in zip(plan.cells, of_each, strict=True))
     else:
         print_plan(plan)
         if costs is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vqbench import arguments
-from vqbench.cli.options import AsJson, takes
+from vqbench.cli.options import AsJson, print_rows, takes
 from vqbench.planning.request import RunRequest
 
 Who = 'A row of the experiment\'s table: a method, NAME@PRESET, or "NAME without PART".'
@@ -34,8 +33,7 @@ def compare(
 
     comparison = compare_groups(open_experiment(runs, name), a, b, arguments.names("--metrics", metrics or ()))
     if as_json:
-        for row in objects(comparison):
-            print(json.dumps(row, allow_nan=False))
+        print_rows(objects(comparison))
         return
     from vqbench.cli.terminal_compare import print_versus
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +77,12 @@ _Config = Annotated[
     typer.Option(metavar="FILE", callback=_read_config, is_eager=True, help="YAML file with values for these options."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per row on stdout.")]
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """What `--json` asks for."""
+    for row in rows:
+        print(json.dumps(row, allow_nan=False))
 
 
 @dataclass(frozen=True)

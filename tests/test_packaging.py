@@ -64,7 +64,7 @@ def test_it_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
         "vqbench.cli",
         "run",
         "--methods",
-        "vaevq,fsq",
+        "vaevq",
         "--dataset",
         "photos",
         "--images",

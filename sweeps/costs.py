@@ -165,9 +165,10 @@ def _ends(
         return tried[0] if tried else (upwards[0], answers[str(_weight(upwards[0]))])
 
     low, high = first(upwards), first(reversed(upwards))
-    if isinstance(low[1], Measured) and isinstance(high[1], ProbeError):
-        view.note(f"{high[0].label}: the largest cell cannot be measured, {high[1].problem}")
-        return low, low
+    for which, end, other in (("largest", high, low), ("smallest", low, high)):
+        if isinstance(end[1], ProbeError) and isinstance(other[1], Measured):
+            view.note(f"{end[0].label}: the {which} cell cannot be measured, {end[1].problem}")
+            return other, other
     return low, high
 
 

@@ -338,6 +338,10 @@ def test_a_cell_that_cannot_be_probed_leaves_the_others_their_numbers(sweep: Pri
     (study,) = found.studies.values()
     assert "vqgan: the largest cell cannot be measured, too large" in sweep.notes
     assert study.least == study.most
+    sweep.broken = {8, 64, 512}
+    _, found = sweep.costs(plan)
+    assert not found.failed
+    assert "vqgan: the smallest cell cannot be measured, too large" in sweep.notes
     sweep.broken = {8, 64, 512, 4096}
     _, found = sweep.costs(plan)
     assert found.failed

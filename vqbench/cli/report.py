@@ -11,7 +11,7 @@ from vqbench import arguments
 from vqbench.cli.options import Typed, takes
 from vqbench.errors import UsageError
 from vqbench.machine.streams import say
-from vqbench.running.report import ReportRequest
+from vqbench.running.report import ReportRequest, execute_report
 from vqbench.wording import shell_command
 
 _NAME = arguments.options(ReportRequest)["name"]
@@ -24,8 +24,6 @@ def report(
     experiment: Annotated[str, typer.Option(metavar="NAME", help="With --from-mlflow: the experiment there.")] = "",
 ) -> None:
     """Write an experiment's tables (Markdown, CSV, LaTeX, JSON), figures and page; print where they are."""
-    from vqbench.running.report import execute_report
-
     asked = options.fields[ReportRequest]
     if experiment and not asked["from_mlflow"]:
         raise UsageError(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.metrics.definitions import metric
-from vqbench.planning.plan import Cell
+from vqbench.planning.plan import Cell, check_request
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent, View
 from vqbench.registry import METRICS
 from vqbench.reports.sweep import SweepReport
-from vqbench.running.run import check_request, plan_resolved, write_page
+from vqbench.running.run import prepare_plan, write_page
 from vqbench.sweeps.grammar import read_spaces
 from vqbench.sweeps.memory import find_sweep, held, recall, refuse_another, remember, storage_of
 from vqbench.sweeps.plan import SweepPlan
@@ -49,7 +49,7 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
     if request.run.name:  # where it is known already, before anything is downloaded
         sweeps = request.run.runs.absolute() / request.run.name / "sweeps"
         refuse_another(request, sweeps / f"{request.title}.json")
-    base = plan_resolved(asked, view, dry=dry)
+    base = prepare_plan(asked, view, dry)
     objectives = check_objectives(request, asked.track.scored_as, tuple(base.cells[0].spec["metrics"]))
     request = dataclasses.replace(request, objectives=objectives, name=request.title)
     plan = SweepPlan(request, studies, base, notes)

@@ -17,7 +17,7 @@ from helpers.stored import write_cell
 from helpers.training import fit, recipe, same
 
 from vqbench.errors import UsageError
-from vqbench.planning.ablation_rows import PlannedRow, as_run, make_rows
+from vqbench.planning.ablation_rows import PlannedRow, make_rows
 from vqbench.planning.choice import choose_method
 from vqbench.planning.plan import make_plan, resolve
 from vqbench.planning.request import AblateRequest, RunRequest
@@ -89,7 +89,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(method: str = "vaevq", *, settings: tuple[str, ...] = (), **asked: Any) -> dict[str, PlannedRow]:
     run = RunRequest((method,), "photos", settings=settings)
-    rows, _ = make_rows(AblateRequest(run=run, **asked))
+    rows, *_ = make_rows(AblateRequest(run=run, **asked))
     return {row.name: row for row in rows}
 
 
@@ -137,8 +137,8 @@ def test_the_rows_of_the_paper() -> None:
 
 def test_rows_are_cells_of_run_and_off_is_off_in_the_parameters(tmp_path: Path) -> None:
     request = AblateRequest(run=RunRequest(("vaevq",), "photos", runs=tmp_path), every=True)
-    rows, _ = make_rows(request)
-    ablated = {cell.label: cell for cell in make_plan(resolve(as_run(request, rows)), ("psnr",)).cells}
+    rows, run, _ = make_rows(request)
+    ablated = {cell.label: cell for cell in make_plan(run, ("psnr",)).cells}
     alone = make_plan(resolve(RunRequest(("vaevq",), "photos", runs=tmp_path)), ("psnr",)).cells[0]
     assert ablated["vaevq"].spec == alone.spec
     assert ablated["vaevq"].folder == alone.folder
@@ -189,11 +189,10 @@ def test_what_is_idle_is_stored_as_it_first_was_and_not_as_its_annotation_says(t
 def test_settings_of_a_component_go_with_it() -> None:
     """A row without the component is the same cell whatever its settings were, and they are refused where idle."""
     run = RunRequest(("vaevq",), "photos", settings=("vaevq.kl_weight=0.01", "vaevq.dcr_weight=0.5"))
-    rows, _ = make_rows(AblateRequest(run=run, every=True))
-    plain, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), every=True))
+    plain = RunRequest(("vaevq",), "photos")
     specs, unset = (
-        {c.label: c.spec["config"] for c in make_plan(resolve(as_run(AblateRequest(run=r), rs)), ("psnr",)).cells}
-        for r, rs in ((run, rows), (RunRequest(("vaevq",), "photos"), plain))
+        {c.label: c.spec["config"] for c in make_plan(make_rows(AblateRequest(run=r, every=True))[1], ("psnr",)).cells}
+        for r in (run, plain)
     )
     assert specs["vaevq"]["kl_weight"] == 0.01
     assert specs["vaevq only rcs"] == unset["vaevq only rcs"]
@@ -235,7 +234,7 @@ def test_what_cannot_be_switched(method: str, asked: Any, what: str, hint: str, 
 
 
 def test_a_combination_that_follows_from_a_rule_and_means_nothing_is_left_out_aloud(plugin: Path) -> None:
-    rows, said = make_rows(AblateRequest(run=RunRequest(("two_parts",), "photos"), every=True))
+    rows, _, said = make_rows(AblateRequest(run=RunRequest(("two_parts",), "photos"), every=True))
     assert [row.name for row in rows] == ["full", "without wide", "all off"]
     assert len(said) == 1
     assert "without pull is left out: two_parts: wide codes drift away without pull" in said[0]
@@ -277,7 +276,7 @@ def stored(root: Path, label: str, seed: int, shift: float, images: int = IMAGES
 
 
 def test_one_image_has_no_interval_and_no_row_no_table(tmp_path: Path) -> None:
-    rows, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",)))
+    rows, *_ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",)))
     cells = [stored(tmp_path, row.variant.label, 0, 0.0, images=1) for row in rows]
     found = objects(analyse(rows, cells, True))[1]
     assert found["delta_low"] == {"rfid": None, "psnr": None, "usage": None}
@@ -285,7 +284,7 @@ def test_one_image_has_no_interval_and_no_row_no_table(tmp_path: Path) -> None:
 
 
 def test_rfid_of_one_seed_is_resampled_over_images(tmp_path: Path) -> None:
-    rows, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",)))
+    rows, *_ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",)))
     cells = [stored(tmp_path, row.variant.label, 0, 0.0) for row in rows]
     draw = np.random.default_rng(0)
     reference = draw.normal(size=(IMAGES, 6))
@@ -302,7 +301,7 @@ def test_rfid_of_one_seed_is_resampled_over_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", [SEEDS, (0,)])
 def test_differences_to_full(seeds: tuple[int, ...], tmp_path: Path) -> None:
-    rows, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",), leave_one_out=True))
+    rows, *_ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos"), drop=("dcr",), leave_one_out=True))
     shifts = {"full": 0.0, "without vlq": -2.0, "without rcs": 0.0, "without dcr": 1.0}
     cells = [stored(tmp_path, row.variant.label, seed, shifts[row.name]) for row in rows for seed in seeds]
     found = {o["row"]: o for o in objects(analyse(rows, cells, True))}
@@ -327,7 +326,7 @@ def test_differences_to_full(seeds: tuple[int, ...], tmp_path: Path) -> None:
 
 
 def test_the_tables_say_what_they_must(tmp_path: Path) -> None:
-    rows, _ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos")))
+    rows, *_ = make_rows(AblateRequest(run=RunRequest(("vaevq",), "photos")))
     cells = [stored(tmp_path, row.variant.label, 0, -2.0 if row.name == "without rcs" else 0.0) for row in rows]
     cells[-1] = {**cells[-1], "collapse": {"kind": "collapsed", "reason": "perplexity 1.2", "images": 4096}}
     analysed = analyse(rows, cells, True)

@@ -24,7 +24,7 @@ from vqbench.cell.progress import Progress
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import CellBusyError, exclusive
-from vqbench.planning.plan import Cell
+from vqbench.planning.plan import Cell, check_request
 from vqbench.planning.request import RunRequest, make_request
 from vqbench.planning.view import Silent
 from vqbench.recipe import Recipe
@@ -60,7 +60,7 @@ class Place:
                             name="x", settings=self.SETTINGS)  # fmt: skip
 
     def plan(self, metrics: str = "psnr,usage") -> Cell:
-        return prepare_plan(self.request(metrics), Silent()).cells[0]
+        return prepare_plan(check_request(self.request(metrics)), Silent()).cells[0]
 
     @property
     def folder(self) -> CellFolder:
@@ -272,7 +272,7 @@ def test_what_a_newer_vqbench_wrote_is_named_and_left_alone(place: Place, file: 
     content = path.read_bytes()
     newer = f"{file} was written by a newer vqbench (schema 99; this one knows 1)"
     assert any(newer in note for note in place.notes())
-    (row,) = execute(place.request()).rows
+    (row,) = execute(check_request(place.request())).rows
     assert row["state"] == "failed"
     assert row["error"]["message"] == newer
     assert path.read_bytes() == content
@@ -351,4 +351,4 @@ def test_a_command_whose_record_is_damaged_is_none_that_had_the_same_cells(place
     commands.mkdir()
     for number, content in enumerate(("", "[]", "{}", '{"kind": "run", "cells"', "\x00")):
         (commands / f"{number:04d}.json").write_text(content)
-    assert not Tracker(place.runs).knows(prepare_plan(place.request(), Silent()), "run")
+    assert not Tracker(place.runs).knows(prepare_plan(check_request(place.request()), Silent()), "run")

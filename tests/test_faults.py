@@ -25,7 +25,7 @@ from vqbench.cell.reasons import death_of, reason_of
 from vqbench.data.prepare import not_kept
 from vqbench.errors import VQBenchError
 from vqbench.machine.json_files import write_json
-from vqbench.planning.plan import Cell
+from vqbench.planning.plan import Cell, check_request
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
 from vqbench.results.cell_folder import CellFolder
@@ -50,7 +50,7 @@ class Run:
             ["faulty"], f"folder:{self.images}", plugins=[FAULTY], images=64, metrics=["psnr", "usage"],
             runs=self.runs, name="x", settings=texts,
         )  # fmt: skip
-        return prepare_plan(request, Silent()).cells[0]
+        return prepare_plan(check_request(request), Silent()).cells[0]
 
     def through(self, folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
         """Weights and curves of the same cell where nothing happens to it; in this process, it is the same code."""

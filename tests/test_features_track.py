@@ -21,7 +21,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, IN_PROTOCOL, select_metrics
 from vqbench.metrics.feature_evaluation import evaluate
-from vqbench.planning.plan import cell_hash, make_plan, resolve
+from vqbench.planning.plan import cell_hash, check_request, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -79,7 +79,7 @@ def answer(vqbench: Command, tmp_path_factory: pytest.TempPathFactory) -> list[d
     assert "PSNR" not in table.out
     assert "protocol x-features-v1" in table.out
     request = RunRequest(("vqgan", "fsq"), recipe="atomic", features=file, runs=root, images=64, settings=SETTINGS)
-    return execute(request).rows
+    return execute(check_request(request)).rows
 
 
 def test_a_file_of_features_gives_ordinary_cells(answer: list[dict[str, Any]]) -> None:

@@ -145,11 +145,14 @@ def test_mlflow_has_the_scores_their_digests_and_columns(first: Answer, runs: Pa
     tracked = all_runs(client, experiment.experiment_id, "tags.`vqbench.kind` = 'cell'")
     assert len(tracked) == 2
     for run in tracked:
-        assert run.data.metrics["worst_pixel"] > 0
-        assert len(run.data.tags["metric.worst_pixel"]) == 12
+        digest = run.data.tags["metric.worst_pixel"]
+        assert len(digest) == 12
+        column = f"worst_pixel.{digest[:6]}"
+        assert run.data.metrics[column] > 0
+        assert "psnr" in run.data.metrics
     views = [value for key, value in experiment.tags.items() if "sharedViewState" in key]
     assert views
-    assert all("worst_pixel" in view for view in views)
+    assert all(f"metrics.`{column}`" in view for view in views)
 
 
 def test_a_sweep_improves_it_in_its_direction(runs: Path, weights: Path, tmp_path: Path) -> None:
@@ -198,6 +201,11 @@ def test_another_definition_is_scored_anew_and_never_shares_a_column(first: Answ
     text = report()
     assert "was measured by another definition than that of the rest" in text
     assert "| mine ↑ |" not in text, "a mean over two definitions"
+    client = connect(tracking_uri(runs))
+    found = [e.experiment_id for e in client.search_experiments() if e.name == "x"]
+    tracked = all_runs(client, found[0], "tags.`vqbench.kind` = 'cell'")
+    columns = {key for run in tracked for key in run.data.metrics if key.startswith("mine")}
+    assert columns == {f"mine.{row['digests']['mine'][:6]}" for row in (one, before[1])}, "one column for two"
     scored = [row["scores"]["mine"] for row in asked(1000, "--seeds", "0,1").objects]
     assert scored == pytest.approx([1000 * row["scores"]["mine"] for row in before])
     assert "| mine ↑ |" in report()

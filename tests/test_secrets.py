@@ -16,7 +16,7 @@ from helpers.sweeps import Place
 from vqbench.cell.process import CellJob, Store
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.planning.plan import Plan
+from vqbench.planning.plan import Plan, check_request
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
 from vqbench.results.cell_folder import CellFolder
@@ -122,7 +122,7 @@ def plan(tmp_path: Path) -> Plan:
     place = Place.made(tmp_path, 40, [8])
     request = make_request("vqgan", features=place.root / "x.npy", recipe="atomic", runs=tmp_path / "runs", name="x",
                            images=8, metrics=["quantization_error"])  # fmt: skip
-    return prepare_plan(request, Silent())
+    return prepare_plan(check_request(request), Silent())
 
 
 def test_the_recorded_command_replays_and_holds_no_secret(

@@ -24,6 +24,7 @@ from helpers.sweeps import COMMON, Place, asked_of, request
 
 import vqbench as package
 from vqbench.errors import UsageError
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent
 from vqbench.reports.sweep import dominates
@@ -84,10 +85,10 @@ def test_the_printed_command_reproduces_the_best(comparison: Answer, place: Plac
         assert (row["state"], row["scores"]["quantization_error"]) == ("cached", pytest.approx(best, abs=0))
     assert place.trained() == before
     command = commands[0]
-    elsewhere = execute(RunRequest(
+    elsewhere = execute(check_request(RunRequest(
         ("vqgan",), recipe="atomic", features=place.root / "x.npy", runs=place.root / "elsewhere", images=64,
         settings=tuple(command[i + 1] for i, word in enumerate(command) if word == "--set"),
-    )).rows  # fmt: skip
+    ))).rows  # fmt: skip
     assert elsewhere[0]["state"] == "done"
     assert elsewhere[0]["scores"]["quantization_error"] == table[table["method"] == "vqgan"]["quantization_error"].min()
 

@@ -15,6 +15,7 @@ from helpers.commands import Command, settings, typed, until
 from helpers.servers import MLflowServer
 
 from vqbench.machine.json_files import write_json
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
 from vqbench.results.cell_folder import CellFolder
@@ -91,7 +92,7 @@ def test_a_hiccup_of_the_server_fails_no_cell_that_asks_for_its_run(
     request = make_request(
         "fsq", f"folder:{images}", runs=tmp_path, name="x", images=8, metrics=["psnr"], settings=recipe
     )
-    plan, tracker = prepare_plan(request, Silent()), tracking.Tracker(tmp_path)
+    plan, tracker = prepare_plan(check_request(request), Silent()), tracking.Tracker(tmp_path)
     (cell,) = plan.cells
     write_json(cell.folder.path / "spec.json", cell.spec)
     tracker.start_command(plan, "run")

@@ -18,6 +18,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from vqbench.cell import process as launch
 from vqbench.cell.process import BUSY, CellJob, Ended
 from vqbench.machine.json_files import write_json
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
 from vqbench.results.cell_folder import CellFolder
@@ -122,7 +123,7 @@ def test_a_far_cell_that_was_given_up_goes_on_in_its_run(images: Path, tmp_path:
         request = make_request(
             "fsq", f"folder:{images}", runs=tmp_path, name="x", images=8, metrics=["psnr"], settings=recipe, rerun=rerun
         )
-        plan, tracker = prepare_plan(request, Silent()), Tracker(tmp_path)
+        plan, tracker = prepare_plan(check_request(request), Silent()), Tracker(tmp_path)
         tracker.start_command(plan, "run")
         cluster = FarCluster(KilledWorker("odd"))
         engine = DaskEngine(cluster, {}, 0, shares_disk=False)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import make_request
 from vqbench.planning.view import Silent
 from vqbench.running.run import prepare_plan
@@ -30,7 +31,7 @@ def make_cells(runs: Path) -> list[str]:
     trained = next(runs.glob("cached/cells/*"))
     result = json.loads((trained / "result.json").read_text())
     request = make_request(METHODS, "photos", recipe="atomic", images=IMAGES, runs=runs, name="cached", seeds=SEEDS)
-    for cell in prepare_plan(request, Silent()).cells:
+    for cell in prepare_plan(check_request(request), Silent()).cells:
         if cell.folder.path != trained:
             shutil.copytree(trained, cell.folder.path)
             own = {key: cell.spec[key] for key in ("seed", "hash", "method", "config")}

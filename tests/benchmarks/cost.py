@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent
 from vqbench.running import pricing
@@ -69,7 +70,7 @@ def processor_clock(folder: Path) -> Iterator[None]:
 
 def predicted(request: RunRequest) -> dict[str, tuple[float, pricing.CellCost]]:
     """Seconds of each method's one cell, those of the reference features included."""
-    plan = prepare_plan(request, Silent())
+    plan = prepare_plan(check_request(request), Silent())
     costs = pricing.probe_costs(request, plan, Silent())
     return {cell.label: (cost.seconds, cost) for cell, cost in zip(plan.cells, costs.cells, strict=True)}
 
@@ -104,7 +105,7 @@ def main() -> None:
         with processor_clock(Path(root)):
             by_processor = predicted(request)
         timer = Timer()
-        execute(request, timer, make_tracker(request))
+        execute(check_request(request), timer, make_tracker(request))
         disk = sum(file.stat().st_size for file in (request.runs / "cost").rglob("*") if file.is_file())
     print(f"load after {os.getloadavg()[0]:.1f}")
     show({m: wall for m, (wall, _) in by_wall.items()}, {m: used for m, (used, _) in by_processor.items()}, timer)

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from vqbench.planning.request import AblateRequest, RunRequest
 from vqbench.registry import DATASETS, METHODS, add_plugin
 from vqbench.sweeps.request import SweepRequest, asked_sweep
 from vqbench.wording import counted, masked, reason_of_library
+
+if TYPE_CHECKING:
+    from vqbench.planning.plan import Resolved
 
 app = typer.Typer(
     name="vqbench",
@@ -77,8 +80,10 @@ def run(
     ],
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
-    request = options.run(methods)
-    _show_plan(request, options.as_json, options.probe) if options.dry_run else _run(request, options.as_json)
+    from vqbench.planning.plan import check_request
+
+    asked = check_request(options.run(methods))
+    _show_plan(asked, options.as_json, options.probe) if options.dry_run else _run(asked, options.as_json)
 
 
 @app.command()
@@ -91,16 +96,16 @@ def ablate(
 ) -> None:
     """Switch components of a method off, one row each: what is a component worth?"""
     from vqbench.cli.terminal import TerminalView, print_ablation
-    from vqbench.planning.ablation_rows import as_run, make_rows
+    from vqbench.planning.ablation_rows import make_rows
     from vqbench.running.ablate import execute_ablation
     from vqbench.running.run import make_tracker
 
     request = arguments.asked(AblateRequest, run=options.run(method), **options.fields[AblateRequest])
     if options.dry_run:
-        selected, left_out = make_rows(request)
+        _, trained, left_out = make_rows(request)
         for note in left_out:
             streams.say(f"note: {note}")
-        _show_plan(as_run(request, selected), options.as_json, options.probe)
+        _show_plan(trained, options.as_json, options.probe)
         return
     with TerminalView() as view:
         ablation = execute_ablation(request, view, make_tracker(request.run))
@@ -174,12 +179,12 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         raise typer.Exit(1)
 
 
-def _run(request: RunRequest, as_json: bool) -> None:
+def _run(asked: Resolved, as_json: bool) -> None:
     from vqbench.cli.terminal import TerminalView, print_comparison
     from vqbench.running.run import execute, make_tracker
 
     with TerminalView() as view:
-        outcome = execute(request, view, make_tracker(request))
+        outcome = execute(asked, view, make_tracker(asked.request))
     if as_json:
         print_rows(outcome.rows)
     else:
@@ -188,7 +193,7 @@ def _run(request: RunRequest, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> None:
+def _show_plan(asked: Resolved, as_json: bool, with_costs: bool = False) -> None:
     from vqbench.cli.terminal import TerminalView
     from vqbench.cli.terminal_plans import print_costs, print_plan
     from vqbench.running.execution import row_of
@@ -196,8 +201,8 @@ def _show_plan(request: RunRequest, as_json: bool, with_costs: bool = False) -> 
     from vqbench.running.run import prepare_plan
 
     with TerminalView() as view:
-        plan = prepare_plan(request, view, dry=not with_costs)  # a probe needs the weights that a run needs
-        costs = probe_costs(request, plan, view) if with_costs else None
+        plan = prepare_plan(asked, view, dry=not with_costs)  # a probe needs the weights that a run needs
+        costs = probe_costs(asked.request, plan, view) if with_costs else None
     if as_json:
         of_each = [{"cost": cost.as_dict()} for cost in costs.cells] if costs is not None else [{}] * len(plan.cells)
         print_rows(row_of(cell, cell.state) | cost for cell, cost in zip(plan.cells, of_each, strict=True))

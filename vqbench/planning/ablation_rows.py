@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vqbench.errors import UsageError, unknown
 from vqbench.planning.choice import choose_method, read_settings, split_reference
 from vqbench.planning.paper import paper_rows
-from vqbench.planning.plan import resolve
-from vqbench.planning.request import AblateRequest, RunRequest
+from vqbench.planning.plan import Resolved, check_request
+from vqbench.planning.request import AblateRequest
 from vqbench.planning.variant import Variant
-from vqbench.registry import METHODS, add_plugin
+from vqbench.registry import METHODS
 from vqbench.results.ablation_row import AblationRow, row_name
 
 if TYPE_CHECKING:
@@ -31,25 +30,25 @@ class PlannedRow(AblationRow):
     variant: Variant
 
 
-def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], tuple[str, ...]]:
-    """The rows of a request, and a note for each that was not asked for by name and means nothing.
+def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], Resolved, tuple[str, ...]]:
+    """The rows of a request, the run that trains them, and a note for each that is left out as it means nothing.
+
+    The full row is the method as `run` knows it, and shares its cells.
 
     Raises UsageError for an unknown component, one that is off already, a selection that leaves nothing to compare,
     a method without components, and a combination that was asked for by name and that the method refuses.
     """
-    for plugin in request.run.plugins:
-        add_plugin(plugin)
-    asked = resolve(request.run)
+    asked = check_request(request.run)
     (full,) = asked.choices
     settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)
     _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
     named = _named(request, full.components, declared)
-    rows, notes = [], []
+    rows, choices, notes = [], [], []
     for switches in dict.fromkeys([*named, *_generated(request, on)]):
         row = _row(request.reference, full.components, frozenset(on), switches, declared)
         try:
-            choose_method(row.variant, asked.recipe, settings)
+            choices.append(choose_method(row.variant, asked.recipe, settings))
         except UsageError as error:
             if switches in named:
                 raise UsageError(f"'{row.name}' means nothing: {error.what}", error.hint) from None
@@ -58,7 +57,8 @@ def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], tuple[str
         rows.append(row)
     if len(rows) < 2:
         raise UsageError(f"every row would be the full {request.reference}", f"--drop one of: {', '.join(on)}")
-    return tuple(rows), tuple(notes)
+    trained = replace(request.run, methods=tuple(row.variant for row in rows))
+    return tuple(rows), replace(asked, request=trained, choices=tuple(choices)), tuple(notes)
 
 
 def rows_of_paper(reference: str) -> tuple[PaperRow, ...]:
@@ -156,8 +156,3 @@ def _row(
         published=paper.published if paper else {},
         variant=variant,
     )
-
-
-def as_run(request: AblateRequest, rows: Iterable[PlannedRow]) -> RunRequest:
-    """The run that trains these rows; the full one is the method as `run` knows it, and shares its cells."""
-    return dataclasses.replace(request.run, methods=tuple(row.variant for row in rows))

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
+from vqbench.machine.home import working_folder
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, read_settings, split_reference
-from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Recipe, load_recipe
-from vqbench.registry import EXTRACTORS, METRICS
+from vqbench.registry import EXTRACTORS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
 from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import size_text
@@ -108,6 +109,15 @@ class Resolved:
     recipe: Recipe
     track: Track
     choices: tuple[MethodChoice, ...]
+
+
+def check_request(request: RunRequest) -> Resolved:
+    """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
+    working_folder()
+    refuse_odd_engine(request)
+    for plugin in request.plugins:
+        add_plugin(plugin)
+    return resolve(request)
 
 
 def resolve(request: RunRequest) -> Resolved:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.planning.ablation_rows import as_run, make_rows, rows_of_paper
+from vqbench.planning.ablation_rows import make_rows, rows_of_paper
 from vqbench.planning.request import AblateRequest, RunRequest
 from vqbench.planning.view import View
 from vqbench.running.run import Outcome, make_tracker
@@ -37,7 +37,7 @@ def execute_ablation(
     from vqbench.running.run import execute
 
     view = view or Silent()
-    rows, notes = make_rows(request)
+    rows, run, notes = make_rows(request)
     for note in notes:
         view.note(note)
     has_paper_rows = bool(rows_of_paper(request.reference))
@@ -50,7 +50,7 @@ def execute_ablation(
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in objects(analysed))
         return {"md": markdown(analysed, found.plan.protocol.name), "jsonl": lines}
 
-    outcome = execute(as_run(request, rows), view, tracker, attach, "ablate")
+    outcome = execute(run, view, tracker, attach, "ablate")
     return AblationOutcome(outcome, tuple(analysed) or analyse(rows, outcome.rows, has_paper_rows, outcome.plan.asked))
 
 

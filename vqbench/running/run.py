@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.machine.home import working_folder
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import CellBusyError
 from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, refuse_few_images, stored_definitions
-from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
-from vqbench.planning.request import RunRequest, make_request, refuse_odd_engine
+from vqbench.planning.plan import Cell, Plan, Resolved, check_request, make_plan
+from vqbench.planning.request import RunRequest, make_request
 from vqbench.planning.view import Silent, View
-from vqbench.registry import add_plugin
 from vqbench.results.cell_files import FAILED, SPEC
 from vqbench.running.engine import open_engine
 from vqbench.running.execution import Execution, cached_row
@@ -51,26 +49,12 @@ class Outcome:
         return [row for row in self.rows if row["state"] == FAILED]
 
 
-def prepare_plan(request: RunRequest, view: View, dry: bool = False) -> Plan:
-    """Everything that can be found wrong before training, found now; then the cells.
+def prepare_plan(asked: Resolved, view: View, dry: bool = False) -> Plan:
+    """What else can be found wrong before training, found now; then the cells.
 
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    return plan_resolved(check_request(request), view, dry)
-
-
-def check_request(request: RunRequest) -> Resolved:
-    """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
-    working_folder()
-    refuse_odd_engine(request)
-    for plugin in request.plugins:
-        add_plugin(plugin)
-    return resolve(request)
-
-
-def plan_resolved(asked: Resolved, view: View, dry: bool = False) -> Plan:
-    """`prepare_plan` of a request that was checked."""
     from vqbench.planning.preflight import choose_metrics, perceptual_problem
 
     request, recipe = asked.request, asked.recipe
@@ -97,7 +81,7 @@ def _comparison(outcome: Outcome) -> dict[str, str]:
 
 
 def execute(
-    request: RunRequest,
+    asked: Resolved,
     view: View | None = None,
     tracker: Tracker | None = None,
     attach: Callable[[Outcome], Mapping[str, str]] = _comparison,
@@ -111,7 +95,7 @@ def execute(
     from vqbench.planning.preflight import check_disk, check_runs_directory
 
     view = view or Silent()
-    plan = prepare_plan(request, view)
+    request, plan = asked.request, prepare_plan(asked, view)
     todo = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
     if todo:
         check_runs_directory(plan.folder)
@@ -187,7 +171,8 @@ def run(
     says why. Raises UsageError for what cannot be run at all.
     """
     request = make_request(methods, dataset, run, **options)
-    return frame(execute(request, tracker=make_tracker(request) if arguments.flag("track", track) else None).rows)
+    tracker = make_tracker(request) if arguments.flag("track", track) else None
+    return frame(execute(check_request(request), tracker=tracker).rows)
 
 
 def make_tracker(request: RunRequest) -> Tracker:

@@ -16,7 +16,6 @@ from typing import Any
 
 from vqbench.errors import VQBenchError
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.metrics.definitions import asked_metrics
 from vqbench.registry import file_digest
 from vqbench.results.cell_files import (
     ARTIFACTS,
@@ -35,6 +34,7 @@ from vqbench.tracking.pages import (
     NOTE,
     PAGE,
     CommandRun,
+    asked_columns,
     cell_name,
     cell_tags,
     command_tags,
@@ -137,7 +137,7 @@ class Mirror:
     def experiment(self, name: str, asked: Iterable[str] = ()) -> str:
         """Id of the MLflow experiment `name`, created with its artifacts beside the database if it is local.
 
-        Its views show the metrics that were `asked` for by name. Raises VQBenchError where it was deleted.
+        Its views show the columns of what was `asked` for by name. Raises VQBenchError where it was deleted.
         """
         known = self.client.get_experiment_by_name(name)
         if known is not None:
@@ -177,7 +177,7 @@ class Mirror:
         known = read_json(memory_path) or {}
         memory = self._believed(known)
         if memory.get("format") != _FORMAT:
-            experiment_id = self.experiment(record["experiment"], record.get("asked", ()))
+            experiment_id = self.experiment(record["experiment"])
             tags, started = command_tags(record), record.get("started")
             run_id = self._run(experiment_id, "vqbench.command", record["id"], record["name"], tags, started)
             self._log_params(run_id, {key: record[key] for key in ("methods", "dataset", "recipe", "seeds", "command")})
@@ -241,7 +241,7 @@ class Mirror:
         memory = self._believed(known) if known.get("attempt") == record["attempt"] else {}
         if memory.get("format") != _FORMAT:
             points = memory.get("points", 0)
-            experiment_id = self.experiment(folder.path.parents[1].name, asked_metrics(spec))
+            experiment_id = self.experiment(folder.path.parents[1].name, asked_columns(spec))
             run_id = self._cell_run(experiment_id, folder, record, spec, parent)
             memory = {"format": _FORMAT, "attempt": record["attempt"], "run_id": run_id}
             memory |= {"experiment_id": experiment_id, "points": points, "sent": ""}

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from vqbench.metrics.definitions import DEFINITIONS, cautions, stored_digest
+from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, cautions, stored_digest
+from vqbench.registry import METRICS
 from vqbench.results.cell_folder import CellFolder
 
 NOTE = "mlflow.note.content"
@@ -79,9 +80,21 @@ def _cautions(spec: Mapping[str, Any]) -> dict[str, str]:
     return cautions(spec.get("metrics") or (), spec["protocol"]["n_images"])
 
 
+def metric_column(name: str, digest: str) -> str:
+    """MLflow's key for a score. A plugin's ends in the start of its definition's digest: two never share a column."""
+    return f"{name}.{digest[:6]}" if digest and not METRICS.is_built_in(name.partition("/")[0]) else name
+
+
+def asked_columns(spec: Mapping[str, Any]) -> list[str]:
+    """The columns of those metrics of a cell that were asked for by name."""
+    known = spec.get("digests", {})
+    return [metric_column(name, known.get(name, "")) for name in asked_metrics(spec)]
+
+
 def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a run: scores, parameter counts, speed and memory."""
-    numbers = {**result["scores"], **{f"params_{k}": v for k, v in result.get("params", {}).items()}}
+    numbers = {metric_column(name, stored_digest(name, result)): value for name, value in result["scores"].items()}
+    numbers |= {f"params_{k}": v for k, v in result.get("params", {}).items()}
     keys = ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes")
     numbers |= {key: result[key] for key in keys if key in result}
     flag = result.get("collapse") or {}
@@ -192,7 +205,7 @@ def _usual_scores() -> list[str]:
 def experiment_tags(asked: Iterable[str] = ()) -> dict[str, str]:
     """Tags of an experiment that open MLflow's pages for training, not those for language models, and the views.
 
-    The views show the usual scores, and after them those that were `asked` for by name.
+    The views show the usual scores, and after them the columns of those that were `asked` for by name.
     """
     scores = tuple(dict.fromkeys((*_usual_scores(), *asked)))
     cells, charts = _state(scores, _CELLS, "metrics.`psnr`"), _charts(scores)

@@ -150,7 +150,6 @@ class Tracker:
             "seeds": ",".join(str(s) for s in dict.fromkeys(cell.seed for cell in plan.cells)),
             "protocol": plan.protocol.hash,
             "note": plan.protocol.describe(),
-            "asked": list(plan.asked),
             "started": round(time.time(), 3),
             "state": "RUNNING",
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     """
     weights = _weights_file(arguments.path("a tokenizer", path))
     header, tensors = _read(weights)
-    _refuse_features(header, weights)
+    _refuse_without_encoder(header, tensors, weights)
     _make_plugin_known(header, weights)
     try:
         recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
@@ -281,8 +281,8 @@ def _damaged(weights: Path, why: str) -> DamagedWeightsError:
     return DamagedWeightsError(f"{weights} is damaged, {why}", f"bring back a copy; {again}")
 
 
-def _refuse_features(header: dict[str, Any], weights: Path) -> None:
-    if header["recipe"].get("track", "images") != "images":
+def _refuse_without_encoder(header: dict[str, Any], tensors: Iterable[str], weights: Path) -> None:
+    if not any(name.startswith("encoder.") for name in tensors):
         raise UsageError(
             f"{weights} holds a quantizer that was fitted to features, without encoder and decoder: it takes no images",
             f"train a tokenizer with a recipe of images: vqbench run --recipe tiny --methods {header['method']} "

@@ -21,6 +21,7 @@ from typing import Any
 
 from vqbench.errors import VQBenchError
 
+LEASE = "lease.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # twelve beats: a machine that swaps or a disk that stalls may miss a few
 EXIT_BUSY = 75  # a cell's process that finds its folder taken, or loses it; sysexits.h calls it EX_TEMPFAIL
@@ -47,7 +48,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(folder, _read(folder / "lease.json")) from None
+            raise _busy(folder, _read(folder / LEASE)) from None
         except OSError:  # a disk that knows no locks: the lease alone must do
             pass
         lease = Lease(folder)
@@ -73,10 +74,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 class Lease:
-    """`lease.json` in a folder: taken at once, touched by a thread, given back by `release`."""
+    """The file LEASE in a folder: taken at once, touched by a thread, given back by `release`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "lease.json"
+        self.folder, self.path = folder, folder / LEASE
         self.token = uuid.uuid4().hex
         self._clear_stale()
         self._take()

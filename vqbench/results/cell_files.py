@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vqbench.machine.lease import LEASE
+
 DONE, FAILED = "done", "failed"
 """The states that a result names."""
 SCHEMA = 1
 """Raised when the same spec would no longer give the same numbers, or its file could not be read any more."""
 STATUS = "status.json"
 SPEC, RESULT, FAILURE, CURVES = "spec.json", "result.json", "failure.json", "metrics.jsonl"
-CHECKPOINT, WEIGHTS = "checkpoints/last.pt", "checkpoints/tokenizer.safetensors"
-TRAINING = "checkpoints/training.json"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT, WEIGHTS = f"{CHECKPOINTS}/last.pt", f"{CHECKPOINTS}/tokenizer.safetensors"
+TRAINING = f"{CHECKPOINTS}/training.json"
 TRACKING, PER_IMAGE, LOG, MLFLOW_RUN = "tracking.json", "per_image.parquet", "log.txt", "mlflow.json"
 CODES, FEATURES, RECONSTRUCTIONS, GRID = "codes.npz", "features.npz", "reconstructions.npz", "recon.png"
 
@@ -76,7 +79,7 @@ FILES = (
     CellFile(TRACKING, ""),
     CellFile(MLFLOW_RUN, ""),
     CellFile("transfer.json", ""),
-    CellFile("lease.json", ""),
+    CellFile(LEASE, ""),
     CellFile("lock", ""),
     CellFile(RESULT, "evaluated", parcel="result", copied="always"),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.interrupts import TerminatedError
 from vqbench.recipe import Recipe
+from vqbench.results.cell_files import CHECKPOINTS
 from vqbench.tokenizer import Tokenizer
 from vqbench.training.collapse import Collapse
 from vqbench.training.recorder import Recorder, resume
@@ -98,7 +99,7 @@ def train(
     TerminatedError when the process is told to end (SIGTERM), after a checkpoint.
     """
     training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     resume(training, folder)
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
     if training.images_seen < recipe.steps * recipe.batch_size:

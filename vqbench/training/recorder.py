@@ -21,7 +21,7 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_text_atomically
 from vqbench.recipe import Recipe
 from vqbench.results.cell_files import CHECKPOINT as CHECKPOINT_FILE
-from vqbench.results.cell_files import CURVES
+from vqbench.results.cell_files import CHECKPOINTS, CURVES
 from vqbench.results.curves import read_curves
 from vqbench.training.collapse import symptom
 from vqbench.training.steps import peak_memory_bytes, refuse_not_finite
@@ -116,7 +116,7 @@ class Recorder(lightning.Callback):
         pl_module.seconds += time.perf_counter() - self._clock
         if trainer.is_global_zero:
             pl_module.peak_memory_bytes = max(pl_module.peak_memory_bytes, peak_memory_bytes(pl_module.device))
-            save_checkpoint(pl_module, self.folder / "checkpoints")
+            save_checkpoint(pl_module, self.folder / CHECKPOINTS)
         self._saved = pl_module.images_seen
 
 

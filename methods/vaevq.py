@@ -77,7 +77,7 @@ class VAEVQ(Quantizer):
     (sigma is 1 whatever rcs_sigma_min), and the gradient straight-through whatever the estimator.
 
     Equation 7 as printed (rcs_sigma_min 0) has no equilibrium: reconstruction shrinks sigma, and 1 / sigma² grows
-    without bound. The default floor of 0.3 bounds the weight by 11; the diagnostics `precision_max` (1 / sigma²),
+    without bound. The default floor of 0.5 bounds the weight by 4; the diagnostics `precision_max` (1 / sigma²),
     `alignment_rms` and `sigma_under_floor` show what it hides. Equation 11 draws the codes to N(0, I), where no latent
     is; by default they are drawn to the moments of the latents' means. How the open choices were settled, and what the
     first default (`vaevq@first`) did in long trainings: docs/vaevq.md.
@@ -113,7 +113,7 @@ class VAEVQ(Quantizer):
         """Weight of rcs (lambda_rcs)."""
         rcs_sigma: Literal["detached", "live"] = field(default="detached", metadata=_SIGMA)
         """Whether rcs moves sigma: not in eq. 7, but in the authors' code."""
-        rcs_sigma_min: float = field(default=0.3, metadata=_OPEN | _SIGMA | {"first_default": 0.1})
+        rcs_sigma_min: float = field(default=0.5, metadata=_OPEN | _SIGMA | {"first_default": 0.1})
         """Floor under sigma in rcs, where there is a sigma; 0 is eq. 7 as printed, which collapses."""
         rcs_reduction: Literal["mean", "sum"] = field(default="mean", metadata=_OPEN | _RCS)
         """Over the channels; over tokens and images it is always the mean."""

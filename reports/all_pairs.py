@@ -44,10 +44,10 @@ class MetricComparison:
     metric: str
     best: str
     """The group with the best mean."""
-    tied: frozenset[str]
+    unseparated: frozenset[str]
     """The best, and every group that was tested against it and is not worse."""
     untested: Mapping[str, str]
-    """Groups with a score that no test sets against the best: label → why. They are neither tied nor worse."""
+    """Groups with a score that no test sets against the best: label → why. They are neither worse nor not separated."""
     pairs: tuple[Pair, ...]
     tested: Literal["all pairs", "the best and each other"]
     """Which pairs there are."""
@@ -120,9 +120,9 @@ def _comparison(
     worse = {label for label, pair in against.items() if pair.verdict == ("worse" if label == pair.other else "better")}
     untested = {group.label: _why_untested(against.get(group.label)) for group in groups if group is not best}
     untested = {label: why for label, why in untested.items() if why}
-    tied = frozenset(group.label for group in groups if group.label not in worse and group.label not in untested)
+    unseparated = frozenset(group.label for group in groups if group.label not in worse and group.label not in untested)
     tested: Literal["all pairs", "the best and each other"] = "all pairs" if every else "the best and each other"
-    return MetricComparison(metric, best.label, tied, untested, pairs, tested)
+    return MetricComparison(metric, best.label, unseparated, untested, pairs, tested)
 
 
 def _why_untested(pair: Pair | None) -> str:

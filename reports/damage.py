@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Experiment, StoredCell
-from vqbench.results.cell_files import FILES, LOG, CellFile, is_whole
+from vqbench.results.cell_files import FILES, LOG, CellFile, is_whole, track_name
 
 _AGAIN = "its command with --rerun makes it again"
 
@@ -34,7 +34,6 @@ def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     """Whether a finished cell must have had the file; without a log it is no whole copy of one."""
     if cell.failed or not (cell.folder.path / LOG).exists():
         return False
-    if file.kept_by == "features":
-        known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
-        return any(metric.extractor == "inception" for metric in known)
-    return file.kept_by in ("all", cell.spec["recipe"].get("track", "images"))  # older specs name no track
+    known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
+    of_scores = not file.of_extractor or any(metric.extractor == file.of_extractor for metric in known)
+    return of_scores and track_name(cell.spec) in file.kept_by

@@ -23,7 +23,7 @@ _OF_RESULT = ("seed", "cell", "state", "scores", "params", "train_images_per_s",
 
 
 def csv_text(report: Report) -> str:
-    """One line per group; every score with its mean, interval and whether it is tied with the best."""
+    """One line per group; every score with its mean, interval and whether it is not separated from the best."""
     lines = [_line(section, group) for section in report.sections for group in section.rows]
     text = io.StringIO()
     columns = list(dict.fromkeys(name for line in lines for name in line))
@@ -55,7 +55,7 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         found = summary.estimates.get(name)
         line |= {f"{name}_{end}": value for end, value in _ends(found).items()}
         if name in section.comparisons:
-            line[f"{name}_tied"] = "" if found is None else str(_tied(section, group, name)).lower()
+            line[f"{name}_tied"] = "" if found is None else str(_is_not_separated(section, group, name)).lower()
     speed = summary.estimates.get("train_images_per_s")
     line["train_images_per_s"] = None if speed is None else speed.mean
     fixed = {key: found.mean for key, found in summary.estimates.items() if key.startswith("params_")}
@@ -70,8 +70,8 @@ def _ends(found: Estimate | None) -> dict[str, float | None]:
     return {"mean": found.mean, "low": ends[0], "high": ends[1]}
 
 
-def _tied(section: ReportSection, group: Group, metric: str) -> bool:
-    return group.label in section.comparisons[metric].tied
+def _is_not_separated(section: ReportSection, group: Group, metric: str) -> bool:
+    return group.label in section.comparisons[metric].unseparated
 
 
 def json_text(report: Report) -> str:
@@ -121,7 +121,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "devices": spec.get("devices", 1),
         "n": summary.seeds,
         "estimates": {key: {**_ends(found), "n": found.n} for key, found in summary.estimates.items()},
-        "tied": [metric for metric, found in section.comparisons.items() if group.label in found.tied],
+        "tied": [metric for metric, found in section.comparisons.items() if group.label in found.unseparated],
         "failures": list(summary.failures),
         "collapses": list(summary.collapses),
         "matched": list(summary.matched),
@@ -139,7 +139,7 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
 def _comparison(found: MetricComparison) -> dict[str, Any]:
     return {
         "best": found.best,
-        "tied": sorted(found.tied),
+        "tied": sorted(found.unseparated),
         "untested": dict(found.untested),
         "adjusted_over": found.over,
         "pairs": [_pair(pair) for pair in found.pairs],

@@ -156,7 +156,7 @@ def _image_parts(d: Array) -> tuple[tuple[float, float], ...]:
 
 # Why no resampling of seeds: percentiles over 3 resampled seeds cover about 75 %, not 95 %. Why no Satterthwaite:
 # with 2 seeds its estimated degrees of freedom are large just where the seeds agree by luck, and it covers 87 %.
-# Behrens-Fisher covered 94 to 98 % with 3 or more seeds, 95 to 99 % with 2: it errs on the side of "tied".
+# Behrens-Fisher covered 94 to 98 % with 3 or more seeds, 95 to 99 % with 2: it errs on the side of "not separated".
 def _interval(delta: float, *parts: tuple[float, float]) -> tuple[float, float, float]:
     """95 % interval and two-sided p of delta, whose error is a sum of scaled Student t's: (scale, df) each."""
     from scipy import special  # scipy.stats would take a second to import

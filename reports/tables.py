@@ -75,10 +75,10 @@ def scores(section: ReportSection, stated: Stated) -> Grid:
 
 
 def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
-    """Whether a group is the best in a metric, or tied with it; a group that is alone is neither."""
+    """Whether a group is the best in a metric, or not separated from it; a group that is alone is neither."""
     found = section.comparisons.get(metric)
     scored = sum(metric in other.summary.estimates for other in section.rows)
-    return found is not None and scored > 1 and group.label in found.tied
+    return found is not None and scored > 1 and group.label in found.unseparated
 
 
 def labelled(group: Group) -> str:

@@ -16,7 +16,7 @@ MOST_NAMES = 4
 MOST_FAILURES = 6
 Name = Callable[[str], str]
 """How a sentence writes the label of a method."""
-Kind = Literal["alone", "some tied", "all tied", "equal", "untested", "only"]
+Kind = Literal["alone", "some not separated", "none separated", "equal", "untested", "only"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ranking:
     best: str
     value: str
     """The best mean with its interval, as the table prints it."""
-    tied: tuple[str, ...]
+    unseparated: tuple[str, ...]
     """Tested against the best, and not separated from it."""
     worse: tuple[str, ...]
     untested: tuple[str, ...]
@@ -52,11 +52,15 @@ class Ranking:
         start = f"{best} has the best mean ({self.value})"
         if self.kind == "untested":
             return f"{start}; no test tells whether that is more than chance."
-        if self.kind == "all tied":
-            rest = f"{name(self.tied[0])} is" if len(self.tied) == 1 else "none of the others is"
-            return f"{start}, but {rest} {'not ' if len(self.tied) == 1 else ''}separated from it."
+        if self.kind == "none separated":
+            rest = f"{name(self.unseparated[0])} is" if len(self.unseparated) == 1 else "none of the others is"
+            return f"{start}, but {rest} {'not ' if len(self.unseparated) == 1 else ''}separated from it."
         worse = "worse over the images of one seed" if self.over_images else "worse"
-        parts = [(self.tied, "not separated from it"), (self.worse, worse), (self.untested, "not tested against it")]
+        parts = [
+            (self.unseparated, "not separated from it"),
+            (self.worse, worse),
+            (self.untested, "not tested against it"),
+        ]
         said = [f"{listed(labels, name)} {_are(labels)} {what}" for labels, what in parts if labels]
         return f"{start}; {'; '.join(said)}."
 
@@ -114,18 +118,18 @@ def _finding(section: ReportSection, column: Column) -> Ranking | None:
         return None
     estimates = {g.label: found for g in section.rows if (found := g.summary.estimates.get(column.key)) is not None}
     others = [label for label in estimates if label != comparison.best]
-    tied = tuple(label for label in others if label in comparison.tied)
+    unseparated = tuple(label for label in others if label in comparison.unseparated)
     untested = tuple(label for label in others if label in comparison.untested)
-    worse = tuple(label for label in others if label not in tied and label not in untested)
+    worse = tuple(label for label in others if label not in unseparated and label not in untested)
     definition = DEFINITIONS[column.key]
     return Ranking(
         column.key,
         definition.title,
         str(definition.better),
-        _kind(estimates.values(), tied, worse, untested),
+        _kind(estimates.values(), unseparated, worse, untested),
         comparison.best,
         column.text(estimates[comparison.best]) + (f" {definition.unit}" if definition.unit == "dB" else ""),
-        tied,
+        unseparated,
         worse,
         untested,
         any(p.difference.over == "images" and _others(p, comparison.best) & {*worse} for p in comparison.pairs),
@@ -137,17 +141,19 @@ def _others(pair: Pair, best: str) -> set[str]:
     return {pair.base, pair.other} - {best} if best in (pair.base, pair.other) else set()
 
 
-def _kind(estimates: Iterable[Estimate], tied: Sequence[str], worse: Sequence[str], untested: Sequence[str]) -> Kind:
+def _kind(
+    estimates: Iterable[Estimate], unseparated: Sequence[str], worse: Sequence[str], untested: Sequence[str]
+) -> Kind:
     means = [found.mean for found in estimates]
     if len(means) == 1:
         return "only"
     if max(means) == min(means):
         return "equal"
-    if not tied and not untested:
+    if not unseparated and not untested:
         return "alone"
-    if not tied and not worse:
+    if not unseparated and not worse:
         return "untested"
-    return "all tied" if not worse and not untested else "some tied"
+    return "none separated" if not worse and not untested else "some not separated"
 
 
 def _headline(findings: Sequence[Ranking]) -> str:
@@ -159,7 +165,7 @@ def _headline(findings: Sequence[Ranking]) -> str:
     decided = [f for f in compared if f.kind != "untested"]
     if not decided:
         return "Nothing can be told apart yet: each method needs more seeds before a difference means anything."
-    if all(f.kind == "all tied" for f in decided):
+    if all(f.kind == "none separated" for f in decided):
         return "No method is separated from another in any score: these differences may be chance."
     winners = dict.fromkeys(f.best for f in decided)
     if len(winners) == 1 and all(f.kind == "alone" for f in decided):
@@ -172,14 +178,14 @@ def _headline(findings: Sequence[Ranking]) -> str:
         return f"{len(never_worse)} of {len(labels)} methods are not separated from the best in any score{rest}."
     if never_worse:
         return f"{listed(never_worse)} {_are(never_worse)} best, or not separated from the best, in every score."
-    told = [f for f in decided if f.kind != "all tied"]  # elsewhere the best mean may be chance
+    told = [f for f in decided if f.kind != "none separated"]  # elsewhere the best mean may be chance
     where = {label: [f.title for f in told if f.best == label] for label in dict.fromkeys(f.best for f in told)}
     said = [f"{label} has the best mean {listed(titles)}" for label, titles in list(where.items())[:MOST_NAMES]]
     return f"No method is best in everything: {'; '.join(said)}."
 
 
 def _labels(findings: Iterable[Ranking]) -> list[str]:
-    return list(dict.fromkeys(label for f in findings for label in (f.best, *f.tied, *f.untested, *f.worse)))
+    return list(dict.fromkeys(label for f in findings for label in (f.best, *f.unseparated, *f.untested, *f.worse)))
 
 
 def _measured(section: ReportSection) -> str:
@@ -228,7 +234,7 @@ def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, .
             "Two seeds say little: an interval over two values is 12.7 standard errors wide on each side. "
             "Three seeds are the least that is worth reading."
         )
-    if any(f.tied for f in findings):
+    if any(f.unseparated for f in findings):
         said.append(
             "“Not separated” is not “equal”: the difference is no larger than seeds and images alone may make it "
             "(p ≥ 0.05 after Holm's adjustment over the pairs)."

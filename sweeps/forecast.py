@@ -77,7 +77,7 @@ def _without_writing(plan: SweepPlan) -> list[OpenStudy]:
 
     from vqbench.sweeps.backend import study_names
     from vqbench.sweeps.memory import storage_of
-    from vqbench.sweeps.sweep import in_storage, stored
+    from vqbench.sweeps.sweep import in_storage, opened_storage
 
     studies = in_storage(plan, optuna.storages.InMemoryStorage())
     where = storage_of(plan.request, plan.file) or str(plan.base.folder / "optuna.db")
@@ -85,7 +85,7 @@ def _without_writing(plan: SweepPlan) -> list[OpenStudy]:
         where = make_url(where).database or ""
     is_there = "://" in where or os.path.exists(where)  # opening a file that is gone makes it
     if plan.file.is_file() and is_there:
-        storage: Any = stored(plan, Silent())
+        storage: Any = opened_storage(plan, Silent())
         begun = study_names(storage)
         for study in studies:
             if study.name in begun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import DEFINITIONS, metric
+from vqbench.metrics.definitions import known_metrics, metric
 from vqbench.registry import METRICS
 from vqbench.sweeps.request import SweepRequest
 
@@ -44,7 +44,7 @@ def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]
 
     `metrics` are those that the trials compute.
     """
-    ranking = [name for name in DEFINITIONS if DEFINITIONS[name].better and track in DEFINITIONS[name].tracks]
+    ranking = [name for name in known_metrics(track) if metric(name).better]
     objectives = tuple(dict.fromkeys(request.objectives)) or tuple([m for m in metrics if m in ranking][:1])
     if not objectives:
         raise UsageError("none of the metrics ranks a trial", f"choose among --objective {', '.join(ranking)}")

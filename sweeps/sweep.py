@@ -83,14 +83,14 @@ def execute_sweep(request: SweepRequest, view: View | None = None, tracker: Trac
 def _open_studies(plan: SweepPlan, view: View) -> list[OpenStudy]:
     from vqbench.sweeps.backend import study_names
 
-    request, storage = plan.request, stored(plan, view)
+    request, storage = plan.request, opened_storage(plan, view)
     where = storage_of(request, plan.file)
     names = {study.name(request.title) for study in plan.studies}
     remember(request, plan.file, where, names & study_names(storage), plan.found)
     return in_storage(plan, storage)
 
 
-def stored(plan: SweepPlan, view: View) -> PatientStorage:
+def opened_storage(plan: SweepPlan, view: View) -> PatientStorage:
     """The storage of its studies, opened. Raises UsageError where it cannot be had."""
     from vqbench.sweeps.backend import open_storage
 

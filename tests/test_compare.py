@@ -247,7 +247,7 @@ def test_few_tables_of_equal_groups_hold_a_verdict(groups: int, seeds: int, imag
         section, reader = section_of(drawn(rng, [0.0] * groups, seeds, images), "psnr")
         found = compare_section(section, ["psnr"], reader)["psnr"]
         wrong += any(pair.verdict in ("better", "worse") for pair in found.pairs)
-        unmarked += len(found.tied) < groups
+        unmarked += len(found.unseparated) < groups
     assert unmarked <= wrong < 0.05 * tables
 
 
@@ -255,7 +255,7 @@ def test_marks_and_verdicts_of_groups_that_differ() -> None:
     values = drawn(np.random.default_rng(1), [0.0, 0.1, -9.0, -30.0], 4, 60)
     section, reader = section_of(values, "psnr")
     found = compare_section(section, ["psnr"], reader)["psnr"]
-    assert found.tied == {"m00", "m01"}
+    assert found.unseparated == {"m00", "m01"}
     assert (found.tested, len(found.pairs), dict(found.untested)) == ("all pairs", 6, {})
     p = {(pair.base, pair.other): pair.difference.p for pair in found.pairs}
     order = sorted(p, key=lambda pair: p[pair])
@@ -276,7 +276,7 @@ def test_groups_are_compared_over_the_seeds_they_share() -> None:
     seeds = {(pair.base, pair.other): pair.difference.seeds for pair in found.pairs}
     assert seeds == {("a", "b"): 3, ("a", "c"): 1, ("b", "c"): 1}
     assert set(found.untested) == {"c", "d"}
-    assert "d" not in found.tied
+    assert "d" not in found.unseparated
     assert "quantization error: d is not compared with a, for they share no seed" in found.notes
     assert any(
         note.startswith("quantization error: c is not compared with a, for they share one seed") for note in found.notes
@@ -289,7 +289,7 @@ def test_a_group_that_beats_the_best_where_they_meet_keeps_its_mark() -> None:
     second, reader = section_of({"b": np.array([40.0, 40.1, 40.0])}, "quantization_error")
     section = type(first)(first.protocol, (*first.groups, *second.groups))
     found = compare_section(section, ["quantization_error"], reader)["quantization_error"]
-    assert (found.best, found.pairs[0].verdict, found.tied) == ("a", "better", {"a", "b"})
+    assert (found.best, found.pairs[0].verdict, found.unseparated) == ("a", "better", {"a", "b"})
 
 
 def test_a_cell_is_read_once_for_all_its_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

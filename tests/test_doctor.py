@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vqbench.checks import doctor
-from vqbench.checks.doctor import Diagnosis, diagnose, exit_code, render
+from vqbench.checks.doctor import Diagnosis, diagnose, exit_status, render
 from vqbench.cli.app import main
 from vqbench.metrics import codes, frechet, pixels, weights
 from vqbench.metrics.weights import Missing, find_inception
@@ -36,7 +36,7 @@ def by_name(findings, name):
 @pytest.mark.usefixtures("_no_fid_helper")
 def test_missing_weights_are_no_fault_and_come_with_the_command(capsys):
     findings = diagnose()
-    assert exit_code(findings) == 0
+    assert exit_status(findings) == 0
     (inception,) = by_name(findings, "weights inception")
     assert inception.state == "missing"
     assert "weights-inception-2015-12-05-6726825d.pth" in inception.text
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_seen(monkeypatch, module, function, broken, name):
     monkeypatch.setattr(module, function, broken)
     findings = diagnose()
     assert "wrong" in {f.state for f in by_name(findings, name)}
-    assert exit_code(findings) == 1
+    assert exit_status(findings) == 1
 
 
 @pytest.mark.usefixtures("_no_fid_helper")

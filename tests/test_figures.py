@@ -29,10 +29,10 @@ from vqbench.reports.experiment import load_experiment
 from vqbench.reports.figures import draw_code_histogram, draw_figures, pictures, style
 from vqbench.reports.figures.budget import quality_by_budget
 from vqbench.reports.figures.codes import code_frequencies
-from vqbench.reports.figures.forest import ablations, comparison
+from vqbench.reports.figures.forest import ablation_forests, comparison
 from vqbench.reports.figures.rate import rate_distortion
 from vqbench.reports.figures.reconstructions import reconstruction_sheets
-from vqbench.reports.figures.style import plain, short_labels
+from vqbench.reports.figures.style import short_labels, without_math
 from vqbench.reports.figures.training import collapses, training_curves
 from vqbench.reports.pairs import difference
 from vqbench.reports.report import Report, ReportSection, build_report
@@ -366,7 +366,7 @@ def test_an_ablation_shows_what_the_pairs_say(store: Store) -> None:
             store.cell("vqgan", seed, components=dict(zip("ab", on, strict=True)), psnr=psnr)
         store.cell("vqgan", seed, components={"a": False, "b": True}, config={"beta": 9.0}, psnr=image)
     section = store.section()
-    (picture,) = ablations(section)
+    (picture,) = ablation_forests(section)
     axes = next(a for a in picture.figure.axes if a.get_xlabel() == "Δ PSNR (dB)")
     fewer = {"without a": {"a": False, "b": True}, "all off": {"a": False, "b": False}}
     groups = [group for group in section.rows if "beta=9" not in group.label]
@@ -399,7 +399,7 @@ def test_the_comparison_starts_at_the_best(store: Store) -> None:
     solid = {c.get_label() for c in psnr.containers if c.lines[0].get_markerfacecolor() != "white"}
     assert found.best not in deltas
     assert deltas["one"] == pytest.approx(-3, abs=0.3)
-    assert solid == {"one", "two", "three"} - found.tied == {"one"}
+    assert solid == {"one", "two", "three"} - found.unseparated == {"one"}
 
 
 # the images
@@ -506,7 +506,7 @@ def test_labels_are_shortened_and_stay_different() -> None:
     assert short["short"] == "short"
     assert len(set(short.values())) == len(labels)
     assert max(map(len, short.values())) <= 34
-    assert plain("$x_1^2$") == r"\$x_1^2\$"
+    assert without_math("$x_1^2$") == r"\$x_1^2\$"
 
 
 def test_the_same_results_give_the_same_bytes(store: Store, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_ties_are_marked_by_more_than_colour(opened: Browser, report: Report) ->
             f"{TABLE} td[data-key={metric}]",
         )
         if metric in [column.key for column in report.sections[0].columns]:
-            assert set(cells) == comparison.tied
+            assert set(cells) == comparison.unseparated
 
 
 STAGE = "[data-part=sheets] .stage"

@@ -263,6 +263,12 @@ def test_lists_say_where_things_come_from(tmp_path: Path, monkeypatch: pytest.Mo
             "better is 'higher', 'lower' or None",
         ),
         ("(PairMetric)", "", "is no subclass of a kind of metric"),
+        ("def score", "def scores", "'mine' does not define score"),
+        (
+            "    title",
+            "    def __init__(self, name): raise KeyError('boo')\n    title",
+            "cannot be made: KeyError: 'boo'",
+        ),
         ("(PairMetric)", "(PairMetric, Gone)", "does not import: NameError"),
         ("    title", "    weights = 'gone'\n    title", "unknown weights 'gone'"),
         ("    title", "    min_images = 500\n    title", "mine needs at least 500 validation images, there are"),
@@ -276,6 +282,43 @@ def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path: Path, old:
     answer = typed("run", "--plugin", tmp_path / "mine.py", *asked, "--dry-run")
     assert answer.code == 2
     assert said in " ".join(answer.err.split())
+
+
+DATASET = """
+from vqbench.data.dataset import Dataset
+from vqbench.registry import DATASETS
+
+@DATASETS.register("mine")
+class Mine(Dataset):
+    def __init__(self, argument, resolution, data_root):
+        super().__init__(argument, resolution, data_root)
+        self.reference = self.slug = self.protocol_name = self.split_rule = self.train_digest = "mine"
+        self.train, self.validation = [1], [2]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("(Dataset)", "", "dataset 'mine' is no subclass of Dataset"),
+        ("        super()", "        {}['boo']\n        super()", "dataset 'mine' cannot be opened: KeyError: 'boo'"),
+        ("self.train, self.validation = [1], [2]", "self.train = [1]", "dataset 'mine' does not set validation"),
+        ("[1], [2]", "[1], []", "mine has no validation images"),
+    ],
+)
+def test_a_dataset_that_cannot_be_is_the_fault_of_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(DATASET.replace(old, new))
+    asked = ["--methods", "vqgan", "--dataset", "mine", "--runs", tmp_path / "runs", "--dry-run"]
+    answer = typed("run", "--plugin", tmp_path / "mine.py", *asked)
+    assert answer.code == 2
+    assert said in " ".join(answer.err.split())
+
+
+def test_a_metric_that_is_half_written_stops_nothing_that_did_not_ask_for_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE.replace("def score", "def scores"))
+    assert typed("metrics", "--plugin", tmp_path / "mine.py").code == 0
+    asked = ["--methods", "vqgan", "--dataset", "photos", "--runs", tmp_path / "runs", "--dry-run"]
+    assert typed("run", "--plugin", tmp_path / "mine.py", *asked).code == 0
 
 
 @pytest.mark.parametrize(
@@ -354,7 +397,7 @@ def test_of_two_definitions_reports_show_that_of_most_cells(tmp_path: Path) -> N
     }  # fmt: skip
     (note,) = experiment.notes
     assert note.startswith("mine of fsq-")
-    assert "another definition than that of the rest (bbbbbbbbbbbb), and is left out" in note
+    assert "another definition than that of the rest (bbbbbbbbbbbb), so it is left out" in note
     assert [c.title for c in build_report(experiment).sections[0].columns if c.key == "mine"] == ["Mine ↑"]
     with pytest.raises(UsageError, match="has both scores of mine"):
         compare_groups(experiment, "fsq", "vqgan", ["mine"])

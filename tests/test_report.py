@@ -143,10 +143,10 @@ def test_markdown_marks_all_that_are_tied_with_the_best(files: dict[str, str], r
     (section,), (titles, *rows) = report.sections, read_markdown(files["md"])[0]
     names = [text for text, _ in titles]
     psnr = section.comparisons["psnr"]
-    assert len(psnr.tied) > 1
-    assert len(psnr.tied) < 6
+    assert len(psnr.unseparated) > 1
+    assert len(psnr.unseparated) < 6
     bold = {row[0][0] for row in rows if row[names.index("PSNR ↑")][1] == "strong"}
-    assert {label.partition(" (")[0] for label in bold} == {label.strip() for label in psnr.tied}
+    assert {label.partition(" (")[0] for label in bold} == {label.strip() for label in psnr.unseparated}
     assert "bold: best, or not separated from the best (p ≥ 0.05 after Holm" in files["md"]
     assert names.index("tokens") == names.index("perplexity ↑") + 1
 
@@ -196,7 +196,7 @@ def test_json_has_everything(files: dict[str, str], experiment: Path, report: Re
     pair = section["comparisons"]["psnr"]["pairs"][0]
     first = compared.pairs[0]
     assert (pair["base"], pair["delta"], pair["p_adjusted"]) == (first.base, first.difference.delta, first.p)
-    assert section["comparisons"]["psnr"]["tied"] == sorted(compared.tied)
+    assert section["comparisons"]["psnr"]["tied"] == sorted(compared.unseparated)
     rows = {row["row"]: row for row in section["ablations"][0]["rows"]}
     assert set(rows) == {"full", "without dcr", "all off"}
     assert str(experiment.parent) not in files["json"]

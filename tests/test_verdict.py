@@ -39,7 +39,9 @@ def section_of(
     over = "seeds and images" if seeds > 1 else "images"
     difference = Difference(1.0, 0.5, 1.5, 0.01, seeds, 48, over)
     pairs = tuple(SimpleNamespace(base=a, other=b, difference=difference) for a, b in itertools.combinations(means, 2))
-    comparison = SimpleNamespace(best=best, tied=tied | {best}, untested=dict.fromkeys(untested, "why"), pairs=pairs)
+    comparison = SimpleNamespace(
+        best=best, unseparated=tied | {best}, untested=dict.fromkeys(untested, "why"), pairs=pairs
+    )
     protocol = {"name": "p", "hash": "h", "n_images": 48}
     section: Any = SimpleNamespace(
         section=SimpleNamespace(title="p h", protocol=protocol),
@@ -130,7 +132,7 @@ def test_failures_are_named_and_then_counted() -> None:
 
 
 def test_labels_are_written_as_asked() -> None:
-    finding = Ranking("psnr", "PSNR", "higher", "some tied", "a", "2", ("b",), ("c",), (), False)
+    finding = Ranking("psnr", "PSNR", "higher", "some not separated", "a", "2", ("b",), ("c",), (), False)
     assert finding.sentence("<{}>".format) == "<a> has the best mean (2); <b> is not separated from it; <c> is worse."
 
 

@@ -171,7 +171,7 @@ class Registry(Generic[T]):
         self.variable = variable
         self.group = group
         self.built_in = built_in
-        self.see = see or f"`vqbench {kind}s` lists them"
+        self.see = see or f"`vqbench {kind}s` lists them; one of a file needs the file: --plugin FILE"
         self._classes: dict[str, type[T]] = {}
         self._files: dict[str, Path] = {}
         self._unread: list[Path] = []
@@ -214,7 +214,7 @@ class Registry(Generic[T]):
                 continue
             is_known = name in self._classes and _file_of_class(self._classes[name]) == str(path)
             if name in self.names() and not replace and not is_known:
-                raise self._taken(name, self._place(name).origin, str(path))
+                raise self._taken(name, self._place(name).origin or self._origin_of_class(name), str(path))
             self._classes.pop(name, None)
         self._files |= dict.fromkeys(names, path)
         if path not in self._unread and (replace or path not in self._read):
@@ -348,12 +348,14 @@ class Registry(Generic[T]):
     def _place(self, name: str) -> _Place:
         return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))
 
+    def _origin_of_class(self, name: str) -> str:
+        return f"vqbench {metadata.version('vqbench')}" if self._is_own(name) else "registered in Python"
+
     def outline(self, name: str) -> Outline:
         """Summary, paper and components of a plugin, read from its source text."""
         place = self._place(name)
         if place.file is None and place.entry_point is None:
-            own = f"vqbench {metadata.version('vqbench')}" if self._is_own(name) else "registered in Python"
-            return self._outline_of_class(name, own)
+            return self._outline_of_class(name, self._origin_of_class(name))
         try:
             node = self._find_class(name, place)
             return self._outline_of_node(name, node, place) or self._outline_of_class(name, place.origin)

@@ -58,7 +58,7 @@ def pictures(section: ReportSection) -> Iterator[Picture]:
     """The figures of one protocol, one after the other, unsaved; those without data are left out."""
     from vqbench.reports.figures.budget import quality_by_budget
     from vqbench.reports.figures.codes import code_frequencies
-    from vqbench.reports.figures.forest import ablations, comparison
+    from vqbench.reports.figures.forest import ablation_forests, comparison
     from vqbench.reports.figures.rate import rate_distortion
     from vqbench.reports.figures.reconstructions import reconstruction_sheets
     from vqbench.reports.figures.sheet import draw_sheet
@@ -66,7 +66,7 @@ def pictures(section: ReportSection) -> Iterator[Picture]:
 
     for draw in (rate_distortion, comparison):
         yield from (picture for picture in [draw(section)] if picture is not None)
-    yield from ablations(section)
+    yield from ablation_forests(section)
     for draw in (quality_by_budget, training_curves, code_frequencies):
         yield from (picture for picture in [draw(section)] if picture is not None)
     yield from collapses(section)

@@ -12,9 +12,9 @@ from vqbench.reports.figures.style import (
     Picture,
     logarithmic,
     marks,
-    plain,
     short_labels,
     shortened_note,
+    without_math,
 )
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import Estimate
@@ -73,7 +73,7 @@ def _time_label(groups: list[Group], unit: str) -> str:
     """GPU-hours or CPU-hours, and of which device."""
     names = device_names(groups)
     (name,) = names if len(names) == 1 else (f"{len(names)} kinds of device",)
-    return f"{_kind(groups)}-{unit} ({plain(short_labels([name], 28)[name])})"
+    return f"{_kind(groups)}-{unit} ({without_math(short_labels([name], 28)[name])})"
 
 
 def _kind(groups: list[Group]) -> str:

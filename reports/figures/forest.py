@@ -12,7 +12,7 @@ from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.figures.captions import CUT, cautioned, first_of, measured_on
 from vqbench.reports.figures.points import within
-from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, plain, short_labels, shortened_note
+from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, short_labels, shortened_note, without_math
 from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
 
@@ -60,12 +60,12 @@ def _to_best(section: ReportSection, groups: Sequence[Group], metric: str) -> li
     return [
         Entry(group.label, None, True, is_base=True)
         if group.label == found.best
-        else Entry(group.label, differences.get(group.label), group.label not in found.tied)
+        else Entry(group.label, differences.get(group.label), group.label not in found.unseparated)
         for group in groups
     ]
 
 
-def ablations(section: ReportSection) -> list[Picture]:
+def ablation_forests(section: ReportSection) -> list[Picture]:
     """One figure for each full method that has groups with components switched off, all else equal."""
     found = [(ablation, _worth(ablation)) for ablation in section.ablations]
     return [
@@ -131,7 +131,7 @@ def _forest(panels: dict[str, list[Entry]], labels: Sequence[str]) -> tuple[Any,
     for axes in grid.ravel()[len(panels) :]:
         axes.remove()
     first = grid[0][0]
-    first.set_yticks(range(len(labels)), [plain(short[label]) for label in labels])
+    first.set_yticks(range(len(labels)), [without_math(short[label]) for label in labels])
     first.set_ylim(len(labels) - 0.5, -0.5)
     return figure, cut
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vqbench.reports.experiment import Section
 from vqbench.reports.figures.captions import measured_on
 from vqbench.reports.figures.reconstructions import Pixels, Sheet
-from vqbench.reports.figures.style import WIDTH, Picture, new_figure, plain, short_labels, shortened_note
+from vqbench.reports.figures.style import WIDTH, Picture, new_figure, short_labels, shortened_note, without_math
 
 _IMAGES = 6
 """Images in one row: more would be too small to see."""
@@ -36,7 +36,7 @@ def draw_sheet(sheet: Sheet, name: str, title: str, section: Section) -> Picture
     blank = np.full_like(maps[0], np.nan)  # beside the originals stands the colour bar
     right = _show(figure, 1, _stack([blank, *maps], np.nan), cmap=_colors(), vmin=0, vmax=ceiling)
     side = pixels[0].shape[0]
-    for row, label in enumerate(("original", *(plain(short[label]) for label in sheet.by_group))):
+    for row, label in enumerate(("original", *(without_math(short[label]) for label in sheet.by_group))):
         left.text(0, row * (side + _above(side)) + 0.8 * _above(side), label, fontsize=8)
     _draw_bar(figure, right.images[0])
     ids = ", ".join(short_labels(sheet.ids[:count], 60).values())

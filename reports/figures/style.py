@@ -155,13 +155,13 @@ def marks(labels: Iterable[str], most: int = LEGEND_LETTERS) -> dict[str, Mark]:
             colors[i % len(colors)],
             _MARKERS[i % len(_MARKERS)],
             _DASHES[(i + 2 * (i // len(colors))) % len(_DASHES)],
-            plain(short[label]),
+            without_math(short[label]),
         )
         for i, label in enumerate(labels)
     }
 
 
-def plain(text: str) -> str:
+def without_math(text: str) -> str:
     """Text as matplotlib draws it letter by letter: no mathematics between $, nothing that cannot be printed."""
     visible = "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
     return f"\N{NO-BREAK SPACE}{visible}" if visible.startswith("_") else visible  # legends leave out what begins so

@@ -15,9 +15,9 @@ from vqbench.reports.figures.style import (
     marks,
     metric_label,
     new_figure,
-    plain,
     save,
     short_labels,
+    without_math,
 )
 
 
@@ -31,9 +31,11 @@ def draw_importances(importances: Mapping[str, Mapping[str, float]], title: str,
             figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
         ):
             names = sorted(shares, key=lambda name: shares[name])
-            axes.barh([plain(text) for text in short_labels(names, 30).values()], [shares[name] for name in names])
+            axes.barh(
+                [without_math(text) for text in short_labels(names, 30).values()], [shares[name] for name in names]
+            )
             axes.set(xlim=(0, 1), xlabel=f"share of what tells good trials\nin {objective} from the rest")
-        figure.suptitle(plain(short_labels([title], 80)[title]), fontsize=9)
+        figure.suptitle(without_math(short_labels([title], 80)[title]), fontsize=9)
         save(figure, target.with_suffix(""), ("png",))
 
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.json_files import read_json
 from vqbench.reports.page.content import page_data
-from vqbench.reports.page.fragments import facts_html, figures_html, navigation_html, notes_html, section_html, text
+from vqbench.reports.page.fragments import (
+    escaped,
+    facts_html,
+    figures_html,
+    navigation_html,
+    notes_html,
+    section_html,
+)
 from vqbench.reports.report import Report, ReportSection
 from vqbench.results.cell_folder import FETCHED
 from vqbench.wording import masked, shell_command
@@ -54,10 +61,10 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
     style = _resource("page.css")
     return Template(_resource("template.html")).substitute(
         policy=_policy(script, style),
-        title=text(f"{experiment.name} – vqbench"),
+        title=escaped(f"{experiment.name} – vqbench"),
         style=style,
         navigation=navigation_html(report),
-        experiment=text(experiment.name),
+        experiment=escaped(experiment.name),
         facts=facts_html(report),
         notes=notes_html(report.notes),
         sections="\n".join(
@@ -65,8 +72,8 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
             for i, section in enumerate(report.sections)
         ),
         figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
-        version=text(metadata.version("vqbench")),
-        command=text(f"vqbench report {source}"),
+        version=escaped(metadata.version("vqbench")),
+        command=escaped(f"vqbench report {source}"),
         data=script_json(page_data(report, drawn, sheets, root, ui)),
         script=script,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
-from vqbench.reports.page.details import Pool, cell_details, settings
+from vqbench.reports.page.details import Pool, cell_details, settings_of_group
 from vqbench.reports.page.pictures import cell_figure, sheet_data
 from vqbench.reports.report import Report, ReportSection
 from vqbench.reports.summary import Column, Estimate, MethodSummary, summarise
@@ -72,7 +72,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "failed": len(summary.failures),
         "collapsed": len(summary.collapses),
         "components": group.components,
-        "settings": settings(group),
+        "settings": settings_of_group(group),
         "open": group.spec.get("paper_unspecified") or {},
         "tied": [column.key for column in section.columns if is_marked(section, group, column.key)],
         **_values(section.columns, summary),

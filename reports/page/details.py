@@ -40,7 +40,7 @@ class Pool:
         return self._places[key]
 
 
-def settings(group: Group) -> dict[str, Any]:
+def settings_of_group(group: Group) -> dict[str, Any]:
     """All that decides the trained weights of a group but the seed, flat, and what its paper leaves open."""
     first = group.cells[0]
     return {

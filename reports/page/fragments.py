@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
 
 
-def text(value: object) -> str:
+def escaped(value: object) -> str:
     """As it stands, for between tags and inside quoted attributes."""
     return html.escape(str(value), quote=True)
 
 
 def _label(value: str) -> str:
-    return f'<b dir="auto">{text(value)}</b>'
+    return f'<b dir="auto">{escaped(value)}</b>'
 
 
 def section_html(
@@ -39,10 +39,10 @@ def section_html(
     found_tables = tables(section, published)
     return Template(template).substitute(
         id=key,
-        hash=text(stored.protocol["hash"]),
-        name=text(stored.protocol["name"]),
-        headline=text(found.headline),
-        measured=text(found.measured),
+        hash=escaped(stored.protocol["hash"]),
+        name=escaped(stored.protocol["name"]),
+        headline=escaped(found.headline),
+        measured=escaped(found.measured),
         problems=_list("problems", "What went wrong", found.problems),
         findings=_findings(found.findings),
         limits=_list("limits", "What these numbers cannot say", found.limits),
@@ -62,7 +62,7 @@ def navigation_html(report: Report) -> str:
         parts = ("verdict", "table", "figures", "images", "cells", "protocol")
         titles = ("Verdict", "Results", "Figures", "Images", "Runs", "Protocol")
         places = [(f"#p0-{part}", title) for part, title in zip(parts, titles, strict=True)]
-    return "".join(f'<a href="{text(place)}">{text(title)}</a>' for place, title in places)
+    return "".join(f'<a href="{escaped(place)}">{escaped(title)}</a>' for place, title in places)
 
 
 def facts_html(report: Report) -> str:
@@ -74,12 +74,12 @@ def facts_html(report: Report) -> str:
     facts += [f"protocol {section.section.title}" for section in report.sections[:3]]
     if days:
         facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    return "".join(f"<span>{text(fact)}</span>" for fact in facts)
+    return "".join(f"<span>{escaped(fact)}</span>" for fact in facts)
 
 
 def notes_html(notes: Iterable[str]) -> str:
     """What must be said before anything is read off."""
-    return "".join(f'<p class="note">{text(note)}.</p>' for note in notes)
+    return "".join(f'<p class="note">{escaped(note)}.</p>' for note in notes)
 
 
 def _list(kind: str, title: str, items: Sequence[str]) -> str:
@@ -89,7 +89,7 @@ def _list(kind: str, title: str, items: Sequence[str]) -> str:
 
 
 def _items(kind: str, items: Sequence[str]) -> str:
-    listed = "".join(f'<li dir="auto">{text(item)}</li>' for item in items)
+    listed = "".join(f'<li dir="auto">{escaped(item)}</li>' for item in items)
     return f'<ul class="{kind}">{listed}</ul>' if items else ""
 
 
@@ -97,8 +97,8 @@ def _more_tables(key: str, found: Sequence[Table]) -> str:
     """Ablations and published numbers, as the other formats have them; problems stand among the words already."""
     parts = [
         f'<section id="{key}-{table.key}" aria-labelledby="{key}-{table.key}-title">'
-        f'<h3 id="{key}-{table.key}-title" dir="auto">{text(table.title)}</h3>'
-        f'<div class="scroll framed" tabindex="0" role="region" aria-label="{text(table.title)}">'
+        f'<h3 id="{key}-{table.key}-title" dir="auto">{escaped(table.title)}</h3>'
+        f'<div class="scroll framed" tabindex="0" role="region" aria-label="{escaped(table.title)}">'
         f"{grid_html(table.grid)}</div>{_items('fine', table.notes)}</section>"
         for table in found
         if table.key != "problems"
@@ -115,13 +115,13 @@ def grid_html(grid: Grid) -> str:
     def entry(value: str, row: int, column: int) -> str:
         kinds = ["number"] * grid.numeric[column] + ["grey"] * (column in grid.grey)
         kinds += [_MARKS[value]] if column and value in _MARKS else []
-        inner = f"<b>{text(value)}</b>" if (row, column) in grid.bold else text(value)
+        inner = f"<b>{escaped(value)}</b>" if (row, column) in grid.bold else escaped(value)
         tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         return f'<{tag}{scope}{kind} dir="auto">{inner}</{tag}>'
 
     heads = "".join(
-        f'<th scope="col" class="plain{" number" * numeric}" dir="auto">{text(title)}</th>'
+        f'<th scope="col" class="plain{" number" * numeric}" dir="auto">{escaped(title)}</th>'
         for title, numeric in zip(grid.titles, grid.numeric, strict=True)
     )
     rows = (f"<tr>{''.join(entry(value, i, k) for k, value in enumerate(row))}</tr>" for i, row in enumerate(grid.rows))
@@ -137,9 +137,10 @@ def _findings(findings: Sequence[Ranking]) -> str:
 def _finding(finding: Ranking) -> str:
     arrow = "↑ higher is better" if finding.better == "higher" else "↓ lower is better"
     gloss = DEFINITIONS[finding.metric].gloss
+    in_words = escaped(gloss[:1].upper() + gloss[1:])
     return (
-        f'<div data-metric="{text(finding.metric)}"><dt>{text(finding.title)} <span>{arrow}</span></dt>'
-        f'<dd><p>{finding.sentence(_label)}</p><p class="gloss">{text(gloss[:1].upper() + gloss[1:])}.</p></dd></div>'
+        f'<div data-metric="{escaped(finding.metric)}"><dt>{escaped(finding.title)} <span>{arrow}</span></dt>'
+        f'<dd><p>{finding.sentence(_label)}</p><p class="gloss">{in_words}.</p></dd></div>'
     )
 
 
@@ -157,13 +158,13 @@ def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
     if not shown:
         return ""
     inner = "".join(
-        f'<figure><button type="button" data-enlarge aria-label="Enlarge: {text(figure.title)}">'
-        f'<img src="{uri}" alt="{text(figure.caption or figure.title)}"></button>'
-        f"<figcaption><b>{text(figure.title)}</b> {text(figure.caption)}</figcaption></figure>"
+        f'<figure><button type="button" data-enlarge aria-label="Enlarge: {escaped(figure.title)}">'
+        f'<img src="{uri}" alt="{escaped(figure.caption or figure.title)}"></button>'
+        f"<figcaption><b>{escaped(figure.title)}</b> {escaped(figure.caption)}</figcaption></figure>"
         for figure, uri in shown
     )
     return (
-        f'<section id="{key}" aria-labelledby="{key}-title"><h3 id="{key}-title">{text(title)}</h3>'
+        f'<section id="{key}" aria-labelledby="{key}-title"><h3 id="{key}-title">{escaped(title)}</h3>'
         f'<div class="figures">{inner}</div></section>'
     )
 
@@ -172,10 +173,10 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     """Every field of the protocol as it is hashed."""
     plain = {name: value for name, value in protocol.items() if not isinstance(value, Mapping)}
     tables = {name: value for name, value in protocol.items() if isinstance(value, Mapping)}
-    parts = [f'<details class="protocol-text"><summary>{text(_title(protocol))}</summary>', _terms(plain)]
+    parts = [f'<details class="protocol-text"><summary>{escaped(_title(protocol))}</summary>', _terms(plain)]
     for name, value in tables.items():
         known = {DEFINITIONS[key].title if key in DEFINITIONS else key: said for key, said in value.items()}
-        parts.append(f"<h4>{text(name)}</h4>{_terms(known)}")
+        parts.append(f"<h4>{escaped(name)}</h4>{_terms(known)}")
     return "".join([*parts, "</details>"])
 
 
@@ -185,6 +186,6 @@ def _title(protocol: Mapping[str, Any]) -> str:
 
 def _terms(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<div><dt>{text(name)}</dt><dd dir="auto">{text(value)}</dd></div>' for name, value in values.items()
+        f'<div><dt>{escaped(name)}</dt><dd dir="auto">{escaped(value)}</dd></div>' for name, value in values.items()
     )
     return f'<dl class="terms">{rows}</dl>'

@@ -124,11 +124,11 @@ def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, devic
     """Whether the features of all validation images exist; true where no metric asks for them."""
     from vqbench.machine.home import home
     from vqbench.metrics.definitions import metric
-    from vqbench.metrics.extraction import digest_of, reference_path
+    from vqbench.metrics.extraction import extractor_digest, reference_path
 
     wanted = {known.extractor for known in map(metric, spec["metrics"]) if known.extractor}
     return all(
-        reference_path(validation.pixels, validation.digest, digest_of(name), device, home()).is_file()
+        reference_path(validation.pixels, validation.digest, extractor_digest(name), device, home()).is_file()
         for name in wanted
     )
 

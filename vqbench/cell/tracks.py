@@ -9,6 +9,7 @@ from vqbench.cell.features_track import FeaturesTrack
 from vqbench.cell.images_track import ImagesTrack
 from vqbench.cell.track import Track
 from vqbench.recipe import Recipe
+from vqbench.results.cell_files import track_name
 
 TRACKS: Mapping[str, Track] = {track.name: track for track in (ImagesTrack(), FeaturesTrack())}
 
@@ -19,5 +20,5 @@ def track_of(recipe: Recipe) -> Track:
 
 
 def track_of_spec(spec: Mapping[str, Any]) -> Track:
-    """The track of a cell, by its spec; those of earlier versions name none and are of images."""
-    return TRACKS[spec["recipe"].get("track", ImagesTrack.name)]
+    """The track of a cell, by its spec."""
+    return TRACKS[track_name(spec)]

@@ -93,7 +93,7 @@ def render(findings: list[Diagnosis]) -> str:
     return "\n".join([*lines, summary])
 
 
-def exit_code(findings: list[Diagnosis]) -> int:
+def exit_status(findings: list[Diagnosis]) -> int:
     """1 if something is wrong; what is merely missing is no fault of the machine."""
     return int(any(f.state == "wrong" for f in findings))
 

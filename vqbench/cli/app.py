@@ -320,12 +320,12 @@ def prepare(dataset: str, **options: Any) -> None:
 @takes(RunRequest, only=["inception_weights", "lpips_weights"])
 def doctor(inception_weights: Path | None = None, lpips_weights: Path | None = None) -> None:
     """Look at this machine: device, versions, weights, and metric values with known answers."""
-    from vqbench.checks.doctor import diagnose, exit_code, render
+    from vqbench.checks.doctor import diagnose, exit_status, render
     from vqbench.cli.terminal import print_text
 
     findings = diagnose(inception_weights, lpips_weights)
     print_text(render(findings))
-    if code := exit_code(findings):
+    if code := exit_status(findings):
         raise typer.Exit(code)
 
 

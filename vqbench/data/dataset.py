@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, VQBenchError
 from vqbench.registry import DATASETS
 
 Pixels = NDArray[np.uint8]
@@ -155,6 +155,29 @@ class DataReference:
         return open_dataset(self.dataset, resolution, self.data_root, self.validation_images, download)
 
 
+_SEE = "see docs/adding-a-dataset.md"
+
+
+def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
+    """The dataset itself. What a plugin's constructor raises, or leaves out, is told as the plugin's."""
+    try:
+        dataset = cls(*arguments)
+    except (VQBenchError, OSError):
+        raise
+    except Exception as error:
+        if DATASETS.is_built_in(name):
+            raise
+        raise UsageError(f"dataset '{name}' cannot be opened: {type(error).__name__}: {error}", _SEE) from error
+    if missing := [key for key in Dataset.__annotations__ if not hasattr(dataset, key)]:
+        raise UsageError(f"dataset '{name}' does not set {', '.join(missing)}", _SEE)
+    for side, images in (("training", dataset.train), ("validation", dataset.validation)):
+        if not len(images):
+            raise UsageError(
+                f"{dataset.reference} has no {side} images", "a dataset needs both, or nothing is measured"
+            )
+    return dataset
+
+
 def path_safe(name: str) -> str:
     """`name` with everything but letters, digits, dot and underscore made into single hyphens."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "images"
@@ -174,6 +197,8 @@ def open_dataset(
     """
     name, colon, argument = reference.partition(":")
     cls: Any = DATASETS.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Dataset)):
+        raise UsageError(f"dataset '{name}' is no subclass of Dataset", _SEE)
     if colon and not cls.takes_argument:
         raise UsageError(f"dataset '{name}' takes nothing after the colon, not '{argument}'", f"give it as {name}")
     if cls.takes_argument and not argument:
@@ -183,7 +208,7 @@ def open_dataset(
         raise UsageError(f"resolution must be at least 1, not {resolution}", "for example: 32, 128 or 256")
     if download:
         cls.download(data_root)
-    dataset: Dataset = cls(argument, resolution, data_root)
+    dataset = _made(name, cls, argument, resolution, data_root)
     if validation_images is not None:
         dataset.keep_validation(validation_images)
     return dataset

@@ -24,13 +24,17 @@ IN_FEATURE_PROTOCOL = ("quantization_error", "usage", "perplexity", "dead_codes"
 """The same of the features track."""
 _FIRST_DIGESTS = {"rfid_continuous": "206500a229a2", "psnr_continuous": "43de4e374380"}
 """Of metrics whose scores were stored without a digest at first."""
+_SEE = "see docs/adding-a-metric.md"
 _TAKEN = ("id", "codes", "images", "method", "dataset", "recipe", "seed", "cell", "protocol", "state", "path", "error",
           "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s")  # fmt: skip
 
 
 @cache
 def _made(name: str, cls: Any) -> Metric:
-    made: Metric = cls(name=name)
+    try:
+        made: Metric = cls(name=name)
+    except Exception as error:
+        raise UsageError(f"metric '{name}' cannot be made: {type(error).__name__}: {error}", _SEE) from error
     _refuse_odd(made)
     if name not in (*IN_PROTOCOL, *IN_FEATURE_PROTOCOL):
         made.digest = _digest(made)
@@ -49,7 +53,7 @@ def _refuse_odd(made: Metric) -> None:
     elif not isinstance(made.digits, int):
         odd = f"digits is a whole number, not {made.digits!r}"
     if odd:
-        raise UsageError(f"metric '{made.name}': {odd}", "see docs/adding-a-metric.md")
+        raise UsageError(f"metric '{made.name}': {odd}", _SEE)
 
 
 def _digest(made: Metric) -> str:
@@ -71,7 +75,9 @@ def metric(name: str) -> Metric:
     cls: Any = METRICS.get(name)
     is_metric = isinstance(cls, type) and issubclass(cls, Metric)
     if not is_metric:
-        raise UsageError(f"metric '{name}' is no subclass of a kind of metric", "see docs/adding-a-metric.md")
+        raise UsageError(f"metric '{name}' is no subclass of a kind of metric", _SEE)
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise UsageError(f"metric '{name}' does not define {', '.join(missing)}", _SEE)
     return _made(name, cls)
 
 
@@ -131,9 +137,9 @@ def _unasked() -> Iterator[Metric]:
             yield metric(name)
 
 
-def own_metrics(track: str = "images") -> tuple[str, ...]:
-    """vqbench's metrics of a track that can be asked for."""
-    return tuple(m.name for m in _unasked() if METRICS.is_built_in(m.name) and _can_be_asked(m, track))
+def known_metrics(track: str = "images") -> tuple[str, ...]:
+    """The metrics of a track that can be asked for: vqbench's own, and those of the files that were given."""
+    return tuple(m.name for m in _unasked() if _can_be_asked(m, track))
 
 
 def _can_be_asked(known: Metric, track: str) -> bool:
@@ -158,18 +164,18 @@ def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[st
 
 def _refuse_stray(name: str, track: str) -> None:
     if name not in METRICS:
-        listed = ", ".join(own_metrics(track))
-        near = {found: None for found in METRICS.names() if found in own_metrics(track) or METRICS.file_of(found)}
+        known = known_metrics(track)
         try:
             METRICS.get(name)  # a file may register a name that its text does not show
         except UsageError as error:
-            raise unknown("metric", name, near, f"known metrics: {listed}") from error
+            hint = f"known metrics: {', '.join(known)}; one of a file needs the file: --plugin FILE"
+            raise unknown("metric", name, known, hint) from error
     known = metric(name)
     if track not in known.tracks:
         what = f"{name} is a metric of {' and '.join(known.tracks)}, and this recipe is of {track}"
         raise UsageError(
             what,
-            f"leave out --metrics (and VQBENCH_METRICS), or choose among {', '.join(own_metrics(track))}",
+            f"leave out --metrics (and VQBENCH_METRICS), or choose among {', '.join(known_metrics(track))}",
         )
     if known.companion_of:
         beside = known.companion_of
@@ -248,8 +254,8 @@ def one_definition_each(
         if others and "/" not in name:
             said.append(
                 f"{name} of {others[0]}{f' and {len(others) - 1} more' if len(others) > 1 else ''} was measured by "
-                f"another definition than that of the rest ({chosen[name]}), and is left out; `vqbench run` with "
-                f"--metrics {name} scores it anew, without training"
+                f"another definition than that of the rest ({chosen[name]}), so it is left out, and no mean over both "
+                f"is shown; `vqbench run` with --metrics {name} scores it anew, without training"
             )
         told = (results[cells[chosen[name]][0]].get("metrics") or {}).get(name)
         if told:
@@ -291,9 +297,11 @@ def cautions(metrics: Iterable[str], n_images: int) -> dict[str, str]:
 
 
 def _caution(known: Metric, n_images: int) -> str:
-    why = "the covariance of its features is singular" if known.extractor else "it says little"
+    of = f"{known.title} of {counted(n_images, 'image')}"
+    if not known.extractor:
+        return f"{of} says little: it is meant for at least {known.few_images:,}"
     return (
-        f"{known.title} of {counted(n_images, 'image')} is biased upwards: of fewer than {known.few_images:,} {why}; "
+        f"{of} is biased upwards: of fewer than {known.few_images:,} the covariance of its features is singular; "
         f"it ranks methods within this table and compares with no {known.title} from elsewhere"
     )
 

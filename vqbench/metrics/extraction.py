@@ -27,10 +27,10 @@ def load_extractor(name: str, explicit: Path | None, device: torch.device, home:
     """The network of a registered extractor. Raises UsageError where its weights cannot be had."""
     kind = EXTRACTORS.get(name)
     net = kind().load(require_weights(kind.weights, explicit, False, home), home)
-    return FeatureExtractor(net, device, kind.dimensions, digest_of(name))
+    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(name))
 
 
-def digest_of(name: str) -> str:
+def extractor_digest(name: str) -> str:
     """What features of a registered extractor depend on: its weights and, of a plugin, its text."""
     pinned, source = pin_of(EXTRACTORS.get(name).weights), EXTRACTORS.source_of(name).digest
     return pinned.digest + (f" {source}" if source else "")

@@ -51,9 +51,10 @@ class CellFile:
     """Whether MLflow gets a copy, of failed cells too or of finished ones, and `fetch` brings it back."""
     by_image: bool = False
     """Whether it grows with each validation image."""
-    kept_by: Literal["all", "features", "images", ""] = ""
-    """The finished cells, of whatever version, that must have it: all, those with scores over features of images, those
-    of images; empty where earlier versions kept none."""
+    kept_by: tuple[str, ...] = ()
+    """The tracks whose finished cells, of whatever version, must have it; empty where earlier versions kept none."""
+    of_extractor: str = ""
+    """Where only those must that have a score over features: the extractor of these."""
 
 
 FILES = (
@@ -65,13 +66,13 @@ FILES = (
     CellFile(LOG, "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
     CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
-             parcel="result", copied="done", by_image=True, kept_by="all"),
-    CellFile(GRID, "rerun", "it has no small picture", parcel="result", copied="done", kept_by="images"),
+             parcel="result", copied="done", by_image=True, kept_by=("images", "features")),
+    CellFile(GRID, "rerun", "it has no small picture", parcel="result", copied="done", kept_by=("images",)),
     CellFile(CODES, "rerun", "its codes take no part in tests and figures",
-             parcel="result", copied="done", by_image=True, kept_by="all"),
+             parcel="result", copied="done", by_image=True, kept_by=("images", "features")),
     CellFile("codes.png", "", copied="only sent"),
     CellFile(FEATURES, "rerun", "its features take no part in tests",
-             parcel="result", copied="done", by_image=True, kept_by="features"),
+             parcel="result", copied="done", by_image=True, kept_by=("images",), of_extractor="inception"),
     CellFile(RECONSTRUCTIONS, "rerun", "it has no reconstructions to show", parcel="result", copied="done"),
     CellFile(STATUS, "", of_attempt=True),
     CellFile("plugin.py", "written"),
@@ -84,6 +85,11 @@ FILES = (
     CellFile(RESULT, "evaluated", parcel="result", copied="always"),
 )  # fmt: skip
 """The spec first, which says where what cells share belongs, and the result last: with it a cell is finished."""
+
+
+def track_name(spec: Mapping[str, Any]) -> str:
+    """The track of a cell, by its spec; those of earlier versions name none and are of images."""
+    return str(spec["recipe"].get("track", "images"))
 
 
 def names(**wanted: Any) -> tuple[str, ...]:

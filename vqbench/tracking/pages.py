@@ -38,12 +38,6 @@ _CURVES = {"usage": "usage", "psnr": "PSNR of a batch, dB", "perplexity": "perpl
 _NOTE_BYTES = 15_000  # an experiment's tag may have 20,000 characters, and the rest is the reader's own text
 
 
-def shortened(names: Sequence[str], most: int = 4) -> str:
-    """Names between commas, the first few if there are many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def cell_name(label: str, seed: int) -> str:
     """Name of a cell's run; sorted as text, seed 2 stands before seed 10."""
     return f"{label} s{seed:02d}"

@@ -21,9 +21,8 @@ from vqbench.machine.streams import say
 from vqbench.results.cell_files import GRID, MLFLOW_RUN, TRACKING
 from vqbench.results.cell_folder import CellFolder, cell_folders, results_of_nothing
 from vqbench.tracking.mirror import Mirror, is_record
-from vqbench.tracking.pages import shortened
 from vqbench.tracking.server import tracking_uri
-from vqbench.wording import counted, masked, reason_of_library, shell_command
+from vqbench.wording import counted, masked, reason_of_library, shell_command, some
 
 if TYPE_CHECKING:
     from vqbench.planning.plan import Cell, Plan
@@ -136,7 +135,7 @@ class Tracker:
         folder = plan.folder / "commands"
         number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
-        named = f"{kind} {shortened(methods) if kind == 'run' else plan.cells[0].spec['method']}"
+        named = f"{kind} {some(methods, 4) if kind == 'run' else plan.cells[0].spec['method']}"
         record = {
             "id": uuid.uuid4().hex,
             "kind": kind,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.commands import Command, settings, typed, until
+from helpers.commands import settings, typed, until
 from helpers.servers import MLflowServer
 
 from vqbench.machine.json_files import write_json
@@ -102,11 +102,11 @@ def test_a_hiccup_of_the_server_fails_no_cell_that_asks_for_its_run(
     tracker.finish_command(plan, [], dict)
 
 
-def test_sync_of_nothing_says_so(vqbench: Command, tmp_path: Path) -> None:
-    answer = vqbench("sync", "--runs", tmp_path / "none")
+def test_sync_of_nothing_says_so(tmp_path: Path) -> None:
+    answer = typed("sync", "--runs", tmp_path / "none")
     assert answer.code == 2
     assert "there is no runs directory" in answer.err
-    answer = vqbench("ui", "--runs", tmp_path)
+    answer = typed("ui", "--runs", tmp_path)
     assert answer.code == 2
     assert "no results are tracked" in answer.err
 

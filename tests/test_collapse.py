@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import Command
 from helpers.commands import settings as make_settings
-from helpers.commands import typed
 from helpers.images import write_images
 from helpers.training import Noise, fit, fit_until, recipe
 from hypothesis import given, settings
@@ -487,12 +487,11 @@ def test_an_error_that_nobody_minimises_is_not_watched(tmp_path: Path) -> None:
     assert state["collapse"]["errors"]["codes"]["images"] == 0
 
 
-def test_the_command_stops_and_its_row_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_stops_and_its_row_says_why(vqbench: Command, tmp_path: Path) -> None:
     """256 tokens an image: 100,000 tokens are 391 images. The second is noticed too late to be stopped."""
     images, plugin = write_images(tmp_path / "images", 60), tmp_path / "impatient.py"
     plugin.write_text(LAZY + "\n\nfrom vqbench.training import collapse\n\ncollapse.LEAST_SMOOTHING = 64\n")
-    monkeypatch.setattr(watching, "LEAST_SMOOTHING", watching.LEAST_SMOOTHING)  # the plugin is imported here too
-    answer = typed(
+    answer = vqbench(
         "run", "--methods", "lazy,scrambled@late", "--plugin", plugin, "--stop-on-collapse", "--dataset",
         f"folder:{images}", "--images", "960", "--metrics", "psnr,usage", "--runs", tmp_path / "runs", "--name", "x",
         *make_settings("channel_multipliers=1,2", "learning_rate=3e-3"),

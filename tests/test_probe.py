@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.commands import SMALL, Answer, settings, typed
+from helpers.commands import SMALL, Answer, Command, settings
 from helpers.signs import PLUGIN
 
 from vqbench.cell.measured import Measured, steps_between
@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Workplace:
     """Three seeds of a method, cached, partial and missing, and of one that raises; and what a probe says of them."""
 
-    def __init__(self, root: Path, images: Path, checkpoint: Path) -> None:
+    def __init__(self, vqbench: Command, root: Path, images: Path, checkpoint: Path) -> None:
         plugin = root / "broken.py"
         plugin.write_text(PLUGIN.replace('"signs"', '"broken"'))
         METHODS.add_file(plugin)
@@ -82,7 +82,7 @@ class Workplace:
         (folders[0].path / "result.json").write_text(json.dumps(result))
         folders[1].checkpoint.write_bytes(checkpoint.read_bytes())
         self.before = self.everything()
-        self.answer: Answer = typed(
+        self.answer: Answer = vqbench(
             "run", "--methods", "fsq,broken", "--plugin", plugin, "--dataset", f"folder:{images}", "--seeds", "0,1,2",
             "--images", IMAGES, "--metrics", ",".join(METRICS), "--runs", self.runs, *settings("broken.explode_at=16"),
             "--dry-run", "--probe", "--json",
@@ -96,8 +96,8 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("probe"), images, checkpoint)
+def workplace(vqbench: Command, tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> Workplace:
+    return Workplace(vqbench, tmp_path_factory.mktemp("probe"), images, checkpoint)
 
 
 def test_a_probe_writes_nothing_below_the_runs_directory(workplace: Workplace) -> None:
@@ -129,9 +129,9 @@ def test_a_method_that_breaks_says_why_and_leaves_the_others_alone(workplace: Wo
     assert "Traceback" not in workplace.answer.err
 
 
-def test_features_are_probed_too_and_the_table_fits(tmp_path: Path) -> None:
+def test_features_are_probed_too_and_the_table_fits(vqbench: Command, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
-    answer = typed(
+    answer = vqbench(
         "run", "--recipe", "atomic", "--methods", "fsq", "--features", tmp_path / "x.npy", "--runs", tmp_path / "runs",
         "--set", "codebook_size=16", "--set", "codebook_dim=4", "--dry-run", "--probe",
     )  # fmt: skip

@@ -74,21 +74,21 @@ def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     assert max(map(len, answer.out.splitlines())) <= 100
 
 
-def test_show_prints_every_field_and_the_components(vqbench: Command) -> None:
+def test_show_prints_every_field_and_the_components() -> None:
     from vqbench.registry import METHODS
 
-    answer = vqbench("show", "vaevq")
+    answer = typed("show", "vaevq")
     assert answer.code == 0
     for name in METHODS.get("vaevq").Config.__dataclass_fields__:
         assert name in answer.out
     assert "components that can be dropped: vlq (field vlq), rcs (field rcs), dcr (field dcr)" in answer.out
     assert "preset vaevq@paper" in answer.out
-    assert "learning_rate" in vqbench("show", "tiny").out
+    assert "learning_rate" in typed("show", "tiny").out
 
 
-def test_a_broken_plugin_is_listed_as_broken_and_stops_nothing(vqbench: Command, tmp_path: Path) -> None:
+def test_a_broken_plugin_is_listed_as_broken_and_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def (:\n")
-    answer = vqbench("methods", VQBENCH_PLUGINS=str(tmp_path / "bad.py"))
+    answer = typed("methods", VQBENCH_PLUGINS=str(tmp_path / "bad.py"))
     assert answer.code == 0
     assert "vqgan" in answer.out
     assert "bad.py" in answer.err
@@ -162,38 +162,36 @@ def test_wrong_inputs_are_refused_with_the_way_out(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_component_that_does_not_exist_is_named(vqbench: Command) -> None:
-    answer = vqbench(
-        "run", "--methods", "vaevq", "--dataset", "photos", "--metrics", "psnr", "--set", "vaevq.vlc=false"
-    )
+def test_a_component_that_does_not_exist_is_named() -> None:
+    answer = typed("run", "--methods", "vaevq", "--dataset", "photos", "--metrics", "psnr", "--set", "vaevq.vlc=false")
     refused(answer, "unknown setting of vaevq 'vlc'", "vlq")
 
 
-def dataset_refused(vqbench: Command, tmp_path: Path, dataset: str, *said: str, more: tuple[object, ...] = ()) -> None:
-    answer = vqbench(
+def dataset_refused(tmp_path: Path, dataset: str, *said: str, more: tuple[object, ...] = ()) -> None:
+    answer = typed(
         "run", "--methods", "fsq", "--dataset", dataset, "--runs", tmp_path / "runs", "--metrics", "psnr", *more
     )
     refused(answer, *said)
     assert not list(tmp_path.glob("runs/*/cells"))
 
 
-def test_datasets_that_cannot_be_used(vqbench: Command, tmp_path: Path) -> None:
-    dataset_refused(vqbench, tmp_path, "fotos", "unknown dataset 'fotos'; did you mean photos")
+def test_datasets_that_cannot_be_used(tmp_path: Path) -> None:
+    dataset_refused(tmp_path, "fotos", "unknown dataset 'fotos'; did you mean photos")
     (tmp_path / "empty").mkdir()
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'empty'}", "holds no image")
-    dataset_refused(vqbench, tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "holds only one image")
-    dataset_refused(vqbench, tmp_path, f"folder:{tmp_path / 'gone'}", "does not exist")
-    dataset_refused(vqbench, tmp_path, "ffhq", "--data-root")
+    dataset_refused(tmp_path, f"folder:{tmp_path / 'empty'}", "holds no image")
+    dataset_refused(tmp_path, f"folder:{write_images(tmp_path / 'one', 1)}", "holds only one image")
+    dataset_refused(tmp_path, f"folder:{tmp_path / 'gone'}", "does not exist")
+    dataset_refused(tmp_path, "ffhq", "--data-root")
 
 
-def test_a_corrupt_image_is_named_before_anything_is_trained(vqbench: Command, tmp_path: Path) -> None:
+def test_a_corrupt_image_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     for side in ("train", "val"):
         folder = tmp_path / side
         write_images(folder / "train", 24)
         write_images(folder / "val", 8, seed=1)
         bad = folder / side / "0003.png"
         bad.write_bytes(bad.read_bytes()[:200])
-        dataset_refused(vqbench, tmp_path, f"folder:{folder}", "0003.png")
+        dataset_refused(tmp_path, f"folder:{folder}", "0003.png")
 
 
 def test_a_name_that_is_not_utf_8_is_refused_by_all_in_one_sentence(
@@ -246,28 +244,28 @@ def test_a_name_that_is_not_utf_8_is_refused_by_all_in_one_sentence(
     assert not (odd / "runs").exists()
 
 
-def test_grey_images_are_taken_and_transparent_or_16_bit_ones_refused(vqbench: Command, tmp_path: Path) -> None:
+def test_grey_images_are_taken_and_transparent_or_16_bit_ones_refused(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     write_images(folder / "train", 16)
     write_images(folder / "val", 8, seed=1)
     Image.open(folder / "train" / "0000.png").convert("L").save(folder / "train" / "grey.png")
     plan = ["run", "--methods", "fsq", "--dataset", f"folder:{folder}", "--metrics", "psnr", "--dry-run"]
-    assert vqbench(*plan, "--runs", tmp_path / "runs").code == 0
+    assert typed(*plan, "--runs", tmp_path / "runs").code == 0
     rgba = np.zeros((40, 40, 4), np.uint8)
     Image.fromarray(rgba).save(folder / "val" / "rgba.png")
-    dataset_refused(vqbench, tmp_path, f"folder:{folder}", "rgba.png", "transparen")
+    dataset_refused(tmp_path, f"folder:{folder}", "rgba.png", "transparen")
     (folder / "val" / "rgba.png").unlink()
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "val" / "deep.png")
-    dataset_refused(vqbench, tmp_path, f"folder:{folder}", "deep.png", "more than 8 bits")
+    dataset_refused(tmp_path, f"folder:{folder}", "deep.png", "more than 8 bits")
 
 
-def test_a_runs_directory_that_cannot_be_written(vqbench: Command, tmp_path: Path, images: Path) -> None:
+def test_a_runs_directory_that_cannot_be_written(tmp_path: Path, images: Path) -> None:
     (tmp_path / "file").write_text("")
     run = ["run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", *settings()]
-    refused(vqbench(*run, "--runs", tmp_path / "file" / "runs"), "cannot write to", "--runs DIR")
+    refused(typed(*run, "--runs", tmp_path / "file" / "runs"), "cannot write to", "--runs DIR")
 
 
-def test_no_space_on_disk_is_said_before_training(vqbench: Command, tmp_path: Path, images: Path) -> None:
+def test_no_space_on_disk_is_said_before_training(tmp_path: Path, images: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -279,27 +277,25 @@ def test_no_space_on_disk_is_said_before_training(vqbench: Command, tmp_path: Pa
         pytest.skip("this machine does not let us mount a small disk")
     try:
         run = ["run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", *settings()]
-        refused(vqbench(*run, "--runs", disk / "runs"), "GB free", "free some space")
+        refused(typed(*run, "--runs", disk / "runs"), "GB free", "free some space")
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_plugin_with_a_syntax_error_names_the_line(vqbench: Command, tmp_path: Path) -> None:
+def test_a_plugin_with_a_syntax_error_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import torch\nclass Mine(\n")
     run = ["run", "--methods", "fsq", "--dataset", "photos", "--metrics", "psnr", "--plugin", tmp_path / "bad.py"]
-    refused(vqbench(*run), "bad.py, line 2")
+    refused(typed(*run), "bad.py, line 2")
 
 
-def test_precedence_is_command_line_then_environment_then_file(vqbench: Command, tmp_path: Path, images: Path) -> None:
+def test_precedence_is_command_line_then_environment_then_file(tmp_path: Path, images: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
         f"methods: [fsq, vqgan]\ndataset: 'folder:{images}'\nimages: 111\nmetrics: [psnr]\nname: from-file\n"
     )
 
     def planned(*arguments: str, **env: str) -> list[dict[str, object]]:
-        answer = vqbench(
-            "run", "--config", config, "--dry-run", "--json", *arguments, "--runs", tmp_path / "runs", **env
-        )
+        answer = typed("run", "--config", config, "--dry-run", "--json", *arguments, "--runs", tmp_path / "runs", **env)
         assert answer.code == 0, answer.err
         return answer.objects
 
@@ -309,22 +305,22 @@ def test_precedence_is_command_line_then_environment_then_file(vqbench: Command,
     assert [row["method"] for row in from_env] == ["fsq"]
     assert len({from_file[0]["cell"], from_env[0]["cell"], from_line[0]["cell"]}) == 3
     assert "from-file" in str(from_file[0]["path"])
-    explicit = vqbench(
+    explicit = typed(
         "run", "--methods", "fsq,vqgan", "--dataset", f"folder:{images}", "--images", "111", "--metrics", "psnr",
         "--dry-run", "--json", "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert [row["cell"] for row in explicit.objects] == [row["cell"] for row in from_file]
     config.write_text(config.read_text().replace("[fsq, vqgan]", "fsq,vqgan") + "set: vqgan.beta=0.5\njson: true\n")
-    answer = vqbench("run", "--config", config, "--dry-run", "--runs", tmp_path / "runs")
+    answer = typed("run", "--config", config, "--dry-run", "--runs", tmp_path / "runs")
     assert answer.code == 0, answer.err
     assert answer.objects[0]["cell"] == from_file[0]["cell"]
     assert answer.objects[1]["cell"] != from_file[1]["cell"]
     config.write_text("metods: fsq\n")
-    refused(vqbench("run", "--config", config), "unknown option", "did you mean methods")
+    refused(typed("run", "--config", config), "unknown option", "did you mean methods")
 
 
-def test_json_of_a_dry_run_has_the_documented_fields(vqbench: Command, images: Path, tmp_path: Path) -> None:
-    answer = vqbench(
+def test_json_of_a_dry_run_has_the_documented_fields(images: Path, tmp_path: Path) -> None:
+    answer = typed(
         "run", "--methods", "vaevq,fsq", "--dataset", f"folder:{images}", "--seeds", "0,1", "--metrics", "psnr",
         "--dry-run", "--json", "--runs", tmp_path,
     )  # fmt: skip

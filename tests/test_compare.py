@@ -71,8 +71,8 @@ def test_the_table_the_sentences_and_the_numbers_behind_them(vqbench: Command, r
     assert "far has results" not in words
 
 
-def test_json_is_what_python_gets(vqbench: Command, runs: Path) -> None:
-    answer = vqbench("compare", "far", "near", "--runs", runs, "--name", "three", "--json", "--metrics", "psnr,rfid")
+def test_json_is_what_python_gets(runs: Path) -> None:
+    answer = typed("compare", "far", "near", "--runs", runs, "--name", "three", "--json", "--metrics", "psnr,rfid")
     assert answer.code == 0, answer.err
     table = package.compare("far", "near", name="three", runs=runs, metrics=["rfid", "psnr"])
     assert [row["metric"] for row in answer.objects] == list(table["metric"]) == ["rfid", "psnr"]
@@ -107,8 +107,8 @@ def test_one_seed_says_what_it_cannot_know(runs: Path) -> None:
     assert table.loc["rfid", "mean_b"] == RFID["odd"][0]  # of the shared seed alone, not of the collapsed one
 
 
-def test_collapsed_failed_and_lonely_cells_are_named(vqbench: Command, runs: Path) -> None:
-    answer = vqbench("compare", "near", "odd", "--runs", runs)
+def test_collapsed_failed_and_lonely_cells_are_named(runs: Path) -> None:
+    answer = typed("compare", "near", "odd", "--runs", runs)
     words = " ".join(answer.out.split())
     assert "odd s3: collapsed after 3,000 images: perplexity 1.0" in words
     assert "failed, odd s4: out of memory" in words
@@ -116,12 +116,12 @@ def test_collapsed_failed_and_lonely_cells_are_named(vqbench: Command, runs: Pat
     assert "near s0, s1: left out" in words
 
 
-def test_protocols_are_never_compared_across(vqbench: Command, runs: Path) -> None:
+def test_protocols_are_never_compared_across(runs: Path) -> None:
     write_cell(runs / "two", "near", 0, {"rfid": 30.0})
     write_cell(runs / "two", "far", 0, {"rfid": 40.0})
     write_cell(runs / "two", "near", 0, {"rfid": 3.0}, protocol=OTHER_PROTOCOL)
     write_cell(runs / "two", "far", 0, {"rfid": 2.0}, protocol=OTHER_PROTOCOL)
-    answer = vqbench("compare", "near", "far", "--runs", runs, "--name", "two")
+    answer = typed("compare", "near", "far", "--runs", runs, "--name", "two")
     assert answer.code == 0, answer.err
     assert answer.out.count("A = near") == 2
     assert "their numbers are measured differently" in " ".join(answer.out.split())
@@ -162,8 +162,8 @@ def test_names_that_stand_for_one_group_or_several(tmp_path: Path) -> None:
         package.compare("vq", "fsq", runs=tmp_path)
 
 
-def test_which_experiment(vqbench: Command, tmp_path: Path) -> None:
-    answer = vqbench("compare", "a", "b", "--runs", tmp_path)
+def test_which_experiment(tmp_path: Path) -> None:
+    answer = typed("compare", "a", "b", "--runs", tmp_path)
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith(f"error: there are no experiments in {tmp_path}\nhint: ")
     for name in ("one", "two"):
@@ -173,8 +173,8 @@ def test_which_experiment(vqbench: Command, tmp_path: Path) -> None:
     assert caught.value.hint == "choose one: --name one"
 
 
-def test_any_name_fits_the_terminal(vqbench: Command, runs: Path) -> None:
-    answer = vqbench("compare", "near", HOSTILE, "--runs", runs)
+def test_any_name_fits_the_terminal(runs: Path) -> None:
+    answer = typed("compare", "near", HOSTILE, "--runs", runs)
     assert answer.code == 0, answer.err
     assert max(map(len, answer.out.splitlines()[:-1])) <= 100
     assert HOSTILE in answer.out.replace("\n", "").replace("  ", "")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import Command
+from helpers.commands import typed
 from numpy.typing import NDArray
 
 import vqbench as package
@@ -56,7 +56,7 @@ def fitted(method: str, train: Any, recipe: Recipe, folder: Path, seed: int = 0)
 
 
 @pytest.fixture(scope="module")
-def answer(vqbench: Command, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def answer(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The rows of two methods that were fitted to a file, each in a process of its own."""
     root = tmp_path_factory.mktemp("features")
     file = file_of(noise(80, 2, 2, 6), root)
@@ -73,7 +73,7 @@ def answer(vqbench: Command, tmp_path_factory: pytest.TempPathFactory) -> list[d
         "--images",
         64,
     ]
-    table = vqbench(*command, *(part for text in SETTINGS for part in ("--set", text)))
+    table = typed(*command, *(part for text in SETTINGS for part in ("--set", text)))
     assert table.code == 0, table.err
     assert "q. error" in table.out
     assert "PSNR" not in table.out
@@ -83,7 +83,7 @@ def answer(vqbench: Command, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 
 def test_a_file_of_features_gives_ordinary_cells(answer: list[dict[str, Any]]) -> None:
-    assert [row["state"] for row in answer] == ["cached", "cached"]  # the command was another process
+    assert [row["state"] for row in answer] == ["cached", "cached"]  # by the command
     for row in answer:
         folder = Path(row["path"])
         result, spec = (json.loads((folder / f"{name}.json").read_text()) for name in ("result", "spec"))

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.commands import Command, settings
+from helpers.commands import settings, typed
 from helpers.stored import write_cell, write_failure
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -43,13 +43,13 @@ N, SIDE = 12, 32  # the validation images of the real cell
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory, vqbench: Command, images: Path) -> Path:
+def real(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The folder of one cell that was really trained."""
     runs = tmp_path_factory.mktemp("real")
     metrics = "psnr,usage,perplexity,bits_per_token,bpp,bpp_entropy,tokens"
-    answer = vqbench(
+    answer = typed(
         "run", "--methods", "vqgan", "--dataset", f"folder:{images}", "--images", "16", "--runs", runs, "--name", "x",
-        "--metrics", metrics, "--json", *settings("log_images=8"), MLFLOW_TRACKING_URI=f"sqlite:///{runs}/m.db",
+        "--metrics", metrics, "--json", *settings("log_images=8"),
     )  # fmt: skip
     assert answer.code == 0, answer.err
     return Path(answer.objects[0]["path"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from helpers.commands import DEADLINE
 
 from vqbench.errors import UsageError
 from vqbench.machine.gpus import claim_gpus, visible_gpus
+from vqbench.machine.imports import lasting_imports
 from vqbench.machine.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
 from vqbench.planning.request import parse_resources
 from vqbench.running.worker import Need, _threads
@@ -202,3 +204,16 @@ def test_cells_of_one_machine_divide_the_cores_that_we_may_use(monkeypatch: pyte
         for slots in (0, 1, 3, 99)
     }
     assert threads == {0: 4, 1: 8, 3: 2, 99: 1}
+
+
+def test_the_collector_never_looks_at_what_was_imported() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with contextlib.suppress(ImportError), lasting_imports():
+            assert not gc.isenabled()
+            lasting = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(lasting)
+    finally:
+        gc.unfreeze()

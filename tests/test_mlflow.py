@@ -593,19 +593,20 @@ def test_what_cannot_be_fetched_is_said(tracked: Place, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_ui_prints_where_a_server_shows_the_experiments(tracked: Place, vqbench: Command) -> None:
-    env = {"MLFLOW_TRACKING_URI": tracked.server.address}
-    answer = vqbench("ui", "made", "--runs", tracked.runs, **env)
+def test_ui_prints_where_a_server_shows_the_experiments(tracked: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.server.address)
+    answer = typed("ui", "made", "--runs", tracked.runs)
     assert answer.code == 0, answer.err
     experiment = tracked.rest.experiment("made")
     assert f"{tracked.server.address}/#/experiments/{experiment['experiment_id']}/runs?" in answer.out
     for key in re.findall(r"viewStateShareKey=([\w-]+)", answer.out):
         assert f"mlflow.sharedViewState.{key}" in experiment["tags"]
     assert answer.out.count("viewStateShareKey") == 4
-    answer = vqbench("ui", "maid", "--runs", tracked.runs, **env)
+    answer = typed("ui", "maid", "--runs", tracked.runs)
     assert answer.code == 2
     assert "unknown experiment 'maid'; did you mean made" in answer.err
-    answer = vqbench("ui", "--runs", tracked.runs, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    answer = typed("ui", "--runs", tracked.runs)
     assert answer.code == 2
     assert "no tracking server at http://127.0.0.1:9" in answer.err
     assert "Traceback" not in answer.err

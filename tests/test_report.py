@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.commands import Command
+from helpers.commands import Command, typed
 from helpers.stored import Made, make_runs, write_cell
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -400,11 +400,9 @@ def test_all_five_formats_of_four_methods_and_two_seeds(vqbench: Command, tmp_pa
     assert all(path.exists() and path.is_relative_to(tmp_path / "runs/only/report") for path in written)
 
 
-def test_only_failures_are_written_and_told(vqbench: Command, tmp_path: Path) -> None:
+def test_only_failures_are_written_and_told(tmp_path: Path) -> None:
     make_runs(tmp_path, "bad", [Made("vqgan", failed={0: "boom", 1: "bang"})], seeds=(0, 1))
-    answer = vqbench(
-        "report", "bad", "--runs", tmp_path, "--format", "md,csv,tex", "--format", "json", "--out", tmp_path
-    )
+    answer = typed("report", "bad", "--runs", tmp_path, "--format", "md,csv,tex", "--format", "json", "--out", tmp_path)
     assert answer.code == 1
     assert "no cell has scores" in answer.err
     assert "Traceback" not in answer.err
@@ -426,11 +424,9 @@ def test_only_failures_are_written_and_told(vqbench: Command, tmp_path: Path) ->
         (("--from-mlflow", "http://127.0.0.1:9"), "which experiment"),
     ],
 )
-def test_what_cannot_be_reported_on(
-    arguments: tuple[str, ...], said: str, vqbench: Command, experiment: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_reported_on(arguments: tuple[str, ...], said: str, experiment: Path, tmp_path: Path) -> None:
     (experiment.parent / "empty" / "cells").mkdir(parents=True, exist_ok=True)
-    answer = vqbench("report", *arguments, "--runs", experiment.parent, "--out", tmp_path / "out")
+    answer = typed("report", *arguments, "--runs", experiment.parent, "--out", tmp_path / "out")
     assert answer.code == 2, answer
     assert said in answer.err
     assert answer.err.count("\n") == 2, answer.err
@@ -438,7 +434,7 @@ def test_what_cannot_be_reported_on(
     assert not (tmp_path / "out").exists()
 
 
-def test_half_written_files_are_named_and_stop_nothing(vqbench: Command, tmp_path: Path) -> None:
+def test_half_written_files_are_named_and_stop_nothing(tmp_path: Path) -> None:
     methods = [Made("vqgan"), Made("fsq", "fsq"), Made("vaevq", "vaevq")]
     folder = make_runs(tmp_path, "cut", methods, seeds=(0, 1, 2))
     cut = {
@@ -451,7 +447,7 @@ def test_half_written_files_are_named_and_stop_nothing(vqbench: Command, tmp_pat
     for name, cell in cut.items():
         content = (cell / name).read_bytes()
         (cell / name).write_bytes(content[: len(content) // 2])
-    answer = vqbench("report", "cut", "--runs", tmp_path, "--format", "md,csv,tex,json")
+    answer = typed("report", "cut", "--runs", tmp_path, "--format", "md,csv,tex,json")
     assert answer.code == 0, answer.err
     assert "Traceback" not in answer.err
     for name, cell in cut.items():
@@ -540,7 +536,7 @@ def tables_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("report.*"))}
 
 
-def test_tables_depend_on_results_alone_and_come_back_from_mlflow(vqbench: Command, tmp_path: Path) -> None:
+def test_tables_depend_on_results_alone_and_come_back_from_mlflow(tmp_path: Path) -> None:
     some = [made for made in METHODS if made.label in ("vaevq", "vaevq without dcr", "vqgan", HOSTILE)]
     experiment = make_runs(tmp_path / "runs", "made", some, seeds=(0, 1))
     edit_specs(experiment, lambda spec: spec.update(paper=PAPER))
@@ -548,16 +544,16 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(vqbench: Comma
     runs = tmp_path / "elsewhere"
     folder = Path(shutil.copytree(experiment, runs / "made"))
     formats = ("--format", "md,csv,tex,json", "--published")
-    here = vqbench("report", "made", "--runs", experiment.parent, *formats, "--out", tmp_path / "here")
+    here = typed("report", "made", "--runs", experiment.parent, *formats, "--out", tmp_path / "here")
     for path in folder.rglob("*"):
         os.utime(path, (1, 1))
-    there = vqbench("report", "made", "--runs", runs, *formats, "--out", tmp_path / "there")
+    there = typed("report", "made", "--runs", runs, *formats, "--out", tmp_path / "there")
     assert here.code == there.code == 0
     assert tables_of(tmp_path / "here") == tables_of(tmp_path / "there")
     store = f"sqlite:///{tmp_path / 'store.db'}"
-    assert vqbench("sync", "--runs", runs, MLFLOW_TRACKING_URI=store).code == 0
+    assert typed("sync", "--runs", runs, MLFLOW_TRACKING_URI=store).code == 0
     shutil.rmtree(folder / "cells")  # the artifacts of a local store are beside them
-    fetched = vqbench("report", "--from-mlflow", store, "--experiment", "made", *formats[:1], "md,csv,tex,json,html",
+    fetched = typed("report", "--from-mlflow", store, "--experiment", "made", *formats[:1], "md,csv,tex,json,html",
                       *formats[2:], cwd=tmp_path)  # fmt: skip
     assert fetched.code == 0, fetched.err
     page = (tmp_path / "made-report" / "index.html").read_text()
@@ -566,7 +562,7 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(vqbench: Comma
     assert "vqbench-report-" not in page  # the folder that the files were fetched into
     assert tables_of(tmp_path / "made-report") == tables_of(tmp_path / "here")
     shutil.rmtree(folder)
-    gone = vqbench("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)
+    gone = typed("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)
     assert gone.code == 2
     assert "the files of 'made' are not where MLflow" in gone.err
 
@@ -621,14 +617,14 @@ def test_a_spec_holds_what_the_paper_says(specs: dict[str, dict[str, Any]]) -> N
     assert specs["vaevq"]["part_of"]["dcr_weight"] == ["dcr"]
 
 
-def test_show_lists_published_numbers(vqbench: Command) -> None:
-    answer = vqbench("show", "vaevq")
+def test_show_lists_published_numbers() -> None:
+    answer = typed("show", "vaevq")
     said = " ".join(answer.out.split())
     assert "published for vaevq, vaevq@first, vaevq@paper: rFID 1.14 on ImageNet 256 px, K 16384" in said
     assert "(table 1 of the paper)" in said
 
 
-def test_a_published_number_of_no_metric_is_the_authors_mistake(vqbench: Command, tmp_path: Path) -> None:
+def test_a_published_number_of_no_metric_is_the_authors_mistake(tmp_path: Path) -> None:
     plugin = tmp_path / "odd_vq.py"
     plugin.write_text(
         "from vqbench.methods.vqgan import VQGAN\n"
@@ -638,7 +634,7 @@ def test_a_published_number_of_no_metric_is_the_authors_mistake(vqbench: Command
         "class Odd(VQGAN):\n"
         '    published = (Published("fid", 1.0, "ImageNet", "table 1"),)\n'
     )
-    answer = vqbench("show", "odd", "--plugin", plugin)
+    answer = typed("show", "odd", "--plugin", plugin)
     assert answer.code == 2
     assert "unknown metric in the published numbers of odd 'fid'; did you mean rfid or kid?" in answer.err
 

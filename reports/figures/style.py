@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 import warnings
@@ -132,11 +133,9 @@ def save(figure: Any, stem: Path, formats: Sequence[str]) -> tuple[Path, ...]:
 
 def _print(figure: Any, name: str, target: io.BytesIO) -> None:
     """The backend's own method, which draws once where Figure.savefig draws twice. No file is dated."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    canvas: Any = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG, "pdf": FigureCanvasPdf}[name](figure)
+    # of one format only: that of PDF takes long to import
+    backend = importlib.import_module(f"matplotlib.backends.backend_{'agg' if name == 'png' else name}")
+    canvas: Any = backend.FigureCanvas(figure)
     figure.set_dpi(DPI)  # printing a vector format leaves it at 72
     undated: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     getattr(canvas, f"print_{name}")(target, metadata=undated[name])

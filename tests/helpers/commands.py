@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEADLINE = 600.0
@@ -56,7 +57,7 @@ def until(condition: Callable[[], Any], what: str, process: subprocess.Popen[Any
     raise AssertionError(f"waited {DEADLINE:.0f} s in vain for {what}")
 
 
-def typed(*words: object) -> Answer:
+def typed(*words: object, cwd: Path | None = None, **env: str) -> Answer:
     """The command line in this process, which has imported what it needs; it fails after `DEADLINE`."""
     from vqbench.cli.app import _exit_code, app
 
@@ -68,7 +69,12 @@ def typed(*words: object) -> Answer:
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(int(DEADLINE))
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            mock.patch.dict(os.environ, env),
+            contextlib.chdir(cwd) if cwd else contextlib.nullcontext(),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             code = _exit_code(lambda: app(args=arguments, standalone_mode=False), arguments)
     finally:
         signal.alarm(0)

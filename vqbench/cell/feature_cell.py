@@ -15,6 +15,7 @@ from vqbench.cell.stopwatch import STRETCH_STEPS, Stopwatch, short_spec, shorten
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
+from vqbench.machine.imports import lasting_imports
 from vqbench.recipe import Recipe
 from vqbench.results.cell_files import CODES, CURVES, PER_IMAGE
 from vqbench.results.cell_folder import CellFolder
@@ -32,14 +33,15 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
 
     Raises DivergedError, and VQBenchError where the features have changed since the plan.
     """
-    import pyarrow
-    import pyarrow.parquet
-    import torch
+    with lasting_imports():
+        import pyarrow
+        import pyarrow.parquet
+        import torch
 
-    from vqbench.metrics.feature_evaluation import evaluate
-    from vqbench.tokenizer import configured, save, seeded_quantizer
-    from vqbench.training.feature_training import FeatureCoder, fit
-    from vqbench.training.steps import peak_memory_bytes
+        from vqbench.metrics.feature_evaluation import evaluate
+        from vqbench.tokenizer import configured, save, seeded_quantizer
+        from vqbench.training.feature_training import FeatureCoder, fit
+        from vqbench.training.steps import peak_memory_bytes
 
     progress.enter("data")
     features = _planned_features(spec, recipe)

@@ -10,6 +10,7 @@ from vqbench.cell.planned import data_seed
 from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
+from vqbench.machine.imports import lasting_imports
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.results.cell_files import (
     CODES,
@@ -38,9 +39,10 @@ def train_and_evaluate(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
 ) -> dict[str, Any] | None:
     """What a cell of images found; None in the process of a second device."""
-    import torch
-
     from vqbench.machine.home import home
+
+    with lasting_imports():
+        import torch
 
     progress.enter("data")
     dataset, validation = open_data(spec, recipe)
@@ -102,7 +104,9 @@ def trained(
     from vqbench.data.stream import TrainingStream
     from vqbench.machine.home import home
     from vqbench.tokenizer import build_tokenizer, configured
-    from vqbench.training.fit import train
+
+    with lasting_imports():
+        from vqbench.training.fit import train
 
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip

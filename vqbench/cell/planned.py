@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import VQBenchError
+from vqbench.machine.imports import lasting_imports
 from vqbench.results.cell_folder import CellFolder
 from vqbench.seeds import derive_seed
 
@@ -16,6 +17,7 @@ def data_seed(spec: Mapping[str, Any]) -> int:
     return derive_seed("data", spec["seed"], spec["dataset"]["training_digest"])
 
 
+@lasting_imports()  # whose modules import torch
 def load_plugins(spec: dict[str, Any], folder: CellFolder) -> None:
     """Register the plugins that the spec names, as they were when the plan was made.
 

@@ -124,7 +124,7 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
         prepare_probes(run, everything, view)
     ends: dict[str, tuple[tuple[Cell, Answer], tuple[Cell, Answer]]] = {}
     for label in dict.fromkeys(cell.label for cell in cells):
-        ends[label] = _ends([cell for cell in cells if cell.label == label], lambda cell: probe(cell, view), view)
+        ends[label] = _ends([cell for cell in cells if cell.label == label], lambda cell: probe(cell, run, view), view)
     measured = any(isinstance(answer, Measured) for pair in ends.values() for _, answer in pair)
     scoring = scoring_seconds(everything, cells) if measured else 0.0
     low, high = (

@@ -74,13 +74,13 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def cell(count: int) -> None:
         for _ in range(20):
-            with claim_gpus(count, ["0", "1", "GPU-abc"]) as gpus:
-                assert len(set(gpus)) == count
-                assert not set(gpus) & set(held)
-                held.extend(gpus)
+            with claim_gpus(count, ["0", "1", "GPU-abc"]) as claim:
+                assert len(set(claim.names)) == count
+                assert not set(claim.names) & set(held)
+                held.extend(claim.names)
                 most.append(len(held))
                 time.sleep(0.001)
-                for gpu in gpus:
+                for gpu in claim.names:
                     held.remove(gpu)
 
     errors: list[BaseException] = []
@@ -93,8 +93,8 @@ def test_no_gpu_is_given_to_two_cells(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not errors
     assert not any(thread.is_alive() for thread in threads)
     assert max(most) <= 3
-    with claim_gpus(2, ["0"], wanted=lambda: False) as gpus:  # more than there are, until nobody wants them
-        assert gpus == []
+    with claim_gpus(2, ["0"], wanted=lambda: False) as claim:  # more than there are, until nobody wants them
+        assert claim.names == ()
 
 
 @pytest.mark.parametrize(("cells", "count", "cards"), [(2, 1, 2), (8, 1, 8), (4, 2, 8)])
@@ -107,12 +107,12 @@ def test_cells_hold_as_many_gpus_as_they_asked_for_at_a_time(
         for cell in range(cells):
             asked = iter((True, True))  # twice in vain, and it is given up
             claim = claim_gpus(count, list(map(str, range(cards))), wanted=lambda asked=asked: next(asked, False))
-            held += stack.enter_context(claim)
+            held += stack.enter_context(claim).names
             assert len(held) == len(set(held)) == count * (cell + 1)
-        with claim_gpus(1, list(map(str, range(cards))), wanted=lambda: False) as gpus:
-            assert gpus == []
-    with claim_gpus(cards, list(map(str, range(cards)))) as gpus:
-        assert len(gpus) == cards
+        with claim_gpus(1, list(map(str, range(cards))), wanted=lambda: False) as claimed:
+            assert claimed.names == ()
+    with claim_gpus(cards, list(map(str, range(cards)))) as claimed:
+        assert len(claimed.names) == cards
 
 
 def test_what_does_not_suffice_is_let_go_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +127,15 @@ def test_what_does_not_suffice_is_let_go_for_another(tmp_path: Path, monkeypatch
     got: list[str] = []
 
     def both() -> None:
-        with claim_gpus(2, ["0", "1"], wanted) as gpus:
-            got.extend(gpus)
+        with claim_gpus(2, ["0", "1"], wanted) as claim:
+            got.extend(claim.names)
 
     with claim_gpus(1, ["0"]):
         thread = threading.Thread(target=both)
         thread.start()
         assert asked.wait(DEADLINE)
-        with claim_gpus(1, ["1"]) as gpus:  # while the other waits for both
-            assert gpus == ["1"]
+        with claim_gpus(1, ["1"]) as claim:  # while the other waits for both
+            assert claim.names == ("1",)
         assert not got
     thread.join(DEADLINE)
     assert got == ["0", "1"]

@@ -18,7 +18,7 @@ import torch
 from helpers.commands import until
 from numpy.typing import NDArray
 
-from vqbench.cell.process import end
+from vqbench.cell.ranks import end
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.interrupts import TerminatedError

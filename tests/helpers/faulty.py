@@ -3,7 +3,7 @@
 What a preset does is part of the cell. What the environment asks for is not, so that the same cell can be resumed
 without it: `FAULTY_GATE=IMAGES:FILE` makes FILE.reached there, and waits for FILE to appear;
 `FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk with a file but for so many bytes, once; where IMAGES is `evaluation`,
-not in training but then.
+not in training but then. `FAULTY_RANK=IMAGES:RANK:FAULT` has a fault on one of several devices.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +45,15 @@ class Faulty(FSQ):
         fault: {"fault": fault} for fault in ("segfault", "tensors", "memory")
     }
 
+    _is_at_nan = False
+
     def advance(self, state: TrainingState) -> None:
         _environment(state.images_seen)
+        moment, rank, fault = (os.environ.get("FAULTY_RANK") or "::").split(":")
+        is_here = (moment, rank) == (str(state.images_seen), os.environ.get("LOCAL_RANK", "0"))
+        self._is_at_nan = is_here and fault == "nan"
+        if is_here and fault != "nan":
+            globals()[f"_{fault}"]()
         time.sleep(self.config.pause)
         if self.config.fault and state.images_seen >= self.config.at:
             globals()[f"_{self.config.fault}"]()
@@ -53,7 +61,10 @@ class Faulty(FSQ):
     def forward(self, z: Tensor) -> Quantized:
         if not self.training:
             _environment("evaluation")
-        return super().forward(z)
+        found = super().forward(z)
+        if self.training and self._is_at_nan:
+            found.losses["odd"] = found.latents.mean() * float("nan")
+        return found
 
 
 def _environment(now: int | str) -> None:
@@ -79,6 +90,14 @@ def _fill(path: Path, spare: int) -> None:
                 pass
         except OSError:
             file.truncate(max(0, file.tell() - spare))
+
+
+def _exception() -> None:
+    raise ValueError("odd")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _segfault() -> None:

@@ -65,8 +65,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.what}", file=sys.stderr)
         return EXIT_BUSY
     except TerminatedError:
-        if is_secondary():
-            return 0  # for any other code Lightning kills the first device's process, which is writing its checkpoint
         die_of_sigterm()
         return 1
 

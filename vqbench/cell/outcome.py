@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vqbench.cell.progress import is_secondary
-from vqbench.cell.reasons import reason_of
+from vqbench.cell.progress import RANK_VARIABLE
+from vqbench.cell.reasons import leave, reason_of
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import write_json
 from vqbench.machine.provenance import device_name, git_commit, versions
@@ -70,17 +71,22 @@ def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
 
 
 def guarded(folder: CellFolder, started: float, work: Callable[[CellFolder], None]) -> int:
-    """Do the work of a cell's process; what it raises becomes the result in its folder. Returns the exit code."""
+    """Do the work of a cell's process; what it raises becomes the result in its folder. Returns the exit code.
+
+    Of several ranks each leaves what it failed of; whoever started them knows which is the reason (ranks.py).
+    """
+    is_rank = RANK_VARIABLE in os.environ  # of a cell that is run by hand Lightning says so too, later
     try:
         work(folder)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log's disk may be full: the result may still find room
             print(masked_text(traceback.format_exc()), file=sys.stderr, flush=True)
-        if is_secondary():
-            return 1
-        stage, flag = str(folder.status.get("stage", "start")), getattr(error, "collapse", None)
+        stage = str(folder.status.get("stage", "start"))
         why = reason_of(error, stage, folder.log)
-        collapse = flag.as_dict() if flag is not None else None
-        folder.write_failure(why.kind, why.message, why.hint, stage, started, collapse)
+        if is_rank:
+            with contextlib.suppress(OSError):
+                leave(folder.path, why)
+        else:
+            folder.write_failure(why.kind, why.message, why.hint, stage, started, why.collapse)
         return 2 if isinstance(error, UsageError) else 1
     return 0

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vqbench.cell.progress import PARENT_VARIABLE
-from vqbench.cell.reasons import death_of
+from vqbench.cell.ranks import Ranks
+from vqbench.cell.reasons import Reason
 from vqbench.errors import remedy
+from vqbench.machine.gpus import Claim, awaited, poll_seconds, try_to_claim, visible_gpus
 from vqbench.machine.json_files import write_json
 from vqbench.machine.lease import EXIT_BUSY, CellBusyError
-from vqbench.machine.streams import LOG_ENCODING
 from vqbench.metrics.definitions import asked_metrics, has_scores
 from vqbench.plugin import keep_copies
 from vqbench.results.cell_files import (
@@ -37,14 +33,10 @@ from vqbench.results.cell_files import (
 )
 from vqbench.results.cell_folder import CellFolder, failure
 from vqbench.results.problems import result_problem
-from vqbench.wording import shell_command
+from vqbench.wording import counted
 
 POLL_SECONDS = 0.25
-STOP_SECONDS = 15.0
-"""For the end of a step and for a checkpoint, when a cell is told to end."""
 BUSY, STOPPED = "busy", "stopped"
-_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
 
 @dataclass(frozen=True)
@@ -160,85 +152,84 @@ def failure_to_write(error: OSError) -> dict[str, Any]:
     return failure(type(error).__name__, str(error), hint, "start")
 
 
-def spawn(
-    module: str, arguments: Iterable[object], folder: CellFolder, environment: Mapping[str, str | None] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start `python -m module arguments…` for a cell's folder, whose log it writes to, with `environment` beside ours.
-
-    Raises OSError where there is no room for the log or for another process.
-    """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    wanted = {**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
-    env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
-    env |= LOG_ENCODING
-    env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
-    with folder.log.open("ab") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shell_command(command)}\n".encode())
-        log.flush()
-        # a session of its own: Ctrl-C reaches its parent alone, which then ends it in good order
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
-        )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a spawned process and those that it has started, and wait until they have ended.
-
-    One that trains ends after its step, with a checkpoint, if that takes no longer than STOP_SECONDS.
-    """
-    # to the process alone: those that load its images would die before the step is over, and it would die of that
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=STOP_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 class CellProcess:
-    """The process `python -m vqbench.cell` of one job, whose folder holds its spec."""
+    """The processes `python -m vqbench.cell` of one job, whose folder holds its spec.
 
-    def __init__(self, job: CellJob) -> None:
+    They start with the first `poll` that finds `gpus` of this machine's GPUs free, and see no others; 0 leaves them
+    what there is. A job that waits says so in its status, as `waits_for`.
+    """
+
+    def __init__(self, job: CellJob, gpus: int = 0) -> None:
         self.job, self.folder = job, CellFolder(job.folder)
-        self._started = time.time()
-        self._deadline = time.monotonic() + job.timeout if job.timeout is not None else None
-        self._process = spawn("vqbench.cell", [self.folder.path / SPEC], self.folder, job.environment)
+        self._started, self._deadline = time.time(), math.inf
+        self._ranks: Ranks | None = None
+        self._gpus, self._among = gpus, visible_gpus() if gpus else []
+        self._claim, self._next_claim = Claim(), -math.inf
 
     def poll(self) -> Ended | None:
-        """How it ended; None while it runs. Kills it when its time is up."""
-        returncode = self._process.poll()
+        """How it ended; None while it waits or runs. Kills it when its time is up."""
+        if self._ranks is None:
+            return self._start()
+        returncode = self._ranks.poll()
         if returncode is not None:
-            return self._ended(returncode)
-        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._claim.release()
+            return self._ended(self._ranks, returncode)
+        if time.monotonic() > self._deadline:
             self.stop()
-            return self._write_failure(
-                "TimeoutError",
-                f"it ran past --cell-timeout {self.job.timeout:g} s, in {self._stage()}",
-                "the same command goes on from the last checkpoint; give it more time: --cell-timeout",
-            )
+            hint = "the same command goes on from the last checkpoint; give it more time: --cell-timeout"
+            late = f"it ran past --cell-timeout {self.job.timeout:g} s, in {self._stage()}"
+            return self._write_failure(Reason("TimeoutError", late, hint))
         return None
 
-    def _ended(self, returncode: int) -> Ended:
+    def _start(self) -> Ended | None:
+        """Start it if there are GPUs for it. How it ended if it has done so already, or cannot be started."""
+        if len(self._among) < self._gpus:
+            few = f"the cell takes {counted(self._gpus, 'GPU')}, and this machine shows {len(self._among)}"
+            return self._write_failure(Reason("UsageError", few, "look at CUDA_VISIBLE_DEVICES and `vqbench doctor`"))
+        if time.monotonic() < self._next_claim:
+            return None
+        status = self.folder.path / STATUS
+        try:
+            claim = try_to_claim(self._gpus, self._among, self.job.name)
+            if claim is None:
+                if self._next_claim == -math.inf:
+                    write_json(status, {"stage": "waits for a GPU", "waits_for": awaited(self._gpus, self._among)})
+                self._next_claim = time.monotonic() + poll_seconds()
+                return None
+            self._claim = claim
+            if self._next_claim > -math.inf:  # another command may have run it meanwhile
+                status.unlink(missing_ok=True)
+                if (known := stored_end(self.job)) is not None:
+                    claim.release()
+                    return known
+            environment = {**self.job.environment, **claim.environment}
+            arguments, devices = [self.folder.path / SPEC], self.job.spec.get("devices", 1)
+            files = [file.fileno() for file in claim.files]
+            self._ranks = Ranks("vqbench.cell", arguments, self.folder, devices, environment, files)
+        except OSError as error:  # no room for its log, or for another process
+            self._claim.release()
+            return Ended(FAILED, failure_to_write(error))
+        self._started = time.time()
+        if self.job.timeout is not None:
+            self._deadline = time.monotonic() + self.job.timeout
+        return None
+
+    def _ended(self, ranks: Ranks, returncode: int) -> Ended:
         if returncode == EXIT_BUSY:
             return Ended(BUSY)
         if self.folder.error is None and (returncode != 0 or self.folder.result is None):
-            return self._write_failure("Killed", self._death(returncode), f"its last words are in {self.folder.log}")
+            return self._write_failure(ranks.reason(self._stage()))
         done = returncode == 0 and (self.folder.result or {}).get("state") == DONE
         return Ended(DONE if done else FAILED)
-
-    def _death(self, returncode: int) -> str:
-        """What a process that ended without a word died of."""
-        if returncode >= 0:
-            return f"the process exited with {returncode} during {self._stage()} and left no result"
-        return death_of(-returncode, self._stage())
 
     def _stage(self) -> str:
         return str(self.folder.status.get("stage", "start"))
 
-    def _write_failure(self, kind: str, message: str, hint: str) -> Ended:
+    def _write_failure(self, why: Reason) -> Ended:
+        stage = self._stage()
         try:
             with self.folder.locked():
-                self.folder.write_failure(kind, message, hint, self._stage(), self._started)
+                self.folder.write_failure(why.kind, why.message, why.hint, stage, self._started, why.collapse)
         except CellBusyError:  # somebody is at it again already
             return Ended(BUSY)
         except OSError as error:
@@ -246,5 +237,7 @@ class CellProcess:
         return Ended(FAILED)
 
     def stop(self) -> None:
-        """End the process and those of its other devices, and wait until they have."""
-        end(self._process)
+        """End the processes of all its devices, wait until they have, and give the GPUs back."""
+        if self._ranks is not None:
+            self._ranks.end()
+        self._claim.release()

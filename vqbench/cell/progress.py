@@ -14,6 +14,8 @@ from vqbench.results.cell_folder import CellFolder
 
 PARENT_VARIABLE = "VQBENCH_PARENT"
 """Process id of whoever started a cell's process."""
+RANK_VARIABLE = "LOCAL_RANK"
+"""Which of a cell's processes this is, where it has one for each of several devices."""
 
 
 class Progress:
@@ -50,8 +52,8 @@ class Progress:
 
 
 def is_secondary() -> bool:
-    """Whether this process serves a second or later device, started by the first one's; it writes nothing."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+    """Whether this process serves a second or later device; it writes nothing but what it fails of."""
+    return int(os.environ.get(RANK_VARIABLE, "0")) > 0
 
 
 def die_with_parent() -> None:
@@ -60,5 +62,5 @@ def die_with_parent() -> None:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     started_by = os.environ.get(PARENT_VARIABLE)
-    if started_by is not None and not is_secondary() and os.getppid() != int(started_by):
+    if started_by is not None and os.getppid() != int(started_by):
         os._exit(1)  # it was gone before we could ask

@@ -171,17 +171,6 @@ def _size(module: nn.Module) -> int:
     return sum(value.numel() for value in (*module.parameters(), *module.buffers()))
 
 
-def check_devices(devices: int) -> None:
-    """Raise UsageError where there are GPUs, but fewer than a cell asks for."""
-    if devices == 1:
-        return
-    import torch
-
-    present = torch.cuda.device_count()
-    if 0 < present < devices:
-        raise UsageError(f"--devices {devices}, but this machine has {present}", f"choose at most --devices {present}")
-
-
 def check_disk(plan: Plan, cells: list[Cell]) -> None:
     """Raise UsageError where training `cells` would not fit on the disk of the runs directory."""
     need, free = estimated_bytes(cells), shutil.disk_usage(plan.folder).free

@@ -22,6 +22,7 @@ SCHEMA = 1
 """Raised when the same spec would no longer give the same numbers, or its file could not be read any more."""
 STATUS = "status.json"
 SPEC, RESULT, FAILURE, CURVES = "spec.json", "result.json", "failure.json", "metrics.jsonl"
+RANKS = "ranks.jsonl"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT, WEIGHTS = f"{CHECKPOINTS}/last.pt", f"{CHECKPOINTS}/tokenizer.safetensors"
 TRAINING = f"{CHECKPOINTS}/training.json"
@@ -65,6 +66,7 @@ FILES = (
     CellFile(CURVES, "rerun", by_training=True, parcel="checkpoint", copied="always"),
     CellFile(LOG, "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
+    CellFile(RANKS, "", of_attempt=True, parcel="result"),
     CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
              parcel="result", copied="done", by_image=True, kept_by=("images", "features")),
     CellFile(GRID, "rerun", "it has no small picture", parcel="result", copied="done", kept_by=("images",)),

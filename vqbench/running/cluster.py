@@ -37,7 +37,7 @@ def local_cluster(request: RunRequest) -> DaskEngine:
 
     Raises UsageError for more workers than GPUs.
     """
-    present = len(visible_gpus())
+    present = len(visible_gpus()) if request.resources != "none" else 0
     if 0 < present < request.workers * request.devices:
         each = f" of {request.devices} GPUs each" if request.devices > 1 else ""
         raise UsageError(
@@ -79,7 +79,8 @@ def join_cluster(request: RunRequest, view: View) -> DaskEngine:
             )
         workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
         resources = _resources(request, workers, found, view)
-        return DaskEngine(client, resources, int(resources.get("GPU", 0)), shares_disk=shares_disk, say=view.note)
+        gpus = 0 if request.resources == "none" else int(resources.get("GPU", request.devices))
+        return DaskEngine(client, resources, gpus, shares_disk=shares_disk, say=view.note)
     except BaseException:
         client.close()
         raise

@@ -18,7 +18,8 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from vqbench.cell.process import BUSY, POLL_SECONDS, STOP_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
+from vqbench.cell.process import BUSY, POLL_SECONDS, STOPPED, CellJob, Ended, Store, stored_end, write_job
+from vqbench.cell.ranks import STOP_SECONDS
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.json_files import read_json, write_json

@@ -6,10 +6,11 @@ import time
 from collections import deque
 from typing import Protocol
 
-from vqbench.cell.process import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, failure_to_write
+from vqbench.cell.process import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended
+from vqbench.errors import UsageError
+from vqbench.machine.gpus import visible_gpus
 from vqbench.planning.request import RunRequest, refuse_odd_engine
 from vqbench.planning.view import View
-from vqbench.results.cell_files import FAILED
 
 
 class Engine(Protocol):
@@ -36,12 +37,13 @@ class Engine(Protocol):
 
 
 class SerialEngine:
-    """One cell at a time, its process a child of this one."""
+    """One cell at a time, its processes children of this one, with `gpus` of this machine's GPUs to itself."""
 
     slots = 1
     shares_disk = True
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: int = 0) -> None:
+        self._gpus = gpus
         self._waiting: deque[CellJob] = deque()
         self._running: CellProcess | None = None
         self._over: list[tuple[str, Ended]] = []
@@ -53,19 +55,19 @@ class SerialEngine:
 
     def _go_on(self) -> None:
         while self._running is None and self._waiting:
-            job = self._waiting.popleft()
-            try:
-                self._running = CellProcess(job)
-            except OSError as error:  # no room for its log, or for another process
-                self._over.append((job.name, Ended(FAILED, failure_to_write(error))))
+            self._running = CellProcess(self._waiting.popleft(), self._gpus)
+            self._look()
+
+    def _look(self) -> None:
+        if self._running is not None and (end := self._running.poll()) is not None:
+            self._over.append((self._running.job.name, end))
+            self._running = None
 
     def ended(self) -> list[tuple[str, Ended]]:
         """Look once, after a moment."""
         if self._running is not None and not self._over:
             time.sleep(POLL_SECONDS)
-        if self._running is not None and (end := self._running.poll()) is not None:
-            self._over.append((self._running.job.name, end))
-            self._running = None
+        self._look()
         self._go_on()
         over, self._over = self._over, []
         return over
@@ -89,12 +91,20 @@ class SerialEngine:
 
 def open_engine(request: RunRequest, view: View) -> Engine:
     """The engine that a request asks for. Raises UsageError where it cannot be had."""
-    from vqbench.planning.preflight import check_devices
-
     refuse_odd_engine(request)
     if request.scheduler or request.workers > 1:
         from vqbench.running.cluster import join_cluster, local_cluster
 
         return join_cluster(request, view) if request.scheduler else local_cluster(request)
-    check_devices(request.devices)
-    return SerialEngine()
+    return SerialEngine(gpus_of_a_cell(request))
+
+
+def gpus_of_a_cell(request: RunRequest) -> int:
+    """How many of this machine's GPUs a cell has to itself; 0 where there are none, or none are to be claimed.
+
+    Raises UsageError where there are GPUs, but fewer than a cell asks for.
+    """
+    present, devices = len(visible_gpus()), request.devices
+    if 0 < present < devices:
+        raise UsageError(f"--devices {devices}, but this machine has {present}", f"choose at most --devices {present}")
+    return devices if present and request.resources != "none" else 0

@@ -68,6 +68,7 @@ class Execution:
         self._cells: dict[str, Cell] = {}
         self._waiting: dict[str, float] = {}  # cells that another command holds, and when to ask again
         self._over: dict[str, dict[str, Any]] = {}  # rows that `wait` has not returned yet
+        self._said: set[str] = set()  # cells of which was said what they wait for
 
     @property
     def free(self) -> int:
@@ -151,8 +152,12 @@ class Execution:
     def _look(self) -> None:
         under_way = {name: cell for name, cell in self._cells.items() if name not in self._over}
         for name, cell in under_way.items():
+            status = cell.folder.status
+            if "waits_for" in status and name not in self._said and name not in self._waiting:
+                self._said.add(name)
+                self._view.note(f"{name} {status['waits_for']}")
             waits = {"stage": "waits for another command"} if name in self._waiting else {}
-            self._view.cell_progress(cell, {**cell.folder.status, **waits})
+            self._view.cell_progress(cell, {**status, **waits})
         if self._tracker is not None:
             self._tracker.poke([cell.folder for name, cell in under_way.items() if name not in self._waiting])
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.cell.measured import MEASURED, Measured
-from vqbench.cell.process import POLL_SECONDS, end, spawn
-from vqbench.cell.reasons import death_of
+from vqbench.cell.process import POLL_SECONDS
+from vqbench.cell.ranks import Ranks
+from vqbench.machine.cores import CORES_VARIABLE, cores
+from vqbench.machine.gpus import claim_gpus, visible_gpus
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.planning.cost import CellCost, PlanCost, cell_cost, copied_bytes, images_done
 from vqbench.planning.plan import Cell, Plan
@@ -26,6 +27,7 @@ from vqbench.planning.view import View
 from vqbench.plugin import keep_copies
 from vqbench.results.cell_files import SPEC
 from vqbench.results.cell_folder import CellFolder
+from vqbench.running.engine import gpus_of_a_cell
 from vqbench.tracking.server import tracking_uri
 
 
@@ -52,7 +54,7 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     answers: dict[str, Answer] = {}
     for cell in waiting:  # all seeds of a method take the same time
         if _configuration(cell) not in answers:
-            answers[_configuration(cell)] = probe(cell, view)
+            answers[_configuration(cell)] = probe(cell, request, view)
     names = {cell.folder.name for cell in waiting}
     of_each = [answers[_configuration(cell)] if cell.folder.name in names else None for cell in plan.cells]
     measured = any(isinstance(answer, Measured) for answer in answers.values())
@@ -61,11 +63,9 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
 
 def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
     """What must be so, and be said, before cells of `plan` are probed. Raises UsageError for what would stop them."""
-    from vqbench.planning.preflight import check_devices
-
     if request.scheduler:
         view.note(f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time")
-    check_devices(request.devices)
+    gpus_of_a_cell(request)
     plan.track.prepare_training(plan.recipe, request.data, view.preparing)
     _say_if_busy(view)
 
@@ -152,42 +152,50 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - clock
 
 
-def probe(cell: Cell, view: View) -> Answer:
-    """Some steps of a cell's training and evaluation, in a process and a temporary folder that are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root:
+def probe(cell: Cell, request: RunRequest, view: View) -> Answer:
+    """Some steps of a cell's training and evaluation, in a process and a temporary folder that are gone afterwards.
+
+    On GPUs that nobody else uses meanwhile.
+    """
+    gpus = gpus_of_a_cell(request)
+    claimed = claim_gpus(
+        gpus, visible_gpus() if gpus else [], holder=f"probe of {cell.label}",
+        say=lambda text: view.note(f"the probe of {cell.label} {text}"),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as root, claimed as claim:
         folder = CellFolder(Path(root) / "cells" / cell.folder.name)
         folder.path.mkdir(parents=True)
         write_json(folder.path / SPEC, cell.spec)
         keep_copies(folder.path, cell.plugin_sources)
-        process = spawn("vqbench.cell.probe", [folder.path / SPEC, time.monotonic()], folder)
-        returncode = _watch(process, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
+        arguments, files = [folder.path / SPEC, time.monotonic()], [file.fileno() for file in claim.files]
+        environment = {CORES_VARIABLE: str(max(1, cores() // request.workers)), **claim.environment}
+        ranks = Ranks("vqbench.cell.probe", arguments, folder, request.devices, environment, files)
+        returncode = _watch(ranks, folder, functools.partial(view.preparing, f"the cost of {cell.label}"))
         ended = time.monotonic()
         found = read_json(folder.path / MEASURED)
         if returncode != 0 or found is None:
-            return _why(folder, returncode)
+            return _why(folder, ranks)
         exit_seconds = max(0.0, ended - found.pop("ended"))
         return Measured(**{**found, "overhead_seconds": found["overhead_seconds"] + exit_seconds})
 
 
-def _watch(process: subprocess.Popen[bytes], folder: CellFolder, show: Callable[[int, int], None]) -> int:
+def _watch(ranks: Ranks, folder: CellFolder, show: Callable[[int, int], None]) -> int:
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=POLL_SECONDS)
+        while (returncode := ranks.poll()) is None:
+            ranks.wait(POLL_SECONDS)
             status: dict[str, Any] = folder.status
             show(status.get("images", 0), max(status.get("total", 0), 1))
+        return returncode
     finally:
-        if process.poll() is None:
-            end(process)
+        if ranks.poll() is None:
+            ranks.end()
 
 
-def _why(folder: CellFolder, returncode: int) -> ProbeError:
+def _why(folder: CellFolder, ranks: Ranks) -> ProbeError:
     """The reason that a probe's process left, or what its end tells."""
     again = "the same command without --dry-run and --probe fails the same way, and keeps its log"
     error = folder.error
-    if error is not None:
-        return ProbeError(error["message"], again if str(folder.path) in error["hint"] else error["hint"])
-    stage = folder.status.get("stage", "start")
-    if returncode < 0:
-        return ProbeError(death_of(-returncode, stage), again)
-    return ProbeError(f"the process exited with {returncode} during {stage}", again)
+    if error is None:
+        why = ranks.reason(str(folder.status.get("stage", "start")))
+        error = {"message": why.message, "hint": why.hint}
+    return ProbeError(error["message"], again if str(folder.path) in error["hint"] else error["hint"])

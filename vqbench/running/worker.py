@@ -19,7 +19,8 @@ from distributed import Status, WorkerPlugin, get_worker
 
 from vqbench.cell.process import BUSY, POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended, Store, stored_end, write_job
 from vqbench.errors import VQBenchError
-from vqbench.machine.gpus import claim_gpus, visible_gpus
+from vqbench.machine.cores import CORES_VARIABLE, cores
+from vqbench.machine.gpus import visible_gpus
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.machine.streams import say
 from vqbench.results.cell_files import CURVES, DONE
@@ -40,7 +41,7 @@ class Need:
 
     resources: dict[str, float]
     gpus: int
-    """GPUs that its process may see; 0 leaves it what the worker sees."""
+    """GPUs that it has to itself, where the worker sees or offers some; 0 leaves it what the worker sees."""
     slots_by_host: dict[str, int]
     """Address of a machine → cells that may run on it at the same time: its cores are divided among them."""
     topic: str
@@ -67,7 +68,8 @@ def run_on_worker(job: CellJob, need: Need, key: str) -> Ended:
         closes = worker.status in (Status.closing, Status.closing_gracefully, Status.closed)  # its scheduler is gone
         return task is not None and task.state != "cancelled" and not closes
 
-    environment = {**_of_dask(worker), THREADS: str(_threads(worker, need)), **job.environment}
+    threads = str(_threads(worker, need))
+    environment = {**_of_dask(worker), THREADS: threads, CORES_VARIABLE: threads, **job.environment}
     job = replace(job, environment=environment)
     if job.store is None:
         return _run(job, need, wanted)
@@ -82,19 +84,14 @@ def _run(job: CellJob, need: Need, wanted: Wanted, meanwhile: Callable[[], None]
     """Run a job whose folder is at hand; `meanwhile` is called several times a second."""
     if (known := stored_end(job)) is not None:  # a worker that died after its cell's end had no time to say so
         return known
-    with claim_gpus(need.gpus, visible_gpus() if need.gpus else [], wanted) as gpus:
-        if need.gpus:
-            job = replace(job, environment={**job.environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
-        if not wanted():
-            return Ended(STOPPED)
-        process = CellProcess(job)
-        try:
-            while (end := process.poll()) is None and wanted():
-                meanwhile()
-                time.sleep(POLL_SECONDS)
-        finally:
-            process.stop()
-        return end or Ended(STOPPED)
+    process = CellProcess(job, need.gpus if need.resources.get("GPU") or visible_gpus() else 0)
+    try:
+        while (end := process.poll()) is None and wanted():
+            meanwhile()
+            time.sleep(POLL_SECONDS)
+    finally:
+        process.stop()
+    return end or Ended(STOPPED)
 
 
 def _run_far_from_home(
@@ -216,13 +213,6 @@ def _of_dask(worker: Any) -> dict[str, None]:
 def _threads(worker: Any, need: Need) -> int:
     host = worker.address.rpartition("://")[2].rpartition(":")[0]
     return max(1, cores() // max(1, need.slots_by_host.get(host, worker.state.nthreads)))
-
-
-def cores() -> int:
-    """Processor cores that this process may use: a job of Slurm or a container often has not all of the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

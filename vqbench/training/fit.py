@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vqbench.data.stream import TrainingStream
+from vqbench.machine.cores import cores_of_a_cell
 from vqbench.machine.interrupts import TerminatedError
 from vqbench.recipe import Recipe
 from vqbench.results.cell_files import CHECKPOINTS
@@ -122,7 +122,7 @@ def train(
 
 def data_workers(devices: int) -> int:
     """Processes that load images for each device; 0 where training itself takes all cores, and loads between steps."""
-    return min(8, (os.cpu_count() or 1) // max(devices, 1)) if torch.cuda.is_available() else 0
+    return min(8, max(1, cores_of_a_cell() // max(devices, 1))) if torch.cuda.is_available() else 0
 
 
 def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder) -> lightning.Trainer:

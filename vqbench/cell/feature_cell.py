@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.measured import Measured, sizes
+from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name, write_result
 from vqbench.cell.planned import data_seed
 from vqbench.cell.progress import Progress
@@ -41,7 +42,6 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         from vqbench.metrics.feature_evaluation import evaluate
         from vqbench.tokenizer import configured, save, seeded_quantizer
         from vqbench.training.feature_training import FeatureCoder, fit
-        from vqbench.training.steps import peak_memory_bytes
 
     progress.enter("data")
     features = _planned_features(spec, recipe)
@@ -68,7 +68,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         "images_seen": images,
         "train_seconds": round(seconds, 3),
         "train_images_per_s": round(images / seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(device),
+        **peak_memory(device, {}),
         "device": str(device),
         "devices": 1,
         "collapse": collapse.as_dict() if collapse is not None else None,

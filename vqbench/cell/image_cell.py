@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name
 from vqbench.cell.planned import data_seed
 from vqbench.cell.progress import Progress, is_secondary
@@ -59,10 +60,13 @@ def train_and_evaluate(
 
 def findings(tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     """What the result of a cell of images says of its training and evaluation."""
+    import torch
+
     return {
         "scores": evaluation.scores,
         "params": tokenizer.parameter_counts(),
         **with_device_name(training),
+        **peak_memory(torch.device(training["device"]), training),
         "collapse": collapse_of(training, evaluation.histogram),
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
@@ -100,6 +104,8 @@ def trained(
             return load(folder.path), known
         except DamagedWeightsError as error:
             print(f"{error.what}: the cell is trained again", flush=True)
+    import torch
+
     from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
     from vqbench.machine.home import home
@@ -127,7 +133,7 @@ def trained(
         "images_seen": outcome.images_seen,
         "train_seconds": round(outcome.seconds, 3),
         "train_images_per_s": round(outcome.images_per_s, 3),
-        "peak_memory_bytes": outcome.peak_memory_bytes,
+        **peak_memory(torch.device(outcome.device), {"peak_memory_bytes": outcome.peak_memory_bytes}, over_ranks=True),
         "device": outcome.device,
         "devices": outcome.devices,
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,

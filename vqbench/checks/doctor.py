@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vqbench.errors import VQBenchError
+from vqbench.machine.gpus import spelled, visible_gpus
 from vqbench.machine.home import home as default_home
 from vqbench.metrics.weights import BACKBONES, Missing, WeightFile, find_inception, find_lpips
 
@@ -49,7 +50,7 @@ def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Pat
     """
     home = home or default_home()
     found: dict[str, WeightFile | Missing] = {}
-    findings = [_device(), *_versions(), _home(home)]
+    findings = [_device(), *_gpus(), *_versions(), _home(home)]
     findings += _weights("inception", lambda: find_inception(inception, home=home), found)
     for net in BACKBONES:
         explicit = lpips if _is_for(lpips, net) else None
@@ -106,6 +107,12 @@ def _device() -> Diagnosis:
         return Diagnosis("device", "ok", f"{len(names)} GPU: {', '.join(names)} (CUDA {torch.version.cuda})")
     text = f"CPU, {torch.get_num_threads()} threads ({platform.machine()}); no GPU that torch can use"
     return Diagnosis("device", "ok", text)
+
+
+def _gpus() -> Iterator[Diagnosis]:
+    """Which of them cells have to themselves now: another command waits for these."""
+    if seen := visible_gpus():
+        yield Diagnosis("gpus", "ok", spelled(seen))
 
 
 def _versions() -> Iterator[Diagnosis]:

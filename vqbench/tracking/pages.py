@@ -89,7 +89,8 @@ def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a run: scores, parameter counts, speed and memory."""
     numbers = {metric_column(name, stored_digest(name, result)): value for name, value in result["scores"].items()}
     numbers |= {f"params_{k}": v for k, v in result.get("params", {}).items()}
-    keys = ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes")
+    keys = ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes",
+            "peak_reserved_bytes")  # fmt: skip
     numbers |= {key: result[key] for key in keys if key in result}
     flag = result.get("collapse") or {}
     return numbers | ({"collapse_images": flag["images"]} if flag else {})

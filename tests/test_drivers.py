@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,54 @@ from helpers.clusters import cells, is_alive, one_run, running, starts
 from helpers.commands import DEADLINE, Background, Command, settings, typed, until
 from helpers.plugins import FAULTY
 
+from vqbench.results.cell_folder import CellFolder
 from vqbench.results.checkpoint import images_in_checkpoint
+
+
+def card_of(pid: int) -> str | None:
+    """CUDA_VISIBLE_DEVICES of a process."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((text.partition("=")[2] for text in variables if text.startswith("CUDA_VISIBLE_DEVICES=")), None)
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="its cards are not those that this test names")
+def test_plain_commands_have_a_card_each_and_the_third_waits_for_one(images: Path, tmp_path: Path) -> None:
+    """In the features track, whose processes start sooner."""
+    cards = {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path), "FAULTY_GATE": f"320:{tmp_path / 'gate'}"}
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(80, 2, 2, 6)).astype(np.float32))
+
+    def command(name: str, *more: str) -> Background:
+        return Background(
+            "run", "--plugin", FAULTY, "--recipe", "atomic", "--features", file, "--methods", "faulty", "--images", 640,
+            "--runs", tmp_path / "runs", "--name", name, "--json", *settings(), *more, **cards,
+        )  # fmt: skip
+
+    def status(name: str) -> dict[str, Any]:
+        return next((CellFolder(path).status for path in tmp_path.glob(f"runs/{name}/cells/*")), {})
+
+    def card_of_cell(name: str, driver: Background) -> str | None:
+        pid = until(lambda: status(name).get("pid"), "a cell", driver.process)
+        return card_of(int(pid))
+
+    drivers = {name: command(name) for name in ("a", "b")}
+    shown = {name: card_of_cell(name, driver) for name, driver in drivers.items()}
+    assert sorted(map(str, shown.values())) == ["0", "1"]
+
+    third = command("c")
+    assert until(lambda: status("c"), "the third cell", third.process)["stage"] == "waits for a GPU"
+    everything = command("d", "--resources", "none")
+    assert card_of_cell("d", everything) == "0,1"
+    assert "pid" not in status("c")
+    drivers["b"].process.kill()
+    drivers["b"].answer()
+    assert card_of_cell("c", third) == shown["b"]
+    (tmp_path / "gate").touch()
+    answers = [driver.answer() for driver in (drivers["a"], third, everything)]
+    assert [answer.code for answer in answers] == [0, 0, 0], answers[1].err
+    line = next(line for line in answers[1].err.splitlines() if "waits for 1 GPU" in line)
+    assert f"GPU 0 is held by process {drivers['a' if shown['a'] == '0' else 'b'].process.pid}, faulty-" in line
+    assert "waits for" not in answers[0].err + answers[2].err
 
 
 def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Path) -> None:
@@ -29,9 +77,9 @@ def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Pat
     pids = running(tmp_path)
     assert len(pids) == 2  # at once, each on a card of its own
     environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in pids.values()]
-    shown = {v for variables in environments for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")}
-    assert shown == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    assert set(map(card_of, pids.values())) == {"0", "1"}
     for variables in environments:
+        assert f"VQBENCH_CORES={max(1, len(os.sched_getaffinity(0)) // 2)}" in variables  # those who load images
         assert f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // 2)}" in variables
         of_dask = ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         assert not [v for v in variables if v.startswith(of_dask)]  # they would halve the speed of training

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +21,7 @@ from helpers.plugins import FAULTY
 
 from vqbench.cell.__main__ import run_cell
 from vqbench.cell.process import failure_to_write
+from vqbench.cell.ranks import Ranks
 from vqbench.cell.reasons import death_of, reason_of
 from vqbench.data.prepare import not_kept
 from vqbench.errors import VQBenchError
@@ -169,6 +170,137 @@ def test_on_two_devices_the_first_keeps_the_step_for_both(images: Path, tmp_path
     assert (folder.error or {})["message"] == "the process was killed by SIGTERM during train"
     assert torch.load(folder.checkpoint, weights_only=True)["images_seen"] == 48
     assert parts(folder) == []
+
+
+def errors_on_devices(run: Run, wanted: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How a cell on two devices ends for each of some faults, `RANK:FAULT`, after 24 images."""
+    monkeypatch.setenv("FAULTY_RANK", ",".join(f"24:{seed}:{fault}" for seed, fault in enumerate(wanted)))
+    answer = typed(*run.command, "--devices", "2", "--seeds", ",".join(map(str, range(len(wanted)))))
+    assert answer.code == 1, answer.err
+    assert "Traceback" not in answer.err
+    return [row["error"] for row in answer.objects]
+
+
+def assert_is_reason(error: dict[str, Any], fault: str) -> None:
+    """Whether a cell says that it failed of a fault on a rank, and not of what this did to the other one."""
+    rank, kind = fault.split(":")
+    at = " (rank 1 of 2)" if rank == "1" else ""
+    type_, said = {
+        "exception": ("ValueError", "odd"),
+        "nan": ("DivergedError", "training diverged: odd is not finite after 32 images"),
+        "kill": ("Killed", "the process was killed by SIGKILL during train; out of memory is the usual reason"),
+        "tensors": ("OutOfMemoryError", "out of memory during train"),
+    }[kind]
+    assert error["type"] == type_, error
+    assert error["message"].startswith(said)
+    assert error["message"].endswith(at)
+    assert ("rank" in error["message"]) == (rank == "1")
+    if kind in ("kill", "tensors"):
+        assert all(option in error["hint"] for option in ("--micro-batch", "--set batch_size=", "--devices"))
+
+
+def test_what_fails_on_any_device_is_the_reason_and_the_cell_goes_on(
+    images: Path, tmp_path: Path, faults: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, wanted = Run(images, tmp_path / "runs"), ("1:nan", "0:tensors", "1:kill")
+    for error, fault in zip(faults(run, *wanted), wanted, strict=True):
+        assert_is_reason(error, fault)
+    cells = sorted(tmp_path.glob("runs/x/cells/*-s?-*"))
+    assert [torch.load(cell / "checkpoints" / "last.pt", weights_only=True)["images_seen"] for cell in cells] == [
+        16
+    ] * 3
+    assert "DivergedError" in (cells[0] / "ranks.jsonl").read_text()  # each rank left what it failed of
+    assert "gloo" in (cells[0] / "ranks.jsonl").read_text()
+
+    (tmp_path / "faults").write_text("1:ballast\n")
+    (row,) = typed(*run.command, "--devices", "2").objects
+    assert row["state"] == "done"
+    assert not (cells[0] / "ranks.jsonl").exists()
+    assert json.loads((cells[0] / "result.json").read_text())["peak_memory_bytes"] > 2e9  # of the second device
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_whatever_fails_on_whichever_device_is_the_reason(
+    rank: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(images, tmp_path / "runs")
+    wanted = [f"{rank}:{kind}" for kind in ("exception", "nan", "tensors", "kill")]
+    for error, fault in zip(errors_on_devices(run, wanted, monkeypatch), wanted, strict=True):
+        assert_is_reason(error, fault)
+    monkeypatch.delenv("FAULTY_RANK")
+    answer = typed(*run.command, "--devices", "2", "--seeds", "0,1,2,3")
+    assert [row["state"] for row in answer.objects] == ["done"] * 4
+
+
+KILLED = "the process was killed by SIGKILL during train; out of memory is the usual reason"
+CRASHED = "the process was killed by SIGSEGV during train; compiled code crashed, the log says where"
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+from vqbench.cell.reasons import leave, reason_of
+act = sys.argv[1].split(",")[int(os.environ["LOCAL_RANK"])]
+if act == "waits":
+    time.sleep(600)
+if act.startswith("SIG"):
+    os.kill(os.getpid(), getattr(signal, act))
+if act.isdigit():
+    sys.exit(int(act))
+if act == "lost":
+    time.sleep(0.2)  # it hears of the other's end after that
+error = {"lost": RuntimeError("[gloo/pair.cc:1] Connection closed by peer"), "odd": ValueError("odd")}[act]
+leave(Path(sys.argv[2]), reason_of(error, "train", "log"))
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("acts", "code", "said"),
+    [
+        ("0,0", 0, ""),
+        ("0,waits", 0, ""),
+        ("75,waits", 75, ""),
+        ("lost,odd", 1, "odd (rank 1 of 2)"),
+        ("odd,lost", 1, "odd"),
+        ("odd,lost,lost,lost", 1, "odd"),
+        ("waits,waits,odd,lost", 1, "odd (rank 2 of 4)"),
+        ("waits,odd", 1, "odd (rank 1 of 2)"),  # as NCCL does
+        ("odd,waits", 1, "odd"),
+        ("lost,SIGKILL", -9, f"{KILLED} (rank 1 of 2)"),
+        ("SIGKILL,lost", -9, KILLED),
+        ("SIGTERM,lost", -15, "the process was killed by SIGTERM during train"),
+        ("waits,SIGSEGV", -11, f"{CRASHED} (rank 1 of 2)"),
+        ("SIGABRT,odd", None, "odd (rank 1 of 2)"),
+        ("SIGABRT,SIGKILL", None, f"{KILLED} (rank 1 of 2)"),
+        ("waits,3", 3, "the process exited with 3 during train and left no result (rank 1 of 2)"),
+        ("lost,0", 1, "[gloo/pair.cc:1] Connection closed by peer"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_several_processes(
+    acts: str, code: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqbench.cell.ranks.STOP_SECONDS", 1.0)
+    (tmp_path / "rank.py").write_text(RANK)
+    devices = len(acts.split(","))
+    ranks = Ranks("rank", [acts, tmp_path], CellFolder(tmp_path), devices, {"PYTHONPATH": str(tmp_path)})
+    ended = until(lambda: None if (found := ranks.poll()) is None else [found], "the end of all ranks")[0]
+    assert code in (ended, None)
+    for _ in range(2 if said else 0):
+        assert ranks.reason("train").message == said
+        ranks.poll()
+
+
+def test_what_came_of_an_error_does_not_hide_it() -> None:
+    lost = RuntimeError("NCCL error: remote process exited or there was a network error")
+    lost.__context__ = MemoryError()
+    assert (reason_of(lost, "train", "log").kind, reason_of(lost, "train", "log").of_another) == (
+        "OutOfMemoryError",
+        False,
+    )
+    late = ValueError("odd")
+    late.__context__ = RuntimeError("NCCL error: remote process exited or there was a network error")
+    assert reason_of(late, "train", "log").of_another
+    assert not reason_of(RuntimeError("NCCL error: unhandled cuda error, out of memory"), "train", "log").of_another
 
 
 def test_crashes_and_no_memory_are_rows_that_a_person_understands(tmp_path: Path) -> None:

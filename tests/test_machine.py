@@ -6,6 +6,8 @@ import contextlib
 import gc
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,14 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.commands import DEADLINE
+from helpers.commands import DEADLINE, until
 
 from vqbench.errors import UsageError
-from vqbench.machine.gpus import claim_gpus, visible_gpus
+from vqbench.machine import gpus
+from vqbench.machine.cores import CORES_VARIABLE
+from vqbench.machine.gpus import claim_gpus, try_to_claim, visible_gpus
 from vqbench.machine.imports import lasting_imports
 from vqbench.machine.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
 from vqbench.planning.request import parse_resources
 from vqbench.running.worker import Need, _threads
+from vqbench.training.fit import data_workers
 
 
 def _leave_lease(folder: Path, machine: str, age: float) -> None:
@@ -165,6 +170,94 @@ def test_gpus_are_those_that_cuda_would_show(variable: str, seen: list[str], mon
     assert visible_gpus() == seen
 
 
+FAKE_CUDA = """
+#include <stdlib.h>
+#include <string.h>
+#define SHOWN getenv("FAKE_CUDA")  /* a letter for each device; of a capital's GPU the device is a part */
+int cuInit(unsigned flags) { return strlen(SHOWN) ? 0 : 100; }
+int cuDeviceGetCount(int *count) { *count = strlen(SHOWN); return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetUuid(char *uuid, int device) { memset(uuid, SHOWN[device] | 32, 16); return 0; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { memset(uuid, SHOWN[device], 16); return 0; }
+"""
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's library that shows the devices of $FAKE_CUDA."""
+    library = tmp_path / "libcuda.so"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=FAKE_CUDA, text=True, check=True)
+    monkeypatch.setattr(gpus, "CUDA_LIBRARY", str(library))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_two_jobs_that_both_call_their_gpu_0_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Slurm's device constraint, or in containers that share /tmp."""
+    claims = []
+    for shown in "ab":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        monkeypatch.setenv("FAKE_CUDA", shown)
+        claims.append(try_to_claim(1, visible_gpus()))
+    assert None not in claims
+    names = [claim.names for claim in claims if claim is not None]
+    uuids = ("61616161-6161-6161-6161-616161616161", "62626262-6262-6262-6262-626262626262")
+    assert names == [(f"GPU-{uuids[0]}",), (f"GPU-{uuids[1]}",)]
+    monkeypatch.setenv("FAKE_CUDA", "ab")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # and whoever may use both knows that neither is free
+    assert try_to_claim(1, visible_gpus()) is None
+    assert f"GPU-61616161 is held by process {os.getpid()}; GPU-62626262" in gpus.awaited(1, visible_gpus())
+    monkeypatch.setenv("FAKE_CUDA", "A")
+    assert visible_gpus() == ["MIG-41414141-4141-4141-4141-414141414141"]
+    monkeypatch.setenv("FAKE_CUDA", "")
+    assert visible_gpus() == ["0", "1"]  # as they were named, where CUDA does not tell
+    for claim in claims:
+        claim and claim.release()
+
+
+def test_a_claim_is_said_to_whoever_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said: list[str] = []
+    with claim_gpus(1, ["0", "1"], holder="fsq-photos-s0"):
+        with claim_gpus(2, ["0", "1"], wanted=lambda: False, say=said.append):
+            pass
+        with claim_gpus(1, ["0", "1"], say=said.append):
+            pass
+    (waits,) = said
+    assert waits.startswith(
+        f"waits for 2 GPUs: GPU 0 is held by process {os.getpid()}, fsq-photos-s0; GPU 1 is free (numbers, as"
+    )
+
+
+HOLDER = """
+import os, subprocess, sys, tempfile
+from vqbench.machine.gpus import try_to_claim
+claim = try_to_claim(1, ["0"])
+cell = subprocess.Popen(["sleep", "600"], pass_fds=[file.fileno() for file in claim.files])
+print(cell.pid, flush=True)
+cell.wait()
+"""
+
+
+def test_a_claim_goes_with_whoever_holds_it_and_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    command = [sys.executable, "-c", HOLDER]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert holder.stdout is not None
+    cell = int(holder.stdout.readline())
+    assert try_to_claim(1, ["0"]) is None
+    holder.kill()
+    holder.wait()
+    assert try_to_claim(1, ["0"]) is None  # its cell still has the GPU
+    os.kill(cell, signal.SIGKILL)
+    claim = until(lambda: try_to_claim(1, ["0"]), "the end of the cell")
+    claim.release()
+
+
 GPUS_SEEN = """
 import os, pathlib, sys
 from vqbench.machine import gpus
@@ -217,3 +310,18 @@ def test_the_collector_never_looks_at_what_was_imported() -> None:
         assert gc.get_freeze_count() >= before + len(lasting)
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("affinity", "told", "devices", "loaders"),
+    [(64, "", 1, 8), (8, "", 1, 8), (8, "", 4, 2), (64, "8", 1, 8), (64, "8", 8, 1), (16, "2", 1, 2), (2, "1", 4, 1)],
+)
+def test_those_who_load_images_follow_the_cores_of_their_cell(
+    affinity: int, told: str, devices: int, loaders: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of the machine: 8 cells that started 8 each had 64 on the 8 cores of a job."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    monkeypatch.setenv(CORES_VARIABLE, told)
+    assert data_workers(devices) == loaders

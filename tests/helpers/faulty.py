@@ -3,15 +3,17 @@
 What a preset does is part of the cell. What the environment asks for is not, so that the same cell can be resumed
 without it: `FAULTY_GATE=IMAGES:FILE` makes FILE.reached there, and waits for FILE to appear;
 `FAULTY_FILL=IMAGES:FILE:BYTES` fills the disk with a file but for so many bytes, once; where IMAGES is `evaluation`,
-not in training but then. `FAULTY_RANK=IMAGES:RANK:FAULT` has a fault on one of several devices.
+not in training but then. `FAULTY_RANK=IMAGES:SEED:RANK:FAULT,…` has a fault on one of a cell's devices.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,10 +51,9 @@ class Faulty(FSQ):
 
     def advance(self, state: TrainingState) -> None:
         _environment(state.images_seen)
-        moment, rank, fault = (os.environ.get("FAULTY_RANK") or "::").split(":")
-        is_here = (moment, rank) == (str(state.images_seen), os.environ.get("LOCAL_RANK", "0"))
-        self._is_at_nan = is_here and fault == "nan"
-        if is_here and fault != "nan":
+        fault = _fault_of_rank(state.images_seen)
+        self._is_at_nan = fault == "nan"
+        if fault and fault != "nan":
             globals()[f"_{fault}"]()
         time.sleep(self.config.pause)
         if self.config.fault and state.images_seen >= self.config.at:
@@ -90,6 +91,20 @@ def _fill(path: Path, spare: int) -> None:
                 pass
         except OSError:
             file.truncate(max(0, file.tell() - spare))
+
+
+def _fault_of_rank(now: int) -> str:
+    seed = re.search(r"-s(\d+)-[0-9a-f]{8}/spec.json$", sys.argv[-1])
+    here = [str(now), seed[1] if seed else "", os.environ.get("LOCAL_RANK", "0")]
+    for text in os.environ.get("FAULTY_RANK", "").split(","):
+        *where, fault = text.split(":")
+        if where == here:
+            return fault
+    return ""
+
+
+def _ballast() -> None:
+    b"x" * 2 * 10**9
 
 
 def _exception() -> None:

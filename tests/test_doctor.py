@@ -11,6 +11,7 @@ import torch
 from vqbench.checks import doctor
 from vqbench.checks.doctor import Diagnosis, diagnose, exit_status, render
 from vqbench.cli.app import main
+from vqbench.machine import gpus
 from vqbench.metrics import codes, frechet, pixels, weights
 from vqbench.metrics.weights import Missing, find_inception
 
@@ -117,3 +118,15 @@ def test_a_dependency_that_is_not_installed_is_wrong(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
     (finding,) = by_name(diagnose(), "no-such-package")
     assert (finding.state, finding.hint) == ("wrong", "pip install no-such-package")
+
+
+@pytest.mark.usefixtures("_no_fid_helper")
+def test_who_holds_a_gpu_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(gpus, "CUDA_LIBRARY", "none")
+    assert not by_name(diagnose(), "gpus") or torch.cuda.is_available()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with gpus.claim_gpus(1, ["3"], holder="fsq-photos-s0"):
+        (finding,) = by_name(diagnose(), "gpus")
+    assert finding.state == "ok"
+    assert finding.text.startswith(f"GPU 3 is held by process {os.getpid()}, fsq-photos-s0; GPU 5 is free (numbers")

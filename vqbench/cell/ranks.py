@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -152,7 +153,12 @@ def _death(code: int, stage: str, log: object) -> Reason:
 
 
 def _free_port() -> int:
-    """A port of this machine where the processes of one cell may meet."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port of this machine where the processes of one cell may meet, seconds later.
+
+    Not one that the system gives away: somebody's connection might have got it until then.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # whatever seed the user has set
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port

@@ -50,7 +50,7 @@ def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Pat
     """
     home = home or default_home()
     found: dict[str, WeightFile | Missing] = {}
-    findings = [_device(), *_gpus(), *_versions(), _home(home)]
+    findings = [_device(), *_to_the_end(_gpus()), *_versions(), _home(home)]
     findings += _weights("inception", lambda: find_inception(inception, home=home), found)
     for net in BACKBONES:
         explicit = lpips if _is_for(lpips, net) else None

@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import SMALL, Answer, typed
 
 import vqbench
 from vqbench.cell.__main__ import run_cell
 from vqbench.cell.image_cell import open_data
 from vqbench.cell.image_cell import trained as train
+from vqbench.cell.memory import peak_memory
 from vqbench.cell.process import CellJob, write_job
 from vqbench.cell.progress import Progress
 from vqbench.errors import UsageError, VQBenchError
@@ -139,6 +141,21 @@ def test_what_nothing_hangs_on_leaves_the_cell_as_it_is(place: Place, file: Any,
         assert any(f"{file.name} {word}; {file.without}" in note and "--rerun" in note for note in notes)
     else:
         assert notes == []
+
+
+def test_the_peak_of_memory_is_that_of_training_and_of_evaluation(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads(place.folder.training_record.read_text())
+    write_json(place.folder.training_record, {**record, "peak_memory_bytes": 1})
+    (place.folder.path / "result.json").unlink()
+    assert place.again()[0]["peak_memory_bytes"] > 10**8
+
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 5)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda device: 8)
+    earlier = {"peak_memory_bytes": 7, "peak_reserved_bytes": 7}
+    found = peak_memory(torch.device("cuda:0"), earlier)
+    assert found == {"peak_memory_bytes": 7, "peak_reserved_bytes": 8}
 
 
 @pytest.mark.parametrize("how", ["gone", "cut off", "emptied", "garbage", "list"])

@@ -185,7 +185,7 @@ class CellProcess:
         """Start it if there are GPUs for it. How it ended if it has done so already, or cannot be started."""
         if len(self._among) < self._gpus:
             few = f"the cell takes {counted(self._gpus, 'GPU')}, and this machine shows {len(self._among)}"
-            return self._write_failure(Reason("UsageError", few, "look at CUDA_VISIBLE_DEVICES and `vqbench doctor`"))
+            return self._write_failure(Reason("UsageError", few, "`vqbench doctor` there says which it sees"))
         if time.monotonic() < self._next_claim:
             return None
         status = self.folder.path / STATUS

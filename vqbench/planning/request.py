@@ -74,7 +74,8 @@ class RunRequest:
         has_variable=True, engine=True, secret=True,
     )  # fmt: skip
     resources: str = option(
-        "", arguments.text, "What a cell takes of a cluster's worker; default: its GPUs, where there are any; or none.",
+        "", arguments.text,
+        "What a cell takes of a cluster's worker; default: its GPUs, where there are any. none: cells share those.",
         "NAME=N", has_variable=True, engine=True,
     )  # fmt: skip
     cell_timeout: float | None = option(

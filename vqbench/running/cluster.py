@@ -42,7 +42,7 @@ def local_cluster(request: RunRequest) -> DaskEngine:
         each = f" of {request.devices} GPUs each" if request.devices > 1 else ""
         raise UsageError(
             f"--workers {request.workers}{each}, but this machine has {present} GPUs",
-            f"choose at most --workers {max(1, present // request.devices)}",
+            f"choose at most --workers {max(1, present // request.devices)}, or have them share: --resources none",
         )
     _quiet()
     resources = {"GPU": float(request.devices)} if present else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -163,6 +164,7 @@ def test_loaders_live_for_the_whole_training_and_give_what_none_would(
     monkeypatch.setattr("vqbench.training.fit.data_workers", lambda devices: 2)
     beside = fit(r, tmp_path / "beside", log=tmp_path / "two")
     assert same(alone.tokenizer, beside.tokenizer)
+    assert multiprocessing.active_children() == []
     processes = {process for process, _ in loads(tmp_path / "two")}
     assert len(processes) == 2, "the same over all stretches"
     assert os.getpid() not in processes

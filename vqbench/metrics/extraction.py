@@ -130,9 +130,11 @@ def _file_identity(pixels: NDArray[np.uint8]) -> tuple[object, ...] | None:
     """
     if not isinstance(pixels, np.memmap) or pixels.mode != "r" or not pixels.flags.c_contiguous:
         return None
+    if pixels.filename is None:  # a map of an open file without a name
+        return None
     try:
-        state = os.stat(os.fspath(pixels.filename))
-    except (OSError, TypeError):
+        state = os.stat(pixels.filename)
+    except OSError:
         return None
     rested = time.time() - max(state.st_mtime, state.st_ctime) > _RESTED_SECONDS
     if pixels.nbytes != state.st_size or not rested:

@@ -1,6 +1,6 @@
 """What it takes to make a training image ready: CPU time, bytes, images/s of one core; from cache, JPEG and PNG.
 
-Run: OMP_NUM_THREADS=1 python tests/benchmarks/loader.py [FOLDER]. At 256 px with random crops and flips, in batches of
+Run: OMP_NUM_THREADS=1 python tests/benchmarks/item.py [FOLDER]. At 256 px with random crops and flips, in batches of
 32: noise of 256 × 341 px as it lies in the decoded cache, a photograph of scikit-image's as JPEG of 500 × 375 and as
 PNG of 1024 × 1024, and the images of FOLDER. CPU time of this process, which others on the machine hardly lengthen.
 """

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqbench.metrics.codes import different_codes
 from vqbench.metrics.evaluation import evaluate
 from vqbench.metrics.extraction import reference_path
 
@@ -62,6 +63,7 @@ def main() -> None:
         codes = Table().codes.expand(N, -1, -1).reshape(N, 256, 1)
         print(f"evaluation without networks {cpu_ms(whole):.3f} ms an image")
         print(f"  unique, image by image    {cpu_ms(lambda: [len(torch.unique(c, dim=0)) for c in codes]):.3f} ms")
+        print(f"  different codes, together {cpu_ms(lambda: different_codes(codes, 1024)):.3f} ms")
         for cell in ("first", "second"):
             spent = cpu_ms(lambda: reference_path(pixels, "", "", CPU, Path(folder)))
             print(f"digest, {cell:6} cell         {spent:.3f} ms an image")

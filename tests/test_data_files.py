@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +25,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from vqbench.cell.images_track import ImagesTrack
 from vqbench.data import prepare
 from vqbench.data.cache import is_whole
-from vqbench.data.dataset import Dataset, Images, open_dataset
+from vqbench.data.dataset import DataReference, Dataset, Images, open_dataset
 from vqbench.data.decode import ImageFileError, decode_file, measure_file
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
 from vqbench.data.stream import TrainingStream
+from vqbench.data.uncached import loading_rates
 from vqbench.errors import UsageError
+from vqbench.inputs import to_input
+from vqbench.recipe import load_recipe
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -550,8 +556,87 @@ def test_limit_decides_between_cache_and_on_the_fly(tmp_path: Path, monkeypatch:
         prepare_train(dataset, tmp_path)
 
 
+def test_what_is_decoded_follows_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, home = opened(folder(tmp_path / "set")), tmp_path / "not made yet"
+    exact = sum(dataset.train.load(i).nbytes for i in range(len(dataset.train)))
+    monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 2 * exact - 2)
+    assert prepare_train(dataset, home) is dataset.train
+    monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 2 * exact)
+    assert is_cached(prepare_train(dataset, home))
+    monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 0)
+    assert is_cached(prepare_train(dataset, home)), "it has its room already"
+    ffhq_at_256 = 60_000 * 256 * 256 * 3
+    for free, fits in ((30 * 2**30, True), (20 * 2**30, False)):
+        monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home, free=free: free)
+        assert (prepare.room(home).bytes >= ffhq_at_256) is fits
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "0")
+    assert prepare_train(dataset, home) is dataset.train
+
+
+class Counted(Images):
+    """As many images as asked for, slow to load; every seventh cannot be used."""
+
+    content_key = "counted"
+
+    def __init__(self, count: int) -> None:
+        self.ids = [str(i) for i in range(count)]
+        self.loaded: list[int] = []
+
+    def load(self, i: int) -> np.ndarray:
+        self.loaded.append(i)
+        if i % 7 == 3:
+            raise ImageFileError("bad", "remove it")
+        time.sleep(1e-3)
+        return np.zeros((16, 20, 3), np.uint8)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        return 16, 20
+
+
+@pytest.mark.parametrize("count", [500, 9, 1])
+def test_what_decoding_costs_is_measured_on_200_images_of_the_set(tmp_path: Path, count: int) -> None:
+    images, seen = Counted(count), []
+    rates = loading_rates(images, 16, lambda done, total: seen.append((done, total)))
+    assert rates is not None
+    measured = min(count, 200)
+    assert sorted(images.loaded) == sorted({i * count // measured for i in range(measured)})
+    assert seen[-1] == (measured, measured)
+    assert rates.images == sum(i % 7 != 3 for i in images.loaded)
+    assert rates.as_they_are < 1000 < rates.decoded
+
+
+def test_a_command_says_what_it_costs_that_a_set_is_not_kept_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, kept, not_kept, photos = folder(tmp_path / "set", 40), [], [], []
+    recipe, silent = load_recipe("tiny", {"resolution": 16}), lambda what, done, total: None
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    ImagesTrack().prepare_training(recipe, DataReference("photos"), photos.append, silent)
+    monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 1000)
+    ImagesTrack().prepare_training(recipe, DataReference(f"folder:{root}"), not_kept.append, silent)
+    monkeypatch.undo()
+    monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    ImagesTrack().prepare_training(recipe, DataReference(f"folder:{root}"), kept.append, silent)
+    assert kept == photos == []
+    (said,) = not_kept
+    assert re.fullmatch(
+        r"training images are decoded each time they are needed: they would take 0\.00 GiB, and half of the 0\.00 GiB "
+        r"free in .*home may be taken\. One core loads [\d.,]+ images/s so, and would load [\d.,]+ decoded \(measured "
+        r"on 30\); set VQBENCH_HOME to a folder on a larger disk, or VQBENCH_CACHE_LIMIT_GB=0\.01 keeps them",
+        said,
+    )
+    prepare_it = ["prepare", "--dataset", f"folder:{root}", "--recipe", "tiny", "--metrics", "psnr"]
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "0")
+    answer = typed(*prepare_it)
+    assert answer.code == 0
+    assert "VQBENCH_CACHE_LIMIT_GB=0 allows no more. One core loads" in answer.err
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "0.01")
+    assert "One core" not in typed(*prepare_it).err
+
+
 def test_no_space_and_no_permission_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = opened(folder(tmp_path / "set"))
+    monkeypatch.setenv("VQBENCH_CACHE_LIMIT_GB", "8")
     monkeypatch.setattr("vqbench.data.prepare.free_bytes", lambda home: 10)
     with pytest.raises(UsageError, match="has less free") as error:
         prepare_train(dataset, tmp_path)
@@ -588,7 +673,7 @@ class Numbered(Images):
 
 
 def shown(tensor: torch.Tensor) -> np.ndarray:
-    return ((tensor.numpy() + 1) * 127.5).round().astype(int)
+    return tensor.numpy().astype(int)
 
 
 @given(count=st.integers(1, 60), epoch=st.integers(0, 10**6), seed=st.integers(0, 2**63))
@@ -649,8 +734,30 @@ def test_range_and_type() -> None:
 
     stream = TrainingStream(BlackAndWhite(2), 8, 0, random_crop=True, flip=True)
     tensors = [stream[0], stream[1]]
-    assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    assert sorted(float(t.mean()) for t in tensors) == [-1.0, 1.0]
+    assert all(t.dtype == torch.uint8 and t.is_contiguous() for t in tensors)
+    assert sorted(float(to_input(t).mean()) for t in tensors) == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_bytes_are_sent_and_become_the_floats_that_were_sent_before(random_crop: bool, flip: bool) -> None:
+    """To the last bit what a loader made of an image by itself, until 0.2.0; crops and flips are drawn as then."""
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 19, 23, 3), dtype=np.uint8)
+    images = Numbered(5)
+    images.load = lambda i: pixels[i]  # type: ignore[method-assign]
+    stream = TrainingStream(images, 16, 9, random_crop, flip)
+    before = []
+    for position in range(40):
+        draw = np.random.default_rng(np.random.SeedSequence(9, spawn_key=(1, position)))
+        top, left = int(draw.integers(19 - 16 + 1)), int(draw.integers(23 - 16 + 1))
+        mirrored = draw.random() < 0.5
+        top, left = (top, left) if random_crop else (1, 3)
+        crop = pixels[stream.item(position)][top : top + 16, left : left + 16]
+        crop = crop[:, ::-1] if flip and mirrored else crop
+        before.append(np.ascontiguousarray(crop.transpose(2, 0, 1), np.float32) / np.float32(127.5) - np.float32(1))
+    (batch,) = torch.utils.data.DataLoader(stream, batch_size=40, sampler=range(40))
+    assert batch.nbytes == 40 * 3 * 16 * 16
+    assert torch.equal(to_input(batch), torch.from_numpy(np.stack(before)))
 
 
 def test_workers_give_the_same_stream(tmp_path: Path) -> None:

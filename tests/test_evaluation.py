@@ -1,25 +1,35 @@
 """One pass: the right pixels, each image once, one decode for every metric; and the protocol that names the result."""
 
 import dataclasses
+import hashlib
 import json
+import os
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import until
 from helpers.evaluation import NO_WEIGHTS, Posterize, photographs, run
 from helpers.shared import SQUEEZE, needs_squeeze
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.inputs import to_input
+from vqbench.metrics import evaluation
 from vqbench.metrics import extraction as features
+from vqbench.metrics.codes import different_codes
+from vqbench.metrics.definitions import metric
 from vqbench.metrics.evaluation import to_8_bits
 from vqbench.metrics.extraction import reference_path
 from vqbench.metrics.inception import Inception
-from vqbench.metrics.networks import load_lpips
+from vqbench.metrics.kinds import CodeFacts
+from vqbench.metrics.networks import load_inception, load_lpips
+from vqbench.metrics.pixels import psnr, ssim
 from vqbench.metrics.protocol import protocol_for
 from vqbench.metrics.weights import Missing, find_inception
 from vqbench.precision import plain_float32
@@ -187,6 +197,28 @@ def test_every_8_bit_value_comes_back_and_out_of_range_is_clamped():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_8_bits(to_input(levels)), levels)
     assert to_8_bits(torch.tensor([-1.5, 1.5, 0.0])).tolist() == [0, 255, 128]
+
+
+class Operations(TorchDispatchMode):
+    """Every operation of torch, by name, and the devices of its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.seen.append((function.name(), [a.device.type for a in arguments if isinstance(a, torch.Tensor)]))
+        return function(*arguments, **(keywords or {}))
+
+
+def test_bytes_become_the_same_floats_on_every_device():
+    levels = np.arange(256, dtype=np.uint8)
+    floats = levels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    assert np.array_equal(to_input(torch.from_numpy(levels)).numpy(), floats)
+    with FakeTensorMode(), Operations() as operations:
+        to_input(torch.empty(2, 3, 4, 4, dtype=torch.uint8, device="cuda"))
+    divisions = [devices for name, devices in operations.seen if name.startswith("aten::div")]
+    assert divisions == [["cuda", "cuda"]], "CUDA multiplies by the reciprocal of a number, which is another last bit"
 
 
 def test_each_module_gets_its_own_training_mode_back():
@@ -383,6 +415,187 @@ def test_the_reference_cache_cannot_be_stale(tmp_path):
     keys = [reference_path(p, "same digest", "stand-in", CPU, tmp_path) for p in (pixels, others, one_value, reshaped)]
     keys += [reference_path(pixels, *key, CPU, tmp_path) for key in (("other", "stand-in"), ("same digest", "other"))]
     assert len(set(keys)) == 6
+
+
+def hashed_bytes(monkeypatch):
+    """Grows by what is hashed from now on."""
+    sizes, real = [], hashlib.sha256
+
+    def sha256(data=b""):
+        digest = real(data)
+
+        class Counted:
+            hexdigest = digest.hexdigest
+
+            def update(self, more):
+                sizes.append(memoryview(more).nbytes)
+                digest.update(more)
+
+        return Counted()
+
+    monkeypatch.setattr(features.hashlib, "sha256", sha256)
+    return sizes
+
+
+def test_pixels_are_hashed_once_until_their_file_changes(tmp_path, monkeypatch):
+    """Cells of one command are processes of their own, and all asked for the digest of all pixels."""
+    monkeypatch.setattr(features, "_RESTED_SECONDS", -1.0, raising=False)
+    file, pixels = tmp_path / "pixels.bin", photographs()
+    file.write_bytes(pixels.tobytes())
+    hashed = hashed_bytes(monkeypatch)
+
+    def path(weights="stand-in", part=slice(None)):
+        mapped = np.memmap(file, np.uint8, "r", shape=pixels.shape)[part]
+        return reference_path(mapped, "same digest", weights, CPU, tmp_path / "home")
+
+    def expected(pixels):
+        return reference_path(pixels, "same digest", "stand-in", CPU, tmp_path / "home")
+
+    first = expected(pixels)
+    hashed.clear()
+    assert [path() for _ in range(3)] == [first] * 3
+    assert sum(hashed) == pixels.nbytes, "once, and not for every cell"
+    assert path("other") != first
+    assert path(part=slice(0, 4)) == expected(pixels[:4])
+    assert path(part=slice(None, None, -1)) == expected(pixels[::-1])
+    before, changed = file.stat(), pixels.copy()
+    changed[5, 3, 2, 1] ^= 1
+    file.write_bytes(changed.tobytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path() == expected(changed) != first, "of the same size and date"
+    file.unlink()
+    file.write_bytes(pixels.tobytes())
+    assert path() == first
+    for kept in (tmp_path / "home" / "prepared").iterdir():
+        kept.write_text("damaged")
+    assert path() == first
+
+
+def test_a_file_that_was_written_a_moment_ago_is_hashed_again(tmp_path, monkeypatch):
+    file, pixels = tmp_path / "pixels.bin", photographs()
+    file.write_bytes(pixels.tobytes())
+    hashed = hashed_bytes(monkeypatch)
+    for _ in range(2):  # within one tick of the clock it could be written again
+        mapped = np.memmap(file, np.uint8, "r", shape=pixels.shape)
+        reference_path(mapped, "same digest", "stand-in", CPU, tmp_path)
+    assert sum(hashed) == 2 * pixels.nbytes
+
+
+def test_the_next_images_are_read_while_these_are_scored():
+    pixels, asked = photographs(7), []
+
+    class Disk:
+        def __len__(self):
+            return len(pixels)
+
+        def __getitem__(self, part):
+            asked.append((part.start, threading.get_ident()))
+            return pixels[part]
+
+    found = features.batches(Disk(), 3, CPU)
+    parts = [next(found)]
+    until(lambda: len(asked) == 2, "the second batch is read unasked")
+    parts += found
+    assert [start for start, _ in asked] == [0, 3, 6]
+    assert threading.get_ident() not in {thread for _, thread in asked}
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert all(part.is_contiguous() for part in parts)
+    assert torch.equal(torch.cat(parts), torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def test_a_network_gets_as_many_images_as_its_device_has_memory_for(monkeypatch):
+    for free, ours, chunk in ((100, 0, 256), (6, 4, 160), (4, 0, 64), (0, 0, 16)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 140 * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, ours=ours: (ours + 1) * 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+        assert features.chunk_for(torch.device("cuda")) == features.images_at_a_time(torch.device("cuda")) == chunk
+    assert (features.chunk_for(CPU), features.images_at_a_time(CPU)) == (16, 1)
+
+
+@pytest.mark.parametrize("awaited", [1, 8, 100])
+def test_features_are_made_of_more_images_than_a_batch_has(tmp_path, monkeypatch, awaited):
+    sizes, steps, pixels = [], [], photographs(18)
+
+    class Moments(StandIn):
+        def forward(self, images):
+            sizes.append(len(images))
+            return super().forward(images)
+
+    def load(*arguments):
+        extract = features.FeatureExtractor(Moments(), CPU)
+        extract.awaits = awaited
+        return extract
+
+    monkeypatch.setattr(evaluation, "load_extractor", load)
+    found = run(dual(), pixels, ("rfid", "psnr"), batch_size=4, home=tmp_path, progress=lambda *s: steps.append(s))
+    in_turn = {1: [4, 4, 4, 4, 2], 8: [8, 8, 2], 100: [18]}[awaited]
+    of_each = [min(n, 16) for n in in_turn] + [2] * (awaited == 100)
+    assert sizes[:2] == [16, 2]
+    assert sorted(sizes[2:]) == sorted(of_each * 2), "of the codes and of the continuous path beside them"
+    assert np.array_equal(found.features, StandIn()(torch.from_numpy(reconstructed(dual(), pixels))).numpy())
+    assert [done for done, _ in steps] == [16, 18, *(18 + np.cumsum(in_turn)).tolist()], "none before its features"
+
+
+def reconstructed(tokenizer, pixels):
+    """(N, 3, R, R) uint8 by batches of four."""
+    images, tokenizer = to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()), tokenizer.eval()
+    with torch.inference_mode():
+        decoded = [tokenizer.from_indices(tokenizer.to_indices(part)) for part in torch.split(images, 4)]
+    return to_8_bits(torch.cat(decoded)).numpy()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_different_codes_are_counted_as_tuples(groups):
+    codes = torch.randint(0, 3, (40, 17, groups), generator=torch.Generator().manual_seed(groups), dtype=torch.int32)
+    expected = [len(torch.unique(image, dim=0)) for image in codes]
+    assert different_codes(codes, 3) == expected
+    assert different_codes(codes[:, :1], 3) == [1] * 40
+    assert different_codes(codes * 2**30, 2**32) == expected, "as many codes as a number can say"
+
+
+def test_codes_are_not_sorted_image_by_image():
+    with Operations() as operations:
+        run(Posterize(), photographs())
+    assert {name for name, _ in operations.seen if "unique" in name} <= {"aten::_unique2"}
+
+
+@needs_inception
+@needs_squeeze
+def test_scores_are_to_the_last_bit_those_of_a_plain_loop(tmp_path):
+    """Nothing is read ahead, gathered or counted in a faster way: what evaluation did until 0.2.0."""
+    pixels, tokenizer, columns, codes, made = photographs(6, 32), dual().eval(), {}, [], []
+    names = ("psnr", "ssim", "lpips_squeeze", "psnr_continuous")
+    of_features = ("rfid", "kid", "inception_precision", "inception_recall", "rfid_continuous")
+    of_codes = ("usage", "perplexity", "tokens", "dead_codes", "bits_per_token", "bpp", "bpp_entropy")
+    asked = (*names[:3], *of_features[:4], *of_codes)
+    found = run(tokenizer, pixels, asked, lpips_weights=SQUEEZE, home=tmp_path, batch_size=4)
+    inception, lpips = load_inception(), load_lpips("squeeze", SQUEEZE)
+    with torch.inference_mode():
+        for start in (0, 4):
+            images = torch.from_numpy(np.array(pixels[start : start + 4])).permute(0, 3, 1, 2).contiguous()
+            quantized = tokenizer.quantize(images.float() / 127.5 - 1)
+            shown = to_8_bits(tokenizer.from_indices(quantized.indices))
+            plain = to_8_bits(tokenizer.from_latents(quantized.continuous))
+            distance = lpips(images.float() / 127.5 - 1, shown.float() / 127.5 - 1).double()
+            values = (psnr(images, shown), ssim(images, shown), distance, psnr(images, plain))
+            for name, value in zip(names, values, strict=True):
+                columns.setdefault(name, []).extend(value.tolist())
+            codes.append(quantized.indices.reshape(len(images), -1, 1))
+            made.append([inception(several).numpy() for several in (shown, plain)])
+        of_images = inception(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).numpy()
+    of_shown, of_plain = (np.concatenate(parts) for parts in zip(*made, strict=True))
+    expected = {name: float(np.mean(values)) for name, values in columns.items()}
+    expected |= {name: float(metric(name).score(of_images, of_shown)) for name in of_features[:4]}
+    expected["rfid_continuous"] = float(metric("rfid").score(of_images, of_plain))
+    counts = np.bincount(torch.cat(codes).flatten().numpy(), minlength=8)[None]
+    facts = CodeFacts(3.0, 6, 32 * 32)
+    expected |= {name: float(metric(name).score(counts, facts)) for name in of_codes}
+    assert found.scores == expected
+    assert np.array_equal(found.features, of_shown)
+    assert np.array_equal(found.reference_features, of_images)
+    assert found.per_image[list(names)].to_dict("list") == columns
+    assert found.per_image.codes.tolist() == [len(torch.unique(image, dim=0)) for image in torch.cat(codes)]
+    assert np.array_equal(found.indices, torch.cat(codes).numpy())
 
 
 def test_a_broken_cache_file_is_computed_again(tmp_path):

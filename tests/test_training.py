@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.training import fit, fit_until, recipe, same
+from helpers.training import Noise, fit, fit_until, recipe, same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqbench.data.stream import TrainingStream
+from vqbench.machine.interrupts import TerminatedError
 from vqbench.tokenizer import build_tokenizer, load, save
+from vqbench.training import recorder
 from vqbench.training.collapse import DivergedError
-from vqbench.training.fit import BatchPositions
+from vqbench.training.fit import BatchPositions, train
 from vqbench.training.recorder import CHECKPOINT
-from vqbench.training.tokenizer_training import learning_rate
+from vqbench.training.tokenizer_training import TokenizerTraining, learning_rate
 
 
 def test_without_its_checkpoint_an_interrupted_training_starts_again(tmp_path: Path) -> None:
@@ -141,6 +148,83 @@ def test_devices_share_each_batch_without_overlap(devices: int, share: int, star
     seen = [list(BatchPositions(first, stop, batch, rank, devices)) for rank in range(devices)]
     together = [sorted(p for rank in seen for p in rank[i]) for i in range(steps)]
     assert together == [list(range(first + i * batch, first + (i + 1) * batch)) for i in range(steps)]
+
+
+def loads(log: Path) -> list[tuple[int, int]]:
+    """(process, image) of every image that was loaded, in whatever order."""
+    return [(int(process), int(image)) for process, image in map(str.split, log.read_text().splitlines())]
+
+
+def test_loaders_live_for_the_whole_training_and_give_what_none_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = recipe(flip=True, random_crop=True, checkpoint_images=24)  # the last stretch is shorter than the others
+    alone = fit(r, tmp_path / "alone", log=tmp_path / "one")
+    assert {process for process, _ in loads(tmp_path / "one")} == {os.getpid()}
+    monkeypatch.setattr("vqbench.training.fit.data_workers", lambda devices: 2)
+    beside = fit(r, tmp_path / "beside", log=tmp_path / "two")
+    assert same(alone.tokenizer, beside.tokenizer)
+    assert multiprocessing.active_children() == []
+    processes = {process for process, _ in loads(tmp_path / "two")}
+    assert len(processes) == 2, "the same over all stretches"
+    assert os.getpid() not in processes
+    images = [sorted(image for _, image in loads(tmp_path / name)) for name in ("one", "two")]
+    assert images[0] == images[1]
+    assert len(images[0]) == r.images, "no image is loaded in vain"
+
+
+def test_checkpoints_are_written_where_stretches_end_whatever_the_first_one_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a resume in the middle of a stretch the first one is short, and those that follow are not."""
+    written: list[int] = []
+    save_checkpoint = recorder.save_checkpoint
+
+    def note(training: Any, folder: Path) -> None:
+        written.append(training.images_seen)
+        save_checkpoint(training, folder)
+
+    monkeypatch.setattr(recorder, "save_checkpoint", note)
+    r = recipe(checkpoint_images=24)
+
+    def told(seen: int, rate: float) -> None:
+        if seen == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
+    with pytest.raises(TerminatedError):
+        train(build_tokenizer("fsq", {}, r, 0), stream, r, seed=0, folder=tmp_path, report=told)
+    assert written == [16]
+    fit(r, tmp_path, "fsq")
+    assert written == [16, 24, 48, 64]
+
+
+def test_a_batch_reaches_the_device_as_bytes_and_trains_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against floats that are made one by one where the image is loaded, as they were until 0.2.0: the last bit."""
+    arrived: list[torch.Tensor] = []
+    hook = TokenizerTraining.on_after_batch_transfer
+
+    def note(training: Any, batch: torch.Tensor, index: int) -> torch.Tensor:
+        arrived.append(batch)
+        return hook(training, batch, index)
+
+    r = recipe(flip=True, random_crop=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenizerTraining, "on_after_batch_transfer", note)
+        new = fit(r, tmp_path / "new")
+    assert {(batch.dtype, tuple(batch.shape)) for batch in arrived} == {(torch.uint8, (8, 3, 16, 16))}
+    load_bytes = TrainingStream.__getitem__
+    monkeypatch.setattr(
+        TrainingStream,
+        "__getitem__",
+        lambda stream, p: torch.from_numpy(
+            load_bytes(stream, p).numpy().astype(np.float32) / np.float32(127.5) - np.float32(1)
+        ),
+    )
+    monkeypatch.setattr(TokenizerTraining, "on_after_batch_transfer", lambda training, batch, index: batch)
+    assert same(new.tokenizer, fit(r, tmp_path / "old").tokenizer)
 
 
 def test_saved_and_loaded_it_is_the_same_tokenizer(tmp_path: Path) -> None:

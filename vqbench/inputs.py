@@ -20,8 +20,9 @@ _WHOLE = (
 
 
 def to_input(images: Tensor) -> Tensor:
-    """8-bit images → float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """8-bit images → float32 in [-1, 1], on whatever device they are, to the last bit what a CPU makes of them."""
+    divisor = torch.full((), 127.5, device=images.device)  # CUDA multiplies by the reciprocal of a number of Python's
+    return images.to(torch.float32, copy=True).div_(divisor).sub_(1)
 
 
 def checked_images(images: Tensor, downsampling: int, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ TINY = {
 
 
 class Noise(Images):
-    def __init__(self) -> None:
+    """Twenty images of noise. With `log`, a file: a line for each that is loaded, which process did so and when."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.log = log
         self.pixels = np.random.default_rng(0).integers(0, 256, (20, 18, 18, 3), dtype=np.uint8)
         self.ids = [str(i) for i in range(20)]
 
     def load(self, i: int) -> Any:
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()} {i}\n")
         return self.pixels[i]
 
 
@@ -35,8 +42,10 @@ def recipe(**more: Any) -> Recipe:
     return load_recipe("tiny", {**TINY, **more})
 
 
-def fit(r: Recipe, folder: Path, method: str = "vqgan", config: dict[str, Any] | None = None) -> TrainingOutcome:
-    stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
+def fit(
+    r: Recipe, folder: Path, method: str = "vqgan", config: dict[str, Any] | None = None, log: Path | None = None
+) -> TrainingOutcome:
+    stream = TrainingStream(Noise(log), r.resolution, 5, r.random_crop, r.flip)
     return train(build_tokenizer(method, config or {}, r, 0), stream, r, seed=0, folder=folder)
 
 

@@ -54,7 +54,9 @@ class FeaturesTrack(Track):
         """The encoder, or the file."""
         return {"features": source.spec()}
 
-    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
+    def prepare_training(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> None:
         """Compute the features of both sides."""
         source, _ = self.open(recipe, reference)
         source.load(home(), lambda done, total: preparing("features", done, total))

@@ -41,6 +41,8 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
     """Some steps with their checkpoints, and an evaluation of three batches; None in a second device's process."""
     import torch
 
+    from vqbench.metrics.extraction import images_at_a_time
+
     spec, short = folder.spec, shortened(recipe, STRETCH_STEPS)
     watch.enter("data")
     dataset, validation = open_data(spec, recipe)
@@ -49,8 +51,8 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
     if is_secondary():
         return None
     watch.enter("evaluate")
-    sample = _sample(validation, EVALUATED_BATCHES * max(16, recipe.batch_size))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sample = _sample(validation, EVALUATED_BATCHES * max(16, recipe.batch_size, images_at_a_time(device)))
     with _home_of_its_own() as home:
         evaluation = evaluated(tokenizer.to(device), spec, sample, device, watch, home)
     scored = time.monotonic()

@@ -9,8 +9,9 @@ from vqbench.cell.measured import Measured
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.track import Preparing, Track, refuse_no_data
-from vqbench.data.dataset import DataReference, Dataset
-from vqbench.data.prepare import PreparedImages, prepare_both, prepare_train, prepare_validation
+from vqbench.data.dataset import DataReference, Dataset, Images
+from vqbench.data.prepare import PreparedImages, is_cached, prepare_both, prepare_train, prepare_validation
+from vqbench.data.uncached import cost_of_decoding
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
 from vqbench.metrics.protocol import Protocol, protocol_for
@@ -42,10 +43,13 @@ class ImagesTrack(Track):
         dataset = reference.open(recipe.resolution)
         return dataset, _protocol(dataset, recipe, prepare_validation(dataset, home(), progress))
 
-    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
-        """Decode the training images."""
+    def prepare_training(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> None:
+        """Decode the training images, or say what it costs that they are not kept decoded."""
         dataset = reference.open(recipe.resolution)
-        prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+        train = prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+        _say_if_not_kept(dataset, train, note, preparing)
 
     def prepare(
         self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
@@ -55,6 +59,7 @@ class ImagesTrack(Track):
         for text in dataset.notes:
             note(text)
         validation, train = prepare_both(dataset, home(), preparing)
+        _say_if_not_kept(dataset, train, note, preparing)
         protocol = _protocol(dataset, recipe, validation)
         lines = [
             f"data      {dataset.reference}: {len(train):,} training and {len(validation):,} validation images, "
@@ -78,6 +83,11 @@ class ImagesTrack(Track):
         from vqbench.cell.image_probe import probe
 
         return probe(folder, recipe, watch, started, spawned)
+
+
+def _say_if_not_kept(dataset: Dataset, train: Images, note: Callable[[str], None], preparing: Preparing) -> None:
+    if train.content_key and not is_cached(train):  # without a key they are in memory
+        note(cost_of_decoding(dataset, home(), lambda done, total: preparing("training images (timed)", done, total)))
 
 
 def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> Protocol:

@@ -62,8 +62,13 @@ class Track(ABC):
         return {}
 
     @abstractmethod
-    def prepare_training(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> None:
-        """Cache what the cells of a plan are trained on, so that they do not all make it."""
+    def prepare_training(
+        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+    ) -> None:
+        """Cache what the cells of a plan are trained on, so that they do not all make it; a note where that is not so.
+
+        Raises UsageError for what cannot be used.
+        """
 
     @abstractmethod
     def prepare(

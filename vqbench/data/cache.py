@@ -56,8 +56,11 @@ def _refuse_unreadable(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space on the disk of an existing folder."""
-    return shutil.disk_usage(folder).free
+    """Free space on the disk of a folder, or of the nearest one above it that can be looked at."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
 
 
 def _make(base: Path, name: str, fill: Callable[[Path], None], arrays: tuple[str, ...]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ from pathlib import Path
 from vqbench.data.dataset import Images, Pixels, digest_of
 from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
 from vqbench.errors import UsageError, require_utf8
-from vqbench.machine.home import expanded, home, keep_text
+from vqbench.machine.home import expanded, home, remembered_digest
 
 _END = 2**14
 _READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
@@ -98,19 +96,15 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
     A file that was made again keeps its size if it is a bitmap, so sizes alone would not tell. What was read is
     remembered in `home()/prepared` until the listing changes. Raises UsageError that names files that cannot be read.
     """
-    kept = home() / "prepared" / f"contents-{listing_key(files)[:24]}.txt"
-    with contextlib.suppress(OSError, ValueError):
-        digest = kept.read_text(encoding="ascii")
-        if re.fullmatch(r"[0-9a-f]{64}", digest):
-            return digest
-    with ThreadPoolExecutor(_READERS) as pool:
-        ends = list(pool.map(_ends, (file.path for file in files)))
-    if bad := [end for end in ends if isinstance(end, ImageFileError)]:
-        raise name_unusable(bad)
-    digest = digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
-    with contextlib.suppress(OSError):  # a home that cannot be written costs this reading each time, no result
-        keep_text(kept, digest)
-    return digest
+
+    def read() -> str:
+        with ThreadPoolExecutor(_READERS) as pool:
+            ends = list(pool.map(_ends, (file.path for file in files)))
+        if bad := [end for end in ends if isinstance(end, ImageFileError)]:
+            raise name_unusable(bad)
+        return digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
+
+    return remembered_digest(home() / "prepared" / f"contents-{listing_key(files)[:24]}.txt", read)
 
 
 def listing_key(files: Sequence[ImageFile]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes
+from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes, is_whole
 from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
 from vqbench.errors import UsageError, remedy
@@ -33,8 +33,10 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 ELSEWHERE = "set VQBENCH_HOME to another folder"
+SHARE_OF_FREE = 0.5
+"""What decoded training images may take of the disk that is free, unless a limit is given. One half, for then a set
+leaves as much as it takes: checkpoints and results find room, and no number of sets fills the disk."""
 _LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"
-_DEFAULT_LIMIT_GIB = 8.0
 _SHAPES = "shapes.npy"
 _CHUNK = 128  # images decoded ahead of the writer: bounds memory to about 25 MB at 256 px
 _BAD_IMAGES_SOUGHT = 20  # where none before was usable, the folder is wrong rather than a file: no need to read on
@@ -103,23 +105,51 @@ def prepare_validation(dataset: Dataset, home: Path, progress: Advance | None = 
     return PreparedImages(pixels, ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"])
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the decoded training images of a set may take."""
+
+    bytes: int
+    reason: str
+    """Why no more, in words."""
+    is_chosen: bool
+    """Whether the user has said so. What is decoded already has its room otherwise."""
+
+
+def room(home: Path) -> Room:
+    """`$VQBENCH_CACHE_LIMIT_GB`, or SHARE_OF_FREE of the disk of `home`. Raises UsageError for what is no number."""
+    text = os.environ.get(_LIMIT_VARIABLE, "")
+    if not text.strip():
+        free = free_bytes(home)
+        return Room(int(free * SHARE_OF_FREE), f"half of the {free / 2**30:.2f} GiB free in {home} may be taken", False)
+    try:
+        return Room(int(float(text) * 2**30), f"{_LIMIT_VARIABLE}={text} allows no more", True)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{_LIMIT_VARIABLE} must be a number of GiB, not {text!r}", f"export {_LIMIT_VARIABLE}=8"
+        ) from None
+
+
 def prepare_train(
     dataset: Dataset, home: Path, progress: Advance | None = None, limit_bytes: int | None = None
 ) -> Images:
-    """The training images of `dataset`, decoded into a cache where that takes at most `limit_bytes`.
+    """The training images of `dataset`, decoded into a cache where there is room for it: `limit_bytes`, or `room`.
 
-    A larger set is returned as it is and decodes on the fly (`is_cached` tells which, `verify_train` reads it all
-    beforehand). The limit is 8 GiB, or $VQBENCH_CACHE_LIMIT_GB. Raises UsageError like `prepare_validation`; a set
-    that is not cached raises it when a bad image is first read.
+    A larger set is returned as it is and decodes on the fly (`is_cached` tells which, `verify` reads it all
+    beforehand). Raises UsageError like `prepare_validation`; a set that is not cached raises it when a bad image is
+    first read.
     """
     images = dataset.train
     if not images.content_key:
         return images
-    limit = _default_limit() if limit_bytes is None else limit_bytes
-    if len(images) * dataset.resolution**2 * 3 > limit:  # no image is smaller than its centre crop
+    limit = room(home) if limit_bytes is None else Room(limit_bytes, "", True)
+    folder = _folder_of(dataset, "train", images, home)
+    if not limit.is_chosen and is_whole(folder, (_SHAPES,)):
+        return CachedImages(folder, images.ids)
+    if len(images) * dataset.resolution**2 * 3 > limit.bytes:  # no image is smaller than its centre crop
         return images
-    expected = _estimated_bytes(images)
-    if expected > limit:
+    expected = decoded_bytes(images)
+    if expected > limit.bytes:
         return images
     return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
 
@@ -172,19 +202,8 @@ def verify(images: Images, progress: Advance | None = None) -> None:
         pass
 
 
-def _default_limit() -> int:
-    text = os.environ.get(_LIMIT_VARIABLE, "")
-    try:
-        gib = float(text) if text.strip() else _DEFAULT_LIMIT_GIB
-        return int(gib * 2**30)
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"{_LIMIT_VARIABLE} must be a number of GiB, not {text!r}", f"export {_LIMIT_VARIABLE}=8"
-        ) from None
-
-
-def _estimated_bytes(images: Images) -> int:
-    """From the headers of 64 images spread over the set: reading all takes minutes on a network disk."""
+def decoded_bytes(images: Images) -> int:
+    """What `images` take decoded, from the headers of 64 of them: reading all takes minutes on a network disk."""
     sizes = []
     for i in range(0, len(images), max(1, len(images) // 64)):
         with contextlib.suppress(ImageFileError):  # it is named with all the others when they are decoded
@@ -192,9 +211,13 @@ def _estimated_bytes(images: Images) -> int:
     return int(np.mean(sizes) * len(images)) if sizes else 0
 
 
-def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Advance | None) -> Path:
+def _folder_of(dataset: Dataset, side: str, images: Images, home: Path) -> Path:
     key = digest_of(VERSION, side, dataset.resolution, images.content_key)[:24]
-    name = f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
+    return home / "prepared" / f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
+
+
+def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Advance | None) -> Path:
+    folder = _folder_of(dataset, side, images, home)
 
     def fill(folder: Path) -> None:
         if expected > free_bytes(home):
@@ -204,7 +227,7 @@ def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: P
         _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
 
     try:
-        return cached_folder(home / "prepared", name, fill, (_SHAPES,))
+        return cached_folder(folder.parent, folder.name, fill, (_SHAPES,))
     except OSError as error:
         raise not_kept(home, error, _elsewhere(side)) from None
 

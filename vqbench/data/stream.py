@@ -39,11 +39,12 @@ class Order:
 
 
 class TrainingStream(Dataset[Tensor]):
-    """Position in the stream → image, as float32 (3, R, R) in [-1, 1].
+    """Position in the stream → image, cropped and flipped, as uint8 (3, R, R).
 
-    Position p is the p-th training image that a run sees, counted over all epochs, devices and workers. Which image
-    it is, its crop and its flip follow from (seed, p): so a run that resumes at p goes on exactly, and every method
-    sees the same images in the same order. `len` is one epoch, positions have no end.
+    Whoever loads images sends bytes, a quarter of what floats are; `to_input` makes floats of a whole batch, on the
+    device that trains. Position p is the p-th training image that a run sees, counted over all epochs, devices and
+    workers. Which image it is, its crop and its flip follow from (seed, p): so a run that resumes at p goes on exactly,
+    and every method sees the same images in the same order. `len` is one epoch, positions have no end.
     """
 
     def __init__(self, images: Images, resolution: int, seed: int, random_crop: bool, flip: bool) -> None:
@@ -65,8 +66,7 @@ class TrainingStream(Dataset[Tensor]):
 
     def __getitem__(self, position: int) -> Tensor:
         pixels = self._augment(self.images.load(self.item(position)), position)
-        channels_first = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-        return torch.from_numpy(channels_first / np.float32(127.5) - np.float32(1))
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def _augment(self, pixels: Pixels, position: int) -> Pixels:
         R = self.resolution

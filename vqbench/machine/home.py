@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vqbench.errors import UsageError, require_utf8
@@ -74,6 +75,21 @@ def keep_text(path: Path, text: str) -> None:
     """Write a file of a folder of the home atomically, as open to others as the home is."""
     with keeping(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def remembered_digest(kept: Path, make: Callable[[], str]) -> str:
+    """The sha256, as hex, that the file `kept` of a folder of the home holds; what `make` gives, where it holds none.
+
+    `kept` must have a name of its own for everything that the digest depends on.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        digest = kept.read_text(encoding="ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", digest):
+            return digest
+    digest = make()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs the work each time, no result
+        keep_text(kept, digest)
+    return digest
 
 
 def home_of_nobody() -> dict[str, str]:

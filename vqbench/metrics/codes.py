@@ -38,6 +38,15 @@ class CodeHistogram:
             count += torch.bincount(codes.long(), minlength=size).cpu().numpy()
 
 
+def different_codes(codes: Tensor, codebook_size: int) -> list[int]:
+    """How many different codes, or tuples of them, each item of (B, tokens of an item, G) uses."""
+    first, *others = codes.long().unbind(dim=2)
+    for codebook in others:  # a tuple gets a number of its own among those that there are
+        first = torch.unique(first * codebook_size + codebook, return_inverse=True)[1]
+    ordered = first.sort(dim=1).values
+    return (1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1)).tolist()
+
+
 @dataclass(frozen=True)
 class CodeStatistics:
     """One codebook over one split."""

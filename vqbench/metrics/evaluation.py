@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.inputs import to_input
 from vqbench.machine.home import home as default_home
-from vqbench.metrics.codes import CodeHistogram, code_scores
+from vqbench.metrics.codes import CodeHistogram, code_scores, different_codes
 from vqbench.metrics.definitions import companions, metric, refuse_few_images, too_small, weights_of
-from vqbench.metrics.extraction import FeatureExtractor, load_extractor, reference_features, to_planes
+from vqbench.metrics.extraction import FeatureExtractor, batches, load_extractor, reference_features
 from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
 from vqbench.metrics.weights import pin_of, require_weights
 from vqbench.precision import plain_float32
@@ -164,16 +164,34 @@ class _Reconstructions:
         self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
         self._extract = {known.extractor: extractors[known.extractor] for known in self.of_features}
         self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
+        self._waiting: list[Tensor] = []  # for their features
 
     def add(self, references: Tensor, reconstructions: Tensor) -> None:
         """8-bit references and reconstructions (B, 3, R, R) of one batch."""
         for known in self.pairs:
             self.columns[known.name] += _values(known, references, reconstructions)
+        if self._extract:
+            self._waiting.append(reconstructions)
+            if self.waiting >= max(extract.awaits for extract in self._extract.values()):
+                self.make_features()
+
+    @property
+    def waiting(self) -> int:
+        """Images whose features are still to be made: an extractor may want more at a time than a batch has."""
+        return sum(map(len, self._waiting))
+
+    def make_features(self) -> None:
+        """Of the images that wait for theirs."""
+        if not self._waiting:
+            return
+        together = torch.cat(self._waiting)
+        self._waiting.clear()
         for name, extract in self._extract.items():
-            self._features[name].append(extract(reconstructions))
+            self._features[name].append(extract(together))
 
     def features(self, extractor: str) -> NDArray[np.float32] | None:
         """(N, D), or None where no metric asked for them."""
+        self.make_features()
         parts = self._features.get(extractor)
         return np.concatenate(parts) if parts else None
 
@@ -216,8 +234,9 @@ class _Pass:
         self.indices: list[NDArray[np.unsignedinteger]] = []
         self.kept: dict[int, Pixels] = {}
 
-    def add(self, images: Tensor, ids: Sequence[object]) -> None:
-        """One batch of 8-bit images (B, 3, R, R)."""
+    def add(self, images: Tensor, ids: Sequence[object]) -> int:
+        """One batch of 8-bit images (B, 3, R, R). Returns how many images have been scored by it, earlier ones too."""
+        waited = self.decoded.waiting
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
         _check_reconstruction(reconstructions, images.shape, ids)
@@ -230,11 +249,20 @@ class _Pass:
             without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
             _check_reconstruction(without_codes, images.shape, ids, " without quantization")
             self.continuous.add(images, to_8_bits(without_codes))
+        return waited + len(images) - self.decoded.waiting
+
+    def finish(self) -> int:
+        """Score what is left after the last batch. Returns how many images that were."""
+        waited = self.decoded.waiting
+        for path in (self.decoded, self.continuous):
+            if path is not None:
+                path.make_features()
+        return waited
 
     def _count(self, indices: Tensor) -> None:
         self.histogram.update(indices)
         by_position = indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
-        self.codes += [len(torch.unique(image, dim=0)) for image in by_position]
+        self.codes += different_codes(by_position, self.histogram.counts.shape[1])
         self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
 
     @property
@@ -314,10 +342,10 @@ def evaluate(
             name: reference_features(extract, pixels, validation_digest, home, step)
             for name, extract in extractors.items()
         }
-        for start in range(0, len(pixels), batch_size):
-            images = to_planes(pixels[start : start + batch_size], device)
-            seen.add(images, ids[start : start + batch_size])
-            step(len(images))
+        for images in batches(pixels, batch_size, device):
+            first = len(seen.codes)
+            step(seen.add(images, ids[first : first + len(images)]))
+        step(seen.finish())
         of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
     facts = CodeFacts(float(tokenizer.quantizer.bits_per_token), len(pixels), pixels.shape[1] * pixels.shape[2])
     scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], seen.histogram.counts, facts)
@@ -342,7 +370,7 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callabl
     def step(images: int) -> None:
         nonlocal done
         done += images
-        if progress is not None:
+        if progress is not None and images:
             progress(done, total)
 
     return step

@@ -66,7 +66,7 @@ def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
     if request.scheduler:
         view.note(f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time")
     gpus_of_a_cell(request)
-    plan.track.prepare_training(plan.recipe, request.data, view.preparing)
+    plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
     _say_if_busy(view)
 
 

@@ -100,7 +100,7 @@ def execute(
     if todo:
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        plan.track.prepare_training(plan.recipe, request.data, view.preparing)
+        plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
     _remember_asked([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}

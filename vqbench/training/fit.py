@@ -63,21 +63,32 @@ class BatchPositions:
             yield list(range(first + self.offset, first + self.offset + self.share))
 
 
-class _Stretches(lightning.LightningDataModule):
-    """The training stream, cut where checkpoints are written; asked anew for each stretch."""
+class _Stretches:
+    """The batches of the stretch that training is in, asked anew by each pass of the one loader of a training.
 
-    def __init__(self, stream: TrainingStream, training: TokenizerTraining, workers: int) -> None:
-        super().__init__()
-        self.stream, self.training, self.workers = stream, training, workers
+    A stretch ends where a checkpoint is written. It has no length: the first one after a resume, and the last, are
+    shorter than others, and Lightning asks once for all.
+    """
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        assert self.trainer is not None
-        recipe, start = self.training.recipe, self.training.images_seen
+    def __init__(self, training: TokenizerTraining) -> None:
+        self.training = training
+
+    def __iter__(self) -> Iterator[list[int]]:
+        recipe, trainer, start = self.training.recipe, self.training.trainer, self.training.images_seen
         stretch = recipe.stretch
         end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
-        positions = BatchPositions(start, end, recipe.batch_size, self.trainer.global_rank, self.trainer.world_size)
-        on_gpu = self.training.device.type == "cuda"
-        return DataLoader(self.stream, batch_sampler=positions, num_workers=self.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
+        return iter(BatchPositions(start, end, recipe.batch_size, trainer.global_rank, trainer.world_size))
+
+
+def _loader(stream: TrainingStream, training: TokenizerTraining, workers: int, on_gpu: bool) -> DataLoader[Tensor]:
+    """Batches of uint8 images (B, 3, R, R), one stretch at each pass; its processes live as long as it does."""
+    return DataLoader(
+        stream,
+        batch_sampler=_Stretches(training),  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=on_gpu,
+    )
 
 
 def train(
@@ -104,7 +115,8 @@ def train(
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
     if training.images_seen < recipe.steps * recipe.batch_size:
         try:
-            trainer.fit(training, datamodule=_Stretches(stream, training, data_workers(devices)))
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+            trainer.fit(training, _loader(stream, training, data_workers(devices), on_gpu))
         except SIGTERMException:  # a SystemExit of code 0, as if all were done
             raise TerminatedError from None
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
@@ -133,7 +145,6 @@ def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder)
         strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",  # a GAN trains in turns
         precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
         max_epochs=-(-total // stretch) - images_seen // stretch,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         callbacks=[recorder],
         plugins=[LightningEnvironment()],  # a cell is started by its runner, whatever scheduler is around it

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vqbench.inputs import to_input
 from vqbench.quantizer import Quantized, TrainingState
 from vqbench.recipe import Recipe
 from vqbench.seeds import derive_seed, seeded
@@ -80,6 +81,10 @@ class TokenizerTraining(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """The perceptual network is not a submodule, so it is moved by hand."""
         self.reconstruction_loss.to(self.device)
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        """Pixels (B, 3, R, R) as loaders send them, uint8 → images in [-1, 1], made on this device."""
+        return to_input(batch)
 
     def training_step(self, images: Tensor, batch_index: int) -> None:
         """One optimiser step on this device's share of a batch, images (B, 3, R, R) in [-1, 1]."""

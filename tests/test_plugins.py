@@ -314,6 +314,19 @@ def test_a_dataset_that_cannot_be_is_the_fault_of_its_file(tmp_path: Path, old: 
     assert said in " ".join(answer.err.split())
 
 
+@pytest.mark.parametrize(
+    "wrong", ["image.astype(np.int64)", "image[..., 0].astype(np.uint8)", "image[1:].astype(np.uint8)"]
+)
+def test_images_of_another_kind_are_refused_and_not_stored_as_bytes(tmp_path: Path, wrong: str) -> None:
+    text = OUTSIDE.read_text().replace("image.astype(np.uint8)", wrong).replace('"discs"', '"wrong"')
+    (tmp_path / "wrong.py").write_text(text)
+    asked = ["--methods", "vqgan", "--dataset", "wrong", "--runs", tmp_path / "runs", "--dry-run"]
+    answer = typed("run", "--plugin", tmp_path / "wrong.py", *asked)
+    assert answer.code == 2
+    assert "image val/0 is" in answer.err
+    assert "not uint8 of shape (32, 32, 3)" in " ".join(answer.err.split())
+
+
 def test_a_metric_that_is_half_written_stops_nothing_that_did_not_ask_for_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE.replace("def score", "def scores"))
     assert typed("metrics", "--plugin", tmp_path / "mine.py").code == 0

@@ -73,6 +73,29 @@ class Chosen(Images):
         return self.images.measure(self.positions[i])
 
 
+class Looked(Images):
+    """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
+
+    def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
+        self.images, self.resolution, self.is_square = images, resolution, is_square
+        self.ids, self.content_key = images.ids, images.content_key
+
+    def load(self, i: int) -> Pixels:
+        """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""
+        pixels, R = self.images.load(i), self.resolution
+        shape = tuple(np.shape(pixels))
+        sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == R
+        if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not sides:
+            kind = getattr(pixels, "dtype", type(pixels).__name__)
+            wanted = f"({R}, {R}, 3)" if self.is_square else f"(H, W, 3) with a short side of {R}"
+            raise UsageError(f"image {self.ids[i]} is {kind} of shape {shape}, not uint8 of shape {wanted}", _SEE)
+        return pixels
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`."""
+        return self.images.measure(i)
+
+
 class Dataset(ABC):
     """A named source of images with a stated split. The first line of a subclass's docstring is its summary.
 
@@ -175,6 +198,9 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
             raise UsageError(
                 f"{dataset.reference} has no {side} images", "a dataset needs both, or nothing is measured"
             )
+    if not DATASETS.is_built_in(name):
+        dataset.train = Looked(dataset.train, dataset.resolution, is_square=False)
+        dataset.validation = Looked(dataset.validation, dataset.resolution, is_square=True)
     return dataset
 
 

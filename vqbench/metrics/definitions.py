@@ -164,12 +164,12 @@ def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[st
 
 def _refuse_stray(name: str, track: str) -> None:
     if name not in METRICS:
-        known = known_metrics(track)
+        names = known_metrics(track)
         try:
             METRICS.get(name)  # a file may register a name that its text does not show
         except UsageError as error:
-            hint = f"known metrics: {', '.join(known)}; one of a file needs the file: --plugin FILE"
-            raise unknown("metric", name, known, hint) from error
+            hint = f"known metrics: {', '.join(names)}; one of a file needs the file: --plugin FILE"
+            raise unknown("metric", name, names, hint) from error
     known = metric(name)
     if track not in known.tracks:
         what = f"{name} is a metric of {' and '.join(known.tracks)}, and this recipe is of {track}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vqbench.methods.codebook import as_rows, check_codebook, initial_codebook, look_up, norms, quantize
 from vqbench.quantizer import (
@@ -25,6 +26,8 @@ from vqbench.registry import METHODS
 MIN_VARIANCE = 1e-10  # the authors' floor under the variance before it divides
 # 2 · 1 / 192 for l2 and 8 × 8 RGB pixels a token: a weight for code that never calls `advance`.
 FIRST_WEIGHT = 2 / 192
+BLOCK_BYTES = 32 * 2**20
+"""Upper bound of an N × K matrix that is kept for the backward pass; above it, blocks of rows are computed twice."""
 
 
 def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
@@ -39,15 +42,17 @@ def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
 
 
 def latent_terms(z: Tensor, z_q: Tensor, variance: Tensor, logits: Tensor) -> dict[str, Tensor]:
-    """The two latent terms of the negative ELBO, in nats per token: means over the N rows.
+    """The two latent terms of the negative ELBO, in nats, of each of the N tokens.
 
     `entropy` is Σ_k p log p, minus the entropy of the assignment (the constant log K of the uniform prior is left
     out); `noise` is Σ_d (z − z_q)² / 2σ². Times the tokens of an image they are the authors' loss per image.
     """
     log_p = logits.log_softmax(1)
-    entropy = (log_p.exp() * log_p).sum(1).mean()
-    noise = ((z - z_q).square() / (2 * variance.clamp(min=MIN_VARIANCE))).sum(1).mean()
-    return {"entropy": entropy, "noise": noise}
+    return {"entropy": (log_p.exp() * log_p).sum(1), "noise": _noise(z, z_q, variance)}
+
+
+def _noise(z: Tensor, z_q: Tensor, variance: Tensor) -> Tensor:
+    return ((z - z_q).square() / (2 * variance.clamp(min=MIN_VARIANCE))).sum(1)
 
 
 def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tensor | float) -> Tensor:
@@ -55,14 +60,88 @@ def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tenso
     return ((logits + gumbel) / temperature).softmax(1) @ codes
 
 
+def assign(
+    z: Tensor, codes: Tensor, variance: Tensor, gumbel: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`soft_codes`, the most probable code (N,) and `latent_terms` of tokens z (N, d) under the noise gumbel (N, K).
+
+    Where gumbel has more than BLOCK_BYTES, it is the only N × K matrix that is kept; values and gradients are the same
+    to rounding.
+    """
+    if gumbel.numel() * gumbel.element_size() <= BLOCK_BYTES:
+        logits = assignment_logits(z, codes, variance)
+        mixture = soft_codes(logits, codes, gumbel, temperature)
+        return mixture, logits.detach().argmax(1), latent_terms(z, mixture, variance, logits)
+    precision = 1 / variance.clamp(min=MIN_VARIANCE)
+    halves = -0.5 * codes.square()
+    right = torch.cat([codes, halves if precision.shape[1] > 1 else halves.sum(1, keepdim=True)], 1)
+    left = torch.cat([precision * z, precision], 1)  # so that the logits are left · right
+    mixture, entropy, indices = _Blocks.apply(left, right, codes, gumbel, temperature)  # type: ignore[no-untyped-call]
+    return mixture, indices, {"entropy": entropy, "noise": _noise(z, mixture, variance)}
+
+
+class _Blocks(torch.autograd.Function):
+    """Mixture (N, d), Σ_k p log p (N,) and most probable code (N,) of logits left (N, c) · right (K, c).
+
+    Of the logits a block of rows exists at a time, forwards and, computed again, backwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, left: Tensor, right: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mixture, entropy = left.new_empty(len(left), codes.shape[1]), left.new_empty(len(left))
+        indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
+        for rows, logits, log_p, p in _blocks(gumbel):
+            torch.mm(left[rows], right.t(), out=logits)
+            torch.argmax(logits, 1, out=indices[rows])
+            torch.log_softmax(logits, 1, out=log_p)
+            torch.sum(torch.exp(log_p, out=p).mul_(log_p), 1, out=entropy[rows])
+            soft = torch.softmax(logits.add_(gumbel[rows]).div_(temperature), 1, out=p)
+            torch.mm(soft, codes, out=mixture[rows])
+        ctx.save_for_backward(left, right, codes, gumbel, temperature, mixture, entropy)
+        ctx.mark_non_differentiable(indices)
+        return mixture, entropy, indices
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, to_mixture: Tensor, to_entropy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        left, right, codes, gumbel, temperature, mixture, entropy = ctx.saved_tensors
+        to_left, to_right, to_codes = (torch.zeros_like(value) for value in (left, right, codes))
+        with torch.autocast(left.device.type, enabled=False):
+            scaled = to_mixture / temperature
+            shared = (scaled * mixture).sum(1, keepdim=True)
+            for rows, logits, log_p, p in _blocks(gumbel):
+                torch.mm(left[rows], right.t(), out=logits)
+                torch.log_softmax(logits, 1, out=log_p)
+                soft = torch.softmax(logits.add_(gumbel[rows]).div_(temperature), 1, out=p)
+                to_codes.addmm_(soft.t(), to_mixture[rows])
+                to_logits = torch.mm(scaled[rows], codes.t(), out=logits).sub_(shared[rows]).mul_(soft)
+                torch.exp(log_p, out=p)  # of Σ p log p, by a logit: p (log p − Σ p log p)
+                to_logits += log_p.sub_(entropy[rows, None]).mul_(p).mul_(to_entropy[rows, None])
+                torch.mm(to_logits, right, out=to_left[rows])
+                to_right.addmm_(to_logits.t(), left[rows])
+        return to_left, to_right, to_codes, None, None
+
+
+def _blocks(like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Rows of an N × K matrix by blocks, each with three matrices to write to, which the next one gets again."""
+    size = max(1, BLOCK_BYTES // (like.shape[1] * like.element_size()))
+    scratch = [like.new_empty(min(size, len(like)), like.shape[1]) for _ in range(3)]
+    for start in range(0, len(like), size):
+        rows = slice(start, min(start + size, len(like)))
+        first, second, third = (matrix[: rows.stop - start] for matrix in scratch)
+        yield rows, first, second, third
+
+
 @METHODS.register("sqvae")
 class SQVAE(Quantizer):
     """SQ-VAE: variational Bayes on discrete representation with self-annealed stochastic quantization
     (Takida et al., 2022, arXiv:2205.07547).
 
-    Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. The N × K
-    matrices of logits, probabilities and noise cannot be avoided in training: about six in float32 with their
-    gradients, 4 N K bytes each (N = 8192, K = 16384: 0.5 GiB each). Evaluation needs none of them.
+    Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. In training the
+    noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside it
+    where they are small, and computed again by blocks where they are not (`assign`). Evaluation needs none of them.
 
     The authors minimise, with D pixel values, T tokens and B images,
         (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.
@@ -170,15 +249,13 @@ class SQVAE(Quantizer):
             precision = 1 / variance.clamp(min=MIN_VARIANCE) if self.config.variance == "IV" else None
             return Quantized(*quantize(mean, self.embedding, precision))
         rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
-        logits = assignment_logits(rows, self.embedding, spread)
-        gumbel = torch.empty_like(logits).exponential_().log().neg()
-        mixture = soft_codes(logits, self.embedding, gumbel, self.temperature)
-        terms = latent_terms(rows, mixture, spread, logits)
+        gumbel = rows.new_empty(len(rows), self.codebook_size).exponential_().log_().neg_()
+        mixture, indices, terms = assign(rows, self.embedding, spread, gumbel, self.temperature)
         batch, _, height, width = mean.shape
         return Quantized(
             mixture.view(batch, height, width, -1).permute(0, 3, 1, 2),
-            logits.detach().argmax(1).view(batch, height, width),
-            {name: self.latent_weight * term for name, term in terms.items()},
+            indices.view(batch, height, width),
+            {name: self.latent_weight * term.mean() for name, term in terms.items()},
             diagnostics=self._diagnostics(mean, variance),
         )
 

@@ -133,7 +133,7 @@ def test_sqvae_training(golden: Golden, name: str, temperature: float) -> None:
     logits = assignment_logits(rows, codes, variance)
     mixture = soft_codes(logits, codes, golden("sqvae_gumbel"), temperature)
     terms = latent_terms(rows, mixture, variance, logits)
-    per_image = TOKENS_PER_IMAGE * (terms["entropy"] + terms["noise"])
+    per_image = TOKENS_PER_IMAGE * (terms["entropy"] + terms["noise"]).mean()
     values_agree(mixture, as_rows(golden(f"sqvae_zq_{name}")))
     values_agree(per_image, golden(f"sqvae_loss_{name}"))
     (per_image + (mixture * as_rows(golden("grad_output").detach())).sum()).backward()
@@ -161,7 +161,7 @@ def test_sqvae_evaluation(golden: Golden) -> None:
     values_agree(result.latents, golden("sqvae_eval_zq"))
     rows, variance = as_rows(golden("z")), golden("sqvae_var_q").view(1, 1)
     terms = latent_terms(rows, as_rows(result.latents), variance, assignment_logits(rows, golden("codebook"), variance))
-    values_agree(TOKENS_PER_IMAGE * (terms["entropy"] + terms["noise"]), golden("sqvae_eval_loss"))
+    values_agree(TOKENS_PER_IMAGE * (terms["entropy"] + terms["noise"]).mean(), golden("sqvae_eval_loss"))
     histogram = torch.bincount(nearest(rows, golden("codebook")), minlength=K) / len(rows)
     values_agree(torch.exp(-torch.xlogy(histogram, histogram).sum()), golden("sqvae_eval_ppl"))
 

@@ -21,11 +21,12 @@ from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 from vqbench.methods import nearest as nearest_module
-from vqbench.methods.codebook import quantize, vq_losses
+from vqbench.methods import sqvae
+from vqbench.methods.codebook import as_rows, quantize, vq_losses
 from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
 from vqbench.methods.fsq import FSQ, RECOMMENDED
 from vqbench.methods.nearest import nearest
-from vqbench.methods.sqvae import SQVAE, assignment_logits, latent_terms
+from vqbench.methods.sqvae import SQVAE, assign, assignment_logits, latent_terms, soft_codes
 from vqbench.methods.vaevq import VAEVQ, kl_per_image
 from vqbench.methods.vqgan import VQGAN
 from vqbench.quantizer import Quantizer, TrainingState
@@ -325,8 +326,8 @@ def test_sqvae_variance_modes(mode: str) -> None:
 def test_sqvae_terms_by_hand() -> None:
     """Two codes at equal distance: entropy −log 2; one unit away with variance 2 in each of 3 channels: 3/4."""
     terms = latent_terms(torch.zeros(5, 3), torch.ones(5, 3), torch.full((5, 1), 2.0), torch.zeros(5, 2))
-    assert float(terms["entropy"]) == pytest.approx(-math.log(2))
-    assert float(terms["noise"]) == pytest.approx(0.75)
+    assert terms["entropy"].tolist() == pytest.approx([-math.log(2)] * 5)
+    assert terms["noise"].tolist() == pytest.approx([0.75] * 5)
 
 
 def test_sqvae_mixture_hardens_with_the_temperature() -> None:
@@ -335,6 +336,59 @@ def test_sqvae_mixture_hardens_with_the_temperature() -> None:
     latents = quantizer(torch.randn(1, 2, 5, 5)).latents.permute(0, 2, 3, 1).reshape(-1, 2)
     apart = torch.cdist(latents.detach(), quantizer.codebook).amin(1)
     assert float(apart.max()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["I", "IV"])
+def test_sqvae_in_blocks_is_what_autograd_makes_of_the_equations(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven blocks of ragged sizes, in float64, where rounding hides nothing: values and all gradients."""
+    torch.manual_seed(0)
+    z, codes, variance = torch.randn(90, 5).double(), torch.randn(11, 5).double(), torch.rand(90, 5).double() + 0.1
+    given = [z, codes, variance if mode == "IV" else variance[:, :1]]
+    gumbel, mixed = -torch.empty(90, 11).double().exponential_().log(), torch.randn(90, 5).double()
+
+    def found() -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in given]
+        mixture, indices, terms = assign(*leaves, gumbel, torch.tensor(0.7).double())
+        per_token = torch.linspace(1, 2, 90) * (3 * terms["entropy"] + terms["noise"])
+        ((mixture * mixed).sum() + per_token.sum()).backward()
+        return [mixture, indices, *terms.values(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    plain = found()
+    monkeypatch.setattr(sqvae, "BLOCK_BYTES", 8 * 11 * 14)
+    blocks = found()
+    assert len(plain) == len(blocks) == 7
+    for one, other in zip(plain, blocks, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+def test_sqvae_keeps_one_matrix_of_tokens_by_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise alone: of what autograd keeps for the backward pass, all else is small beside it."""
+    monkeypatch.setattr(sqvae, "BLOCK_BYTES", 2**18)
+    quantizer, saved = seeded(SQVAE, codebook_size=4096, dim=8), dict[int, int]()
+
+    def keep(value: Tensor) -> Tensor:
+        saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        result = quantizer(torch.randn(1, 8, 32, 32))
+    noise = 4 * 1024 * 4096
+    assert noise <= sum(saved.values()) < 1.1 * noise
+    torch.testing.assert_close(result.latents.isfinite().all(), torch.tensor(True))
+
+
+def test_sqvae_draws_the_noise_that_stored_trainings_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its matrix is cut up afterwards; and what fits one block has the very bits of the equations."""
+    quantizer, z = seeded(SQVAE, codebook_size=16, dim=4), torch.randn(2, 4, 3, 3)
+    torch.manual_seed(5)
+    gumbel = torch.empty(18, 16).exponential_().log().neg()
+    logits = assignment_logits(as_rows(z), quantizer.embedding, quantizer._split(z)[1].view(1, 1))
+    expected = soft_codes(logits, quantizer.embedding, gumbel, quantizer.temperature)
+    torch.manual_seed(5)
+    assert torch.equal(as_rows(quantizer(z).latents), expected)
+    monkeypatch.setattr(sqvae, "BLOCK_BYTES", 4 * 16 * 5)
+    torch.manual_seed(5)
+    torch.testing.assert_close(as_rows(quantizer(z).latents), expected, rtol=1e-5, atol=1e-6)
 
 
 # vaevq

@@ -109,12 +109,24 @@ def test_a_setting_needs_a_name_and_a_value(text: str) -> None:
 
 
 def test_the_shipped_recipes_read() -> None:
-    assert recipe_names() == ["atomic", "small", "tiny", "vqgan-f16-256", "vqgan-f8-256"]
+    larger = ["vqgan-f16-256", "vqgan-f16-256-3m", "vqgan-f8-128", "vqgan-f8-128-gan", "vqgan-f8-256"]
+    assert recipe_names() == ["atomic", "small", "tiny", *larger]
     paper = load_recipe("vqgan-f16-256")
     assert (paper.channels, paper.channel_multipliers, paper.downsampling) == (128, (1, 1, 2, 2, 4), 16)
     assert (paper.codebook_size, paper.codebook_dim, paper.learning_rate) == (16384, 64, 1e-4)
     assert (paper.schedule, paper.perceptual, paper.gan) == ("cosine", "vgg", "hinge")
     assert load_recipe("vqgan-f8-256").downsampling == 8
+    first, second, third = (load_recipe(name) for name in ("vqgan-f8-128", "vqgan-f8-128-gan", "vqgan-f16-256-3m"))
+    assert (first.gan, first.images * (first.resolution // first.downsampling) ** 2 // first.codebook_size) == (
+        "none",
+        125_000,  # tokens that each code sees
+    )
+    for recipe, start in ((second, 0.2), (third, 0.1)):
+        assert (recipe.gan, recipe.gan_start_images) == ("hinge", start * recipe.images)
+        assert (recipe.codebook_size, recipe.channels) == (paper.codebook_size, paper.channels)
+    budget = ("name", "images", "gan_start_images", "warmup_images", "precision", "checkpoint_images")
+    differ = {name for name, value in third.as_dict().items() if value != paper.as_dict()[name]}
+    assert differ <= {*budget}
     assert (load_recipe("tiny").resolution, load_recipe("tiny").gan, load_recipe("tiny").perceptual) == (
         32,
         "none",

@@ -114,6 +114,7 @@ def trained(
     with lasting_imports():
         from vqbench.training.fit import train
 
+    refuse_too_large_step(spec, recipe)
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
     )
@@ -144,6 +145,26 @@ def trained(
         save(outcome.tokenizer, folder.weights, spec)
         write_json(folder.training_record, training)
     return outcome.tokenizer, training
+
+
+def refuse_too_large_step(spec: dict[str, Any], recipe: Recipe, card: int | None = None) -> None:
+    """Raise TooLargeError where a step has no room on a card of `card` bytes; print what must be said of one that has.
+
+    Without `card`: on the smallest GPU here, if there is one. Nothing where the spec says to ignore it.
+    """
+    from vqbench.tokenizer import configured
+    from vqbench.training.memory import UncountableError, card_bytes, refuse_too_large, step_cost
+
+    card = card_bytes() if card is None else card
+    if card is None or spec.get("ignore_memory") or is_secondary():
+        return
+    config, share = configured(spec["method"], spec["config"]), recipe.batch_size // spec["devices"]
+    try:
+        said = refuse_too_large(step_cost(spec["method"], config, recipe, share), card)
+    except UncountableError as error:
+        said = error.what
+    if said:
+        print(said, flush=True)
 
 
 def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:

@@ -196,7 +196,8 @@ def _run(asked: Resolved, as_json: bool) -> None:
 
 def _show_plan(asked: Resolved, as_json: bool, with_costs: bool = False) -> None:
     from vqbench.cli.terminal import TerminalView
-    from vqbench.cli.terminal_plans import print_costs, print_plan
+    from vqbench.cli.terminal_plans import print_costs, print_estimates, print_plan
+    from vqbench.planning.estimate import estimates
     from vqbench.running.execution import row_of
     from vqbench.running.pricing import probe_costs
     from vqbench.running.run import prepare_plan
@@ -204,13 +205,19 @@ def _show_plan(asked: Resolved, as_json: bool, with_costs: bool = False) -> None
     with TerminalView() as view:
         plan = prepare_plan(asked, view, dry=not with_costs)  # a probe needs the weights that a run needs
         costs = probe_costs(asked.request, plan, view) if with_costs else None
+        waiting = [cell for cell in plan.cells if asked.request.rerun or cell.state != "cached"]
+        counted = estimates(waiting) if costs is None else []
     if as_json:
-        of_each = [{"cost": cost.as_dict()} for cost in costs.cells] if costs is not None else [{}] * len(plan.cells)
-        print_rows(row_of(cell, cell.state) | cost for cell, cost in zip(plan.cells, of_each, strict=True))
+        by_label = {known.label: {"estimate": known.as_dict()} for known in counted}
+        of_each = [by_label.get(cell.label, {}) if cell in waiting else {} for cell in plan.cells]
+        if costs is not None:
+            of_each = [{"cost": cost.as_dict()} for cost in costs.cells]
+        print_rows(row_of(cell, cell.state) | known for cell, known in zip(plan.cells, of_each, strict=True))
     else:
         print_plan(plan)
         if costs is not None:
             print_costs(costs)
+        print_estimates(counted)
     if costs is not None and costs.failed:
         raise typer.Exit(1)
 

@@ -43,9 +43,10 @@ def print_metrics() -> None:
 
 def print_recipes(recipes: list[Recipe]) -> None:
     """The shipped recipes, one row each."""
-    table = Columns(("recipe", "px", "f", "images", "batch", "K", "d", "perceptual", "GAN"))
+    table = Columns(("recipe", "px", "tokens", "images", "batch", "K", "d", "perceptual", "GAN"))
     for r in recipes:
-        numbers = (r.resolution, r.downsampling, f"{r.images:,}", r.batch_size, r.codebook_size, r.codebook_dim)
+        side = r.resolution // r.downsampling
+        numbers = (r.resolution, f"{side}×{side}", f"{r.images:,}", r.batch_size, r.codebook_size, r.codebook_dim)
         table.add(r.name, *map(str, numbers), r.perceptual, r.gan)
     table.print(make_console())
 

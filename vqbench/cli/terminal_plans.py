@@ -13,6 +13,7 @@ from vqbench.wording import counted
 
 if TYPE_CHECKING:
     from vqbench.planning.cost import MethodCost, PlanCost
+    from vqbench.planning.estimate import Estimate
     from vqbench.planning.plan import Plan
     from vqbench.sweeps.costs import Amount, SweepCosts
     from vqbench.sweeps.plan import SweepPlan
@@ -123,6 +124,29 @@ def print_costs(costs: PlanCost) -> None:
         if row.problem is not None:
             console.print(Text(f"failed {row.label}: {row.problem}", style="red"))
             console.print(Text(f"  hint: {row.hint}"), soft_wrap=True)
+
+
+def print_estimates(rows: list[Estimate]) -> None:
+    """What a GPU would need for the cells of a plan, as far as it can be counted; and that nothing was measured."""
+    if not rows:
+        return
+    from vqbench.planning.estimate import ASSUMED_FLOPS
+
+    titles = ("estimate of", "cells to train", "images at once", "memory of a step", "GFLOP/image", "GPU-hours")
+    table, console = Columns(titles, (False, *(True for _ in titles[1:]))), make_console()
+    for row in rows:
+        if row.memory_bytes is None:
+            table.add(row.label, str(row.cells), *["–"] * 4)
+            continue
+        counted_ = (f"{row.images_at_once}", f"about {_bytes(row.memory_bytes)}", f"{row.flops_per_image / 1e9:,.0f}")
+        table.add(row.label, str(row.cells), *counted_, f"about {_hours(row.gpu_hours)}")
+    console.print()
+    table.print(console)
+    rate = f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP a second"
+    console.print(Text(f"\ncounted, not measured: training alone, at an assumed {rate}; `--probe` measures on a GPU"))
+    for row in rows:
+        if row.remark:
+            console.print(Text(f"{row.label}: {row.remark}", style="yellow"), soft_wrap=True)
 
 
 def _cost_cells(row: MethodCost, measured: bool = True) -> list[str]:

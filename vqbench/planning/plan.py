@@ -232,6 +232,7 @@ def _spec(
         **({"digests": known} if (known := digests(metrics)) else {}),
         "asked": list(metrics) if request.metrics else [],  # by name: reports show them
         "devices": request.devices,
+        **({"ignore_memory": True} if request.ignore_memory else {}),
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,

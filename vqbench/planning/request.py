@@ -108,6 +108,9 @@ class RunRequest:
         None, arguments.path, "Backbone of --lpips, if not in its places.", "FILE", has_variable=True, defines=True
     )
     rerun: bool = option(False, arguments.flag, "Train again what has a result.", engine=True)
+    ignore_memory: bool = option(
+        False, arguments.flag, "Train even where a step seems to have no room on the GPU.", engine=True
+    )
     stop_on_collapse: bool = option(
         False, arguments.flag, "End a training that has collapsed; its row says why.", defines=True
     )

@@ -1,0 +1,161 @@
+"""What a training step needs, counted on tensors without data; and what a card that is too small makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import typed
+
+from vqbench.cell.image_cell import refuse_too_large_step
+from vqbench.data.dataset import Images
+from vqbench.data.stream import TrainingStream
+from vqbench.methods.vqgan import VQGAN
+from vqbench.quantizer import Quantized
+from vqbench.recipe import Recipe, load_recipe
+from vqbench.registry import METHODS
+from vqbench.tokenizer import build_tokenizer
+from vqbench.training.fit import train
+from vqbench.training.memory import (
+    LiveBytes,
+    StepCost,
+    TooLargeError,
+    UncountableError,
+    refuse_too_large,
+    room_for,
+    step_cost,
+)
+
+BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq")
+GAN = {"gan": "hinge", "gan_start_images": 16, "discriminator_layers": 2, "discriminator_channels": 8}
+
+
+class Grey(Images):
+    """Training images that need no disk."""
+
+    content_key = ""
+    ids = tuple("abcd")
+
+    def load(self, i: int) -> Any:
+        return np.full((64, 64, 3), 60 * i, np.uint8)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        return 64, 64
+
+
+def matched(method: str, recipe: Recipe) -> dict[str, Any]:
+    return METHODS.get(method).matched(recipe.codebook_size, recipe.codebook_dim)
+
+
+def held(method: str, recipe: Recipe, folder: Path) -> int:
+    """The most that a real training on the CPU holds in tensors at one time."""
+    stream = TrainingStream(Grey(), recipe.resolution, 0, recipe.random_crop, recipe.flip)
+    with LiveBytes() as live:
+        train(build_tokenizer(method, matched(method, recipe), recipe, 0), stream, recipe, seed=0, folder=folder)
+    return live.peak
+
+
+def assert_counted(method: str, recipe: Recipe, folder: Path) -> None:
+    cost = step_cost(method, matched(method, recipe), recipe)
+    assert cost.peak_bytes == pytest.approx(held(method, recipe, folder), rel=0.25)
+    assert 0 < cost.kept_bytes < cost.peak_bytes
+    assert cost.flops > 0
+    assert (cost.adversarial_flops > cost.flops) == (recipe.gan != "none")
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_path: Path) -> None:
+    """With a discriminator that begins after the first step, and averages."""
+    over = {"batch_size": 16, "images": 48, "warmup_images": 0, "ema_halflife_images": 100, **GAN}
+    assert_counted(method, load_recipe("tiny", over), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tiny", "small"])
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_the_shipped_recipes_are_counted_as_a_training_holds_them(method: str, recipe: str, tmp_path: Path) -> None:
+    batch = load_recipe(recipe).batch_size
+    assert_counted(method, load_recipe(recipe, {"images": 3 * batch}), tmp_path)
+
+
+def test_counting_draws_no_numbers_and_takes_no_memory() -> None:
+    """The paper's networks, of which an image alone needs a gigabyte, with half the batch."""
+    recipe = load_recipe("vqgan-f16-256", {"perceptual": "squeeze"})
+    before = torch.get_rng_state()
+    with LiveBytes() as live:
+        half = step_cost("fsq", matched("fsq", recipe), recipe, images=16)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert live.live < 1e6
+    assert half.images == 16
+    assert 15e9 < half.peak_bytes < 60e9
+    assert 0.9e12 < half.flops < half.adversarial_flops < 1.8e12
+
+
+class Looks(VQGAN):
+    """A quantizer whose way hangs on values."""
+
+    def forward(self, z: torch.Tensor) -> Quantized:
+        return super().forward(z if float(z.mean()) > 0 else z + 1)
+
+
+def test_a_quantizer_that_looks_at_values_cannot_be_counted_and_may_train_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    METHODS.register("looks")(Looks)
+    recipe = load_recipe("tiny")
+    with pytest.raises(UncountableError, match="a step of looks needs cannot be counted"):
+        step_cost("looks", {}, recipe)
+    refuse_too_large_step({"method": "looks", "config": {}, "devices": 1}, recipe, card=1)
+    assert "cannot be counted" in capsys.readouterr().out
+
+
+def cost(peak: float) -> StepCost:
+    return StepCost(32, int(10e9), int(peak), 1e12, 0.0)
+
+
+def test_what_a_card_has_room_for() -> None:
+    card = int(80e9)
+    assert [room_for(cost(share * card), card) for share in (0.79, 0.81, 1.24, 1.26)] == [
+        "enough", "tight", "tight", "none",
+    ]  # fmt: skip
+    assert refuse_too_large(cost(60e9), card) == ""
+    assert "needs about 90 GB, the card has 80: it may run out of memory" in refuse_too_large(cost(90e9), card)
+    with pytest.raises(TooLargeError, match=r"32 images needs about 131 GB, the card has 80") as refused:
+        refuse_too_large(cost(131e9), card)
+    # 54 GB within 80 % of the card, at 3.8 GB an image
+    assert "8 images at once fit: --set batch_size=8, or --devices 4" in refused.value.hint
+    assert "--ignore-memory" in refused.value.hint
+    with pytest.raises(TooLargeError) as hopeless:
+        refuse_too_large(cost(131e9), int(9e9))
+    assert "not even one image" in hopeless.value.hint
+
+
+def test_a_cell_is_refused_where_its_step_has_no_room_unless_that_is_ignored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = load_recipe("tiny")
+    spec = {"method": "fsq", "config": {"levels": [8, 8]}, "devices": 2}
+    with pytest.raises(TooLargeError, match=r"a step of 8 images needs about 0\.0\d+ GB"):
+        refuse_too_large_step(spec, recipe, card=10**7)
+    refuse_too_large_step({**spec, "ignore_memory": True}, recipe, card=10**7)
+    refuse_too_large_step(spec, recipe, card=10**12)
+    refuse_too_large_step(spec, recipe)  # no GPU here, or one that is larger
+    assert capsys.readouterr().out == ""
+
+
+def test_a_dry_run_says_what_a_large_training_needs(images: Path, tmp_path: Path) -> None:
+    asked = ("run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", "--seeds", "0,1",
+             "--set", "batch_size=2048", "--images", 4096, "--runs", tmp_path, "--dry-run")  # fmt: skip
+    answer = typed(*asked)
+    assert answer.code == 0
+    assert "memory of a step" in answer.out
+    assert "counted, not measured" in answer.out
+    first, second = typed(*asked, "--json", "--ignore-memory").objects
+    assert first["estimate"] == second["estimate"]
+    assert first["estimate"]["memory_bytes"] > 1e9
+    hours = 4096 * first["estimate"]["gflop_per_image"] * 1e9 / first["estimate"]["assumed_flop_per_s"] / 3600
+    assert first["estimate"]["gpu_hours"] == pytest.approx(hours, abs=1e-3)
+    assert first["cell"] in answer.out  # ignoring it is no part of what a cell is

@@ -1,0 +1,189 @@
+"""What a training step needs, found without doing it: memory and arithmetic, counted on tensors that hold no data."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from vqbench.errors import VQBenchError
+from vqbench.recipe import Recipe
+
+REFUSED_ABOVE, WARNED_ABOVE = 1.25, 0.8
+"""Shares of a card's memory. The count knows no workspaces of cuDNN and no gaps of the allocator, which need more, nor
+what a compiler or an in-place operation saves, which needs less."""
+_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimiser step of a training needs on each device."""
+
+    images: int
+    """Images that go through the model at once."""
+    kept_bytes: int
+    """Between two steps: weights, gradients, the optimiser's moments, averages, discriminator, perceptual network."""
+    peak_bytes: int
+    """The most at any time within a step."""
+    flops: float
+    """Floating-point operations of an image, forwards and backwards, a multiply-add counted as two."""
+    adversarial_flops: float
+    """The same once the discriminator trains; 0 where it never does."""
+
+    def images_within(self, available: float) -> int:
+        """How many images at once need at most `available` bytes, as a power of two; 0 where not even one does."""
+        each = (self.peak_bytes - self.kept_bytes) / self.images
+        most = int((available - self.kept_bytes) // max(each, 1.0))
+        return 1 << (most.bit_length() - 1) if most > 0 else 0
+
+
+class UncountableError(VQBenchError):
+    """A step that tensors without data do not get through."""
+
+
+class TooLargeError(VQBenchError):
+    """A step that the card has no room for."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is entered, counts the bytes of the storages that operations make, for as long as these live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.see, result)
+        return result
+
+    def see(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, if it is a new one."""
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            self._known.add(storage)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+
+class _Uncounted:
+    """In the place of the histograms of codes, which are small and whose sizes hang on values."""
+
+    def update(self, *_: Any) -> bool:
+        return False
+
+
+def step_cost(
+    method: str, config: Mapping[str, Any], recipe: Recipe, images: int | None = None, **options: Any
+) -> StepCost:
+    """Count a step of `recipe` with `images` at once (its batch by default), without allocating any of it.
+
+    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values.
+    """
+    count = images or recipe.batch_size
+    try:
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+            return _counted(method, dict(config), recipe, count, options)
+    except Exception as error:  # a plugin's own code runs here, and may raise anything
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UncountableError(
+            f"what a step of {method} needs cannot be counted: {type(error).__name__}: {reason}",
+            "`--dry-run --probe` measures it",
+        ) from error
+
+
+def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, options: dict[str, Any]) -> StepCost:
+    import lightning
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vqbench.tokenizer import build_tokenizer
+    from vqbench.training.tokenizer_training import TokenizerTraining
+
+    with LiveBytes() as live:
+        perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
+        training = TokenizerTraining(build_tokenizer(method, config, recipe, 0), recipe, 0, perceptual, **options)
+        training.codes = _Uncounted()  # type: ignore[assignment]
+        fabric = lightning.Fabric(
+            accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
+        )
+        module, *_ = fabric.setup(training, *training.configure_optimizers(), move_to_device=False)
+        batch = torch.empty(images, 3, recipe.resolution, recipe.resolution)
+        flops, before = [0.0, 0.0], 0
+        both = recipe.gan != "none" and recipe.gan_start_images < recipe.steps * recipe.batch_size
+        for images_seen in (0, recipe.gan_start_images if both else 0):  # the second finds the optimiser's moments
+            training.images_seen = images_seen
+            if training.average is not None:  # the branch that all steps but the first take
+                training.average.n_averaged = torch.tensor(1)
+            before, live.peak = live.live, live.live
+            with FlopCounterMode(display=False) as counter:
+                module.training_step(batch, 0)
+            adversarial = both and images_seen >= recipe.gan_start_images
+            flops[int(adversarial)] = counter.get_total_flops() / images
+        # a discriminator's moments come with its first step, and are there from the next one on
+        return StepCost(images, live.live, live.peak + max(0, live.live - before), flops[0], flops[1])
+
+
+def _untrained_lpips(net: str) -> nn.Module:
+    """The network in its shape; its weights may not be on this machine."""
+    import torchvision
+
+    from vqbench.metrics.perceptual import Perceptual
+
+    with unset_fake_temporarily(), torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that its heads are not copied to where nothing is
+        perceptual = Perceptual(net, getattr(torchvision.models, _BACKBONES[net])().features.state_dict())
+    for module in perceptual.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=False))
+        for name, value in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(value.shape))
+    return perceptual
+
+
+def card_bytes() -> int | None:
+    """Memory of the smallest GPU that this process may use; None where there is none."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return min((torch.cuda.get_device_properties(i).total_memory for i in range(count)), default=None)
+
+
+def room_for(cost: StepCost, card: int) -> Literal["enough", "tight", "none"]:
+    """Whether a card of `card` bytes has room for a step."""
+    share = cost.peak_bytes / card
+    return "none" if share > REFUSED_ABOVE else "tight" if share > WARNED_ABOVE else "enough"
+
+
+def refuse_too_large(cost: StepCost, card: int) -> str:
+    """What must be said before a training on a card of `card` bytes; empty where there is nothing.
+
+    Raises TooLargeError, which says what would fit, where the step has no room.
+    """
+    room = room_for(cost, card)
+    if room == "enough":
+        return ""
+    said = f"a step of {cost.images} images needs about {cost.peak_bytes / 1e9:.3g} GB, the card has {card / 1e9:.3g}"
+    if room == "tight":
+        return f"{said}: it may run out of memory"
+    raise TooLargeError(said, f"{what_fits(cost, card)}; --ignore-memory tries it all the same")
+
+
+def what_fits(cost: StepCost, card: int) -> str:
+    """The batch for which a card of `card` bytes has room without a warning."""
+    fits = cost.images_within(WARNED_ABOVE * card)
+    if fits == 0:
+        return f"not even one image at once fits ({cost.kept_bytes / 1e9:.3g} GB are weights and their like)"
+    shares = -(-cost.images // fits)
+    return f"{fits} images at once fit: --set batch_size={fits}, or --devices {shares} that share the batch"

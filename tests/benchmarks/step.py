@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqbench.data.dataset import Images, Pixels
@@ -113,8 +113,7 @@ def bare(tokenizer: Tokenizer, stream: TrainingStream, recipe: Recipe) -> Marks:
 def compiled(tokenizer: Tokenizer, stream: TrainingStream, recipe: Recipe) -> Marks:
     """The bare loop with a compiled encoder and decoder."""
     for part in ("encoder", "decoder"):
-        module: Callable[[Tensor], Tensor] = torch.compile(getattr(tokenizer, part))
-        getattr(tokenizer, part).forward = module
+        setattr(tokenizer, part, torch.compile(getattr(tokenizer, part)))
     return bare(tokenizer, stream, recipe)
 
 

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -150,6 +151,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     others = [bare, *([compiled] if asked.compile else [])]
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads; torch "
           f"{torch.__version__}; {asked.steps} steps, medians of {asked.pairs} pairs")  # fmt: skip

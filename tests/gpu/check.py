@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -578,6 +579,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small models and few steps")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     os.environ.setdefault("VQBENCH_HOME", tempfile.mkdtemp(prefix="vqbench-home-"))
     make_importable()
     import torch

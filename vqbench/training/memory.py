@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from vqbench.recipe import Recipe
 REFUSED_ABOVE, WARNED_ABOVE = 1.25, 0.8
 """Shares of a card's memory. The count knows no workspaces of cuDNN and no gaps of the allocator, which need more, nor
 what a compiler or an in-place operation saves, which needs less."""
+_Module = TypeVar("_Module", bound=nn.Module)
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
@@ -53,11 +54,11 @@ class TooLargeError(VQBenchError):
     """A step that the card has no room for."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, counts the bytes of the storages that operations make, for as long as these live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -115,7 +116,8 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, o
 
     with LiveBytes() as live:
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
-        training = TokenizerTraining(build_tokenizer(method, config, recipe, 0), recipe, 0, perceptual, **options)
+        tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))
+        training = TokenizerTraining(tokenizer, recipe, 0, perceptual, **options)
         training.codes = _Uncounted()  # type: ignore[assignment]
         fabric = lightning.Fabric(
             accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
@@ -146,12 +148,17 @@ def _untrained_lpips(net: str) -> nn.Module:
     with unset_fake_temporarily(), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that its heads are not copied to where nothing is
         perceptual = Perceptual(net, getattr(torchvision.models, _BACKBONES[net])().features.state_dict())
-    for module in perceptual.modules():
-        for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=False))
-        for name, value in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty(value.shape))
-    return perceptual
+    return _without_data(perceptual)
+
+
+def _without_data(module: _Module) -> _Module:
+    """A module whose parameters and buffers are fake: a scalar is not, where it is drawn up from a number."""
+    for part in module.modules():
+        for name, old in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad))
+        for name, value in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
+    return module
 
 
 def card_bytes() -> int | None:

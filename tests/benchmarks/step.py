@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqbench.data.dataset import Images, Pixels
 from vqbench.data.stream import TrainingStream
+from vqbench.inputs import to_input
 from vqbench.quantizer import TrainingState
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import METHODS
@@ -88,7 +89,7 @@ def bare(tokenizer: Tokenizer, stream: TrainingStream, recipe: Recipe) -> Marks:
     per_token = 3.0 * tokenizer.downsampling**2
     tokenizer.train()
     for step in range(recipe.steps):
-        images = torch.stack([stream[position] for position in range(step * batch, (step + 1) * batch)])
+        images = to_input(torch.stack([stream[position] for position in range(step * batch, (step + 1) * batch)]))
         state = TrainingState(step * batch, recipe.steps * batch, per_token, loss_per_nat(recipe, error))
         tokenizer.quantizer.advance(state)
         for group in optimizer.param_groups:

@@ -67,7 +67,7 @@ def assert_counted(method: str, recipe: Recipe, folder: Path) -> None:
     assert (cost.adversarial_flops > cost.flops) == (recipe.gan != "none")
 
 
-@pytest.mark.parametrize("method", BUILT_IN)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m in BUILT_IN[:2])) for m in BUILT_IN])
 def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_path: Path) -> None:
     """With a discriminator that begins after the first step, and averages."""
     over = {"batch_size": 16, "images": 48, "warmup_images": 0, "ema_halflife_images": 100, **GAN}
@@ -82,6 +82,7 @@ def test_the_shipped_recipes_are_counted_as_a_training_holds_them(method: str, r
     assert_counted(method, load_recipe(recipe, {"images": 3 * batch}), tmp_path)
 
 
+@pytest.mark.slow
 def test_counting_draws_no_numbers_and_takes_no_memory() -> None:
     """The paper's networks, of which an image alone needs a gigabyte, with half the batch."""
     recipe = load_recipe("vqgan-f16-256", {"perceptual": "squeeze"})

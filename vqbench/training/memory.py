@@ -131,7 +131,7 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, o
             if training.average is not None:  # the branch that all steps but the first take
                 training.average.n_averaged = torch.tensor(1)
             before, live.peak = live.live, live.live
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, fabric.autocast():
                 module.training_step(batch, 0)
             adversarial = both and images_seen >= recipe.gan_start_images
             flops[int(adversarial)] = counter.get_total_flops() / images

@@ -361,6 +361,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 AS_ANOTHER = """
 import os, sys
 from pathlib import Path
+import PIL.PngImagePlugin  # what is cached already needs no reader of files, and this user alone may import one
 from vqbench.data.dataset import open_dataset
 from vqbench.data.prepare import prepare_train, prepare_validation
 from vqbench.errors import UsageError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -68,6 +69,12 @@ def test_plain_commands_have_a_card_each_and_the_third_waits_for_one(images: Pat
     assert "waits for" not in answers[0].err + answers[2].err
 
 
+def is_told_to_end(pid: int) -> bool:
+    """Whether a SIGTERM waits for a process that is stopped."""
+    (waiting,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(waiting, 16) & (1 << (signal.SIGTERM - 1)))
+
+
 def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Path) -> None:
     logged = ("--set", "log_images=16")
     ask = one_run(images, tmp_path, "--methods", "faulty", "--images", "80000", "--set", "faulty.pause=0.05", *logged)
@@ -98,7 +105,7 @@ def test_one_interrupt_ends_in_order_and_two_at_once(images: Path, tmp_path: Pat
     (pid,) = until(lambda: running(tmp_path).values(), "a cell that goes on")
     os.kill(pid, signal.SIGSTOP)  # now the order takes long
     again.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    until(lambda: is_told_to_end(pid), "the order")
     again.process.send_signal(signal.SIGINT)
     answer = again.answer()
     assert (answer.code, "error: interrupted twice" in answer.err) == (130, True), answer.err

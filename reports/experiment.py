@@ -49,6 +49,19 @@ class StoredCell:
         preset = self.spec.get("preset")
         return str(self.spec.get("label") or self.spec["method"] + (f"@{preset}" if preset else ""))
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic that its training did: a word of `Recipe.precision`, or unknown.
+
+        Results of before it was recorded are of torch's default, which is ieee on a CPU alone.
+        """
+        if used := (self.result.get("execution") or {}).get("precision"):
+            return str(used)
+        asked = str(self.spec["recipe"].get("precision", "32"))
+        if asked != "32":
+            return asked
+        return "ieee" if str(self.result.get("device")).startswith("cpu") else "unknown"
+
     @functools.cached_property
     def training(self) -> dict[str, Any]:
         """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests."""

@@ -171,9 +171,30 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
         said += [note for found in shown for note in found.notes][:_MOST_NOTES]
     elif scored:
         said.append("one group has scores: there is nothing to compare, so nothing is bold")
+    if scored:
+        said.append(f"trained in {_precisions(scored)}")
     if any(column.key == "train_images_per_s" for column in section.columns) and scored:
         said.append(f"images/s: in training, on {_devices(scored)}; it depends on what else the machine did")
     return tuple(said)
+
+
+_IN_WORDS = {
+    "ieee": "float32 (ieee)",
+    "tf32": "float32 with TF32 in convolutions (tf32)",
+    "bf16": "bfloat16 under autocast (bf16)",
+    "unknown": "float32, with TF32 in convolutions as torch's default was: their results are of before it was recorded",
+}
+
+
+def _precisions(groups: Iterable[Group]) -> str:
+    """The arithmetic of the groups' trainings; whose it is, where there are several."""
+    of: dict[str, list[str]] = {}
+    for group in groups:
+        for used in dict.fromkeys(cell.precision for cell in group.cells if not cell.failed):
+            of.setdefault(_IN_WORDS.get(used, used), []).append(group.label)
+    if len(of) == 1:
+        return next(iter(of))
+    return "; ".join(f"{used}: {', '.join(labels)}" for used, labels in of.items())
 
 
 _MOST_NOTES = 12  # sentences on groups that no test reaches; report.json has them all

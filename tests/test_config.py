@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Literal
 
 import pytest
@@ -138,6 +139,21 @@ def test_what_has_no_influence_on_the_weights_is_no_part_of_the_identity() -> No
     recipe = load_recipe("tiny")
     assert load_recipe("tiny", {"log_images": 99, "checkpoint_images": 77}).identity() == recipe.identity()
     assert load_recipe("tiny", {"batch_size": 8}).identity() != recipe.identity()
+
+
+def test_float32_has_two_words_and_one_identity() -> None:
+    older, newer, default = (load_recipe("tiny", more) for more in ({"precision": "32"}, {"precision": "ieee"}, {}))
+    assert older == newer == default
+    assert newer.identity() == older.identity()
+    assert newer.identity()["precision"] == newer.as_dict()["precision"] == "32"  # as cells have it stored
+    assert load_recipe("tiny", {"precision": "tf32"}).identity() != newer.identity()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_says_its_precision_and_why(name: str) -> None:
+    text = resources.files("vqbench.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    above, _, line = text.partition("\nprecision: ")
+    assert "#" in line.splitlines()[0] or above.splitlines()[-1].startswith("#")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.interrupts import TerminatedError
+from vqbench.precision import arithmetic, float32_operations
 from vqbench.tokenizer import build_tokenizer, load, save
 from vqbench.training import recorder
 from vqbench.training.collapse import DivergedError
@@ -126,6 +128,72 @@ def test_bf16_trains_and_gradients_are_clipped(tmp_path: Path) -> None:
     clipped = fit(recipe(optimizer="adamw", gradient_clip=1e-12, learning_rate=1e-3), tmp_path / "clipped")
     unclipped = fit(recipe(optimizer="adamw", gradient_clip=0, learning_rate=1e-3), tmp_path / "unclipped")
     assert not same(clipped.tokenizer, unclipped.tokenizer)
+
+
+def settings_of_float32() -> list[str]:
+    backends: Any = torch.backends
+    places = [getattr(place, name) for place in (backends.cudnn, backends.mkldnn) for name in ("conv", "rnn")]
+    return [place.fp32_precision for place in (*places, backends.cuda.matmul, backends.mkldnn.matmul)]
+
+
+STARTS = {
+    "untouched": "pass",
+    "high": "torch.set_float32_matmul_precision('high')",  # after which torch refuses to read some older switches
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "cudnn without": "torch.backends.cudnn.allow_tf32 = False",
+    "cublas with": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "convolutions": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+}
+
+
+@pytest.fixture
+def _as_torch_starts() -> Iterator[None]:
+    before = settings_of_float32()
+    yield
+    backends: Any = torch.backends
+    backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    places = [getattr(place, name) for place in (backends.cudnn, backends.mkldnn) for name in ("conv", "rnn")]
+    for place, was in zip((*places, backends.cuda.matmul, backends.mkldnn.matmul), before, strict=True):
+        place.fp32_precision = was
+
+
+@pytest.mark.usefixtures("_as_torch_starts")
+@pytest.mark.parametrize("start", STARTS)
+def test_float32_is_what_the_recipe_says_and_the_settings_come_back(start: str, tmp_path: Path) -> None:
+    exec(STARTS[start])
+    before, inside = settings_of_float32(), []
+
+    class Looks(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            inside.append(settings_of_float32())
+            return (a - b).square().mean((1, 2, 3))
+
+    r = recipe(images=8)
+    stream = TrainingStream(Noise(), r.resolution, 5, r.random_crop, r.flip)
+    outcome = train(build_tokenizer("fsq", {}, r, 0), stream, r, seed=0, folder=tmp_path, perceptual=Looks())
+    assert inside == [["ieee"] * 6]
+    assert settings_of_float32() == before
+    assert outcome.execution["precision"] == outcome.execution["float32_convolutions"] == "ieee"
+    with float32_operations("tf32"):
+        assert settings_of_float32() == ["tf32"] * 2 + ["ieee"] * 4
+        assert torch.backends.cudnn.allow_tf32  # the older switches can be read, and agree
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert settings_of_float32() == before
+
+
+def test_only_cuda_has_tf32() -> None:
+    used = {(p, d): arithmetic(p, torch.device(d)) for p in ("ieee", "tf32", "bf16") for d in ("cpu", "cuda")}
+    assert {key: found["precision"] for key, found in used.items() if key[1] == "cpu"} == {
+        ("ieee", "cpu"): "ieee", ("tf32", "cpu"): "ieee", ("bf16", "cpu"): "bf16",
+    }  # fmt: skip
+    assert {key: found["float32_convolutions"] for key, found in used.items() if key[1] == "cuda"} == {
+        ("ieee", "cuda"): "ieee", ("tf32", "cuda"): "tf32", ("bf16", "cuda"): "tf32",
+    }  # fmt: skip
+    assert {found["float32_products"] for found in used.values()} == {"ieee"}
 
 
 @given(st.integers(0, 2000))

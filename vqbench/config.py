@@ -159,6 +159,15 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
 
 
+def in_stored_words(config: Any) -> dict[str, Any]:
+    """As `as_dict`, with the words of files: `metadata={"stored_as": {value: word}}` where a value had another once."""
+    values = as_dict(config)
+    for f in dataclasses.fields(config):
+        if words := f.metadata.get("stored_as"):
+            values[f.name] = words.get(values[f.name], values[f.name])
+    return values
+
+
 def first_default(field: dataclasses.Field[Any]) -> Any:
     """What a field was by default when it was new, or what it did before there was one.
 
@@ -173,7 +182,7 @@ def stored(config: Any) -> dict[str, Any]:
 
     `metadata={"added_later": True}` marks such a field: cells from before it keep their hash.
     """
-    values = as_dict(config)
+    values = in_stored_words(config)
     return {f.name: values[f.name] for f in dataclasses.fields(config)
             if not (f.metadata.get("added_later") and getattr(config, f.name) == first_default(f))}  # fmt: skip
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vqbench.config import as_dict, build, stored
+from vqbench.config import build, in_stored_words, stored
 from vqbench.errors import UsageError
 from vqbench.machine.yaml_files import read_yaml, shipped
 
 _SHIPPED = "vqbench.recipes"
 _IDLE: Mapping[str, Mapping[str, Any]] = {
     "features": {
-        "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "32",
+        "random_crop": False, "flip": False, "perceptual": "none", "gan": "none", "precision": "ieee",
         "ema_halflife_images": 0, "dropout": 0.0,
     },
 }  # fmt: skip
@@ -100,8 +100,10 @@ class Recipe:
     """Linear warm-up."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    precision: Literal["32", "bf16"] = "32"
-    """Arithmetic of the backbone; quantizers always compute in float32."""
+    precision: Literal["ieee", "32", "tf32", "bf16"] = field(default="ieee", metadata={"stored_as": {"ieee": "32"}})
+    """Arithmetic of the backbone, losses and discriminator; quantizers always compute in float32. ieee: float32
+    throughout; 32 is an older word for it. tf32: on CUDA, convolutions in TF32. bf16: autocast, and what it leaves in
+    float32 as with tf32."""
     ema_halflife_images: int = 0
     """Half-life of the averaged weights that are evaluated; 0 evaluates the last weights."""
 
@@ -111,6 +113,8 @@ class Recipe:
     """Images between two lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        if self.precision == "32":
+            object.__setattr__(self, "precision", "ieee")
         if not self.channel_multipliers:
             raise ValueError("channel_multipliers needs at least one level")
         if self.resolution < self.downsampling or self.resolution % self.downsampling:
@@ -174,8 +178,8 @@ class Recipe:
         return max(1, self.checkpoint_images // self.batch_size) * self.batch_size
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field, JSON-ready."""
-        return as_dict(self)
+        """Every field, JSON-ready, as specs hold it."""
+        return in_stored_words(self)
 
     def identity(self) -> dict[str, Any]:
         """The fields that influence the trained weights; one that was added later only where it is set."""

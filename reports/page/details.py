@@ -88,6 +88,7 @@ def _where(result: Mapping[str, Any]) -> dict[str, Any]:
         "kind": result.get("device"),
         "devices": result.get("devices"),
         "git commit": result.get("git"),
+        **{name.replace("_", " "): str(value) for name, value in (result.get("execution") or {}).items()},
     }
     return {name: value for name, value in known.items() if value is not None}
 

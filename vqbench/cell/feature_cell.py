@@ -40,6 +40,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         import torch
 
         from vqbench.metrics.feature_evaluation import evaluate
+        from vqbench.precision import arithmetic, convolutions_in, float32_operations
         from vqbench.tokenizer import configured, save, seeded_quantizer
         from vqbench.training.feature_training import FeatureCoder, fit
 
@@ -49,16 +50,17 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     quantizer = seeded_quantizer(spec["method"], configured(spec["method"], spec["config"]), spec["seed"])
     coder = FeatureCoder(features.train.shape[3], quantizer, spec["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seconds, collapse = fit(
-        coder.to(device),
-        features.train,
-        recipe,
-        seed=spec["seed"],
-        data_seed=data_seed(spec),
-        curves=folder.path / CURVES,
-        report=progress,
-        stop_on_collapse=spec["stop_on_collapse"],
-    )
+    with float32_operations(convolutions_in(recipe.precision, device)):
+        seconds, collapse = fit(
+            coder.to(device),
+            features.train,
+            recipe,
+            seed=spec["seed"],
+            data_seed=data_seed(spec),
+            curves=folder.path / CURVES,
+            report=progress,
+            stop_on_collapse=spec["stop_on_collapse"],
+        )
     folder.weights.parent.mkdir(parents=True, exist_ok=True)
     save(coder, folder.weights, dict(spec))
     progress.enter("evaluate")
@@ -71,6 +73,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         **peak_memory(device, {}),
         "device": str(device),
         "devices": 1,
+        "execution": arithmetic(recipe.precision, device),
         "collapse": collapse.as_dict() if collapse is not None else None,
     }
     per_image = {"id": list(features.ids), "quantization_error": evaluation.errors}

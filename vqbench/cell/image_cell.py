@@ -137,6 +137,7 @@ def trained(
         **peak_memory(torch.device(outcome.device), {"peak_memory_bytes": outcome.peak_memory_bytes}, over_ranks=True),
         "device": outcome.device,
         "devices": outcome.devices,
+        "execution": outcome.execution,
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():

@@ -64,9 +64,10 @@ def _print_fields(cls: type, values: dict[str, Any]) -> None:
 
 def print_recipe(name: str) -> None:
     """Every field of a recipe with its value."""
+    from vqbench.config import as_dict
     from vqbench.recipe import Recipe, load_recipe
 
-    _print_fields(Recipe, load_recipe(name).as_dict())
+    _print_fields(Recipe, as_dict(load_recipe(name)))
 
 
 def print_method(name: str) -> None:

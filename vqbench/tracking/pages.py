@@ -106,6 +106,7 @@ def result_tags(path: str, result: Mapping[str, Any]) -> dict[str, str]:
         "collapsed": "yes" if flag else "no",
         "collapse": flag.get("kind", "no"),
         "collapse_reason": flag.get("reason", ""),
+        **{f"execution.{name}": str(value) for name, value in (result.get("execution") or {}).items()},
         **{f"metric.{name}": digest for name in result["scores"] if (digest := stored_digest(name, result))},
     }
 

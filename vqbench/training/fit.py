@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.cores import cores_of_a_cell
 from vqbench.machine.interrupts import TerminatedError
+from vqbench.precision import arithmetic, convolutions_in, float32_operations
 from vqbench.recipe import Recipe
 from vqbench.results.cell_files import CHECKPOINTS
 from vqbench.tokenizer import Tokenizer
@@ -38,6 +40,8 @@ class TrainingOutcome:
     """CUDA: the allocator's peak. CPU: the process's resident peak. The largest over interruptions."""
     device: str
     devices: int
+    execution: dict[str, Any]
+    """How it was carried out, JSON-ready: the arithmetic that the device in fact did."""
     collapse: Collapse | None
     """The collapse in which it ended, if it did."""
 
@@ -113,14 +117,16 @@ def train(
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     resume(training, folder)
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
+    device = trainer.strategy.root_device
+    convolutions = convolutions_in(recipe.precision, device)
     if training.images_seen < recipe.steps * recipe.batch_size:
         try:
-            on_gpu = trainer.strategy.root_device.type == "cuda"
-            trainer.fit(training, _loader(stream, training, data_workers(devices), on_gpu))
+            on_gpu, workers = device.type == "cuda", data_workers(devices)
+            with float32_operations(convolutions):
+                trainer.fit(training, _loader(stream, training, workers, on_gpu))
         except SIGTERMException:  # a SystemExit of code 0, as if all were done
             raise TerminatedError from None
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
-    device = trainer.strategy.root_device
     return TrainingOutcome(
         tokenizer=final.to(device).eval(),
         images_seen=training.images_seen,
@@ -128,6 +134,7 @@ def train(
         peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
         device=str(device),
         devices=trainer.world_size,
+        execution=arithmetic(recipe.precision, device),
         collapse=training.collapse_watch.collapse,
     )
 

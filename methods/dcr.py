@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,8 +36,8 @@ def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
     wide = codes if codes.device.type == "mps" else codes.double()
     mean, covariance = moments(wide)
     # Tr Σ^½ from the eigenvalues alone: their gradient needs no gap between them, unlike that of the eigenvectors.
-    roots = _square_root(torch.linalg.eigvalsh(covariance))
-    distance = mean.square().sum() + covariance.trace() - 2 * roots.sum() + codes.shape[1]
+    roots = _on_host(_sum_of_roots, covariance)
+    distance = mean.square().sum() + covariance.trace() - 2 * roots + codes.shape[1]
     return distance.to(codes.dtype)
 
 
@@ -50,13 +53,55 @@ def squared_w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Ten
     variance = (covariance.detach().trace() / codes.shape[1]).clamp(min=1e-30)
     own_mean, own = moments(wide / variance.sqrt())
     target = covariance / variance
-    roots = _trace_of_root(own, target.detach())
-    if covariance.requires_grad:  # the same number again, for the gradient of the other side
-        other = _trace_of_root(target, own.detach())
-        roots = roots + other - other.detach()
+    roots = _on_host(_trace_of_roots, own, target)
     apart = (own_mean - mean / variance.sqrt()).square().sum()
     distance = apart + own.trace() + target.trace() - 2 * roots
     return (variance * distance).to(codes.dtype)
+
+
+def _sum_of_roots(covariance: Tensor) -> Tensor:
+    return _square_root(torch.linalg.eigvalsh(covariance)).sum()
+
+
+def _trace_of_roots(own: Tensor, target: Tensor) -> Tensor:
+    """Tr (T^½ O T^½)^½, with the gradients of both sides."""
+    roots = _trace_of_root(own, target.detach())
+    if target.requires_grad:  # the same number again, for the gradient of the other side
+        other = _trace_of_root(target, own.detach())
+        roots = roots + other - other.detach()
+    return roots
+
+
+def _on_host(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
+    """`function`, a scalar of matrices (d, d), whose eigenvalues CUDA is slow in and waits for several times a step."""
+    return OnHost.apply(function, *matrices) if matrices[0].is_cuda else function(*matrices)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class OnHost(torch.autograd.Function):
+    """A scalar of matrices (d, d) and its gradients, found on the CPU, for which the device is waited for once."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
+        """The value, on the device of the matrices; the gradients are found with it."""
+        wanted = ctx.needs_input_grad[1:]
+        here = torch.stack(matrices).cpu().unbind()
+        leaves = [matrix.clone().requires_grad_(needed) for matrix, needed in zip(here, wanted, strict=True)]
+        with torch.enable_grad():
+            value = function(*leaves)
+            moved = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(value, moved)) if moved else iter(())
+        gradients = torch.stack(
+            [next(found) if needed else torch.zeros_like(m) for m, needed in zip(here, wanted, strict=True)]
+        )
+        ctx.save_for_backward(gradients.to(matrices[0].device))
+        return value.detach().to(matrices[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        """The gradients, times what comes from above."""
+        (found,) = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:]
+        return None, *(gradient * g if needed else None for g, needed in zip(found, wanted, strict=True))
 
 
 def _trace_of_root(moving: Tensor, fixed: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from vqbench.errors import UsageError
 from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.metrics.row import cell_row
-from vqbench.recipe import Recipe
+from vqbench.recipe import Execution, Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.cell_files import DONE, FAILED
 from vqbench.results.cell_folder import FETCHED, CellFolder, cell_folders, results_of_nothing
@@ -66,12 +66,14 @@ class StoredCell:
     def training(self) -> dict[str, Any]:
         """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests."""
         recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
+        share = recipe["batch_size"] // self.spec.get("devices", 1)
         code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
         data, of_dataset = self.spec["dataset"].get("training_digest"), self.spec.get("dataset_code")
         return {
             **self.spec["config"],
             **{f"recipe.{k}": v for k, v in recipe.items()},
             "devices": self.spec.get("devices", 1),
+            **Execution.of_spec(self.spec).identity(recipe.get("dropout", 0.0), share),
             **({"code": code[:8]} if code else {}),
             **({"training_digest": data[:8]} if data else {}),
             **({"dataset_code": of_dataset[:8]} if of_dataset else {}),

@@ -182,6 +182,7 @@ _IN_WORDS = {
     "ieee": "float32 (ieee)",
     "tf32": "float32 with TF32 in convolutions (tf32)",
     "bf16": "bfloat16 under autocast (bf16)",
+    "bf16_true": "bfloat16 throughout encoder and decoder (bf16_true)",
     "unknown": "float32, with TF32 in convolutions as torch's default was: their results are of before it was recorded",
 }
 

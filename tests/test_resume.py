@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,71 @@ def test_a_training_that_is_told_to_end_loses_no_step(reference: str, images: in
     assert torch.load(tmp_path / "resumed" / "checkpoints" / CHECKPOINT, weights_only=True)["images_seen"] == images
     assert_the_same(through, trained(reference, tmp_path / "resumed"))
     assert curves(tmp_path / "resumed" / CURVES) == curves(tmp_path / "through" / CURVES)
+
+
+def on_two_devices(references: list[str], folder: Path) -> None:
+    """One of two processes: train through, and on from the checkpoint at half; leave the state of this rank."""
+    for reference in references:
+        for half in ("through", "resumed"):
+            trainings: list[Any] = []
+            made, written = fit.TokenizerTraining, recorder.save_checkpoint
+            here, resumed = folder / reference / half, folder / reference / "resumed" / "checkpoints" / CHECKPOINT
+
+            def make(*args: Any, made: Any = made, trainings: list[Any] = trainings) -> Any:
+                trainings.append(made(*args))
+                return trainings[0]
+
+            def save(training: Any, target: Path, written: Any = written, resumed: Path = resumed) -> None:
+                written(training, target)
+                if training.images_seen == AT_A_CHECKPOINT:
+                    resumed.parent.mkdir(parents=True)
+                    shutil.copy(target / CHECKPOINT, resumed)
+
+            with (
+                mock.patch.object(fit, "TokenizerTraining", make),
+                mock.patch.object(recorder, "save_checkpoint", save),
+            ):
+                recipe = load_recipe("tiny", RECIPE)
+                stream = TrainingStream(Noise(), recipe.resolution, 5, recipe.random_crop, recipe.flip)
+                tokenizer = build_tokenizer(*configuration(reference, recipe), recipe, 3)
+                fit.train(tokenizer, stream, recipe, seed=3, folder=here, devices=2)
+            (training,) = trainings
+            state = {k: v for k, v in training.state_to_save().items() if k in ("module", "optimizers", "collapse")}
+            torch.save(state, here / f"rank{training.global_rank}")
+
+
+def assert_two_devices_agree(references: list[str], folder: Path) -> None:
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    work = f"test_resume.on_two_devices({references}, Path({str(folder)!r}))"
+    script = folder / "both.py"  # which Lightning starts again as the second process
+    script.write_text(f"{here}\nfrom pathlib import Path\nimport test_resume\n{work}\n")
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "SLURM_NTASKS")}
+    done = subprocess.run(
+        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for reference in references:
+        first, second, again = (
+            torch.load(folder / reference / name, weights_only=True)
+            for name in ("through/rank0", "through/rank1", "resumed/rank0")
+        )
+        for name, other in (("rank 1", second["module"]), ("resumed", again["module"])):
+            assert [key for key in first["module"] if not same(first["module"][key], other[key])] == [], (
+                reference,
+                name,
+            )
+        assert same(first["optimizers"], again["optimizers"])
+        assert same(first["optimizers"], second["optimizers"])
+        assert same(first["collapse"], again["collapse"])
+
+
+def test_two_devices_end_with_equal_parameters_and_buffers_and_resume_exactly(tmp_path: Path) -> None:
+    assert_two_devices_agree(["sqvae", "vaevq"], tmp_path)
+
+
+@pytest.mark.slow
+def test_all_methods_on_two_devices_end_equal_and_resume_exactly(tmp_path: Path) -> None:
+    assert_two_devices_agree(built_in(), tmp_path)
 
 
 def test_whoever_loads_images_lives_until_the_step_is_over(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vqbench.recipe import Recipe
 
@@ -122,7 +124,25 @@ def _middle(channels: int, config: BackboneConfig) -> list[nn.Module]:
     return [first, *attention, last]
 
 
-class Encoder(nn.Module):
+class _Layers(nn.Module):
+    """What encoder and decoder share: their layers, one after the other."""
+
+    layers: nn.Sequential
+    recomputes = False
+    """Activation checkpointing: of a block only its input is kept, and what is inside it is computed again backwards.
+    Random draws are the same then."""
+
+    def through(self, x: Tensor) -> Tensor:
+        """All layers."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return self.layers(x)
+        for layer in self.layers:
+            is_block = isinstance(layer, ResidualBlock | SelfAttention)
+            x = checkpoint(layer, x, use_reentrant=False) if is_block else layer(x)
+        return x
+
+
+class Encoder(_Layers):
     """Images (B, 3, R, R) in [-1, 1] → (B, latent_channels, R/f, R/f)."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -138,10 +158,10 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        return self.layers(images)
+        return self.through(images)
 
 
-class Decoder(nn.Module):
+class Decoder(_Layers):
     """Latents (B, latent_channels, h, w) → images (B, 3, f h, f w), not clamped."""
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -158,7 +178,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """See the class."""
-        return self.last(self.layers(latents))
+        return self.last(self.through(latents))
 
 
 def count_parameters(module: nn.Module) -> int:

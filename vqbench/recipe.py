@@ -23,6 +23,7 @@ _IDLE: Mapping[str, Mapping[str, Any]] = {
 """Track → settings that do nothing in it → the value that they must have."""
 _BOOKKEEPING = {"bookkeeping": True}  # has no influence on the trained weights, so it is not part of a cell's hash
 _ADDED_LATER = {"added_later": True}  # see config.stored
+_FLOAT32 = {"stored_as": {"ieee": "32"}}  # see config.in_stored_words
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,13 @@ class Recipe:
     """Linear warm-up."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    precision: Literal["ieee", "32", "tf32", "bf16"] = field(default="ieee", metadata={"stored_as": {"ieee": "32"}})
+    precision: Literal["ieee", "32", "tf32", "bf16", "bf16_true"] = field(
+        default="ieee", metadata={"stored_as": {"ieee": "32"}}
+    )
     """Arithmetic of the backbone, losses and discriminator; quantizers always compute in float32. ieee: float32
     throughout; 32 is an older word for it. tf32: on CUDA, convolutions in TF32. bf16: autocast, and what it leaves in
-    float32 as with tf32."""
+    float32 as with tf32. bf16_true: encoder and decoder move nothing but bfloat16, norms and activations too; weights,
+    losses and optimiser are float32."""
     ema_halflife_images: int = 0
     """Half-life of the averaged weights that are evaluated; 0 evaluates the last weights."""
 
@@ -185,6 +189,50 @@ class Recipe:
         """The fields that influence the trained weights; one that was added later only where it is set."""
         outside = {f.name for f in dataclasses.fields(self) if f.name == "name" or f.metadata.get("bookkeeping")}
         return {name: value for name, value in stored(self).items() if name not in outside}
+
+
+COMPILED_PIXELS = 5 * 10**9
+"""Training pixels from which on compiling pays: it takes minutes of a cell, and gives back a part of each step. 5e9 are
+76,000 images of 256 px, 305,000 of 128 or 1.2 million of 64."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is carried out: what it takes in time and memory, and of its numbers no more than the rounding.
+
+    So a cell's result says it, and its hash does not.
+    """
+
+    compile: bool | Literal["cuda"] = False
+    """Whether networks are compiled; cuda: where the device is one, and can."""
+    deterministic: bool = False
+    """Whether CUDA is held to algorithms that give the same bits each time."""
+    micro_batch: int = 0
+    """Images that encoder, decoder and LPIPS see at a time, and see again backwards; 0: all at once, and once."""
+    activation_checkpointing: bool = False
+    """Whether what is inside a block of encoder and decoder is computed again backwards instead of kept."""
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> Execution:
+        """How a cell was asked to be trained; specs of earlier versions do not say it."""
+        return cls(**spec.get("execution", {}))
+
+    def identity(self, dropout: float, share: int) -> dict[str, Any]:
+        """What of it changes more than the rounding of a training: dropout is drawn for each micro-batch.
+
+        `share`: images of a batch on one device.
+        """
+        return {"micro_batch": self.micro_batch} if dropout > 0 and 0 < self.micro_batch < share else {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def compiled_by_default(recipe: Recipe) -> bool | Literal["cuda"]:
+    """Whether a training is compiled where nobody says it: on CUDA, where its budget pays for it."""
+    pixels = recipe.steps * recipe.batch_size * recipe.resolution**2
+    return "cuda" if pixels >= COMPILED_PIXELS else False
 
 
 def recipe_names() -> list[str]:

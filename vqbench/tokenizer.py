@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,12 @@ def projection_from(quantizer: Quantizer, width: int, seed: int) -> nn.Conv2d:
         return nn.Conv2d(quantizer.out_channels, width, 1)
 
 
+def run(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Encoder or decoder as they are."""
+    output: Tensor = network(inputs)
+    return output
+
+
 class Tokenizer(Coder):
     """Images to indices and back: `encode` and `decode` for whoever uses one, `to_indices` and `from_indices` for
     evaluation, which does not look at what it hands over."""
@@ -103,16 +109,17 @@ class Tokenizer(Coder):
         self.from_quantizer = projection_from(quantizer, latent, seed)
         with seeded("decoder", seed):
             self.decoder = Decoder(backbone)
+        self.run: Callable[[nn.Module, Tensor], Tensor] = run  # a training may compile, cast and divide
         self.resolution = backbone.resolution
         self.downsampling = 2 ** (len(backbone.channel_multipliers) - 1)
 
     def quantize(self, images: Tensor) -> Quantized:
         """(B, 3, R, R) in [-1, 1] → what the quantizer returns for them."""
-        return self.quantizer(self.to_quantizer(self.encoder(images)))
+        return self.quantizer(self.to_quantizer(self.run(self.encoder, images)))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
-        return self.decoder(self.from_quantizer(latents))
+        return self.run(self.decoder, self.from_quantizer(latents))
 
     def from_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w), codes or what was quantized → images (B, 3, H, W) in [-1, 1]."""

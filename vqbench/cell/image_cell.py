@@ -109,6 +109,7 @@ def trained(
     from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
     from vqbench.machine.home import home
+    from vqbench.recipe import Execution
     from vqbench.tokenizer import build_tokenizer, configured
 
     with lasting_imports():
@@ -129,6 +130,7 @@ def trained(
         perceptual=_perceptual(spec, recipe),
         report=lambda images, rate: progress(images, total, rate),
         stop_on_collapse=spec["stop_on_collapse"],
+        execution=Execution.of_spec(spec),
     )
     training = {
         "images_seen": outcome.images_seen,

@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,25 @@ class Perceptual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """float32 whatever the autocast around it."""
-        with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = self.net(x.float(), y.float())
-        return distance.flatten()
+        return self.distance(x, *self.features(y))
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → (B, C, h, w) of each layer, of length one in each place: what two images are compared by."""
+        net: Any = self.net
+        with torch.autocast(images.device.type, enabled=False):
+            return tuple(_normalised(seen) for seen in net.net(net.scaling_layer(images.float())))
+
+    def distance(self, images: Tensor, *features: Tensor) -> Tensor:
+        """LPIPS (B,) of images (B, 3, H, W) to those that `features` are of: these may be computed once for many."""
+        net: Any = self.net
+        with torch.autocast(images.device.type, enabled=False):
+            layers = zip(net.lins, self.features(images), features, strict=True)
+            found = [weigh((mine - theirs) ** 2).mean([2, 3], keepdim=True) for weigh, mine, theirs in layers]
+            return sum(found[1:], found[0]).flatten()
+
+
+def _normalised(seen: Tensor) -> Tensor:
+    return seen / (torch.sqrt(torch.sum(seen**2, dim=1, keepdim=True)) + 1e-10)
 
 
 def load(net: str, file: WeightFile) -> Perceptual:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.arguments import options
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import working_folder
@@ -22,7 +23,7 @@ from vqbench.planning.choice import MethodChoice, choose_method, read_settings, 
 from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
-from vqbench.recipe import Recipe, load_recipe
+from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
 from vqbench.results.cell_folder import CellFolder
@@ -110,6 +111,22 @@ class Resolved:
     track: Track
     choices: tuple[MethodChoice, ...]
 
+    @property
+    def execution(self) -> Execution:
+        """How the cells are trained."""
+        asked = self.request
+        return Execution(
+            compile=compiled_by_default(self.recipe) if asked.compile is None else asked.compile,
+            deterministic=asked.deterministic,
+            micro_batch=asked.micro_batch or 0,
+            activation_checkpointing=asked.activation_checkpointing,
+        )
+
+    @property
+    def execution_identity(self) -> dict[str, Any]:
+        """What of it is part of the cells' hash."""
+        return self.execution.identity(self.recipe.dropout, self.recipe.batch_size // self.request.devices)
+
 
 def check_request(request: RunRequest) -> Resolved:
     """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
@@ -131,6 +148,7 @@ def resolve(request: RunRequest) -> Resolved:
     _refuse_odd_devices(recipe, request.devices)
     track = track_of(recipe)
     track.refuse(recipe, request.data, request.devices)
+    _refuse_odd_execution(request, recipe)
     if not request.methods:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
@@ -153,6 +171,10 @@ def make_plan(
     request, recipe, choices = asked.request, asked.recipe, asked.choices
     said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
     remarks = tuple(f"{label}: {text}" for label, text in said)
+    if asked.execution_identity:
+        remarks += (
+            "with --micro-batch dropout is drawn otherwise than for a whole batch: these are cells of their own",
+        )
     dataset, protocol = source or asked.track.open(recipe, request.data, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
     _refuse_odd_name(experiment)
@@ -199,6 +221,7 @@ def _spec(
         "seed": seed,
         "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
         **of_dataset,
+        **asked.execution_identity,
     }
     return {
         "hash": cell_hash(identity),
@@ -233,6 +256,7 @@ def _spec(
         "asked": list(metrics) if request.metrics else [],  # by name: reports show them
         "devices": request.devices,
         **({"ignore_memory": True} if request.ignore_memory else {}),
+        "execution": asked.execution.as_dict(),
         "stop_on_collapse": request.stop_on_collapse,  # a stopped cell has no scores, so no number depends on it
         "inception_weights": str(request.inception_weights.absolute()) if request.inception_weights else None,
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
@@ -267,6 +291,20 @@ def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
             f"--devices {devices} does not divide the batch of {recipe.batch_size} images",
             "choose another number of devices, or --set batch_size=…",
         )
+
+
+def _refuse_odd_execution(request: RunRequest, recipe: Recipe) -> None:
+    if request.micro_batch is not None and request.micro_batch < 1:
+        raise UsageError(f"--micro-batch {request.micro_batch} holds no image", "for example: --micro-batch 8")
+    if recipe.track != "features":
+        return
+    known = options(RunRequest)
+    if idle := [known[name].words for name in _OF_NETWORKS if getattr(request, name)]:
+        what = f"{' and '.join(idle)} are for encoder and decoder, and recipe {recipe.name} trains neither"
+        raise UsageError(what, "leave it out, or choose a recipe of images: `vqbench recipes`")
+
+
+_OF_NETWORKS = ("compile", "micro_batch", "activation_checkpointing")
 
 
 def _refuse_odd_name(name: str) -> None:

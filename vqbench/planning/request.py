@@ -114,6 +114,21 @@ class RunRequest:
     stop_on_collapse: bool = option(
         False, arguments.flag, "End a training that has collapsed; its row says why.", defines=True
     )
+    compile: bool | None = option(
+        None, arguments.flag, "Compile the networks; default: on CUDA, where the budget pays for it.",
+        switch="--compile/--no-compile", has_variable=True, engine=True,
+    )  # fmt: skip
+    deterministic: bool = option(
+        False, arguments.flag, "On CUDA: the same bits each time, slower.", has_variable=True, engine=True
+    )
+    micro_batch: int | None = option(
+        None, arguments.whole, "Images of a batch at a time in encoder and decoder, to fit the memory; slower.", "N",
+        has_variable=True,
+    )  # fmt: skip
+    activation_checkpointing: bool = option(
+        False, arguments.flag, "Compute activations again instead of keeping them: less memory, slower.",
+        has_variable=True, engine=True,
+    )  # fmt: skip
     page: bool = option(
         False, arguments.flag, "Write the experiment's page of tables and figures.", switch="--page/--no-page",
         has_variable=True, engine=True, typed_default=True,

@@ -5,6 +5,7 @@ Not a module: DDP would overwrite a buffer with the first device's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
     wide = counts.cpu().double()  # Apple's GPUs have no float64
     frequency = wide / wide.sum(1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(frequency).sum(1)
-    return (wide > 0).double().mean().item(), entropy.exp().mean().item()
+    usage, perplexity = torch.stack([(wide > 0).double().mean(), entropy.exp().mean()]).tolist()
+    return usage, perplexity
 
 
 class CodeWatch:
@@ -34,28 +36,41 @@ class CodeWatch:
         self.last_used = torch.zeros(shape, dtype=torch.int64)
         """Images seen when each code was last known to be used; 0 for never."""
         self.block_tokens = 0
+        self.beside: dict[str, float] = {}
 
-    def update(self, indices: Tensor, images_seen: int, devices: int = 1) -> bool:
-        """Count indices (B, h, w) or (B, h, w, G) of one device; true when the window has moved."""
+    def update(
+        self, indices: Tensor, images_seen: int, devices: int = 1, beside: Mapping[str, Tensor] | None = None
+    ) -> bool:
+        """Count indices (B, h, w) or (B, h, w, G) of one device; true when the window has moved.
+
+        `beside` are scalars to be brought to the host with it, as the floats of the attribute of that name.
+        """
         for name in ("since_reading", "block"):
             setattr(self, name, getattr(self, name).to(indices.device))
         groups, size = self.block.shape
         rows = indices.reshape(-1, groups)
         flat = rows + torch.arange(groups, device=indices.device) * size
-        counts = torch.bincount(flat.flatten(), minlength=groups * size).view(groups, size)
+        # bincount would have the device waited for
+        counts = flat.new_zeros(groups * size).scatter_add_(0, flat.flatten(), torch.ones_like(flat).flatten())
+        counts = counts.view(groups, size)
         self.since_reading += counts
         self.block += counts
         self.block_tokens += len(rows) * devices
         if self.block_tokens < WINDOW_TOKENS // BLOCKS:
             return False
-        self._close_block(images_seen)
+        self._close_block(images_seen, beside or {})
         return True
 
-    def _close_block(self, images_seen: int) -> None:
+    def _close_block(self, images_seen: int, beside: Mapping[str, Tensor]) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.block)
-        block = self.block.cpu()
-        self.last_used[block > 0] = images_seen
+        # in one piece, so that the device is waited for once; float64 holds such counts, and so does float32
+        wide = torch.float32 if self.block.device.type == "mps" else torch.float64
+        scalars = [value.detach().to(self.block.device, wide).reshape(1) for value in beside.values()]
+        together = torch.cat([self.block.flatten().to(wide), *scalars]).cpu()
+        block = together[: self.block.numel()].long().view_as(self.block)
+        self.beside = dict(zip(beside, together[self.block.numel() :].tolist(), strict=True))
+        self.last_used.masked_fill_(block > 0, images_seen)
         self.blocks = torch.cat([self.blocks[-(BLOCKS - 1) :], block.int().unsqueeze(0)])
         self.block.zero_()
         self.block_tokens = 0

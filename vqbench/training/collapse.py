@@ -130,6 +130,15 @@ class SmoothedError:
         self._logarithm = self._logarithm + share * (logarithm - self._logarithm)
 
     @property
+    def logarithm(self) -> Tensor | float:
+        """What is kept, where it is: on the device after an error, a float once it was settled."""
+        return self._logarithm
+
+    def settle(self, logarithm: float) -> None:
+        """Keep what `logarithm` was, now that it is on the host."""
+        self._logarithm = logarithm
+
+    @property
     def value(self) -> float:
         """The mean; ValueError before the first error."""
         if self.images == 0:
@@ -192,6 +201,18 @@ class CollapseWatch:
         self._codes.add(error, images)
         if continuous is not None:
             self._continuous.add(continuous, images)
+
+    @property
+    def unsettled(self) -> dict[str, Tensor]:
+        """What of it lies on the device, to be brought to the host with other things, and given to `settle`."""
+        kept = {"error": self._codes.logarithm, "continuous error": self._continuous.logarithm}
+        return {name: value for name, value in kept.items() if not isinstance(value, float)}
+
+    def settle(self, values: Mapping[str, float]) -> None:
+        """Keep the values of `unsettled`; other names are left alone."""
+        for name, smoothed in (("error", self._codes), ("continuous error", self._continuous)):
+            if name in values:
+                smoothed.settle(values[name])
 
     def judge(self, images_seen: int, reason: str, diagnostics: Mapping[str, float] | None = None) -> None:
         """Note the symptom after `images_seen` images, empty for none; `diagnostics` are what the quantizer logs."""

@@ -26,6 +26,7 @@ from vqbench.training.collapse import Collapse, CollapseWatch, symptom
 from vqbench.training.losses import ReconstructionLoss
 from vqbench.training.steps import (
     curve_point,
+    floats,
     learning_rate,
     loss_per_nat,
     quantizer_terms,
@@ -123,7 +124,7 @@ class FeatureTraining:
             self.collapse_watch.judge(self.images_seen, found, diagnostics)
 
     def _diagnostics(self) -> dict[str, float]:
-        return {name: float(value.detach()) for name, value in self._last[1].diagnostics.items()}
+        return floats(self._last[1].diagnostics)
 
     def curve_point(self) -> dict[str, float]:
         """One line of metrics.jsonl. Raises DivergedError where a loss is not finite."""

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.cores import cores_of_a_cell
 from vqbench.machine.interrupts import TerminatedError
-from vqbench.precision import arithmetic, convolutions_in, float32_operations
-from vqbench.recipe import Recipe
+from vqbench.recipe import Execution, Recipe
 from vqbench.results.cell_files import CHECKPOINTS
-from vqbench.tokenizer import Tokenizer
+from vqbench.tokenizer import Tokenizer, run
 from vqbench.training.collapse import Collapse
+from vqbench.training.parts import Parts
 from vqbench.training.recorder import Recorder, resume
 from vqbench.training.steps import peak_memory_bytes
 from vqbench.training.tokenizer_training import TokenizerTraining
@@ -106,6 +106,7 @@ def train(
     perceptual: nn.Module | None = None,
     report: Callable[[int, float], None] = lambda images, rate: None,
     stop_on_collapse: bool = False,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
 ) -> TrainingOutcome:
     """Train `tokenizer` for the recipe's budget, from the checkpoint in `folder` if there is one.
 
@@ -118,25 +119,34 @@ def train(
     resume(training, folder)
     trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
     device = trainer.strategy.root_device
-    convolutions = convolutions_in(recipe.precision, device)
+    parts = Parts(recipe, execution, device)
+    training.run_by(parts)
     if training.images_seen < recipe.steps * recipe.batch_size:
         try:
             on_gpu, workers = device.type == "cuda", data_workers(devices)
-            with float32_operations(convolutions):
+            with parts.arithmetic(recipe.precision):
                 trainer.fit(training, _loader(stream, training, workers, on_gpu))
         except SIGTERMException:  # a SystemExit of code 0, as if all were done
             raise TerminatedError from None
     final: Tokenizer = training.tokenizer if training.average is None else training.average.module  # type: ignore[assignment]
     return TrainingOutcome(
-        tokenizer=final.to(device).eval(),
+        tokenizer=as_it_was_built(final).to(device).eval(),
         images_seen=training.images_seen,
         seconds=training.seconds,
         peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
         device=str(device),
         devices=trainer.world_size,
-        execution=arithmetic(recipe.precision, device),
+        execution=parts.said(recipe.precision),
         collapse=training.collapse_watch.collapse,
     )
+
+
+def as_it_was_built(tokenizer: Tokenizer) -> Tokenizer:
+    """A trained tokenizer without what its training ran it by."""
+    tokenizer.run = run
+    for network in (tokenizer.encoder, tokenizer.decoder):
+        network.recomputes = False
+    return tokenizer.to(memory_format=torch.contiguous_format)
 
 
 def data_workers(devices: int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vqbench.metrics.perceptual import Perceptual
+from vqbench.training.parts import Parts
 
 Adversary = Literal["hinge", "non_saturating"]
 
@@ -26,19 +29,40 @@ class ReconstructionLoss:
         self.pixel_weight = pixel_weight
         self.perceptual = perceptual.eval().requires_grad_(False) if perceptual is not None else None
         self.perceptual_weight = perceptual_weight
+        self.parts: Parts | None = None
 
     def to(self, device: torch.device) -> None:
         """Move the perceptual network."""
         if self.perceptual is not None:
             self.perceptual.to(device)
 
-    def __call__(self, images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-        """Images and reconstructions (B, 3, R, R) in [-1, 1] → weighted terms by name."""
+    def seen_in(self, images: Tensor) -> tuple[Tensor, ...] | None:
+        """What the perceptual network sees in targets, to be found once and handed to each call for the same ones."""
+        if not isinstance(self.perceptual, Perceptual):
+            return None
+        with torch.no_grad():
+            if self.parts is not None:
+                return self.parts.features(self.perceptual, images)
+            return self.perceptual.features(images)
+
+    def __call__(
+        self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
+        """Images and reconstructions (B, 3, R, R) in [-1, 1] → weighted terms by name; `seen` as of `seen_in`."""
         reconstructions = reconstructions.float()
         terms = {"pixel": self.pixel_weight * self._distance(reconstructions, images)}
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual_weight * self.perceptual(reconstructions, images).mean()
+            terms["perceptual"] = self.perceptual_weight * self._perceived(images, reconstructions, seen).mean()
         return terms
+
+    def _perceived(self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None) -> Tensor:
+        assert self.perceptual is not None
+        if seen is None or not isinstance(self.perceptual, Perceptual):
+            distance: Tensor = self.perceptual(reconstructions, images)
+            return distance
+        if self.parts is not None:
+            return self.parts.distance(self.perceptual, reconstructions, seen)
+        return self.perceptual.distance(reconstructions, *seen)
 
 
 def generator_loss(kind: Adversary, fake: Tensor) -> Tensor:
@@ -60,3 +84,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
             torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)
         )
     return (rec.norm() / (adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+def standing_for(outputs: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """A scalar whose gradients at `outputs` are `gradients`, to the last bit; its value means nothing."""
+    return torch.stack([(output * gradient).sum() for output, gradient in zip(outputs, gradients, strict=True)]).sum()

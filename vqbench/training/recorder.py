@@ -88,7 +88,7 @@ class Recorder(lightning.Callback):
             raise SIGTERMException
 
     def _look_for_collapse(self, trainer: lightning.Trainer, training: TokenizerTraining) -> None:
-        codes, watch, diagnostics = training.codes, training.collapse_watch, training.diagnostics()
+        codes, watch, diagnostics = training.codes, training.collapse_watch, training.window_diagnostics
         watch.judge(training.images_seen, symptom(codes.block.shape[1], codes.window(), diagnostics), diagnostics)
         # diagnostics and errors are of each device's own share of a batch: the first device's count for all
         watch.restore(trainer.strategy.broadcast(watch.state()))

@@ -40,10 +40,11 @@ def loss_per_nat(recipe: Recipe, distance: Tensor) -> Tensor:
 
 def reconstruction_terms(loss: ReconstructionLoss, target: Tensor, output: Reconstruction) -> dict[str, Tensor]:
     """Weighted terms of the quantized path and, where there is one, of the continuous path beside it."""
-    terms: dict[str, Tensor] = loss(target, output.images)
+    seen = loss.seen_in(target)
+    terms: dict[str, Tensor] = loss(target, output.images, seen)
     if output.continuous is not None:  # the second path is held to the same reconstruction loss
         weight = output.quantized.continuous_weight
-        second = loss(target, output.continuous)
+        second = loss(target, output.continuous, seen)
         terms |= {f"continuous_{name}": weight * term for name, term in second.items()}
     return terms
 
@@ -83,11 +84,22 @@ def curve_point(
         "images": images_seen,
         "time": round(time.time(), 3),
         "learning_rate": learning_rate(recipe, images_seen - recipe.batch_size),
-        **{f"loss/{name}" if name != "loss" else name: float(term.detach()) for name, term in terms.items()},
+        **{f"loss/{name}" if name != "loss" else name: value for name, value in floats(terms).items()},
         **quality,
         **codes.read(images_seen),
         **{f"quantizer/{name}": value for name, value in diagnostics.items()},
     }
+
+
+def floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as floats; the device is waited for once, not once for each."""
+    found: dict[str, float] = {}
+    for device in {value.device for value in values.values()}:
+        here = {name: value.detach().reshape(()) for name, value in values.items() if value.device == device}
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        numbers = torch.stack([value.to(wide) for value in here.values()]).tolist()
+        found |= dict(zip(here, numbers, strict=True))
+    return {name: found[name] for name in values}
 
 
 def refuse_not_finite(terms: Mapping[str, Tensor], images_seen: int) -> None:

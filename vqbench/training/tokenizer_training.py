@@ -6,6 +6,8 @@ that was interrupted and resumed gives the same weights as one that ran through.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -16,15 +18,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqbench.inputs import to_input
 from vqbench.quantizer import Quantized, TrainingState
-from vqbench.recipe import Recipe
+from vqbench.recipe import Execution, Recipe
 from vqbench.seeds import derive_seed, seeded
 from vqbench.tokenizer import Reconstruction, Tokenizer
 from vqbench.training.codewatch import CodeWatch
 from vqbench.training.collapse import CollapseWatch
 from vqbench.training.discriminator import PatchDiscriminator
-from vqbench.training.losses import ReconstructionLoss, adaptive_weight, discriminator_loss, generator_loss
+from vqbench.training.losses import (
+    ReconstructionLoss,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    standing_for,
+)
+from vqbench.training.parts import Parts
+from vqbench.training.ranks import agree_on
 from vqbench.training.steps import (
     curve_point,
+    floats,
     learning_rate,
     loss_per_nat,
     quantizer_terms,
@@ -60,6 +71,7 @@ class TokenizerTraining(lightning.LightningModule):
         self.window_moved = False
         self.register_buffer("pixel_mse", torch.ones(()))
         self.register_buffer("pixel_distance", torch.ones(()))  # as the recipe measures it, without its weight
+        self.parts = Parts(recipe, Execution(), torch.device("cpu"))
         self.images_seen = 0
         self.seconds = 0.0
         self.peak_memory_bytes = 0
@@ -70,13 +82,29 @@ class TokenizerTraining(lightning.LightningModule):
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         trained = [self.tokenizer, *([self.discriminator] if self.discriminator is not None else [])]
         r = self.recipe
+        fused = True if self.device.type == "cuda" else None
         optimizers: list[torch.optim.Optimizer] = [
-            kinds[r.optimizer](m.parameters(), lr=r.learning_rate, betas=r.betas, weight_decay=r.weight_decay)
+            kinds[r.optimizer](
+                m.parameters(), lr=r.learning_rate, betas=r.betas, weight_decay=r.weight_decay, fused=fused
+            )
             for m in trained
         ]
         for optimizer, state in zip(optimizers, self.optimizer_states, strict=False):
+            for group in state["param_groups"]:
+                group["fused"] = fused  # the checkpoint may be another device's
             optimizer.load_state_dict(state)
+            _lay_out_as_parameters(optimizer)
         return optimizers
+
+    def run_by(self, parts: Parts) -> None:
+        """Have the networks run as `parts` does, from now on."""
+        self.parts = self.reconstruction_loss.parts = parts
+        self.tokenizer.run = parts.coded
+        for network in (self.tokenizer.encoder, self.tokenizer.decoder):
+            network.recomputes = parts.execution.activation_checkpointing
+        parts.lay_out(self)
+        if self.reconstruction_loss.perceptual is not None:
+            parts.lay_out(self.reconstruction_loss.perceptual)
 
     def on_fit_start(self) -> None:
         """The perceptual network is not a submodule, so it is moved by hand."""
@@ -93,14 +121,13 @@ class TokenizerTraining(lightning.LightningModule):
         if self._adversary_is_on() and self.images_seen - self.recipe.batch_size < self.recipe.gan_start_images:
             self.collapse_watch.forget()  # fidelity is given up for likeness from here on
         output: Reconstruction = self.tokenizer(images)
-        terms = self._reconstruction_terms(images, output)
-        if self._adversary_is_on():
-            terms["gan"] = self._generator_term(output, terms)
-        terms |= self._quantizer_terms(output, terms)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
-        self._descend(0, loss, self.tokenizer)
+        terms, objective = self._terms_of_images(images, output)
+        own = self._quantizer_terms(output, terms)
+        terms |= own
+        loss = torch.stack([term.detach().float() for term in terms.values()]).sum()
+        self._descend(0, torch.stack([term.float() for term in (*objective, *own.values())]).sum(), self.tokenizer)
         if self.average is not None:
-            self.average.update_parameters(self.tokenizer)
+            self._update_average(self.average)
         if self._adversary_is_on():
             terms["discriminator"] = self._train_discriminator(images, output.images.detach())
         self._end_step(images, output, {"loss": loss, **terms})
@@ -127,22 +154,53 @@ class TokenizerTraining(lightning.LightningModule):
     def _adversary_is_on(self) -> bool:
         return self.discriminator is not None and self.images_seen >= self.recipe.gan_start_images
 
-    def _generator_term(self, output: Reconstruction, terms: dict[str, Tensor]) -> Tensor:
+    def _terms_of_images(self, images: Tensor, output: Reconstruction) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Terms of reconstruction and adversary by name, and scalars whose gradient theirs is."""
+        if self._adversary_is_on() and self.recipe.gan_adaptive:
+            return self._balanced_terms(images, output)
+        terms = self._reconstruction_terms(images, output)
+        if self._adversary_is_on():
+            terms["gan"] = self.recipe.gan_weight * self._generator_loss(output.images)
+        return terms, list(terms.values())
+
+    def _generator_loss(self, reconstructions: Tensor) -> Tensor:
         assert self.discriminator is not None
         assert self.recipe.gan != "none"
         self.discriminator.requires_grad_(False)
-        adversarial = generator_loss(self.recipe.gan, self.discriminator(output.images).float())
-        weight: float | Tensor = self.recipe.gan_weight
-        if self.recipe.gan_adaptive:
-            reconstruction = torch.stack(list(terms.values())).sum()
-            weight = weight * adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
-        return weight * adversarial
+        return generator_loss(self.recipe.gan, self.parts.judged(self.discriminator, reconstructions))
+
+    def _balanced_terms(self, images: Tensor, output: Reconstruction) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Terms with the adversary weighed by gradients (eq. 7), and a scalar whose gradient is that of them all.
+
+        Gradients are taken at the images that were decoded, so that LPIPS goes backwards once, and not once for the
+        weight and once more for the step; what lies below hears of their sum. They are added in the order in which a
+        backward through everything adds them.
+        """
+        paths = [path.float() for path in (output.images, output.continuous) if path is not None]
+        with torch.autocast(self.device.type, enabled=False):
+            leaves = [path.detach().requires_grad_() for path in paths]
+        apart = dataclasses.replace(output, images=leaves[0], continuous=leaves[1] if len(leaves) > 1 else None)
+        terms = self._reconstruction_terms(images, apart)
+        adversarial = self._generator_loss(leaves[0])
+        with torch.autocast(self.device.type, enabled=False):
+            of_terms = [torch.autograd.grad(t, leaves, allow_unused=True) for t in reversed(terms.values())]
+            by_leaf = [[g for g in found if g is not None] for found in zip(*of_terms, strict=True)]
+            (of_adversary,) = torch.autograd.grad(adversarial, leaves[0], retain_graph=True)
+            weight = self.recipe.gan_weight * adaptive_weight(
+                standing_for(paths, [functools.reduce(torch.add, found) for found in by_leaf]),
+                standing_for(paths[:1], [of_adversary]),
+                self.tokenizer.decoder.last.weight,
+            )
+            terms["gan"] = weight * adversarial
+            by_leaf[0][:0] = torch.autograd.grad(terms["gan"], leaves[0])
+            terms = {name: term.detach() for name, term in terms.items()}
+            return terms, [standing_for(paths, [functools.reduce(torch.add, found) for found in by_leaf])]
 
     def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         assert self.discriminator is not None
         assert self.recipe.gan != "none"
         self.discriminator.requires_grad_(True)
-        real, fake = self.discriminator(images).float(), self.discriminator(reconstructions).float()
+        real, fake = (self.parts.judged(self.discriminator, shown) for shown in (images, reconstructions))
         loss = discriminator_loss(self.recipe.gan, real, fake)
         self._descend(1, loss, self.discriminator)
         return loss
@@ -162,13 +220,24 @@ class TokenizerTraining(lightning.LightningModule):
 
     def _end_step(self, images: Tensor, output: Reconstruction, terms: dict[str, Tensor]) -> None:
         reconstructions = output.images.detach().float()
-        self.pixel_mse = nn.functional.mse_loss(reconstructions, images)
+        # in place: what is bound anew is another tensor than DDP and a checkpoint's loader know
+        self.pixel_mse.copy_(nn.functional.mse_loss(reconstructions, images))
         is_l1 = self.recipe.pixel_loss == "l1"
-        self.pixel_distance = nn.functional.l1_loss(reconstructions, images) if is_l1 else self.pixel_mse.clone()
+        self.pixel_distance.copy_(nn.functional.l1_loss(reconstructions, images) if is_l1 else self.pixel_mse)
+        agree_on(self.buffers())
         self.images_seen += self.recipe.batch_size
         watch_errors(self.collapse_watch, self.recipe, images, output)
-        self.window_moved = self.codes.update(output.quantized.indices, self.images_seen, self.trainer.world_size)
         self.last = (terms, output.quantized)
+        logged, errors = output.quantized.diagnostics, self.collapse_watch.unsettled
+        beside = {("logged", name): value for name, value in logged.items()}
+        beside |= {("error", name): value for name, value in errors.items()}
+        self.window_moved = self.codes.update(
+            output.quantized.indices, self.images_seen, self.trainer.world_size, beside
+        )
+        if self.window_moved:
+            found = self.codes.beside
+            self.window_diagnostics = {name: found["logged", name] for name in logged}
+            self.collapse_watch.settle({name: found["error", name] for name in errors})
 
     def curve_point(self) -> dict[str, float]:
         """Losses, diagnostics and code statistics, as they stand, for one line of metrics.jsonl."""
@@ -178,9 +247,23 @@ class TokenizerTraining(lightning.LightningModule):
 
     def diagnostics(self) -> dict[str, float]:
         """What the quantizer logged of the last batch."""
-        return {name: float(value.detach()) for name, value in self.last[1].diagnostics.items()}
+        return floats(self.last[1].diagnostics)
+
+    @torch.no_grad()
+    def _update_average(self, average: AveragedModel) -> None:
+        """As `AveragedModel.update_parameters`, which asks the device how often it was called."""
+        averaged, trained = list(average.module.parameters()), list(self.tokenizer.parameters())
+        if self.images_seen == 0:
+            torch._foreach_copy_(averaged, trained)
+        else:
+            torch._foreach_lerp_(averaged, trained, 1 - average_decay(self.recipe))
+        for own, new in zip(average.module.buffers(), self.tokenizer.buffers(), strict=True):
+            own.copy_(new)
+        average.n_averaged += 1
 
     last: tuple[dict[str, Tensor], Quantized]
+    window_diagnostics: dict[str, float]
+    """What the quantizer logged when the window last moved."""
 
     def state_to_save(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -208,5 +291,18 @@ class TokenizerTraining(lightning.LightningModule):
 def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:
     if recipe.ema_halflife_images == 0:
         return None
-    decay = 0.5 ** (recipe.batch_size / recipe.ema_halflife_images)
+    decay = average_decay(recipe)
     return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)  # type: ignore[no-untyped-call]
+
+
+def average_decay(recipe: Recipe) -> float:
+    """Share of the averaged weights that a step leaves."""
+    return float(0.5 ** (recipe.batch_size / recipe.ema_halflife_images))
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Have what an optimiser keeps lie in memory as its parameters do: the checkpoint may be of another layout."""
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[name] = torch.empty_like(parameter).copy_(value)

@@ -40,9 +40,10 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         import torch
 
         from vqbench.metrics.feature_evaluation import evaluate
-        from vqbench.precision import arithmetic, convolutions_in, float32_operations
+        from vqbench.recipe import Execution
         from vqbench.tokenizer import configured, save, seeded_quantizer
         from vqbench.training.feature_training import FeatureCoder, fit
+        from vqbench.training.parts import Parts
 
     progress.enter("data")
     features = _planned_features(spec, recipe)
@@ -50,7 +51,8 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     quantizer = seeded_quantizer(spec["method"], configured(spec["method"], spec["config"]), spec["seed"])
     coder = FeatureCoder(features.train.shape[3], quantizer, spec["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with float32_operations(convolutions_in(recipe.precision, device)):
+    parts = Parts(recipe, Execution.of_spec(spec), device)
+    with parts.arithmetic(recipe.precision):
         seconds, collapse = fit(
             coder.to(device),
             features.train,
@@ -73,7 +75,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         **peak_memory(device, {}),
         "device": str(device),
         "devices": 1,
-        "execution": arithmetic(recipe.precision, device),
+        "execution": parts.said(recipe.precision),
         "collapse": collapse.as_dict() if collapse is not None else None,
     }
     per_image = {"id": list(features.ids), "quantization_error": evaluation.errors}

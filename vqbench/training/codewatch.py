@@ -25,8 +25,30 @@ def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
     return usage, perplexity
 
 
+class Due:
+    """A block of counts and what goes with it, on its way to the host."""
+
+    def __init__(self, together: Tensor, images_seen: int, names: tuple[Any, ...]) -> None:
+        self.images_seen, self.names = images_seen, names
+        self._arrived: torch.cuda.Event | None = None
+        self._values = together
+        if together.is_cuda:
+            self._values = torch.empty_like(together, device="cpu", pin_memory=True).copy_(together, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def values(self) -> Tensor:
+        """What arrived; a step later that is no wait."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.cpu() if self._arrived is None else self._values
+
+
 class CodeWatch:
     """Histograms of the codes that a training uses, over all devices."""
+
+    reads_later = False
+    """Whether a window moves a step later on every device, and not on CUDA alone."""
 
     def __init__(self, codebook_size: int, num_codebooks: int) -> None:
         shape = (num_codebooks, codebook_size)
@@ -36,15 +58,18 @@ class CodeWatch:
         self.last_used = torch.zeros(shape, dtype=torch.int64)
         """Images seen when each code was last known to be used; 0 for never."""
         self.block_tokens = 0
-        self.beside: dict[str, float] = {}
+        self.beside: dict[Any, float] = {}
+        self._due: Due | None = None
 
     def update(
-        self, indices: Tensor, images_seen: int, devices: int = 1, beside: Mapping[str, Tensor] | None = None
+        self, indices: Tensor, images_seen: int, devices: int = 1, beside: Mapping[Any, Tensor] | None = None
     ) -> bool:
         """Count indices (B, h, w) or (B, h, w, G) of one device; true when the window has moved.
 
-        `beside` are scalars to be brought to the host with it, as the floats of the attribute of that name.
+        `beside` are scalars to be brought to the host with it, as the floats of the attribute of that name. On CUDA both
+        are on their way for a step, so that nobody waits for them: the window has moved one step later.
         """
+        has_moved = self.settle()
         for name in ("since_reading", "block"):
             setattr(self, name, getattr(self, name).to(indices.device))
         groups, size = self.block.shape
@@ -56,24 +81,33 @@ class CodeWatch:
         self.since_reading += counts
         self.block += counts
         self.block_tokens += len(rows) * devices
-        if self.block_tokens < WINDOW_TOKENS // BLOCKS:
-            return False
-        self._close_block(images_seen, beside or {})
-        return True
+        if self.block_tokens >= WINDOW_TOKENS // BLOCKS:
+            self._close_block(images_seen, beside or {})
+            if not (self.reads_later or indices.is_cuda):
+                has_moved = self.settle()
+        return has_moved
 
-    def _close_block(self, images_seen: int, beside: Mapping[str, Tensor]) -> None:
+    def _close_block(self, images_seen: int, beside: Mapping[Any, Tensor]) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.block)
-        # in one piece, so that the device is waited for once; float64 holds such counts, and so does float32
+        # in one piece, on its way at once; float64 holds such counts, and so does float32
         wide = torch.float32 if self.block.device.type == "mps" else torch.float64
         scalars = [value.detach().to(self.block.device, wide).reshape(1) for value in beside.values()]
-        together = torch.cat([self.block.flatten().to(wide), *scalars]).cpu()
-        block = together[: self.block.numel()].long().view_as(self.block)
-        self.beside = dict(zip(beside, together[self.block.numel() :].tolist(), strict=True))
-        self.last_used.masked_fill_(block > 0, images_seen)
-        self.blocks = torch.cat([self.blocks[-(BLOCKS - 1) :], block.int().unsqueeze(0)])
+        self._due = Due(torch.cat([self.block.flatten().to(wide), *scalars]), images_seen, tuple(beside))
         self.block.zero_()
         self.block_tokens = 0
+
+    def settle(self) -> bool:
+        """Move the window by a block that is due; false where none is."""
+        if self._due is None:
+            return False
+        due, self._due = self._due, None
+        values = due.values()
+        block = values[: self.last_used.numel()].long().view_as(self.last_used)
+        self.beside = dict(zip(due.names, values[self.last_used.numel() :].tolist(), strict=True))
+        self.last_used.masked_fill_(block > 0, due.images_seen)
+        self.blocks = torch.cat([self.blocks[-(BLOCKS - 1) :], block.int().unsqueeze(0)])
+        return True
 
     @property
     def is_full(self) -> bool:
@@ -107,11 +141,14 @@ class CodeWatch:
     def state(self) -> dict[str, Any]:
         """What the next step depends on; `block` and `since_reading` are this device's share of what is counted."""
         names = ("blocks", "last_used", "block", "since_reading")
-        return {**{name: getattr(self, name).cpu() for name in names}, "block_tokens": self.block_tokens}
+        due = {} if self._due is None else {"due": (self._due.values(), self._due.images_seen, self._due.names)}
+        return {**{name: getattr(self, name).cpu() for name in names}, "block_tokens": self.block_tokens, **due}
 
     def restore(self, state: dict[str, Any], first_device: bool = True) -> None:
         """The inverse of `state`, which the first device wrote: on another one its own share is not counted again."""
         for name, value in state.items():
-            setattr(self, name, value)
+            if name != "due":
+                setattr(self, name, value)
+        self._due = Due(*state["due"]) if "due" in state else None
         if not first_device:
             self.block, self.since_reading = torch.zeros_like(self.block), torch.zeros_like(self.since_reading)

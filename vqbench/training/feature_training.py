@@ -87,7 +87,11 @@ class FeatureTraining:
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.coder, self.recipe, self.seed = coder, recipe, seed
         self.optimizer: torch.optim.Optimizer = kinds[recipe.optimizer](
-            coder.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            coder.parameters(),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True if next(coder.parameters()).is_cuda else None,
         )
         self.loss = ReconstructionLoss(recipe.pixel_loss, recipe.pixel_weight, None, 0.0)
         self.distance = next(coder.parameters()).new_ones(())  # as the recipe measures it, of the last step

@@ -102,9 +102,11 @@ class TokenizerTraining(lightning.LightningModule):
         self.tokenizer.run = parts.coded
         for network in (self.tokenizer.encoder, self.tokenizer.decoder):
             network.recomputes = parts.execution.activation_checkpointing
-        parts.lay_out(self)
-        if self.reconstruction_loss.perceptual is not None:
-            parts.lay_out(self.reconstruction_loss.perceptual)
+        averaged = [self.average.module.encoder, self.average.module.decoder] if self.average is not None else []
+        networks = (self.tokenizer.encoder, self.tokenizer.decoder, *averaged, self.discriminator)
+        for laid_out in (*networks, self.reconstruction_loss.perceptual):
+            if laid_out is not None:
+                parts.lay_out(laid_out)
 
     def on_fit_start(self) -> None:
         """The perceptual network is not a submodule, so it is moved by hand."""

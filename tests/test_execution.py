@@ -371,6 +371,11 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def read_on_the_host() -> bool:
+    """Whether what is read is a window's, or a block that has had a step's time to arrive."""
+    return any(frame.name in ("window", "values") for frame in traceback.extract_stack())
+
+
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     """With what dispatches nothing on a CPU: `cpu`, `tolist`, `_on_host`. What came with `cpu` is read for nothing."""
@@ -378,15 +383,14 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     to_host, read, on_host = torch.Tensor.cpu, torch.Tensor.tolist, dcr._on_host
 
     def cpu(self: torch.Tensor) -> torch.Tensor:
-        if not any(frame.name == "window" for frame in traceback.extract_stack()):  # which is on the host
+        if not read_on_the_host():
             noted.note("host")
         moved = to_host(self)
         brought.add(moved.untyped_storage().data_ptr())
         return moved
 
     def tolist(self: torch.Tensor) -> Any:
-        on_host = any(frame.name == "window" for frame in traceback.extract_stack())
-        if not on_host and self.untyped_storage().data_ptr() not in brought:
+        if not read_on_the_host() and self.untyped_storage().data_ptr() not in brought:
             noted.note("host")
         return read(self)
 

@@ -66,8 +66,8 @@ class CodeWatch:
     ) -> bool:
         """Count indices (B, h, w) or (B, h, w, G) of one device; true when the window has moved.
 
-        `beside` are scalars to be brought to the host with it, as the floats of the attribute of that name. On CUDA both
-        are on their way for a step, so that nobody waits for them: the window has moved one step later.
+        `beside` are scalars to be brought to the host with it, as the floats of the attribute of that name. On CUDA
+        both are on their way for a step, so that nobody waits for them: the window has moved one step later.
         """
         has_moved = self.settle()
         for name in ("since_reading", "block"):

@@ -37,8 +37,9 @@ class Parts:
     def coded(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Encoder or decoder on inputs (B, C, h, w), float32 at both ends, a micro-batch at a time."""
         whole = self._whole(network, in_bfloat16 if self.casts else None)
-        # in the usual layout: noise is drawn in the order of what lies in memory
-        return self.in_micro_batches(whole, inputs).contiguous()
+        output = self.in_micro_batches(whole, inputs)
+        # back from channels last: noise is drawn in the order in which values lie in memory
+        return output.contiguous() if self.compiles else output
 
     def judged(self, network: nn.Module, images: Tensor) -> Tensor:
         """The discriminator on images (B, 3, R, R), whose BatchNorm sees them all."""

@@ -132,6 +132,7 @@ def refused(answer: object, *said: str) -> None:
         (["--set", "resolution=8", "--metrics", "ssim"], "ssim is defined from 11 pixels a side"),
         (["--methods", "vqgan,vqgan@legacy", "--set", "vqgan.beta_on=codebook"], "are the same configuration"),
         (["--devices", "3"], "does not divide the batch of 16"),
+        (["--micro-batch", "0"], "--micro-batch 0 holds no image"),
         (["--name", "a/b"], "cannot be a folder"),
         (["--plugin", "nowhere.py"], "cannot read plugin"),
         (["--metrics", "lpips_vgg", "--lpips-weights", "nowhere.pth"], "nowhere.pth"),

@@ -84,7 +84,7 @@ def test_the_folder_of_a_cell_holds_what_was_promised(comparison: Comparison) ->
         result = json.loads((folder / "result.json").read_text())
         assert result["scores"] == row["scores"]
         for key in ("protocol", "recipe", "versions", "git", "device_name", "seed", "config", "params", "train_seconds",
-                    "size", "peak_memory_bytes", "encode_images_per_s", "decode_images_per_s", "hash"):  # fmt: skip
+                    "execution", "size", "peak_memory_bytes", "encode_images_per_s", "decode_images_per_s", "hash"):  # fmt: skip
             assert key in result
         table = pd.read_parquet(folder / "per_image.parquet")
         assert len(table) == 12
@@ -240,6 +240,7 @@ def test_mlflow_holds_parent_children_curves_scores_and_artifacts(comparison: Co
         assert run.data.metrics["psnr"] == pytest.approx(row["scores"]["psnr"])
         assert run.data.tags["protocol"] == row["protocol"]
         assert run.data.tags["method"] == row["method"]
+        assert run.data.tags["execution.precision"] == "ieee"
         assert run.data.params["recipe.images"] == "64"
         stored = {a.path for a in client.list_artifacts(run.info.run_id)}
         assert stored >= {"spec.json", "result.json", "recon.png", "codes.png", "per_image.parquet", "weights"}
@@ -368,6 +369,26 @@ def test_a_plugin_takes_its_neighbours_along(images: Path, plugin: Path, tmp_pat
     shutil.rmtree(tmp_path / "one")
     assert (cell.path / "plugin.zip").is_file()
     assert package.load(cell.path).quantizer.codebook_size == 2**3
+
+
+def test_how_a_cell_is_trained_is_recorded_and_not_hashed(images: Path, plugin: Path, tmp_path: Path) -> None:
+    def asked(*more: object) -> dict[str, Any]:
+        answer = typed(*one_cell(images, plugin, tmp_path, "--methods", "fsq", "--json", *more))
+        assert answer.code == 0, answer.err
+        (row,) = answer.objects
+        return row
+
+    row = asked("--micro-batch", 4, "--deterministic", "--activation-checkpointing", "--no-compile")
+    assert json.loads((Path(row["path"]) / "result.json").read_text())["execution"] == {
+        "precision": "ieee", "float32_convolutions": "ieee", "float32_products": "ieee", "compile": False,
+        "deterministic": True, "micro_batch": 4, "activation_checkpointing": True, "fused_optimizer": False,
+        "cudnn_benchmark": False,
+    }  # fmt: skip
+    plain = asked("--dry-run")
+    assert (plain["cell"], plain["state"]) == (row["cell"], "cached")
+    drawn = [asked("--set", "dropout=0.1", "--dry-run", "--micro-batch", n)["cell"] for n in (4, 5, 16, 99)]
+    assert len(set(drawn)) == 3  # a micro-batch of the whole batch is none
+    assert drawn[2] == drawn[3] == asked("--set", "dropout=0.1", "--dry-run", "--compile")["cell"]
 
 
 def test_two_devices_train_one_cell(

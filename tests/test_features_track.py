@@ -155,6 +155,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ({"recipe": "tiny"}, "no dataset to run on"),
         ({"recipe": "atomic", "features": Path("x.npy"), "dataset": "photos"}, "both --features x.npy and"),
         ({"recipe": "atomic", "dataset": "photos", "devices": 2}, "fitted on one"),
+        ({"recipe": "atomic", "dataset": "photos", "micro_batch": 4}, "--micro-batch: for encoder and decoder"),
         ({"recipe": "atomic", "dataset": "photos", "settings": ("gan=hinge",)}, "gan=hinge has no meaning"),
         ({"recipe": "atomic", "dataset": "photos", "settings": ("flip=true",)}, "flip must be false"),
     ],

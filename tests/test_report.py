@@ -297,6 +297,17 @@ def test_two_protocols_are_two_tables_and_a_reason(tmp_path: Path) -> None:
     assert "n = 1, no interval" in text
 
 
+def test_the_table_says_in_which_arithmetic_its_rows_were_trained(tmp_path: Path) -> None:
+    root = tmp_path / "two"
+    fast = {"device": "cuda:0", "execution": {"precision": "tf32"}}
+    for method, result in {"vqgan": fast, "fsq": {"device": "cuda:0"}, "sqvae": {"device": "cpu"}}.items():
+        write_cell(root, method, 0, {"psnr": 20.0}, result=result)
+    text = write_markdown(build_report(load_experiment(tmp_path, "two")))
+    assert "float32 with TF32 in convolutions (tf32): vqgan" in text
+    assert "before it was recorded: fsq" in text
+    assert "float32 (ieee): sqvae" in text
+
+
 # --- a name that means harm
 
 

@@ -300,7 +300,7 @@ def _refuse_odd_execution(request: RunRequest, recipe: Recipe) -> None:
         return
     known = options(RunRequest)
     if idle := [known[name].words for name in _OF_NETWORKS if getattr(request, name)]:
-        what = f"{' and '.join(idle)} are for encoder and decoder, and recipe {recipe.name} trains neither"
+        what = f"{' and '.join(idle)}: for encoder and decoder, and recipe {recipe.name} trains neither"
         raise UsageError(what, "leave it out, or choose a recipe of images: `vqbench recipes`")
 
 

@@ -84,7 +84,8 @@ def test_the_folder_of_a_cell_holds_what_was_promised(comparison: Comparison) ->
         result = json.loads((folder / "result.json").read_text())
         assert result["scores"] == row["scores"]
         for key in ("protocol", "recipe", "versions", "git", "device_name", "seed", "config", "params", "train_seconds",
-                    "execution", "size", "peak_memory_bytes", "encode_images_per_s", "decode_images_per_s", "hash"):  # fmt: skip
+                    "execution", "size", "peak_memory_bytes", "encode_images_per_s", "decode_images_per_s",
+                    "hash"):  # fmt: skip
             assert key in result
         table = pd.read_parquet(folder / "per_image.parquet")
         assert len(table) == 12

@@ -34,7 +34,7 @@ class Due:
         self._values = together
         if together.is_cuda:
             self._values = torch.empty_like(together, device="cpu", pin_memory=True).copy_(together, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def values(self) -> Tensor:

@@ -68,9 +68,9 @@ class Parts:
         if not 0 < size < len(inputs[0]) or not torch.is_grad_enabled():
             output: Tensor = network(*inputs)
             return output
-        *before, last = zip(*(part.split(size) for part in inputs), strict=True)
-        kept = {"use_reentrant": False, "preserve_rng_state": self.draws}
-        return torch.cat([*(checkpoint(network, *parts, **kept) for parts in before), network(*last)])
+        *before, last = zip(*(torch.split(part, size) for part in inputs), strict=True)
+        again = functools.partial(checkpoint, network, use_reentrant=False, preserve_rng_state=self.draws)
+        return torch.cat([*(again(*parts) for parts in before), network(*last)])
 
     def _whole(self, network: nn.Module, method: Network | None = None) -> Network:
         """A network, or a function of it and inputs, compiled where that is asked for."""
@@ -131,17 +131,17 @@ def algorithms(deterministic: bool) -> Iterator[None]:
 
     An operation that has none warns, by name. Without CUDA nothing changes but that torch is asked for it.
     """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory
+    cudnn, filled = torch.backends.cudnn, torch.utils.deterministic
+    before = cudnn.benchmark, cudnn.deterministic, filled.fill_uninitialized_memory  # type: ignore[attr-defined]
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first product is computed
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        filled.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(asked, warn_only=warns)
         cudnn.benchmark, cudnn.deterministic = before[:2]
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        filled.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]

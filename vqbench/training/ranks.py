@@ -29,7 +29,8 @@ def agree_on(buffers: Iterable[Tensor]) -> None:
             apart = own - agreed
             torch.distributed.all_reduce(apart)
             agreed += apart / torch.distributed.get_world_size()
-        for buffer, values in zip(alike, agreed.split([buffer.numel() for buffer in alike]), strict=True):
+        parts = torch.split(agreed, [buffer.numel() for buffer in alike])
+        for buffer, values in zip(alike, parts, strict=True):
             buffer.copy_(values.view_as(buffer))
 
 

@@ -102,11 +102,11 @@ class TokenizerTraining(lightning.LightningModule):
         self.tokenizer.run = parts.coded
         for network in (self.tokenizer.encoder, self.tokenizer.decoder):
             network.recomputes = parts.execution.activation_checkpointing
-        averaged = [self.average.module.encoder, self.average.module.decoder] if self.average is not None else []
-        networks = (self.tokenizer.encoder, self.tokenizer.decoder, *averaged, self.discriminator)
-        for laid_out in (*networks, self.reconstruction_loss.perceptual):
-            if laid_out is not None:
-                parts.lay_out(laid_out)
+        coders: list[Any] = [self.tokenizer, *([self.average.module] if self.average is not None else [])]
+        networks = [network for coder in coders for network in (coder.encoder, coder.decoder)]
+        for network in (*networks, self.discriminator, self.reconstruction_loss.perceptual):
+            if network is not None:
+                parts.lay_out(network)
 
     def on_fit_start(self) -> None:
         """The perceptual network is not a submodule, so it is moved by hand."""
@@ -254,7 +254,8 @@ class TokenizerTraining(lightning.LightningModule):
     @torch.no_grad()
     def _update_average(self, average: AveragedModel) -> None:
         """As `AveragedModel.update_parameters`, which asks the device how often it was called."""
-        averaged, trained = list(average.module.parameters()), list(self.tokenizer.parameters())
+        averaged: list[Tensor] = list(average.module.parameters())
+        trained: list[Tensor] = list(self.tokenizer.parameters())
         if self.images_seen == 0:
             torch._foreach_copy_(averaged, trained)
         else:

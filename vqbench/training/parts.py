@@ -32,7 +32,7 @@ class Parts:
         asked = execution.compile
         self.compiles = (device.type == "cuda" and can_compile()) if asked == "cuda" else asked
         self._backend = backend
-        self._compiled: dict[tuple[int, Network | None], Network] = {}
+        self._compiled: dict[Network, Network] = {}
 
     def coded(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Encoder or decoder on inputs (B, C, h, w), float32 at both ends, a micro-batch at a time."""
@@ -74,13 +74,12 @@ class Parts:
 
     def _whole(self, network: nn.Module, method: Network | None = None) -> Network:
         """A network, or a function of it and inputs, compiled where that is asked for."""
-        if not self.compiles:
-            return network if method is None else functools.partial(method, network)
-        key = id(network), method
-        if key not in self._compiled:  # dynamic=False: shapes stay, or are those of the last micro-batch
-            compiles = functools.partial(torch.compile, dynamic=False, backend=self._backend)
-            self._compiled[key] = compiles(network if method is None else lambda *inputs: method(network, *inputs))
-        return self._compiled[key]
+        if self.compiles:  # dynamic=False: shapes stay, or are those of the last micro-batch
+            key = network if method is None else method
+            if key not in self._compiled:
+                self._compiled[key] = torch.compile(key, dynamic=False, backend=self._backend)
+            return self._compiled[key] if method is None else functools.partial(self._compiled[key], network)
+        return network if method is None else functools.partial(method, network)
 
     def lay_out(self, network: nn.Module) -> None:
         """Channels last, in which compiled convolutions are fast; values stay as they are."""

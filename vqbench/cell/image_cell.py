@@ -155,6 +155,7 @@ def refuse_too_large_step(spec: dict[str, Any], recipe: Recipe, card: int | None
 
     Without `card`: on the smallest GPU here, if there is one. Nothing where the spec says to ignore it.
     """
+    from vqbench.recipe import Execution
     from vqbench.tokenizer import configured
     from vqbench.training.memory import UncountableError, card_bytes, refuse_too_large, step_cost
 
@@ -163,7 +164,8 @@ def refuse_too_large_step(spec: dict[str, Any], recipe: Recipe, card: int | None
         return
     config, share = configured(spec["method"], spec["config"]), recipe.batch_size // spec["devices"]
     try:
-        said = refuse_too_large(step_cost(spec["method"], config, recipe, share), card)
+        cost = step_cost(spec["method"], config, recipe, share, Execution.of_spec(spec))
+        said = refuse_too_large(cost, card)
     except UncountableError as error:
         said = error.what
     if said:

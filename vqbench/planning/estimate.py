@@ -13,7 +13,7 @@ from vqbench.planning.cost import images_done
 from vqbench.planning.plan import Cell
 
 if TYPE_CHECKING:
-    from vqbench.recipe import Recipe
+    from vqbench.recipe import Execution, Recipe
     from vqbench.training.memory import StepCost
 
 ASSUMED_FLOPS = 110e12
@@ -92,13 +92,14 @@ def _flops(cost: StepCost, recipe: Recipe, start: int) -> float:
 def cost_of(spec: dict[str, Any], recipe: Recipe) -> StepCost:
     """What a step of a cell needs on each of its devices. Raises UncountableError."""
     config = json.dumps(spec["config"], sort_keys=True)
-    return _cost(spec["method"], spec["code"], config, recipe, recipe.batch_size // spec["devices"])
+    share = recipe.batch_size // spec["devices"]
+    return _cost(spec["method"], spec["code"], config, recipe, share, Execution.of_spec(spec))
 
 
 @functools.lru_cache(maxsize=256)
-def _cost(method: str, code: str | None, config: str, recipe: Recipe, images: int) -> StepCost:
+def _cost(method: str, code: str | None, config: str, recipe: Recipe, images: int, execution: Execution) -> StepCost:
     """`code` tells one content of a plugin from another."""
     from vqbench.tokenizer import configured
     from vqbench.training.memory import step_cost
 
-    return step_cost(method, configured(method, json.loads(config)), recipe, images)
+    return step_cost(method, configured(method, json.loads(config)), recipe, images, execution)

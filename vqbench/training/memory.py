@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from vqbench.errors import VQBenchError
-from vqbench.recipe import Recipe
+from vqbench.recipe import Execution, Recipe
 
 REFUSED_ABOVE, WARNED_ABOVE = 1.25, 0.8
 """Shares of a card's memory. The count knows no workspaces of cuDNN and no gaps of the allocator, which need more, nor
@@ -89,16 +89,24 @@ class _Uncounted:
 
 
 def step_cost(
-    method: str, config: Mapping[str, Any], recipe: Recipe, images: int | None = None, **options: Any
+    method: str,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    images: int | None = None,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
+    **options: Any,
 ) -> StepCost:
     """Count a step of `recipe` with `images` at once (its batch by default), without allocating any of it.
+
+    Of a micro-batch that `execution` asks for it is a step of so many images: what the whole batch keeps beside is
+    little. What activation checkpointing and a compiler save is not counted.
 
     `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values.
     """
     count = images or recipe.batch_size
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-            return _counted(method, dict(config), recipe, count, options)
+            return _counted(method, dict(config), recipe, min(count, execution.micro_batch or count), options)
     except Exception as error:  # a plugin's own code runs here, and may raise anything
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UncountableError(
@@ -112,12 +120,14 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, o
     from torch.utils.flop_counter import FlopCounterMode
 
     from vqbench.tokenizer import build_tokenizer
+    from vqbench.training.parts import Parts
     from vqbench.training.tokenizer_training import TokenizerTraining
 
     with LiveBytes() as live:
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
         tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))
         training = TokenizerTraining(tokenizer, recipe, 0, perceptual, **options)
+        training.run_by(Parts(recipe, Execution(), torch.device("cpu")))
         training.codes = _Uncounted()  # type: ignore[assignment]
         fabric = lightning.Fabric(
             accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
@@ -193,4 +203,5 @@ def what_fits(cost: StepCost, card: int) -> str:
     if fits == 0:
         return f"not even one image at once fits ({cost.kept_bytes / 1e9:.3g} GB are weights and their like)"
     shares = -(-cost.images // fits)
-    return f"{fits} images at once fit: --set batch_size={fits}, or --devices {shares} that share the batch"
+    batch = f"--micro-batch {fits}, --set batch_size={fits}, or --devices {shares} that share the batch"
+    return f"{fits} images at once fit: {batch}"

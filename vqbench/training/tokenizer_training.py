@@ -181,9 +181,10 @@ class TokenizerTraining(lightning.LightningModule):
         paths = [path.float() for path in (output.images, output.continuous) if path is not None]
         with torch.autocast(self.device.type, enabled=False):
             leaves = [path.detach().requires_grad_() for path in paths]
-        apart = dataclasses.replace(output, images=leaves[0], continuous=leaves[1] if len(leaves) > 1 else None)
+        shown = [leaf.view_as(leaf) for leaf in leaves]  # counters of operations hook what a module gets, and no leaf
+        apart = dataclasses.replace(output, images=shown[0], continuous=shown[1] if len(shown) > 1 else None)
         terms = self._reconstruction_terms(images, apart)
-        adversarial = self._generator_loss(leaves[0])
+        adversarial = self._generator_loss(shown[0])
         with torch.autocast(self.device.type, enabled=False):
             of_terms = [torch.autograd.grad(t, leaves, allow_unused=True) for t in reversed(terms.values())]
             by_leaf = [[g for g in found if g is not None] for found in zip(*of_terms, strict=True)]

@@ -101,9 +101,7 @@ class Recipe:
     """Linear warm-up."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    precision: Literal["ieee", "32", "tf32", "bf16", "bf16_true"] = field(
-        default="ieee", metadata={"stored_as": {"ieee": "32"}}
-    )
+    precision: Literal["ieee", "32", "tf32", "bf16", "bf16_true"] = field(default="ieee", metadata=_FLOAT32)
     """Arithmetic of the backbone, losses and discriminator; quantizers always compute in float32. ieee: float32
     throughout; 32 is an older word for it. tf32: on CUDA, convolutions in TF32. bf16: autocast, and what it leaves in
     float32 as with tf32. bf16_true: encoder and decoder move nothing but bfloat16, norms and activations too; weights,

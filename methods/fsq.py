@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vqbench.methods.codebook import straight_through
 from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
 
@@ -35,7 +36,8 @@ MAX_LISTED_CODES = 2**17  # above this, `codebook` would be a table that nobody 
 _SIMVQ = ("ImageNet 128 px validation images, f 8, K 64000", "table of the SimVQ paper, whose authors trained it")
 
 
-def _levels(given: tuple[int | str, ...] | str) -> tuple[int, ...]:
+def levels_of(given: tuple[int | str, ...] | str) -> tuple[int, ...]:
+    """Levels as they are given, or those of a recommended size by its name. ValueError for what is neither."""
     names = (given,) if isinstance(given, str) else tuple(given)
     if len(names) == 1 and names[0] in RECOMMENDED:
         return RECOMMENDED[str(names[0])]
@@ -45,6 +47,13 @@ def _levels(given: tuple[int | str, ...] | str) -> tuple[int, ...]:
             f"levels must be whole numbers of at least 2, or one of {', '.join(RECOMMENDED)}, not {given!r}"
         )
     return levels
+
+
+def symmetric(bounded: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Digits, int64 in [0, L), and levels from −1 to 1 at equal distances of what is in [−1, 1], straight through."""
+    place = (levels - 1) * (bounded + 1) / 2 + 0.5
+    digits = place.detach().floor().long().clamp(min=torch.zeros_like(levels), max=levels - 1)
+    return digits, 2 / (levels - 1) * straight_through(place, digits.float()) - 1
 
 
 @METHODS.register("fsq")
@@ -60,12 +69,25 @@ class FSQ(Quantizer):
 
         levels: tuple[int, ...] | tuple[Size] = ("2^9",)
         """Levels of each channel (8,5,5,5), or the paper's choice for a size by its name (2^10)."""
+        symmetric: bool = field(default=False, metadata={"added_later": True})
+        """Levels at equal distances from −1 to 1, of an even number too (Parker et al., 2024, arXiv:2411.19842)."""
+        noise_dropout: float = field(default=0.0, metadata={"added_later": True})
+        """Share of the coordinates that get noise of ±0.5 in training, as lucidrains has it; needs symmetric."""
 
         def __post_init__(self) -> None:
             # Stored as numbers, so that a name and what it stands for are one configuration.
-            object.__setattr__(self, "levels", _levels(self.levels))
-            if math.prod(_levels(self.levels)) >= 2**63:
+            object.__setattr__(self, "levels", levels_of(self.levels))
+            if math.prod(levels_of(self.levels)) >= 2**63:
                 raise ValueError(f"the product of the levels {self.levels} does not fit an int64 index")
+            if not 0 <= self.noise_dropout < 1:
+                raise ValueError(f"noise_dropout must be from 0 to below 1, not {self.noise_dropout}")
+            if self.noise_dropout > 0 and not self.symmetric:
+                raise ValueError("noise_dropout has no meaning without symmetric: set symmetric=true")
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "symmetric": {"symmetric": True},
+        "noise": {"symmetric": True, "noise_dropout": 0.5},
+    }
 
     # Nothing but the levels can be chosen; the sizes of Table 1.
     search_space: ClassVar[Mapping[str, Range | Choices]] = {"levels": Choices(tuple(RECOMMENDED), group="codebook")}
@@ -80,9 +102,9 @@ class FSQ(Quantizer):
 
     config: Config
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Any) -> None:  # of this class, or of one that is made of its levels
         super().__init__(config)
-        levels = _levels(config.levels)
+        levels = levels_of(config.levels)
         self.codebook_size = math.prod(levels)
         self.in_channels = self.out_channels = len(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]  # the first level varies fastest
@@ -126,6 +148,8 @@ class FSQ(Quantizer):
     @full_precision
     def forward(self, z: Tensor) -> Quantized:
         """z (B, channels, h, w) to the nearest levels, scaled into [−1, 1]."""
+        if self.config.symmetric:
+            return self._symmetric(z)
         bounded, half = self._bound(z), self._levels // 2
         # From L = 1001 on the margin is more than half a level, hence the clamp.
         digits = (torch.round(bounded.detach()).long() + half).clamp(min=torch.zeros_like(half), max=self._levels - 1)
@@ -134,8 +158,25 @@ class FSQ(Quantizer):
             latents = bounded / half + (latents - bounded / half).detach()
         return Quantized(latents, (digits * self._basis).sum(1))
 
+    def _symmetric(self, z: Tensor) -> Quantized:
+        digits, latents = symmetric(torch.tanh(z), self._levels)
+        indices = (digits * self._basis).sum(1)
+        if not self.training:
+            return Quantized(self.decode_indices(indices), indices)
+        if self.config.noise_dropout > 0:
+            chosen = torch.full_like(latents, self.config.noise_dropout).bernoulli_().bool()
+            noise = torch.rand_like(latents) - 0.5  # in code units: for many levels more than the distance of two
+            latents = torch.where(chosen, latents + noise, latents).clamp(-1, 1)
+        return Quantized(latents, indices)
+
+    def _digits(self, indices: Tensor) -> Tensor:
+        """(B, h, w) indices to (B, channels, h, w) in [0, L)."""
+        return indices.unsqueeze(1) // self._basis % self._levels
+
     @full_precision
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w) indices to (B, channels, h, w) levels in [−1, 1]."""
+        if self.config.symmetric:
+            return self._digits(indices) * (2 / (self._levels - 1)) - 1
         half = self._levels // 2
-        return (indices.unsqueeze(1) // self._basis % self._levels - half) / half
+        return (self._digits(indices) - half) / half

@@ -1,4 +1,5 @@
-"""Nearest code for each vector, exactly as brute force finds it, without the N × K matrix of distances."""
+"""Nearest code for each vector, exactly as brute force finds it, without the N × K matrix of distances; and the code of
+the largest product."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ wait for each other, and where cores are shared small blocks become slower than 
 
 
 @contextmanager
-def _ieee_products(device: torch.device) -> Iterator[None]:
+def ieee_products(device: torch.device) -> Iterator[None]:
+    """Matrix products in whole float32 whatever the trainer allows."""
     # A trainer may allow TF32 for speed; its 10 bits of mantissa assign close codes wrongly.
     if device.type != "cuda":
         yield
@@ -56,14 +58,30 @@ def nearest(z: Tensor, codes: Tensor, precision: Tensor | None = None) -> Tensor
     """
     if len(codes) == 0:
         raise ValueError("a codebook needs at least one code")
-    with torch.autocast(z.device.type, enabled=False), _ieee_products(z.device):
+    with torch.autocast(z.device.type, enabled=False), ieee_products(z.device):
         weights = None if precision is None else precision.float()
-        left, right, bias = _scores_as_product(z.float(), codes.float(), weights)
-        rows = max(1, min(len(z), SCORE_BYTES // (4 * len(codes))))
-        scores = left.new_empty(rows, len(codes))
-        indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        for start in range(0, len(z), rows):
-            block = left[start : start + rows]
-            found = torch.addmm(bias, block, right.t(), out=scores[: len(block)])
-            torch.argmin(found, 1, out=indices[start : start + rows])
+        return _least(*_scores_as_product(z.float(), codes.float(), weights))
+
+
+@torch.no_grad()
+def largest_product(left: Tensor, right: Tensor) -> Tensor:
+    """Index of the row of `right` (K, c) with the largest product with each row of `left` (N, c), as (N,) int64.
+
+    In float32, with the memory of `nearest`. No gradient. Of equal products the first.
+    """
+    if len(right) == 0:
+        raise ValueError("a codebook needs at least one code")
+    with torch.autocast(left.device.type, enabled=False), ieee_products(left.device):
+        return _least(-left.float(), right.float(), right.new_zeros(len(right), dtype=torch.float32))
+
+
+def _least(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """Index of the smallest bias + left·right for each row of `left`, a block of rows at a time."""
+    rows = max(1, min(len(left), SCORE_BYTES // (4 * len(right))))
+    scores = left.new_empty(rows, len(right))
+    indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
+    for start in range(0, len(left), rows):
+        block = left[start : start + rows]
+        found = torch.addmm(bias, block, right.t(), out=scores[: len(block)])
+        torch.argmin(found, 1, out=indices[start : start + rows])
     return indices

@@ -1,0 +1,49 @@
+"""Codes whose channels are one bit each: signs to whole-number indices and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BitOrder = Literal["first_lowest", "first_highest"]
+"""Whether channel 0 is the least or the most significant bit of an index."""
+
+MAX_BITS = 62  # what an int64 index holds, and 2 ** bits with it
+MAX_JOINT_BITS = 20  # of one entropy group: 2^20 mean probabilities are 4 MiB
+MAX_LISTED_BITS = 17  # above this, `codebook` would be a table that nobody reads
+
+
+def check_bits(bits: int, group: int) -> None:
+    """ValueError for numbers of bits that cannot be: of a code, and of a group in the codebook entropy (0: all)."""
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits must be from 1 to {MAX_BITS}, not {bits}")
+    if not 0 <= group <= min(bits, MAX_JOINT_BITS):
+        raise ValueError(f"entropy_group must be from 0 to {min(bits, MAX_JOINT_BITS)}, not {group}")
+
+
+def joint_bits(bits: int, group: int) -> int:
+    """Bits of a group in the codebook entropy: as asked for; for 0 all, in equal groups where they are too many."""
+    return group or math.ceil(bits / math.ceil(bits / MAX_JOINT_BITS))
+
+
+def matched_bits(codebook_size: int) -> int:
+    """Bits of the codebook nearest in bits to `codebook_size` codes."""
+    return min(max(1, round(math.log2(codebook_size))), MAX_BITS)
+
+
+def _places(bits: int, order: BitOrder, device: torch.device) -> Tensor:
+    places = torch.arange(bits, device=device)
+    return (places if order == "first_lowest" else places.flip(0)).view(-1, 1, 1)
+
+
+def indices_of(z: Tensor, order: BitOrder) -> Tensor:
+    """(B, bits, h, w) → int64 (B, h, w): the bit of a channel is 1 where it is above 0, so of 0 itself it is 0."""
+    return ((z > 0).long() << _places(z.shape[1], order, z.device)).sum(1)
+
+
+def signs_of(indices: Tensor, bits: int, order: BitOrder) -> Tensor:
+    """int64 (B, h, w) → float32 (B, bits, h, w) of −1 and 1."""
+    return ((indices.unsqueeze(1) >> _places(bits, order, indices.device) & 1) * 2 - 1).float()

@@ -35,8 +35,8 @@ class BSQ(Quantizer):
     straight-through gradient passes before the division, so z gets 1 / √d of it.
 
     The authors name two ways to take the entropies. "analytical" is per bit, `entropy_group` 1, whatever their group
-    size says; "group" is `entropy_group` bits together. The per-sample entropy is the same in both. Their trainer begins
-    with three times the weight, for 2000 steps: that is left out.
+    size says; "group" is `entropy_group` bits together. The per-sample entropy is the same in both. Their trainer
+    begins with three times the weight, for 2000 steps: that is left out.
     """
 
     @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BSQ(Quantizer):
         inverse_temperature: float = field(default=1.0, metadata=_ENTROPY)
         """Of the softmax over 2 z·c that the entropies are of; the terms are divided by it."""
         entropy_group: int = field(default=1, metadata=_ENTROPY)
-        """Bits of a group in the codebook entropy: 1 as released; 0: all together (of more than 20, in equal groups)."""
+        """Bits of a group in the codebook entropy: 1 as released; 0: all together (more than 20, in equal groups)."""
         commitment: bool = field(default=False, metadata={"component": "commitment"})
         """Draw z to its code; off as released."""
         beta: float = field(default=0.25, metadata={"part_of": "commitment"})

@@ -22,6 +22,10 @@ from vqbench.methods.nearest import ieee_products
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
 
+TINY = 1e-26
+"""Least probability of a code. It changes no sum in float32; smaller ones become denormal numbers, with which a CPU
+takes twelve times as long."""
+
 Logarithm = Literal["added", "clamped"]
 """How the logarithm of a probability near 0 is bounded: log(p + ε), or log(max(p, ε))."""
 
@@ -100,18 +104,17 @@ class _Blocks:
     def log_softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
         """Logarithms of the probabilities in block 1, the probabilities in block 2."""
         scaled = torch.mul(logits, 1 / temperature, out=self.empty(2, block))
-        logarithms = torch.log_softmax(scaled, 1, out=self.empty(1, block))
+        logarithms = torch.log_softmax(scaled, 1, out=self.empty(1, block)).clamp_(min=math.log(TINY))
         return logarithms, torch.exp(logarithms, out=scaled)
 
     def softmax(self, logits: Tensor, temperature: float, block: slice) -> Tensor:
         """In block 1."""
         scaled = torch.mul(logits, 1 / temperature, out=self.empty(2, block))
-        return torch.softmax(scaled, 1, out=self.empty(1, block))
+        return torch.softmax(scaled, 1, out=self.empty(1, block)).clamp_(min=TINY)
 
-
-def _row_products(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_k a b for each row, (N, 1), without the product of the two."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).squeeze(2)
+    def row_products(self, a: Tensor, b: Tensor, which: int, block: slice) -> Tensor:
+        """Σ_k a b for each row, (N, 1); their product takes block `which`."""
+        return torch.mul(a, b, out=self.empty(which, block)).sum(1, keepdim=True)
 
 
 class _Assign(torch.autograd.Function):
@@ -144,7 +147,7 @@ class _Assign(torch.autograd.Function):
                     mean += p.sum(0)
                     if floor > 0:
                         logarithms.clamp_(min=math.log(floor))
-                    per_sample -= _row_products(p, logarithms).sum()
+                    per_sample -= blocks.row_products(p, logarithms, 3, block).sum()
         if values is not None and hard:
             torch.index_select(values, 0, indices, out=latents)
         per_sample, mean = per_sample / max(len(left), 1), mean / max(len(left), 1)
@@ -174,7 +177,7 @@ class _Assign(torch.autograd.Function):
                     p = blocks.softmax(logits, temperature, block)
                     torch.mm(at_latents[block] / temperature, values.t(), out=at_logits)
                     if hard:
-                        at_logits -= _row_products(p, at_logits)
+                        at_logits -= blocks.row_products(p, at_logits, 2, block)
                     else:
                         at_logits -= (at_latents[block] * latents[block]).sum(1, keepdim=True) / temperature
                         if at_values is not None:
@@ -214,7 +217,7 @@ def _add_entropies(
     else:
         logarithms *= -at_per_sample / tokens
     logarithms += at_mean / tokens
-    logarithms -= _row_products(p, logarithms)
+    logarithms -= blocks.row_products(p, logarithms, 0, block)  # the logits are no longer needed
     at_logits.addcmul_(logarithms, p, value=1 / temperature)
 
 

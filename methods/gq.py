@@ -80,7 +80,7 @@ class GaussianQuant(Quantizer):
         group: int = 0
         """Channels of a group, each of which has an index; 0: all are one group."""
         layout: Literal["strided", "contiguous"] = "strided"
-        """Group n of G is the channels n, n + G, n + 2 G … (the authors' first form), or g neighbours (their second)."""
+        """Group n of G is the channels n, n + G, n + 2 G … (the authors' first form), or neighbours (their second)."""
         decode: Literal["sample", "code"] = "sample"
         """What training decodes: the sample, or the code with the gradient of the sample (the second form)."""
         kl_weight: float = 0.1

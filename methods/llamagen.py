@@ -33,7 +33,7 @@ _LC = "VQGAN-LC's table, whose authors trained VQGAN-FC"
 
 
 def _authors(metric: str, value: float, downsampling: int, more: str = "") -> Published:
-    where = f"ImageNet 256 px validation images, f {downsampling}, K 16384, d 8, the evaluator of guided diffusion{more}"
+    where = f"ImageNet 256 px validation images, f {downsampling}, K 16384, d 8, evaluator of guided diffusion{more}"
     return Published(metric, value, where, "LlamaGen, trained for 40 epochs with a GAN")
 
 
@@ -87,7 +87,7 @@ class LlamaGen(Quantizer):
     search_space: ClassVar[Mapping[str, Range | Choices]] = {
         "beta": Range(0.1, 2.0, log=True, group="losses"),
         "entropy_weight": Range(0.01, 1.0, log=True, group="losses"),
-        "dim": Choices((4, 8, 16, 32), group="latent"),
+        "init": Choices(("uniform", "normal", "unit_normal"), group="codebook"),
     }
 
     published: ClassVar[tuple[Published, ...]] = (

@@ -82,8 +82,8 @@ class SoftVQ(Quantizer):
     def remark(cls, config: Config) -> str:
         """Its codes are not what it trains."""
         return (
-            "softvq trains a mixture of codes, which is not discrete: its scores are of the code of the largest weight, "
-            "and psnr_continuous and rfid_continuous of the mixture"
+            "trains a mixture of codes, which is not discrete: its scores are of the code of the largest weight, "
+            "psnr_continuous and rfid_continuous of the mixture"
         )
 
     def __init__(self, config: Config) -> None:
@@ -109,7 +109,7 @@ class SoftVQ(Quantizer):
         return GradientRoutes(True, True, drawn, False)
 
     def _split(self, by_token: Tensor) -> list[Tensor]:
-        """What is (B, d, h, w) as one (B, tokens / splits, d) for each codebook. ValueError where they do not divide."""
+        """(B, d, h, w) as one (B, tokens / splits, d) for each codebook. ValueError where they do not divide."""
         tokens, splits = by_token.flatten(2).transpose(1, 2), self.config.splits
         if tokens.shape[1] % splits:
             raise ValueError(f"{tokens.shape[1]} tokens of an image cannot be cut into splits={splits} equal parts")

@@ -141,7 +141,8 @@ class SQVAE(Quantizer):
 
     Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. In training the
     noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside it
-    where they are small, and computed again by blocks where they are not (`assign`). Evaluation needs none of them.
+    where they are small, and computed again by blocks where they are not (`assign`). Evaluation needs none of them. Its
+    scores without quantization (`psnr_continuous`) are of the mean, which training mixes codes about.
 
     The authors minimise, with D pixel values, T tokens and B images,
         (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.
@@ -247,7 +248,7 @@ class SQVAE(Quantizer):
         mean, variance = self._split(z)
         if not self.training:  # one variance per token does not change which code is the most probable
             precision = 1 / variance.clamp(min=MIN_VARIANCE) if self.config.variance == "IV" else None
-            return Quantized(*quantize(mean, self.embedding, precision))
+            return Quantized(*quantize(mean, self.embedding, precision), continuous=mean)
         rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
         gumbel = rows.new_empty(len(rows), self.codebook_size).exponential_().log_().neg_()
         mixture, indices, terms = assign(rows, self.embedding, spread, gumbel, self.temperature)

@@ -11,6 +11,7 @@ from vqbench import arguments
 from vqbench.arguments import option
 from vqbench.errors import UsageError
 from vqbench.machine.yaml_files import shipped
+from vqbench.planning.choice import folder_name
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
 
@@ -89,7 +90,10 @@ class SweepRequest:
     def title(self) -> str:
         """The sweep's name."""
         spaces = "+".join(Path(space).stem for space in self.spaces)
-        return self.name or f"{'+'.join(self.references)}-{spaces}{'-same-bits' if self.same_bits else ''}"[:100]
+        return (
+            self.name
+            or f"{'+'.join(map(folder_name, self.references))}-{spaces}{'-same-bits' if self.same_bits else ''}"[:100]
+        )
 
 
 def asked_sweep(run: RunRequest, given: Mapping[str, Any], resume: str) -> SweepRequest:

@@ -92,7 +92,7 @@ def plan_studies(request: SweepRequest) -> tuple[tuple[StudyPlan, ...], tuple[st
 
 def _refuse_unknown_owners(space: Raw) -> None:
     for owner in space["methods"]:
-        if split_reference(owner)[0] not in METHODS.names():
+        if split_reference(owner)[0] not in METHODS:
             raise unknown("method in the space", owner, METHODS.names(), "`vqbench methods` lists them")
     declared = _groups(METHODS.names())
     for group in space["declared"]:

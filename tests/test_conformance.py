@@ -396,7 +396,15 @@ def failures(properties: list[Property]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "method", ["vqgan", "vqgan@legacy", "fsq", "sqvae", "sqvae@mode2", "sqvae@mode3", "sqvae@mode4"]
+    "method",
+    [
+        *("vqgan", "vqgan@legacy", "fsq", "sqvae", "sqvae@mode2", "sqvae@mode3", "sqvae@mode4"),
+        *("fsq@noise", "rfsq", "lfq", "lfq@lucidrains", "bsq", "llamagen", "llamagen@entropy", "ibq", "softvq", "gq"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("fsq@symmetric", "rfsq@three", "bsq@joint", "gq@second")
+        ),
+    ],
 )
 def test_built_in_methods_pass(method: str) -> None:
     properties = check_method(method, only=IN_ONE_PROCESS)
@@ -481,7 +489,7 @@ def test_each_mistake_fails_its_own_property(tmp_path: Path, mistake: str) -> No
     [
         ("z", set()),
         ("z if self.training else None", {"shapes and types"}),
-        ("None if self.training else z", {"shapes and types"}),
+        ("None if self.training else z", {"shapes and types"}),  # training decodes codes, so this is trained by nobody
         ("z + torch.randn_like(z)", {"eval is deterministic"}),
         ("z - z.mean()", {"eval ignores other images"}),
     ],
@@ -491,6 +499,48 @@ def test_a_continuous_path_is_held_to_what_its_score_needs(tmp_path: Path, conti
     only = ["shapes and types", "eval is deterministic", "eval has no side effects", "eval ignores other images"]
     properties = check_method("dual", write(tmp_path, "dual", [], source), only=only)
     assert failures(properties) == expected, render(properties)
+
+
+@pytest.mark.parametrize(("mixture", "expected"), [("z", set()), ("straight_through(z, z_q)", {"shapes and types"})])
+def test_a_path_that_training_decodes_instead_of_codes_is_scored_too(
+    tmp_path: Path, mixture: str, expected: set[str]
+) -> None:
+    latents = f"{mixture} if self.training else z_q"
+    source = RIGHT.replace("straight_through(z, z_q)", latents).replace(
+        "indices, losses)", "indices, losses, continuous=None if self.training else z)"
+    )
+    properties = check_method("soft", write(tmp_path, "soft", [], source), only=["shapes and types"])
+    assert failures(properties) == expected, render(properties)
+
+
+TWO_RANKS = {
+    "gq": False,  # multipliers, which each rank's divergences move
+    **dict.fromkeys(("fsq@noise", "rfsq", "lfq", "bsq", "llamagen@entropy", "ibq", "softvq", "gq@second"), True),
+    **dict.fromkeys(("vqp:VectorQuantize", "vqp:ResidualVQ"), True),
+}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if slow else []) for name, slow in TWO_RANKS.items()]
+)
+def test_built_in_methods_are_the_same_on_two_ranks(method: str) -> None:
+    if method.startswith("vqp:"):
+        pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed: vqbench[vqp]")
+    (result,) = check_method(method, only=["same on two ranks"])
+    assert result.passed, result.detail
+
+
+VQP = ("VectorQuantize", "ResidualVQ", "GroupedResidualVQ", "FSQ", "LFQ", "SimVQ", "LatentQuantize", "ResidualFSQ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name != "ResidualVQ" else []) for name in VQP],
+)
+def test_classes_of_vector_quantize_pytorch_pass(name: str) -> None:
+    pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed: vqbench[vqp]")
+    properties = check_method(f"vqp:{name}", only=IN_ONE_PROCESS)
+    assert not failures(properties), render(properties)
 
 
 def test_codebooks_that_drift_apart_on_two_ranks(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Quantized:
     """A second latent, shaped like `latents`, that the recipe decodes too in training (VAEVQ's dual path).
 
     A method that has one in training has one in eval mode: what it quantizes there, as it was before, so that
-    `psnr_continuous` less `psnr` is the cost of quantization alone."""
+    `psnr_continuous` less `psnr` is the cost of quantization alone. One whose `latents` in training are themselves no
+    codes (SoftVQ's mixtures) returns in eval mode alone what they were, or were about: it is scored beside the codes,
+    and no second time trained."""
     continuous_weight: float = 1.0
     """Weight of the reconstruction loss of `continuous`, relative to that of `latents`; of weight 0 it has no score."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)

@@ -161,6 +161,9 @@ def _last_line(error: Exception) -> str:
 class Registry(Generic[T]):
     """Names → classes of one kind ("method", "dataset").
 
+    A name may be of a family, `family:member`: entry points of the group `GROUP_families` name classes that make one
+    for each member (`member(name)`), such as for each class of another library.
+
     `variable` is the name that plugins use for this registry in their decorator (`METHODS`), `group` the
     entry-point group that installed packages announce their plugins in, `built_in` a module that registers vqbench's
     own where they are no entry points, `see` what lists them.
@@ -229,6 +232,24 @@ class Registry(Generic[T]):
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         return {point.name: point for point in _announced().select(group=self.group)}
 
+    @functools.cached_property
+    def _families(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in _announced().select(group=f"{self.group}_families")}
+
+    def is_member(self, name: str) -> bool:
+        """Whether `name` is `family:member` of a family that there is; the member is not looked for."""
+        family, colon, _ = name.partition(":")
+        return bool(colon) and family in self._families
+
+    def families(self) -> list[Outline]:
+        """What can be said of each family without importing it, as `family:CLASS`."""
+        return [self._outlined(f"{name}:CLASS", _Place(point)) for name, point in self._families.items()]
+
+    def _member(self, name: str) -> type[T]:
+        family, _, member = name.partition(":")
+        made: type[T] = self._loaded(self._families[family], family).member(member)  # type: ignore[attr-defined]
+        return made
+
     def names(self) -> list[str]:
         """Every known name: vqbench's own as it lists them, the others sorted; no plugin is imported."""
         self._import_own()
@@ -245,7 +266,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: str) -> bool:
         self._import_own()
-        return name in self._classes or name in self._files or name in self._entry_points
+        return name in self._classes or name in self._files or name in self._entry_points or self.is_member(name)
 
     def file_of(self, name: str) -> Path | None:
         """The user's own file that defines `name`, or None for an installed plugin."""
@@ -253,7 +274,8 @@ class Registry(Generic[T]):
 
     def is_installed(self, name: str) -> bool:
         """Whether an installed package brings `name`, so that every process knows it."""
-        return (name in self._entry_points or self._is_own(name)) and name not in self._files
+        known = name in self._entry_points or self._is_own(name) or self.is_member(name)
+        return known and name not in self._files
 
     def _is_own(self, name: str) -> bool:
         return bool(self.built_in) and getattr(self._classes.get(name), "__module__", "").startswith("vqbench.")
@@ -265,12 +287,16 @@ class Registry(Generic[T]):
         return self.is_installed(name) and module.startswith("vqbench.")
 
     def get(self, name: str) -> type[T]:
-        """The class registered under `name`, imported now.
+        """The class registered under `name`, or of a family's member, imported now.
 
         Raises UsageError for an unknown name (with the nearest ones) or a plugin that does not import.
         """
         if name not in self:
+            if name in self._families:
+                raise UsageError(f"{self.kind} '{name}' needs the name of a class: {name}:CLASS", self.see)
             self._search_unread_files(name)
+        if name not in self._classes and name not in self._files and self.is_member(name):
+            return self._member(name)
         if name in self._files and self._files[name] in self._unread:
             self._import_file(self._files[name])
         elif name not in self._classes:
@@ -293,12 +319,15 @@ class Registry(Generic[T]):
             raise unknown(self.kind, name, self.names(), f"{self.see}{''.join(problems)}")
 
     def _load_entry_point(self, name: str) -> None:
-        point = self._entry_points[name]
+        self._classes.setdefault(name, self._loaded(self._entry_points[name], name))
+
+    def _loaded(self, point: metadata.EntryPoint, name: str) -> type[T]:
         try:
-            self._classes.setdefault(name, point.load())
+            loaded: type[T] = point.load()
         except Exception as error:
             what = f"{self.kind} '{name}' of {_Place(point).origin} does not import: {_last_line(error)}"
             raise UsageError(what, f"python -c 'import {point.module}' shows the traceback") from error
+        return loaded
 
     def _import_file(self, path: Path) -> None:
         module_name = f"vqbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -349,6 +378,8 @@ class Registry(Generic[T]):
         return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))
 
     def _origin_of_class(self, name: str) -> str:
+        if self.is_member(name):
+            return _Place(self._families[name.partition(":")[0]]).origin
         return f"vqbench {metadata.version('vqbench')}" if self._is_own(name) else "registered in Python"
 
     def outline(self, name: str) -> Outline:
@@ -356,6 +387,9 @@ class Registry(Generic[T]):
         place = self._place(name)
         if place.file is None and place.entry_point is None:
             return self._outline_of_class(name, self._origin_of_class(name))
+        return self._outlined(name, place)
+
+    def _outlined(self, name: str, place: _Place) -> Outline:
         try:
             node = self._find_class(name, place)
             return self._outline_of_node(name, node, place) or self._outline_of_class(name, place.origin)

@@ -50,11 +50,23 @@ def _require_finite(result: Quantized, where: str) -> None:
         require(bool(value.isfinite().all()), f"not finite {where}: {name}")
 
 
-def _require_both(trained: bool, scored: bool) -> None:
-    """A continuous path is scored where it is trained, and nowhere else."""
+def _require_both(trial: Trial, trained: bool, scored: bool) -> None:
+    """A continuous path is scored where it is trained, beside the codes or in their place, and nowhere else."""
     advice = "in eval mode, return what is quantized"
     require(scored or not trained, f"forward gives continuous in training alone, so it is not scored: {advice}")
-    require(trained or not scored, "forward gives continuous in eval mode alone, so it is scored and not trained")
+    require(
+        trained or not scored or not _trains_codes(trial),
+        "forward gives continuous in eval mode alone, so it is scored, but training decodes codes and not it",
+    )
+
+
+@torch.no_grad()
+def _trains_codes(trial: Trial) -> bool:
+    """Whether the latents of a training pass are those that its indices stood for before it."""
+    quantizer, before = trial.quantizer(training=True), trial.quantizer(training=True)
+    result = quantizer(trial.latents(quantizer))
+    codes = before.decode_indices(result.indices)
+    return float((codes - result.latents).abs().max()) <= 1e-3 * (1 + float(codes.abs().max()))
 
 
 def shapes(trial: Trial) -> str:
@@ -68,7 +80,7 @@ def shapes(trial: Trial) -> str:
             _require_shapes(quantizer, result)
             _require_finite(result, when)
             _require_sizes(quantizer)
-    _require_both(trained=continuous[True], scored=continuous[False])
+    _require_both(trial, trained=continuous[True], scored=continuous[False])
     sizes = f"latents {tuple(result.latents.shape)}, indices {tuple(result.indices.shape)}"
     return f"{sizes}, {quantizer.bits_per_token:.2f} bits per token"
 

@@ -229,7 +229,8 @@ def list_methods(plugins: list[Path] | None = None) -> None:
     from vqbench.cli.terminal_lists import print_outlines
 
     _add_plugins(plugins)
-    print_outlines("method", [METHODS.outline(name) for name in METHODS.names()], with_components=True)
+    outlines = [*map(METHODS.outline, METHODS.names()), *METHODS.families()]
+    print_outlines("method", outlines, with_components=True)
 
 
 @app.command("datasets")

@@ -15,7 +15,10 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     names = ("torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
     ours = {"python": platform.python_version(), "vqbench": __version__}
-    return {**ours, **{name: metadata.version(name) for name in names}}
+    found = {name: metadata.version(name) for name in names}
+    with contextlib.suppress(metadata.PackageNotFoundError):  # an extra
+        found["vector-quantize-pytorch"] = metadata.version("vector-quantize-pytorch")
+    return {**ours, **found}
 
 
 def git_commit(path: Path) -> str | None:

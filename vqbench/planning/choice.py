@@ -104,11 +104,16 @@ def _own_source() -> str:
     return digest.hexdigest()
 
 
+def folder_name(method: str) -> str:
+    """What a method is called in the names of folders: `family-member` of one that is `family:member`."""
+    return method.replace(":", "-", 1) if METHODS.is_member(method) else method
+
+
 def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]]) -> MethodChoice:
     reference = variant.reference
     name, preset = split_reference(reference)
     cls = METHODS.get(name)
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", folder_name(name)):
         raise UsageError(
             f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
         )

@@ -19,7 +19,7 @@ from vqbench.machine.home import working_folder
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
-from vqbench.planning.choice import MethodChoice, choose_method, read_settings, split_reference
+from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
 from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
@@ -186,7 +186,7 @@ def make_plan(
         for choice in choices:
             others = [plugin for digest, plugin in beside.items() if digest != choice.code]
             spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others)
-            name = f"{choice.name}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
+            name = f"{folder_name(choice.name)}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             if len(name) > _LONGEST_NAME:
                 raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
             cell_folder = CellFolder(folder / "cells" / name)

@@ -22,9 +22,9 @@ from vqbench.methods.nearest import ieee_products
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
 
-TINY = 1e-26
-"""Least probability of a code. It changes no sum in float32; smaller ones become denormal numbers, with which a CPU
-takes twelve times as long."""
+LEAST = -60.0
+"""Least logit of a code, the largest being 0. It changes no sum in float32; smaller ones have denormal numbers for
+probabilities, with which a CPU takes twelve times as long."""
 
 Logarithm = Literal["added", "clamped"]
 """How the logarithm of a probability near 0 is bounded: log(p + ε), or log(max(p, ε))."""
@@ -43,7 +43,7 @@ class Assignment(NamedTuple):
     """What `assign` gives; what was not asked for is empty."""
 
     indices: Tensor
-    """(N,) int64: the code of the largest logit."""
+    """(N,) int64: the code of the largest logit, whatever is asked for."""
     latents: Tensor
     """(N, d)."""
     per_sample: Tensor
@@ -65,7 +65,7 @@ def assign(
 ) -> Assignment:
     """Assign rows of `left` (N, c) to codes by the logits left·right + bias, where `right` is (K, c) and `bias` (K,).
 
-    With `values` (K, d) come `indices` and `latents`: softmax(logits / temperature) @ values or, where `hard`, the
+    With `values` (K, d) come `latents`: softmax(logits / temperature) @ values or, where `hard`, the
     value of the largest logit, with the gradient of that mixture to the logits and of the choice to the values (the
     straight-through estimator of a one-hot vector). With `entropy_temperature` come `per_sample` and `mean`; under
     `floor` a probability's logarithm is that of the floor. Gradients reach `left`, `right`, `bias` and `values`, once.
@@ -101,16 +101,10 @@ class _Blocks:
             return torch.mm(self.left[block], self.right.t(), out=out)
         return torch.addmm(self.bias, self.left[block], self.right.t(), out=out)
 
-    def log_softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
-        """Logarithms of the probabilities in block 1, the probabilities in block 2."""
-        scaled = torch.mul(logits, 1 / temperature, out=self.empty(2, block))
-        logarithms = torch.log_softmax(scaled, 1, out=self.empty(1, block)).clamp_(min=math.log(TINY))
-        return logarithms, torch.exp(logarithms, out=scaled)
-
-    def softmax(self, logits: Tensor, temperature: float, block: slice) -> Tensor:
-        """In block 1."""
-        scaled = torch.mul(logits, 1 / temperature, out=self.empty(2, block))
-        return torch.softmax(scaled, 1, out=self.empty(1, block)).clamp_(min=TINY)
+    def softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
+        """In block 2 logits less their largest, which is 0, over the temperature; in block 1 their softmax."""
+        scaled = torch.mul(logits, 1 / temperature, out=self.empty(2, block)).clamp_(min=LEAST)
+        return scaled, torch.softmax(scaled, 1, out=self.empty(1, block))
 
     def row_products(self, a: Tensor, b: Tensor, which: int, block: slice) -> Tensor:
         """Σ_k a b for each row, (N, 1); their product takes block `which`."""
@@ -131,20 +125,22 @@ class _Assign(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hard, temperature, entropy_temperature, floor = settings
         blocks = _Blocks(left, right, bias)
-        indices = torch.empty(len(left) if values is not None else 0, dtype=torch.int64, device=left.device)
+        indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
         latents = left.new_empty(len(left), values.shape[1]) if values is not None else left.new_empty(0)
         per_sample = left.new_zeros(())
         mean = left.new_zeros(len(right) if entropy_temperature is not None else 0)
         with ieee_products(left.device):
             for block in blocks:
                 logits = blocks.logits(block)
-                if values is not None:
-                    torch.argmax(logits, 1, out=indices[block])
-                    if not hard:
-                        torch.mm(blocks.softmax(logits, temperature, block), values, out=latents[block])
+                torch.argmax(logits, 1, out=indices[block])
+                peak = indices[block].unsqueeze(1)
+                logits -= logits.gather(1, peak)
+                if values is not None and not hard:
+                    torch.mm(blocks.softmax(logits, temperature, block)[1], values, out=latents[block])
                 if entropy_temperature is not None:
-                    logarithms, p = blocks.log_softmax(logits, entropy_temperature, block)
+                    logarithms, p = blocks.softmax(logits, entropy_temperature, block)
                     mean += p.sum(0)
+                    logarithms += p.gather(1, peak).log()
                     if floor > 0:
                         logarithms.clamp_(min=math.log(floor))
                     per_sample -= blocks.row_products(p, logarithms, 3, block).sum()
@@ -171,10 +167,11 @@ class _Assign(torch.autograd.Function):
             if at_values is not None and hard:
                 at_values.index_add_(0, indices, at_latents)
             for block in blocks:
-                logits = blocks.logits(block)
+                logits, peak = blocks.logits(block), indices[block].unsqueeze(1)
+                logits -= logits.gather(1, peak)
                 at_logits = blocks.empty(3, block)
                 if values is not None:
-                    p = blocks.softmax(logits, temperature, block)
+                    _, p = blocks.softmax(logits, temperature, block)
                     torch.mm(at_latents[block] / temperature, values.t(), out=at_logits)
                     if hard:
                         at_logits -= blocks.row_products(p, at_logits, 2, block)
@@ -186,7 +183,7 @@ class _Assign(torch.autograd.Function):
                 else:
                     at_logits.zero_()
                 if entropy_temperature is not None:
-                    _add_entropies(blocks, block, logits, at_logits, at_per_sample, at_mean, ctx.settings)
+                    _add_entropies(blocks, block, logits, peak, at_logits, at_per_sample, at_mean, ctx.settings)
                 if at_left is not None:
                     torch.mm(at_logits, right, out=at_left[block])
                 if at_right is not None:
@@ -200,6 +197,7 @@ def _add_entropies(
     blocks: _Blocks,
     block: slice,
     logits: Tensor,
+    peak: Tensor,
     at_logits: Tensor,
     at_per_sample: Tensor,
     at_mean: Tensor,
@@ -208,7 +206,8 @@ def _add_entropies(
     """Add to `at_logits` what the two entropies of a block send to its logits."""
     _, _, temperature, floor = settings
     tokens = max(len(blocks.left), 1)
-    logarithms, p = blocks.log_softmax(logits, temperature, block)
+    logarithms, p = blocks.softmax(logits, temperature, block)
+    logarithms += p.gather(1, peak).log()
     # −(log p + 1) is the slope of −p log p; the 1 is the same for all codes of a row, and goes out below. Under the
     # floor the slope is −log floor, without it.
     if floor > 0:

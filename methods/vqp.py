@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -158,8 +159,7 @@ class Adapter(Quantizer):
         self.in_channels = self.out_channels = int(
             getattr(config, "dim", None) or getattr(self.module, "dim", None) or len(levels)
         )
-        with torch.no_grad():
-            probed = self._raw(torch.zeros(1, self.in_channels, 1, 1))[1]
+        probed = self._probe(torch.zeros(1, self.in_channels, 1, 1))
         self._groups = len(probed) if probed.ndim == 4 else 0
         self.num_codebooks = probed.numel()
 
@@ -176,11 +176,22 @@ class Adapter(Quantizer):
         found["codebook_size"] = 2 ** matched_bits(max(2, round(root))) if bits else max(2, round(root))
         return found if cls.of == "LFQ" else {**found, "dim": dim}
 
+    @torch.no_grad()
+    def _probe(self, z: Tensor) -> Tensor:
+        """The indices that the library gives; of a copy, since codebooks may start from the first batch."""
+        module, random = self.module, torch.get_rng_state()
+        self.module = copy.deepcopy(module).eval()
+        try:
+            return self._raw(z)[1]
+        finally:
+            self.module = module
+            torch.set_rng_state(random)
+
     def _raw(self, z: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Latents (B, N, d), indices as the library has them, and the losses. ValueError where it has no indices."""
         tokens = z.flatten(2)
         first = self.of in _CHANNELS_FIRST
-        answer = self.module.train(self.training)(tokens if first else tokens.transpose(1, 2).contiguous())
+        answer = self.module(tokens if first else tokens.transpose(1, 2).contiguous())
         latents, *others = [value for value in answer if isinstance(value, Tensor)]
         indices = [value for value in others if not value.is_floating_point()]
         if not indices:

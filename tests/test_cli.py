@@ -69,7 +69,8 @@ def test_completion_names_methods_without_importing_them() -> None:
 def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     answer = vqbench("methods")
     assert answer.code == 0
-    for text in ("vqgan", "fsq", "sqvae", "vaevq", "arXiv:2511.06863", "vlq, rcs, dcr", "vqbench 0."):
+    names = ("vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq", "vqp:CLASS")
+    for text in (*names, "arXiv:2511.06863", "vlq, rcs, dcr", "vqbench 0."):
         assert text in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
 

@@ -343,7 +343,9 @@ def test_a_tokenizer_that_was_moved_can_be_trained_afterwards():
     assert tokenizer.mix.weight.grad is not None
 
 
-@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae", "vaevq"])
+@pytest.mark.parametrize(
+    "method", ["vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq"]
+)
 def test_nothing_waits_for_the_device_between_images_and_reconstruction(method, monkeypatch):
     """What reads a value back raises in fake mode, where tensors have none; evaluation takes the path without."""
     recipe = load_recipe("tiny", {"resolution": 16, "channels": 8})

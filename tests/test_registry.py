@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from vqbench.errors import UsageError
+from vqbench.planning.choice import choose_method, folder_name
 from vqbench.plugin import keep_copies, read_plugin
-from vqbench.registry import Registry
+from vqbench.recipe import load_recipe
+from vqbench.registry import METHODS, Registry
 
 PLUGIN = '''
 """A plugin."""
@@ -185,3 +187,32 @@ def test_one_file_has_the_digest_and_the_copy_that_it_always_had(tmp_path: Path)
     keep_copies(copy.parent, [whole.packed()])
     assert read_plugin(copy).digest == whole.digest != plugin.digest
     assert list(whole.files) == ["whole.py", "beside.py"]
+
+
+def test_a_family_has_a_class_for_each_class_of_a_library() -> None:
+    pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed: vqbench[vqp]")
+    assert "vqp:LFQ" in METHODS
+    assert "vqp:LFQ" not in METHODS.names()  # what is any of a library's classes is not one of the methods
+    assert METHODS.get("vqp:LFQ") is METHODS.get("vqp:LFQ")
+    assert METHODS.outline("vqp:LFQ").summary.startswith("LFQ of vector-quantize-pytorch")
+    assert METHODS.outline("vqp:LFQ").origin == METHODS.outline("vqgan").origin
+    assert [outline.name for outline in METHODS.families()] == ["vqp:CLASS"]
+    assert (folder_name("vqp:LFQ"), folder_name("a:b")) == ("vqp-LFQ", "a:b")
+    choice = choose_method("vqp:LFQ", load_recipe("tiny", {}), {"vqp:LFQ": {"entropy_loss_weight": "0.2"}})
+    assert (choice.config["codebook_size"], choice.config["entropy_loss_weight"]) == (512, 0.2)
+    with pytest.raises(UsageError, match="did you mean VectorQuantize"):
+        METHODS.get("vqp:VectorQuantise")
+    with pytest.raises(UsageError, match="BinaryMapper of vector-quantize-pytorch gives no codes"):
+        METHODS.get("vqp:BinaryMapper")
+    with pytest.raises(UsageError, match="ResidualVQ refuses its arguments"):
+        choose_method("vqp:ResidualVQ", load_recipe("tiny", {}), {"vqp:ResidualVQ": {"beam_size": "-1"}})
+
+
+def test_a_family_whose_library_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    with pytest.raises(UsageError, match="needs vector-quantize-pytorch, which is not installed") as refused:
+        METHODS.get("vqp:SomeClass")
+    assert refused.value.hint == "pip install 'vqbench[vqp]'"
+    assert [outline.problem for outline in METHODS.families()] == [""]
+    with pytest.raises(UsageError, match="'vqp' needs the name of a class: vqp:CLASS"):
+        METHODS.get("vqp")

@@ -35,7 +35,9 @@ def loaded(tmp_path: Path, method: str = "vqgan") -> Tokenizer:
 
 
 @pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae", "vaevq"])
+@pytest.mark.parametrize(
+    "method", ["vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq"]
+)
 def test_tokens_and_what_they_decode_to_train_another_model(
     method: str, around: Callable[[], AbstractContextManager[None]], tmp_path: Path
 ) -> None:

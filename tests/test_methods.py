@@ -31,6 +31,7 @@ from vqbench.methods.vaevq import VAEVQ, kl_per_image
 from vqbench.methods.vqgan import VQGAN
 from vqbench.quantizer import Quantizer, TrainingState
 from vqbench.recipe import load_recipe
+from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer
 from vqbench.training.fit import train as fit
 
@@ -775,3 +776,107 @@ def test_linear_codebook_is_the_effective_one() -> None:
     torch.testing.assert_close(quantizer.codebook, expected.detach())
     decoded = quantizer.decode_indices(torch.arange(8).view(1, 2, 4))
     torch.testing.assert_close(decoded.permute(0, 2, 3, 1).reshape(8, 3), expected)
+
+
+# round trip of the methods of bits, soft assignments, samples and residual levels
+
+
+SMALLEST: list[tuple[str, dict[str, Any]]] = [
+    ("lfq", {"bits": 1}),
+    ("bsq", {"bits": 1}),
+    *((name, {"codebook_size": 2, "dim": 3}) for name in ("llamagen", "ibq", "softvq", "gq")),
+    ("fsq", {"levels": (2,), "symmetric": True}),
+    ("rfsq", {"levels": (2,), "steps": 2}),
+]
+LARGEST: list[tuple[str, dict[str, Any]]] = [
+    ("lfq", {"bits": 62}),
+    ("bsq", {"bits": 62}),
+    *((name, {"codebook_size": 2**18, "dim": 8}) for name in ("llamagen", "ibq", "softvq")),
+    ("gq", {"codebook_size": 2**16, "dim": 32, "group": 16}),
+    ("fsq", {"levels": (8, 8, 8, 5, 5, 5), "symmetric": True}),
+    ("rfsq", {"levels": (8, 8, 8, 5, 5, 5), "steps": 4}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*SMALLEST, *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGEST)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(str(v) for v in value.values()),
+)
+def test_codes_of_the_smallest_and_the_largest_codebook_come_back(name: str, config: dict[str, Any]) -> None:
+    quantizer = seeded(METHODS.get(name), **config)
+    z = 2 * torch.randn(2, quantizer.in_channels, 4, 6)
+    trained = quantizer.train()(z)
+    assert trained.latents.isfinite().all()
+    assert all(loss.isfinite() for loss in trained.losses.values())
+    with torch.no_grad():
+        result = quantizer.eval()(z)
+    assert result.indices.dtype == torch.int64
+    assert 0 <= int(result.indices.min()) <= int(result.indices.max()) < quantizer.codebook_size
+    assert len(result.indices.unique()) > 1
+    torch.testing.assert_close(quantizer.decode_indices(result.indices), result.latents)
+    last = torch.full_like(result.indices, quantizer.codebook_size - 1)
+    assert quantizer.decode_indices(last).isfinite().all()
+
+
+def test_llamagen_keeps_its_narrow_codes() -> None:
+    """Of a recipe's codebook_dim it takes what is no wider than its own."""
+    matched = METHODS.get("llamagen").matched
+    assert [matched(512, dim)["dim"] for dim in (4, 8, 64)] == [4, 8, 8]
+
+
+def test_bits_are_matched_in_bits() -> None:
+    for name in ("lfq", "bsq"):
+        assert [METHODS.get(name).matched(size, 64) for size in (2, 512, 1000, 2**18)] == [
+            {"bits": 1}, {"bits": 9}, {"bits": 10}, {"bits": 18},
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "message"),
+    [
+        ("lfq", {"bits": 63}, "bits must be from 1 to 62"),
+        ("lfq", {"bits": 30, "entropy_group": 21}, "entropy_group must be from 0 to 20"),
+        ("lfq", {"bits": 18, "entropy_logarithm": "clamped"}, "entropy_group must be at most 14"),
+        ("bsq", {"inverse_temperature": 0.0}, "inverse_temperature must be positive"),
+        ("gq", {"dim": 10, "group": 4}, "group must divide dim 10"),
+        ("softvq", {"splits": 0}, "splits must be at least 1"),
+        ("fsq", {"noise_dropout": 0.5}, "noise_dropout has no meaning without symmetric"),
+        ("rfsq", {"levels": (8, 8), "steps": 9}, "finer than float32"),
+    ],
+)
+def test_what_means_nothing_is_refused(cls: str, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        METHODS.get(cls).Config(**config)
+
+
+def test_softvq_refuses_tokens_that_its_codebooks_do_not_share_out() -> None:
+    with pytest.raises(ValueError, match=r"9 tokens of an image cannot be cut into splits=2"):
+        seeded(METHODS.get("softvq"), codebook_size=4, dim=3, splits=2)(torch.randn(1, 3, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["sqvae", "softvq", "gq"])
+def test_what_training_decodes_in_place_of_codes_is_scored(name: str) -> None:
+    quantizer = seeded(METHODS.get(name), codebook_size=8, dim=4)
+    z = torch.randn(1, quantizer.in_channels, 4, 4)
+    assert quantizer.train()(z).continuous is None  # it is trained as `latents` already
+    continuous = quantizer.eval()(z).continuous
+    if name == "softvq":
+        unit, codes = torch.nn.functional.normalize(z, dim=1), quantizer.codebook
+        weights = (torch.einsum("bdhw,kd->bhwk", unit, codes) / 0.07).softmax(-1)
+        torch.testing.assert_close(continuous, torch.einsum("bhwk,kd->bdhw", weights, codes))
+    else:
+        assert torch.equal(continuous, z[:, :4])
+
+
+def test_gq_moves_its_multipliers_in_training_alone() -> None:
+    quantizer = seeded(METHODS.get("gq"), codebook_size=16, dim=4, balance=True)
+    quantizer.eval()(torch.randn(2, 8, 3, 3))
+    assert quantizer.multiplier == 1
+    quantizer.train()(torch.cat([torch.full((1, 4, 3, 3), 9.0), torch.zeros(1, 4, 3, 3)], 1))  # far over 4 bits
+    assert float(quantizer.multiplier) == pytest.approx(1.01)
+    assert float(quantizer.excess) == pytest.approx(1.01)
+    assert float(quantizer.shortfall) == 1
+    plain = seeded(METHODS.get("gq"), codebook_size=16, dim=4, balance=False)
+    plain.train()(torch.randn(2, 8, 3, 3))
+    assert plain.multiplier == 1

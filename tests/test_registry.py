@@ -204,8 +204,8 @@ def test_a_family_has_a_class_for_each_class_of_a_library() -> None:
         METHODS.get("vqp:VectorQuantise")
     with pytest.raises(UsageError, match="BinaryMapper of vector-quantize-pytorch gives no codes"):
         METHODS.get("vqp:BinaryMapper")
-    with pytest.raises(UsageError, match="ResidualVQ refuses its arguments"):
-        choose_method("vqp:ResidualVQ", load_recipe("tiny", {}), {"vqp:ResidualVQ": {"beam_size": "-1"}})
+    with pytest.raises(UsageError, match="FSQ refuses its arguments: turn on `preserve_symmetry`"):
+        choose_method("vqp:FSQ", load_recipe("tiny", {}), {"vqp:FSQ": {"levels": "2,3"}})
 
 
 def test_a_family_whose_library_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

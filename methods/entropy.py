@@ -247,7 +247,7 @@ def mean_bit_probabilities(log_odds: Tensor, group: int = 0) -> list[Tensor]:
     return [
         (_probabilities(part[:, : part.shape[1] // 2]).t() @ _probabilities(part[:, part.shape[1] // 2 :])).flatten()
         / len(part)
-        for part in log_odds.split(group or log_odds.shape[1], 1)
+        for part in torch.split(log_odds, group or log_odds.shape[1], 1)
     ]
 
 

@@ -37,7 +37,8 @@ _BALANCE = {"part_of": "balance"}
 
 def sobol_normal(codebook_size: int, dim: int) -> Tensor:
     """(codebook_size, dim) samples of N(0, I) from a scrambled Sobol sequence: the same in every process."""
-    uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=SEED).draw(codebook_size)
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=SEED)  # type: ignore[no-untyped-call]
+    uniform = engine.draw(codebook_size)
     return torch.special.ndtri(uniform.double().clamp(2**-25, 1 - 2**-25)).float()  # 0 and 1 are infinitely far
 
 
@@ -154,9 +155,10 @@ class GaussianQuant(Quantizer):
 
     def _grouped(self, channels: Tensor) -> Tensor:
         """(B, d, h, w) → (B, h, w, G, g)."""
+        batch, _, height, width = channels.shape
         if self.config.layout == "contiguous":
-            return channels.unflatten(1, (-1, self.group)).permute(0, 3, 4, 1, 2)
-        return channels.unflatten(1, (self.group, -1)).permute(0, 3, 4, 2, 1)
+            return channels.reshape(batch, -1, self.group, height, width).permute(0, 3, 4, 1, 2)
+        return channels.reshape(batch, self.group, -1, height, width).permute(0, 3, 4, 2, 1)
 
     def _channels(self, grouped: Tensor) -> Tensor:
         """The inverse of `_grouped`."""

@@ -165,7 +165,7 @@ class LFQ(Quantizer):
         if config.entropy_logarithm == "added":
             return bit_entropies(log_odds, group)
         per_sample, codebook = [], []
-        for part in log_odds.split(group, 1):  # a clamp under the logarithm is no sum over bits
+        for part in torch.split(log_odds, group, 1):  # a clamp under the logarithm is no sum over bits
             bits = part.shape[1]
             signs = signs_of(torch.arange(2**bits, device=part.device).view(-1, 1, 1), bits, "first_highest")
             found = assign(part / 2, signs.flatten(1), entropy_temperature=1.0, floor=1e-5)

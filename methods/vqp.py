@@ -106,6 +106,10 @@ def _made(name: str, config: Any) -> nn.Module:
     needed = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty and given.get(key) is None]
     if needed:
         raise ValueError(f"{name} needs {', '.join(needed)}")
+    if isinstance(given.get("codebook_size"), list) and len(set(given["codebook_size"])) > 1:
+        raise ValueError(
+            f"codebook_size must be one number: all codebooks have as many codes, not {given['codebook_size']}"
+        )
     try:
         module: nn.Module = getattr(_library(), name)(**given)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
@@ -153,12 +157,11 @@ class Adapter(Quantizer):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.module = _made(self.of, config)
-        levels = getattr(config, "levels", None)
+        levels: tuple[int, ...] = getattr(config, "levels", None) or ()
         size = getattr(self.module, "codebook_size", None) or getattr(config, "codebook_size", None)
-        self.codebook_size = int(size) if size is not None else math.prod(levels)
-        self.in_channels = self.out_channels = int(
-            getattr(config, "dim", None) or getattr(self.module, "dim", None) or len(levels)
-        )
+        self.codebook_size = int(size or math.prod(levels))
+        dim = getattr(config, "dim", None) or getattr(self.module, "dim", None)
+        self.in_channels = self.out_channels = int(dim or len(levels))
         probed = self._probe(torch.zeros(1, self.in_channels, 1, 1))
         self._groups = len(probed) if probed.ndim == 4 else 0
         self.num_codebooks = probed.numel()
@@ -216,11 +219,11 @@ class Adapter(Quantizer):
         batch, height, width = indices.shape[:3]
         rows = indices.reshape(batch, height * width, *indices.shape[3:])
         if self._groups:
-            rows = rows.unflatten(2, (self._groups, -1)).movedim(2, 0)
+            rows = rows.reshape(batch, height * width, self._groups, -1).movedim(2, 0)
         elif self.of.startswith("Residual") and rows.ndim == 2:
             rows = rows.unsqueeze(2)
-        decode = getattr(self.module, "get_output_from_indices", None) or self.module.indices_to_codes
-        latents: Tensor = decode(rows)
+        ways = (getattr(self.module, name, None) for name in ("get_output_from_indices", "indices_to_codes"))
+        latents: Tensor = next(filter(callable, ways))(rows)
         if self.of not in _CHANNELS_FIRST:
             latents = latents.transpose(1, 2)
         return latents.reshape(batch, self.out_channels, height, width)

@@ -34,16 +34,23 @@ def matched_bits(codebook_size: int) -> int:
     return min(max(1, round(math.log2(codebook_size))), MAX_BITS)
 
 
-def _places(bits: int, order: BitOrder, device: torch.device) -> Tensor:
-    places = torch.arange(bits, device=device)
+def bit_places(bits: int, order: BitOrder) -> Tensor:
+    """(bits, 1, 1) place of each channel's bit in an index, the lowest being 0."""
+    places = torch.arange(bits)
     return (places if order == "first_lowest" else places.flip(0)).view(-1, 1, 1)
 
 
-def indices_of(z: Tensor, order: BitOrder) -> Tensor:
+def indices_of(z: Tensor, places: Tensor) -> Tensor:
     """(B, bits, h, w) → int64 (B, h, w): the bit of a channel is 1 where it is above 0, so of 0 itself it is 0."""
-    return ((z > 0).long() << _places(z.shape[1], order, z.device)).sum(1)
+    return ((z > 0).long() << places).sum(1)
 
 
-def signs_of(indices: Tensor, bits: int, order: BitOrder) -> Tensor:
+def signs_of(indices: Tensor, places: Tensor) -> Tensor:
     """int64 (B, h, w) → float32 (B, bits, h, w) of −1 and 1."""
-    return ((indices.unsqueeze(1) >> _places(bits, order, indices.device) & 1) * 2 - 1).float()
+    return ((indices.unsqueeze(1) >> places & 1) * 2 - 1).float()
+
+
+def all_codes(places: Tensor) -> Tensor:
+    """(2^bits, bits) signs of every index."""
+    indices = torch.arange(2 ** len(places), device=places.device)
+    return signs_of(indices.view(-1, 1, 1), places).flatten(1)

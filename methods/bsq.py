@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vqbench.methods.bits import MAX_LISTED_BITS, check_bits, indices_of, joint_bits, matched_bits, signs_of
+from vqbench.methods.bits import (
+    MAX_LISTED_BITS,
+    all_codes,
+    bit_places,
+    check_bits,
+    indices_of,
+    joint_bits,
+    matched_bits,
+    signs_of,
+)
 from vqbench.methods.codebook import as_rows, check_weight, straight_through
 from vqbench.methods.entropy import Entropies, bit_entropies
 from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
@@ -95,6 +103,9 @@ class BSQ(Quantizer):
         super().__init__(config)
         self.in_channels = self.out_channels = config.bits
         self.codebook_size = 2**config.bits
+        self.register_buffer("places", bit_places(config.bits, "first_highest"), persistent=False)
+
+    places: Tensor
 
     @classmethod
     def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
@@ -110,8 +121,7 @@ class BSQ(Quantizer):
         """(2^bits, bits) implicit codes, or None of more than 2^17."""
         if self.config.bits > MAX_LISTED_BITS:
             return None
-        codes: Tensor = self.decode_indices(torch.arange(self.codebook_size).view(-1, 1, 1))
-        return codes.flatten(1)
+        return self._scale * all_codes(self.places)
 
     @property
     def gradient_routes(self) -> GradientRoutes:
@@ -125,7 +135,7 @@ class BSQ(Quantizer):
         """z (B, bits, h, w) to the signs of its unit vector."""
         config = self.config
         z = normalize(z, dim=1) if config.spherical else z
-        indices = indices_of(z, "first_highest")
+        indices = indices_of(z, self.places)
         codes: Tensor = self.decode_indices(indices)
         if not self.training:
             return Quantized(codes, indices)
@@ -148,4 +158,4 @@ class BSQ(Quantizer):
     @full_precision
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w) indices to (B, bits, h, w) codes of ±1 / √bits, or of ±1 without `spherical`."""
-        return self._scale * signs_of(indices, self.config.bits, "first_highest")
+        return self._scale * signs_of(indices, self.places)

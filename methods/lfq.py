@@ -13,6 +13,8 @@ from torch.nn.functional import mse_loss, normalize
 from vqbench.methods.bits import (
     MAX_LISTED_BITS,
     BitOrder,
+    all_codes,
+    bit_places,
     check_bits,
     indices_of,
     joint_bits,
@@ -115,6 +117,9 @@ class LFQ(Quantizer):
         super().__init__(config)
         self.in_channels = self.out_channels = config.bits
         self.codebook_size = 2**config.bits
+        self.register_buffer("places", bit_places(config.bits, config.bit_order), persistent=False)
+
+    places: Tensor
 
     @classmethod
     def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
@@ -130,8 +135,7 @@ class LFQ(Quantizer):
         """(2^bits, bits) implicit codes, or None of more than 2^17."""
         if self.config.bits > MAX_LISTED_BITS:
             return None
-        codes: Tensor = self.decode_indices(torch.arange(self.codebook_size).view(-1, 1, 1))
-        return codes.flatten(1)
+        return self._scale * all_codes(self.places)
 
     @property
     def gradient_routes(self) -> GradientRoutes:
@@ -145,7 +149,7 @@ class LFQ(Quantizer):
         """z (B, bits, h, w) to its signs."""
         config = self.config
         z = normalize(z, dim=1) if config.spherical else z
-        indices = indices_of(z, config.bit_order)
+        indices = indices_of(z, self.places)
         codes: Tensor = self.decode_indices(indices)
         if not self.training:
             return Quantized(codes, indices)
@@ -166,9 +170,8 @@ class LFQ(Quantizer):
             return bit_entropies(log_odds, group)
         per_sample, codebook = [], []
         for part in torch.split(log_odds, group, 1):  # a clamp under the logarithm is no sum over bits
-            bits = part.shape[1]
-            signs = signs_of(torch.arange(2**bits, device=part.device).view(-1, 1, 1), bits, "first_highest")
-            found = assign(part / 2, signs.flatten(1), entropy_temperature=1.0, floor=1e-5)
+            signs = all_codes(bit_places(part.shape[1], "first_highest").to(part.device))
+            found = assign(part / 2, signs, entropy_temperature=1.0, floor=1e-5)
             per_sample.append(found.per_sample)
             codebook.append(entropy_of(found.mean, "clamped"))
         return Entropies(torch.stack(per_sample).sum(), torch.stack(codebook).sum())
@@ -176,4 +179,4 @@ class LFQ(Quantizer):
     @full_precision
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, h, w) indices to (B, bits, h, w) codes of −1 and 1; where spherical, of length 1."""
-        return self._scale * signs_of(indices, self.config.bits, self.config.bit_order)
+        return self._scale * signs_of(indices, self.places)

@@ -223,7 +223,8 @@ class Adapter(Quantizer):
         elif self.of.startswith("Residual") and rows.ndim == 2:
             rows = rows.unsqueeze(2)
         ways = (getattr(self.module, name, None) for name in ("get_output_from_indices", "indices_to_codes"))
-        latents: Tensor = next(filter(callable, ways))(rows)
+        decode: Any = next(way for way in ways if way is not None)
+        latents: Tensor = decode(rows)
         if self.of not in _CHANNELS_FIRST:
             latents = latents.transpose(1, 2)
         return latents.reshape(batch, self.out_channels, height, width)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqbench.methods import entropy as entropy_module
-from vqbench.methods.bits import indices_of, joint_bits, signs_of
+from vqbench.methods.bits import all_codes, bit_places, indices_of, joint_bits, signs_of
 from vqbench.methods.entropy import Assignment, assign, bit_entropies, entropy_of, mean_bit_probabilities
 from vqbench.methods.ibq import IBQ
 from vqbench.methods.lfq import LFQ
@@ -105,8 +105,7 @@ def test_entropies_of_bits_are_those_of_all_codes(group: int) -> None:
     found = bit_entropies(log_odds, group, eps=1e-5)
     expected = []
     for part in log_odds.split(group or bits, 1):
-        width = part.shape[1]
-        codes = signs_of(torch.arange(2**width).view(-1, 1, 1), width, "first_highest").flatten(1).double()
+        codes = all_codes(bit_places(part.shape[1], "first_highest")).double()
         expected.append((part / 2 @ codes.t()).softmax(1))
     for mean, p in zip(mean_bit_probabilities(log_odds, group), expected, strict=True):
         torch.testing.assert_close(mean, p.mean(0))
@@ -121,13 +120,14 @@ def test_entropies_of_bits_are_those_of_all_codes(group: int) -> None:
 def test_bits_round_trip(bits: int, order: Any) -> None:
     z = torch.randn(2, bits, 3, 4)
     z[0, 0, 0, 0] = 0  # which is −1
-    indices = indices_of(z, order)
+    places = bit_places(bits, order)
+    indices = indices_of(z, places)
     assert indices.dtype == torch.int64
     assert int(indices.min()) >= 0
-    assert torch.equal(signs_of(indices, bits, order), torch.where(z > 0, 1.0, -1.0))
+    assert torch.equal(signs_of(indices, places), torch.where(z > 0, 1.0, -1.0))
     first = torch.full((1, bits, 1, 1), -1.0)
     first[0, 0] = 1
-    assert indices_of(first, order).item() == (1 if order == "first_lowest" else 2 ** (bits - 1))
+    assert indices_of(first, places).item() == (1 if order == "first_lowest" else 2 ** (bits - 1))
 
 
 def test_joint_entropies_of_many_bits_are_of_equal_groups() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vqbench.methods.bits import indices_of
+from vqbench.methods.bits import bit_places, indices_of
 from vqbench.methods.bsq import BSQ
 from vqbench.methods.codebook import as_rows
 from vqbench.methods.entropy import mean_bit_probabilities
@@ -136,7 +136,7 @@ def test_bsq(golden: Golden, case: str) -> None:
     means = mean_bit_probabilities(4 * scale * as_rows(golden("bsq_unit")), quantizer.config.entropy_group)
     agree(torch.stack(means), golden(f"bsq_{case}_avg_prob"))
     group = 4 if case.startswith(("g4", "unscaled")) else quantizer.config.entropy_group
-    parts = [indices_of(part, "first_highest") for part in golden("z").split(group, 1)]
+    parts = [indices_of(part, bit_places(group, "first_highest")) for part in golden("z").split(group, 1)]
     assert torch.equal(torch.stack(parts, -1), golden(f"bsq_{case}_group_indices"))
 
 

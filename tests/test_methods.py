@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -815,6 +817,8 @@ def test_codes_of_the_smallest_and_the_largest_codebook_come_back(name: str, con
     assert 0 <= int(result.indices.min()) <= int(result.indices.max()) < quantizer.codebook_size
     assert len(result.indices.unique()) > 1
     torch.testing.assert_close(quantizer.decode_indices(result.indices), result.latents)
+    if name in ("lfq", "bsq"):
+        assert torch.equal(result.latents > 0, z > 0)
     last = torch.full_like(result.indices, quantizer.codebook_size - 1)
     assert quantizer.decode_indices(last).isfinite().all()
 
@@ -867,6 +871,22 @@ def test_what_training_decodes_in_place_of_codes_is_scored(name: str) -> None:
         torch.testing.assert_close(continuous, torch.einsum("bhwk,kd->bdhw", weights, codes))
     else:
         assert torch.equal(continuous, z[:, :4])
+
+
+def _gq_rank(rank: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    quantizer = seeded(METHODS.get("gq"), codebook_size=16, dim=4)
+    # one rank's divergences are far over 4 bits, the other's 0, and the mean of both is over it
+    quantizer.train()(torch.cat([torch.full((1, 4, 3, 3), 9.0 * rank), torch.zeros(1, 4, 3, 3)], 1))
+    torch.save([float(m) for m in (quantizer.multiplier, quantizer.excess, quantizer.shortfall)], f"{folder}/{rank}")
+    torch.distributed.barrier()
+
+
+def test_gq_moves_its_multipliers_by_the_divergences_of_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_gq_rank, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / str(rank)) == pytest.approx([1.01, 1.01, 1 / 1.01])
 
 
 def test_gq_moves_its_multipliers_in_training_alone() -> None:

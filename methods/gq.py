@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from vqbench.methods.codebook import check_codebook, check_weight, look_up, norms
 from vqbench.methods.nearest import largest_product
@@ -37,9 +38,10 @@ _BALANCE = {"part_of": "balance"}
 
 def sobol_normal(codebook_size: int, dim: int) -> Tensor:
     """(codebook_size, dim) samples of N(0, I) from a scrambled Sobol sequence: the same in every process."""
-    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=SEED)  # type: ignore[no-untyped-call]
-    uniform = engine.draw(codebook_size)
-    return torch.special.ndtri(uniform.double().clamp(2**-25, 1 - 2**-25)).float()  # 0 and 1 are infinitely far
+    with unset_fake_temporarily():  # a sequence has to be drawn, where a step is counted on tensors without data too
+        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=SEED)  # type: ignore[no-untyped-call]
+        uniform = engine.draw(codebook_size)
+        return torch.special.ndtri(uniform.double().clamp(2**-25, 1 - 2**-25)).float()  # 0 and 1 are infinitely far
 
 
 def bits_of(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib
@@ -181,20 +180,15 @@ class Adapter(Quantizer):
 
     @torch.no_grad()
     def _probe(self, z: Tensor) -> Tensor:
-        """The indices that the library gives; of a copy, since codebooks may start from the first batch."""
-        module, random = self.module, torch.get_rng_state()
-        self.module = copy.deepcopy(module).eval()
-        try:
-            return self._raw(z)[1]
-        finally:
-            self.module = module
-            torch.set_rng_state(random)
+        """The indices that the library gives; of another module, since codebooks may start from the first batch."""
+        with torch.random.fork_rng(devices=[]):
+            return self._raw(z, _made(self.of, self.config).eval())[1]
 
-    def _raw(self, z: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _raw(self, z: Tensor, module: nn.Module) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Latents (B, N, d), indices as the library has them, and the losses. ValueError where it has no indices."""
         tokens = z.flatten(2)
         first = self.of in _CHANNELS_FIRST
-        answer = self.module(tokens if first else tokens.transpose(1, 2).contiguous())
+        answer = module(tokens if first else tokens.transpose(1, 2).contiguous())
         latents, *others = [value for value in answer if isinstance(value, Tensor)]
         indices = [value for value in others if not value.is_floating_point()]
         if not indices:
@@ -205,7 +199,7 @@ class Adapter(Quantizer):
     @full_precision
     def forward(self, z: Tensor) -> Quantized:
         """z (B, d, h, w) to what the library makes of its tokens."""
-        latents, indices, losses = self._raw(z)
+        latents, indices, losses = self._raw(z, self.module)
         latents = latents.transpose(1, 2).reshape(z.shape)
         if self._groups:
             indices = indices.movedim(0, 2).flatten(2)  # (G, B, N, q)

@@ -126,7 +126,7 @@ def _member(name: str) -> type[Adapter]:
         )
     if name not in known:
         raise unknown(f"class of {DISTRIBUTION}", name, known, "write vqp:CLASS, for example vqp:VectorQuantize")
-    doc = f"{name} of {DISTRIBUTION} (Wang and others, https://github.com/lucidrains/vector-quantize-pytorch)."
+    doc = f"{name} of {DISTRIBUTION} (https://github.com/lucidrains/vector-quantize-pytorch)."
     return type(
         f"vqp:{name}", (Adapter,), {"__doc__": doc, "__module__": __name__, "Config": _config(name), "of": name}
     )

@@ -67,7 +67,13 @@ def assert_counted(method: str, recipe: Recipe, folder: Path) -> None:
     assert (cost.adversarial_flops > cost.flops) == (recipe.gan != "none")
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m in BUILT_IN[:2])) for m in BUILT_IN])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(pytest.param(m, marks=[pytest.mark.slow] * (m in BUILT_IN[:2])) for m in BUILT_IN),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("rfsq", "lfq", "llamagen", "ibq", "softvq", "gq")),
+    ],
+)
 def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_path: Path) -> None:
     """With a discriminator that begins after the first step, and averages."""
     over = {"batch_size": 16, "images": 48, "warmup_images": 0, "ema_halflife_images": 100, **GAN}

@@ -17,7 +17,8 @@ wait for each other, and where cores are shared small blocks become slower than 
 
 
 @contextmanager
-def _ieee_products(device: torch.device) -> Iterator[None]:
+def ieee_products(device: torch.device) -> Iterator[None]:
+    """Products of float32 are those of float32 within."""
     # A trainer may allow TF32 for speed; its 10 bits of mantissa assign close codes wrongly.
     if device.type != "cuda":
         yield
@@ -56,7 +57,7 @@ def nearest(z: Tensor, codes: Tensor, precision: Tensor | None = None) -> Tensor
     """
     if len(codes) == 0:
         raise ValueError("a codebook needs at least one code")
-    with torch.autocast(z.device.type, enabled=False), _ieee_products(z.device):
+    with torch.autocast(z.device.type, enabled=False), ieee_products(z.device):
         weights = None if precision is None else precision.float()
         left, right, bias = _scores_as_product(z.float(), codes.float(), weights)
         rows = max(1, min(len(z), SCORE_BYTES // (4 * len(codes))))

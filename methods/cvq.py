@@ -23,7 +23,7 @@ from vqbench.methods.codebook import (
     vq_losses,
 )
 from vqbench.methods.ema import check_decay, follow, hits
-from vqbench.methods.nearest import SCORE_BYTES, nearest
+from vqbench.methods.nearest import SCORE_BYTES, nearest, nearest_both_ways
 from vqbench.methods.processes import of_best_process, of_first_process
 from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
@@ -52,12 +52,17 @@ def contrastive_loss(codes: Tensor, rows: Tensor, distance: Distance, temperatur
 
     def term(block: Tensor) -> Tensor:
         scores = similarity(block, constant, distance)
-        positive = scores.topk(near, dim=1).values.mean(1, keepdim=True)
-        negatives = scores.topk(far, dim=1, largest=False).values
+        positive = scores.topk(near, dim=1, sorted=False).values.mean(1, keepdim=True)
+        negatives = scores.topk(far, dim=1, largest=False, sorted=False).values
         logits = torch.cat([positive, negatives], 1) / temperature
         return (logits.logsumexp(1) - logits[:, 0]).sum()
 
     return sum_over_blocks(codes, term, len(rows)) / len(codes)
+
+
+def _closest(rows: Tensor, closest: Tensor, compared: Tensor, codes: Tensor) -> Tensor:
+    """`rows` (N, d) at `closest` (K,), of the process whose `compared` (N, d) there are the nearest to the codes."""
+    return of_best_process(rows[closest], -(codes - compared[closest]).square().sum(1))
 
 
 @METHODS.register("cvq")
@@ -131,6 +136,8 @@ class CVQ(Quantizer):
         self.codebook_size = config.codebook_size
         self.in_channels = self.out_channels = config.dim
         self.embedding = nn.Parameter(initial_codebook(config.codebook_size, config.dim, config.init))
+        if config.contrastive:  # the more latents, the more negatives
+            self.losses_of_batch_size = ("contrastive",)
         if config.reinitialisation:
             self.register_buffer("shares", torch.zeros(config.codebook_size))
         if config.reinitialisation and config.anchor == "random":
@@ -155,11 +162,14 @@ class CVQ(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         """z (B, d, h, w) to its nearest codes; in training the unused codes then move."""
         config, rows = self.config, as_rows(z.detach())
-        codes = self.embedding.detach()
+        compared = (rows, self.embedding.detach())
         if config.distance == "cos":
-            chosen = nearest(normalize(rows, dim=1), normalize(codes, dim=1))
+            compared = (normalize(compared[0], dim=1), normalize(compared[1], dim=1))
+        moves = self.training and config.reinitialisation
+        if moves and config.anchor == "closest":
+            chosen, closest = nearest_both_ways(*compared)
         else:
-            chosen = nearest(rows, codes)
+            chosen, closest = nearest(*compared), None
         indices = chosen.view(z.shape[0], *z.shape[2:])
         z_q = look_up(indices, self.embedding)
         if not self.training:
@@ -169,43 +179,43 @@ class CVQ(Quantizer):
         if config.contrastive:
             contrast = contrastive_loss(self.embedding, rows, config.distance, config.temperature)
             losses["contrastive"] = config.contrastive_weight * contrast
-        if config.reinitialisation:
-            diagnostics["anchored"] = self._reinitialise(rows, chosen)
+        if moves:
+            anchors = self._anchors(rows) if closest is None else _closest(rows, closest, *compared)
+            diagnostics["anchored"] = self._reinitialise(chosen, anchors)
         return Quantized(straight_through(z, z_q), indices, losses, diagnostics=diagnostics)
 
     @torch.no_grad()
-    def _reinitialise(self, rows: Tensor, chosen: Tensor) -> Tensor:
-        """Move codes to their anchors; the mean of how far, 0-d."""
+    def _reinitialise(self, chosen: Tensor, anchors: Tensor) -> Tensor:
+        """Move codes to their anchors (K, d); the mean of how far, 0-d."""
         counts = hits(chosen, self.codebook_size)
         follow(self.shares, counts / counts.sum(), self.config.decay)
         moved = torch.exp(-10 * self.codebook_size * self.shares / (1 - self.config.decay) - 1e-3)
-        self.embedding.lerp_(self._anchors(rows), moved[:, None])
+        self.embedding.lerp_(anchors, moved[:, None])
         return moved.mean()
 
+    @torch.no_grad()
     def _anchors(self, rows: Tensor) -> Tensor:
-        """(K, d): for each code one of the latents (N, d) of all processes."""
+        """(K, d): for each code one of the latents (N, d) of all processes, at random."""
         if self.config.anchor == "random":
             return self._from_pool(rows)
-        if self.config.anchor == "closest":
-            one = self.config.distance == "l2"
-            codes, latents = (part if one else normalize(part, dim=1) for part in (self.embedding, rows))
-            found = nearest(codes, latents)
-            score = -(codes - latents[found]).square().sum(1)
-        else:
-            score, found = self._drawn(rows)
+        score, found = self._drawn(rows)
         return of_best_process(rows[found], score)
 
     def _drawn(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A row for each code with the probabilities softmax(similarity), by Gumbel's maximum: its score and index.
+        """A row for each code with the probabilities softmax(similarity): a score and its index.
 
-        The largest of all processes' maxima is then a draw among all their rows.
+        The score is the logarithm of the weight of all rows here plus Gumbel noise: the largest of all processes' is a
+        draw among the processes by their weights, and with it that among all their rows.
         """
         scores, found = [], []
         for block in self.embedding.split(max(1, SCORE_BYTES // (4 * len(rows)))):
             logits = similarity(block, rows, self.config.distance)
-            best = (logits - torch.empty_like(logits).exponential_().log()).max(1)
-            scores.append(best.values)
-            found.append(best.indices)
+            most = logits.amax(1, keepdim=True)
+            weights = logits.sub_(most).exp_().cumsum(1)
+            drawn = torch.searchsorted(weights, weights[:, -1:] * torch.rand_like(most), right=True)
+            found.append(drawn[:, 0].clamp(max=len(rows) - 1))
+            noise = torch.empty_like(most).exponential_().log()
+            scores.append((most + weights[:, -1:].log() - noise)[:, 0])
         return torch.cat(scores), torch.cat(found)
 
     def _from_pool(self, rows: Tensor) -> Tensor:

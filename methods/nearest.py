@@ -47,6 +47,15 @@ def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tu
     )
 
 
+def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """First row and scores (rows, K) of each block of `left`; a block's scores are gone when the next one comes."""
+    rows = max(1, min(len(left), SCORE_BYTES // (4 * len(right))))
+    scores = left.new_empty(rows, len(right))
+    for start in range(0, len(left), rows):
+        block = left[start : start + rows]
+        yield start, torch.addmm(bias, block, right.t(), out=scores[: len(block)])
+
+
 @torch.no_grad()
 def nearest(z: Tensor, codes: Tensor, precision: Tensor | None = None) -> Tensor:
     """Index of the nearest of `codes` (K, d) for each row of `z` (N, d), as (N,) int64.
@@ -59,12 +68,28 @@ def nearest(z: Tensor, codes: Tensor, precision: Tensor | None = None) -> Tensor
         raise ValueError("a codebook needs at least one code")
     with torch.autocast(z.device.type, enabled=False), ieee_products(z.device):
         weights = None if precision is None else precision.float()
-        left, right, bias = _scores_as_product(z.float(), codes.float(), weights)
-        rows = max(1, min(len(z), SCORE_BYTES // (4 * len(codes))))
-        scores = left.new_empty(rows, len(codes))
         indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        for start in range(0, len(z), rows):
-            block = left[start : start + rows]
-            found = torch.addmm(bias, block, right.t(), out=scores[: len(block)])
-            torch.argmin(found, 1, out=indices[start : start + rows])
+        for start, found in _blocks(*_scores_as_product(z.float(), codes.float(), weights)):
+            torch.argmin(found, 1, out=indices[start : start + len(found)])
     return indices
+
+
+@torch.no_grad()
+def nearest_both_ways(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """`nearest(z, codes)` (N,) and `nearest(codes, z)` (K,), int64, from one product of the two."""
+    if len(codes) == 0 or len(z) == 0:
+        raise ValueError("a nearest one of each needs at least one code and one vector")
+    with torch.autocast(z.device.type, enabled=False), ieee_products(z.device):
+        left, right, bias = _scores_as_product(z.float(), codes.float(), None)
+        of_z = 0.25 * left.square().sum(1)  # what the scores leave out, since it decides nothing between codes
+        indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        least = left.new_full((len(codes),), torch.inf)
+        rows = torch.zeros(len(codes), dtype=torch.int64, device=z.device)
+        for start, found in _blocks(left, right, bias):
+            block = slice(start, start + len(found))
+            torch.argmin(found, 1, out=indices[block])
+            found += of_z[block, None]
+            nearer, row = found.min(0)
+            rows = torch.where(nearer < least, row + start, rows)
+            least = torch.minimum(least, nearer)
+    return indices, rows

@@ -60,7 +60,7 @@ class RQVAE(Quantizer):
         shared: bool = True
         """One codebook for all levels (the paper's), or one for each."""
         update: Literal["after_all_levels", "each_level"] = "after_all_levels"
-        """When the codes move: once a step, or (authors' code) after each level's look-up; the same where not shared."""
+        """When the codes move: once a step, or (authors' code) after each level's look-up; not shared, that is one."""
         decay: float = 0.99
         """Share of counts and sums that an update keeps."""
         epsilon: float = 1e-5

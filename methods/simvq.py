@@ -70,7 +70,7 @@ class SimVQ(Quantizer):
         beta_on: BetaOn = "commitment"
         """Which term beta weights."""
         estimator: Estimator = "straight_through"
-        """Decoder's gradient: as it stands, or turned with the latent to its code (two official forms; docs/methods.md)."""
+        """Decoder's gradient: as it stands, or turned with the latent to its code, in one of two official forms."""
         init: Init = "normal"
         """Draw of the vectors: normal N(0, 1/d) (the authors'), unit_normal N(0, 1), or uniform in ±1/K."""
 

@@ -58,7 +58,7 @@ class VQGAN(Quantizer):
         init: Init = "uniform"
         """Start of the codes: uniform in ±1/K (the authors'), normal N(0, 1/d), or unit_normal N(0, 1)."""
         estimator: Estimator = field(default="straight_through", metadata={"added_later": True})
-        """Decoder's gradient: as it stands, or turned with the latent to its code (two official forms; docs/methods.md)."""
+        """Decoder's gradient: as it stands, or turned with the latent to its code, in one of two official forms."""
 
         def __post_init__(self) -> None:
             check_codebook(self.codebook_size, self.dim)
@@ -91,7 +91,7 @@ class VQGAN(Quantizer):
     def remark(cls, config: Config) -> str:
         """A rotation scales the gradient by the code's norm over the latent's, which is next to nothing at first."""
         if config.estimator != "straight_through" and config.init == "uniform":
-            return f"codes start near 0 with init=uniform, and {config.estimator} then hands the encoder little gradient"
+            return f"codes start near 0 with init=uniform: {config.estimator} then hands the encoder little gradient"
         return ""
 
     def __init__(self, config: Config) -> None:

@@ -71,7 +71,7 @@ class VQGANEMA(Quantizer):
         restart_below: float = field(default=1.0, metadata=_RESTART)
         """A code is dead whose moving average of latents a step is under this; it depends on the batch size."""
         estimator: Estimator = "straight_through"
-        """Decoder's gradient: as it stands, or turned with the latent to its code (two official forms; docs/methods.md)."""
+        """Decoder's gradient: as it stands, or turned with the latent to its code, in one of two official forms."""
         init: Init = "unit_normal"
         """Start of the codes: unit_normal N(0, 1) (the authors'), normal N(0, 1/d), or uniform in ±1/K."""
 

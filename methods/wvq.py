@@ -128,7 +128,9 @@ class WVQ(Quantizer):
         self.codebook_size = config.codebook_size
         self.in_channels = self.out_channels = config.dim
         self.embedding = nn.Parameter(initial_codebook(config.codebook_size, config.dim, config.init))
-        if config.matching and config.matching_by == "wasserstein":
+        if config.matching and config.matching_by == "mmd":  # whose bandwidth is a mean over latents and codes together
+            self.losses_of_batch_size = ("mmd",)
+        elif config.matching:
             noise = config.queue_start == "noise"
             start = torch.empty(config.queue_size, config.dim).normal_(0, 0.01) if noise else None
             self.register_buffer("queue", torch.zeros(config.queue_size, config.dim) if start is None else start)

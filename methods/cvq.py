@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from vqbench.methods.blocks import sum_over_blocks
 from vqbench.methods.codebook import (
@@ -52,10 +52,10 @@ def contrastive_loss(codes: Tensor, rows: Tensor, distance: Distance, temperatur
 
     def term(block: Tensor) -> Tensor:
         scores = similarity(block, constant, distance)
-        positive = scores.topk(near, dim=1, sorted=False).values.mean(1, keepdim=True)
+        positive = scores.topk(near, dim=1, sorted=False).values.mean(1)
         negatives = scores.topk(far, dim=1, largest=False, sorted=False).values
-        logits = torch.cat([positive, negatives], 1) / temperature
-        return (logits.logsumexp(1) - logits[:, 0]).sum()
+        # log(eᵖ + Σ eⁿ) − p
+        return softplus((negatives / temperature).logsumexp(1) - positive / temperature).sum()
 
     return sum_over_blocks(codes, term, len(rows)) / len(codes)
 

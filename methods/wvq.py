@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vqbench.methods.blocks import sum_over_blocks
 from vqbench.methods.codebook import (
     Init,
     as_rows,
@@ -23,6 +22,7 @@ from vqbench.methods.codebook import (
     vq_losses,
 )
 from vqbench.methods.dcr import moments, w2_to_normal
+from vqbench.methods.mmd import squared_mmd
 from vqbench.methods.processes import of_all_processes
 from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
@@ -30,33 +30,6 @@ from vqbench.registry import METHODS
 _OPEN = {"paper_unspecified": True}
 _MATCHING = {"part_of": "matching"}
 _README = ("ImageNet 256 px, f 16, d 8, K 100000, no GAN, their own evaluation", "README of Wasserstein-VQ")
-
-
-def squared_mmd(codes: Tensor, rows: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of codes (K, d) and rows (N, d), a scalar; its gradient goes to the codes.
-
-    Kernels exp(−D / b) + exp(−D / 2b) of the squared distance D, with b, held constant, the mean D of two different
-    ones among all N + K. Pairs of one with itself count in the means.
-    """
-    rows, fixed = rows.detach(), codes.detach()
-    together = torch.cat([rows, fixed])
-    centered = together - together.mean(0)
-    size = len(together)
-    # Σ_ij |x_i − x_j|² = 2 n Σ_i |x_i − x̄|²
-    bandwidth = (2 * size * centered.square().sum() / (size**2 - size)).clamp(min=1e-30)
-    moved = together.mean(0)
-    latents, constant = rows - moved, fixed - moved  # what cancels in a product is least about the mean
-
-    def kernels(left: Tensor, right: Tensor) -> Tensor:
-        squared = (left.square().sum(1, keepdim=True) + right.square().sum(1) - 2 * left @ right.t()).clamp(min=0)
-        root = torch.exp(-0.5 / bandwidth * squared)
-        return (root.square() + root).sum()
-
-    own = torch.stack([kernels(part, latents) for part in latents.split(max(1, 2**22 // len(latents)))]).sum()
-    across = sum_over_blocks(codes, lambda block: kernels(block - moved, latents), len(rows))
-    among = sum_over_blocks(codes, lambda block: kernels(block - moved, constant), len(codes))
-    among = 2 * among - among.detach()  # each pair has a code on both sides, and a block moves one of them
-    return own / len(rows) ** 2 - 2 * across / (len(rows) * len(codes)) + among / len(codes) ** 2
 
 
 @METHODS.register("wvq")

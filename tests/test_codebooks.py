@@ -16,17 +16,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from vqbench.checks.suite import check_method, render
 from vqbench.config import stored
-from vqbench.methods import blocks, cvq, nearest
+from vqbench.methods import blocks, cvq, mmd, nearest
 from vqbench.methods.codebook import as_rows
 from vqbench.methods.cvq import CVQ, contrastive_loss
 from vqbench.methods.dcr import moments, w2_to_normal
 from vqbench.methods.ema import EMACodebook
 from vqbench.methods.estimators import estimate
+from vqbench.methods.mmd import squared_mmd
 from vqbench.methods.rqvae import RQVAE
 from vqbench.methods.simvq import SimVQ
 from vqbench.methods.vqgan import VQGAN
 from vqbench.methods.vqgan_ema import VQGANEMA
-from vqbench.methods.wvq import WVQ, squared_mmd
+from vqbench.methods.wvq import WVQ
 
 quick = settings(max_examples=30, deadline=None)
 
@@ -233,7 +234,7 @@ def test_the_contrastive_loss_in_blocks_is_the_authors_sorted_one(
 def test_mmd_in_blocks_is_its_definition(
     n: int, k: int, scale: float, at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SCORE_BYTES", 4 * k * 4)
+    monkeypatch.setattr(mmd, "TILE", 4)
     noise = torch.Generator().manual_seed(0)
     rows, codes = (at + scale * torch.randn(m, 3, generator=noise, dtype=torch.float64) for m in (n, k))
     codes.requires_grad_()
@@ -404,7 +405,7 @@ MEMORY = [
 MEMORY_OF_ALL_PAIRS = [
     (CVQ, {"anchor": "probrandom"}, 700),
     (CVQ, {"contrastive": True}, 700),
-    (WVQ, {"matching_by": "mmd"}, 700),
+    (WVQ, {"matching_by": "mmd"}, 100),
 ]
 
 

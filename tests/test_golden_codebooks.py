@@ -15,12 +15,13 @@ from vqbench.methods.codebook import as_rows
 from vqbench.methods.cvq import CVQ
 from vqbench.methods.dcr import moments, w2_to_normal
 from vqbench.methods.estimators import Estimator, estimate
+from vqbench.methods.mmd import squared_mmd
 from vqbench.methods.rqvae import RQVAE
 from vqbench.methods.simvq import SimVQ
 from vqbench.methods.vaevq import VAEVQ
 from vqbench.methods.vqgan import VQGAN
 from vqbench.methods.vqgan_ema import VQGANEMA
-from vqbench.methods.wvq import WVQ, squared_mmd
+from vqbench.methods.wvq import WVQ
 from vqbench.quantizer import Quantized, Quantizer
 
 FOLDER = Path(__file__).parent / "golden"

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqbench.methods.nearest import SCORE_BYTES, ieee_products
+from vqbench.methods.nearest import ieee_products
+
+BLOCK_BYTES = 2 * 2**20
+"""Upper bound, in bytes, of each matrix of one block: several are passed over, which a cache should hold."""
 
 
 class _SumOverBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codes: Tensor, term: Callable[[Tensor], Tensor], rows: int) -> Tensor:
         total, gradients = codes.new_zeros(()), []
-        for block in codes.detach().split(rows):
+        for block in torch.split(codes.detach(), rows):
             moving = block.requires_grad_()
             with torch.enable_grad():
                 value = term(moving)
@@ -36,9 +39,9 @@ def sum_over_blocks(codes: Tensor, term: Callable[[Tensor], Tensor], pairs_with:
     """Σ term(block) over blocks of the rows of codes (K, d), a scalar with the gradient to the codes alone.
 
     `term` makes a scalar of some rows, through matrices of (rows, pairs_with); the blocks are as large as keeps one
-    such matrix within SCORE_BYTES. Each block's gradient is taken in the forward pass, and its matrices are gone.
+    such matrix within BLOCK_BYTES. Each block's gradient is taken in the forward pass, and its matrices are gone.
     """
-    rows = max(1, SCORE_BYTES // (4 * pairs_with))
+    rows = max(1, BLOCK_BYTES // (4 * pairs_with))
     with torch.autocast(codes.device.type, enabled=False), ieee_products(codes.device):
         total: Tensor = _SumOverBlocks.apply(codes, term, rows)
     return total

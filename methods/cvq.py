@@ -208,7 +208,7 @@ class CVQ(Quantizer):
         draw among the processes by their weights, and with it that among all their rows.
         """
         scores, found = [], []
-        for block in self.embedding.split(max(1, SCORE_BYTES // (4 * len(rows)))):
+        for block in torch.split(self.embedding, max(1, SCORE_BYTES // (4 * len(rows)))):
             logits = similarity(block, rows, self.config.distance)
             most = logits.amax(1, keepdim=True)
             weights = logits.sub_(most).exp_().cumsum(1)

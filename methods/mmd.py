@@ -26,64 +26,71 @@ def squared_mmd(codes: Tensor, rows: Tensor) -> Tensor:
     return distance
 
 
-def _bandwidth(together: Tensor) -> Tensor:
-    size = len(together)
+def _bandwidth(centered: Tensor) -> Tensor:
+    size = len(centered)
     # Σ_ij |x_i − x_j|² = 2 n Σ_i |x_i − x̄|²
-    total = 2 * size * (together - together.mean(0)).square().sum()
-    return (total / (size**2 - size)).clamp(min=1e-30)
+    return (2 * size * centered.square().sum() / (size**2 - size)).clamp(min=1e-30)
 
 
-def _kernels(left: Tensor, right: Tensor, bandwidth: Tensor) -> tuple[Tensor, Tensor]:
-    """Root kernels s = exp(−D / 2b) of the rows of two, and w = s² + s / 2, which is −b times the kernels' slope."""
+class _Kernels:
+    """Blocks of kernels between points (n, d), each in the memory of the one before it."""
 
-    def lifted(points: Tensor, side: int) -> Tensor:
+    def __init__(self, points: Tensor, bandwidth: Tensor) -> None:
+        # One product of the two has both norms in it: of x / b, −|x|² / 2b, 1 and y, 1, −|y|² / 2b.
         norm, one = points.square().sum(1, keepdim=True) * (-0.5 / bandwidth), torch.ones_like(points[:, :1])
-        return torch.cat([points / bandwidth, norm, one] if side == 0 else [points, one, norm], 1)
+        self.left, self.right = torch.cat([points / bandwidth, norm, one], 1), torch.cat([points, one, norm], 1)
+        side = TILE if points.device.type == "cpu" else 4 * TILE
+        self.side, self._memory = side, points.new_empty(2, side * side)
 
-    root = (lifted(left, 0) @ lifted(right, 1).t()).exp_()  # one product has both norms in it
-    return root, (0.5 * root).addcmul_(root, root)
+    def slices(self, start: int, end: int) -> list[slice]:
+        """Rows from `start` to `end`, as many at a time as a block has."""
+        return [slice(first, min(first + self.side, end)) for first in range(start, end, self.side)]
 
+    def block(self, of: slice, with_: slice) -> tuple[Tensor, Tensor]:
+        """Root kernels s = exp(−D / 2b), and w = s² + s / 2, which is −b times the slope of s² + s."""
+        left, right = self.left[of], self.right[with_]
+        root, weights = (part[: len(left) * len(right)].view(len(left), -1) for part in self._memory)
+        torch.mm(left, right.t(), out=root).exp_()
+        torch.mul(root, 0.5, out=weights).addcmul_(root, root)
+        return root, weights
 
-def _with_one(points: Tensor) -> Tensor:
-    return torch.cat([points, torch.ones_like(points[:, :1])], 1)
+    def with_one(self, of: slice) -> Tensor:
+        """[y, 1] of some points: (rows, d + 1)."""
+        return self.right[of, :-1]
 
 
 class _SquaredMMD(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codes: Tensor, rows: Tensor) -> Tensor:
+        n, k = len(rows), len(codes)
         together = torch.cat([rows, codes])
-        bandwidth, center = _bandwidth(together), together.mean(0)
-        latents, points = rows - center, codes - center  # what cancels in a product is least about the mean
-        side = TILE if codes.device.type == "cpu" else 4 * TILE
-        of_rows, of_codes = latents.split(side), points.split(side)
+        points = together - together.mean(0)  # what cancels in a product is least about the mean
+        bandwidth = _bandwidth(points)
+        kernels = _Kernels(points, bandwidth)
+        of_rows, of_codes = kernels.slices(0, n), kernels.slices(n, n + k)
         # Σ_j w_ij [y_j, 1] of each code: with the latents, and with the codes
-        across, among = (points.new_zeros(len(codes), points.shape[1] + 1) for _ in range(2))
+        across, among = (torch.zeros_like(kernels.left[:, :-1]) for _ in range(2))
         exact = torch.float32 if codes.device.type == "mps" else torch.float64  # MPS has no float64
         own, between, within = (torch.zeros((), dtype=exact, device=codes.device) for _ in range(3))
         for i, left in enumerate(of_rows):
-            for j, right in enumerate(of_rows[i:]):
-                root, weights = _kernels(left, right, bandwidth)
-                own += (weights.sum() + 0.5 * root.sum()) * (1 if j == 0 else 2)
+            for right in of_rows[i:]:
+                root, weights = kernels.block(left, right)
+                own += (weights.sum() + 0.5 * root.sum()) * (1 if right == left else 2)
         for i, left in enumerate(of_codes):
-            mine = slice(i * side, i * side + len(left))
             for right in of_rows:
-                root, weights = _kernels(left, right, bandwidth)
-                across[mine] += weights @ _with_one(right)
+                root, weights = kernels.block(left, right)
+                across[left].addmm_(weights, kernels.with_one(right))
                 between += 0.5 * root.sum()
-            for j, right in enumerate(of_codes[i:], start=i):
-                root, weights = _kernels(left, right, bandwidth)
-                among[mine] += weights @ _with_one(right)
-                if j > i:
-                    among[j * side : j * side + len(right)] += weights.t() @ _with_one(left)
-                within += 0.5 * root.sum() * (1 if j == i else 2)
+            for right in of_codes[i:]:
+                root, weights = kernels.block(left, right)
+                among[left].addmm_(weights, kernels.with_one(right))
+                if right != left:
+                    among[right].addmm_(weights.t(), kernels.with_one(left))
+                within += 0.5 * root.sum() * (1 if right == left else 2)
         between, within = between + across[:, -1].sum(), within + among[:, -1].sum()
-        n, k = len(rows), len(codes)
-
-        def pulled(sums: Tensor) -> Tensor:
-            """−2 / b Σ_j w_ij (c_i − y_j): the gradient of code i's kernels."""
-            return (-2 / bandwidth) * (points * sums[:, -1:] - sums[:, :-1])
-
-        ctx.save_for_backward(2 / k**2 * pulled(among) - 2 / (n * k) * pulled(across))
+        # Σ_j −2 w_ij (c_i − y_j) / b is the gradient of code i's kernels; among codes it is both of a pair's
+        sums = (2 / k**2 * among - 2 / (n * k) * across)[n:]
+        ctx.save_for_backward((-2 / bandwidth) * (points[n:] * sums[:, -1:] - sums[:, :-1]))
         return (own / n**2 - 2 * between / (n * k) + within / k**2).to(codes.dtype)
 
     @staticmethod

@@ -71,6 +71,8 @@ def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     assert answer.code == 0
     for text in ("vqgan", "fsq", "sqvae", "vaevq", "arXiv:2511.06863", "vlq, rcs, dcr", "vqbench 0."):
         assert text in answer.out
+    for name in ("vqgan_ema", "simvq", "rqvae", "cvq", "wvq"):
+        assert name in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
 
 

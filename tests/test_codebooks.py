@@ -211,7 +211,7 @@ def test_a_pool_is_filled_then_replaced_and_drawn_anew_from_a_larger_batch() -> 
 def test_the_contrastive_loss_in_blocks_is_the_authors_sorted_one(
     distance: Any, n: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SCORE_BYTES", 4 * n * 3)  # three codes a block
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * n * 3)  # three codes a block
     noise = torch.Generator().manual_seed(0)
     rows, codes = (torch.randn(m, 5, generator=noise, dtype=torch.float64) for m in (n, k))
     codes.requires_grad_()
@@ -403,8 +403,8 @@ MEMORY = [
     (WVQ, {}, 100),
 ]
 MEMORY_OF_ALL_PAIRS = [
-    (CVQ, {"anchor": "probrandom"}, 700),
-    (CVQ, {"contrastive": True}, 700),
+    (CVQ, {"anchor": "probrandom"}, 100),
+    (CVQ, {"contrastive": True}, 100),
     (WVQ, {"matching_by": "mmd"}, 100),
 ]
 

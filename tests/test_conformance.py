@@ -396,7 +396,11 @@ def failures(properties: list[Property]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "method", ["vqgan", "vqgan@legacy", "fsq", "sqvae", "sqvae@mode2", "sqvae@mode3", "sqvae@mode4"]
+    "method",
+    [
+        *("vqgan", "vqgan@legacy", "fsq", "sqvae", "sqvae@mode2", "sqvae@mode3", "sqvae@mode4"),
+        *("vqgan_ema", "simvq", "rqvae", "cvq", "wvq"),
+    ],
 )
 def test_built_in_methods_pass(method: str) -> None:
     properties = check_method(method, only=IN_ONE_PROCESS)

@@ -30,7 +30,7 @@ from vqbench.tokenizer import seeded_quantizer
 from vqbench.training.feature_training import FeatureCoder, FeatureTraining, batches, fit
 from vqbench.training.steps import DivergedError
 
-BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq")
+BUILT_IN = METHODS.names()
 SETTINGS = ("codebook_size=16", "codebook_dim=4", "log_images=16")
 
 
@@ -242,7 +242,12 @@ def test_as_many_codes_as_vectors_leave_no_error(tmp_path: Path) -> None:
     assert scores["usage"] == 1
 
 
-@pytest.mark.parametrize("method", BUILT_IN)
+LEARN_BY_DEFAULT = ("vqgan", "fsq", "sqvae", "vaevq", "vqgan_ema")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in LEARN_BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in BUILT_IN]
+)
 def test_every_method_learns_and_the_same_seed_gives_the_same_numbers(method: str, tmp_path: Path) -> None:
     low_rank = noise(200, 1, 1, 2, seed=1) @ np.random.default_rng(2).normal(size=(2, 32))
     train, validation = standardise(low_rank[:180].astype(np.float32), low_rank[180:].astype(np.float32))
@@ -263,7 +268,7 @@ def test_the_order_of_the_data_is_the_same_for_every_method(monkeypatch: pytest.
     monkeypatch.setattr(FeatureTraining, "step", remember)
     for method in BUILT_IN:
         fitted(method, noise(30, 2, 2, 5), small(), tmp_path)
-    assert len(seen) == 4
+    assert len(seen) == len(BUILT_IN)
     assert len({tuple(sums) for sums in seen.values()}) == 1
     assert len(set(seen["FSQ"])) == 4  # batches that differ
 

@@ -18,7 +18,8 @@ BLOCK_BYTES = 2 * 2**20
 class _SumOverBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codes: Tensor, term: Callable[[Tensor], Tensor], rows: int) -> Tensor:
-        total, gradients = codes.new_zeros(()), []
+        total = codes.new_zeros(())
+        gradients: list[Tensor] = []
         for block in torch.split(codes.detach(), rows):
             moving = block.requires_grad_()
             with torch.enable_grad():

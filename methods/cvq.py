@@ -32,7 +32,7 @@ Distance = Literal["cos", "l2"]
 Anchor = Literal["closest", "random", "probrandom"]
 
 _MOVES, _CONTRAST = {"part_of": "reinitialisation"}, {"part_of": "contrastive"}
-_CIFAR = "CIFAR-10 32 px validation images, f 4, K 512, pytorch-fid against validation images"
+_CIFAR = "CIFAR-10 32 px validation images, K 512, d 64, pytorch-fid against validation images"
 
 
 def similarity(codes: Tensor, rows: Tensor, distance: Distance) -> Tensor:

@@ -114,7 +114,11 @@ class RQVAE(Quantizer):
 
     @classmethod
     def remark(cls, config: Config) -> str:
-        """Counts from 0 without restart are the authors' arithmetic, and lose the codebook in a step."""
+        """Counts from 0 without restart lose the codebook in a step; `matched` counts on the default's levels."""
+        if config.levels != cls.Config.levels:
+            size, levels = config.codebook_size, config.levels
+            messages = f"{levels} levels of {size} codes make {size**levels:,} messages of a token"
+            return f"{messages}: codebook_size is that of one level, set it beside levels"
         if config.first_count == 0 and not config.restart:
             return "first_count=0 throws the codes far away in the first step, and without restart they stay there"
         return ""

@@ -154,6 +154,8 @@ def test_a_shared_residual_codebook_as_released_changes_between_levels() -> None
 def test_residual_levels_are_matched_to_the_messages_of_a_token() -> None:
     sizes = {asked: RQVAE.matched(asked, 64)["codebook_size"] for asked in (2, 16, 512, 16384)}
     assert sizes == {2: 2, 16: 2, 512: 5, 16384: 11}
+    assert RQVAE.remark(RQVAE.Config()) == ""
+    assert "2 levels of 5 codes make 25 messages" in RQVAE.remark(RQVAE.Config(levels=2))
     quantizer = seeded(RQVAE, codebook_size=5, dim=4)
     assert quantizer.bits_per_token == pytest.approx(4 * math.log2(5))
     assert quantizer.codebook is None

@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding, mse_loss
 
 from vqbench.methods.nearest import nearest
@@ -39,6 +39,14 @@ def initial_codebook(codebook_size: int, dim: int, init: Init) -> Tensor:
     if init == "uniform":
         return codes.uniform_(-1 / codebook_size, 1 / codebook_size)
     return codes.normal_(0, 1 if init == "unit_normal" else dim**-0.5)
+
+
+def mapped(embedding: Tensor, projection: nn.Linear | None) -> Tensor:
+    """Effective codes: vectors (K, c) after their linear map, or as they are where there is none."""
+    if projection is None:
+        return embedding
+    codes: Tensor = projection(embedding)
+    return codes
 
 
 def look_up(indices: Tensor, codes: Tensor) -> Tensor:

@@ -111,3 +111,14 @@ def _trace_of_root(moving: Tensor, fixed: Tensor) -> Tensor:
     factor = vectors * values.clamp(min=0).sqrt()
     inner = (factor.t() @ moving @ factor).nan_to_num(0.0, 0.0, 0.0)
     return _square_root(torch.linalg.eigvalsh(inner)).sum() + 0 * (fixed.sum() + moving.sum())
+
+
+def w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """W₂ between the normal with the moments of codes (K, d) and N(mean, covariance), as Wasserstein-VQ measures it.
+
+    In units of the target's largest standard deviation of a coordinate, held constant, and with the authors' 1e-10
+    under the root (Fang et al., 2025, arXiv:2506.15078).
+    """
+    unit = covariance.detach().diagonal().max().clamp(min=0).sqrt() + 1e-8
+    squared = squared_w2_to_normal(codes, mean, covariance) / unit.square()
+    return (squared.clamp(min=0) + 1e-10).sqrt()

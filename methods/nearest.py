@@ -48,6 +48,15 @@ def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tu
     )
 
 
+def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """First row and scores (rows, K) of each block of `left`; a block's scores are gone when the next one comes."""
+    rows = max(1, min(len(left), SCORE_BYTES // (4 * len(right))))
+    scores = left.new_empty(rows, len(right))
+    for start in range(0, len(left), rows):
+        block = left[start : start + rows]
+        yield start, torch.addmm(bias, block, right.t(), out=scores[: len(block)])
+
+
 @torch.no_grad()
 def nearest(z: Tensor, codes: Tensor, precision: Tensor | None = None) -> Tensor:
     """Index of the nearest of `codes` (K, d) for each row of `z` (N, d), as (N,) int64.
@@ -77,11 +86,34 @@ def largest_product(left: Tensor, right: Tensor) -> Tensor:
 
 def _least(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     """Index of the smallest bias + left·right for each row of `left`, a block of rows at a time."""
-    rows = max(1, min(len(left), SCORE_BYTES // (4 * len(right))))
-    scores = left.new_empty(rows, len(right))
     indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
-    for start in range(0, len(left), rows):
-        block = left[start : start + rows]
-        found = torch.addmm(bias, block, right.t(), out=scores[: len(block)])
-        torch.argmin(found, 1, out=indices[start : start + rows])
+    for start, found in _blocks(left, right, bias):
+        torch.argmin(found, 1, out=indices[start : start + len(found)])
     return indices
+
+
+@torch.no_grad()
+def nearest_both_ways(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """`nearest(z, codes)` (N,) and `nearest(codes, z)` (K,), int64, from one product of the two."""
+    if len(codes) == 0 or len(z) == 0:
+        raise ValueError("a nearest one of each needs at least one code and one vector")
+    with torch.autocast(z.device.type, enabled=False), ieee_products(z.device):
+        left, right, bias = _scores_as_product(z.float(), codes.float(), None)
+        of_z = 0.25 * left.square().sum(1)  # what the scores leave out, since it decides nothing between codes
+        indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        least = left.new_full((len(codes),), torch.inf)
+        starts = torch.zeros(len(codes), dtype=torch.int64, device=z.device)
+        for start, found in _blocks(left, right, bias):
+            torch.argmin(found, 1, out=indices[start : start + len(found)])
+            found += of_z[start : start + len(found), None]
+            nearer = found.amin(0)
+            starts = torch.where(nearer < least, start, starts)
+            least = torch.minimum(least, nearer)
+        # An argmin down the columns is many times slower than along the rows: each code's own block is compared again.
+        rows = torch.empty_like(starts)
+        size = max(1, min(len(z), SCORE_BYTES // (4 * len(codes))))
+        for start in range(0, len(z), size):
+            mine = (starts == start).nonzero()[:, 0]
+            found = torch.addmm(of_z[start : start + size], right[mine], left[start : start + size].t())
+            rows[mine] = start + found.argmin(1)
+    return indices, rows

@@ -17,12 +17,14 @@ from vqbench.methods.codebook import (
     check_weight,
     initial_codebook,
     look_up,
+    mapped,
     norms,
     quantize,
     straight_through,
     vq_losses,
 )
 from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
+from vqbench.methods.processes import alone, mean_over_processes
 from vqbench.methods.vaevq_paper import PAPER_ROWS, PUBLISHED
 from vqbench.quantizer import Choices, GradientRoutes, PaperRow, Published, Quantized, Quantizer, Range, full_precision
 from vqbench.registry import METHODS
@@ -54,17 +56,11 @@ def _fixed_noise(like: Tensor) -> Tensor:
 
 def _over_processes(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """The moments of all devices' latents together, from those of each one's."""
-    if not torch.distributed.is_initialized():
+    if alone():
         return mean, covariance
-    whole = _mean_over_processes(mean)
+    whole = mean_over_processes(mean)
     apart = mean - whole
-    return whole, _mean_over_processes(covariance + apart.outer(apart))
-
-
-def _mean_over_processes(values: Tensor) -> Tensor:
-    total = values.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    return whole, mean_over_processes(covariance + apart.outer(apart))
 
 
 @METHODS.register("vaevq")
@@ -231,10 +227,7 @@ class VAEVQ(Quantizer):
             self.register_buffer("moments_weight", torch.zeros(()))
 
     def _codes(self) -> Tensor:
-        if self.projection is None:
-            return self.embedding
-        codes: Tensor = self.projection(self.embedding)
-        return codes
+        return mapped(self.embedding, self.projection)
 
     latent_mean: Tensor
     latent_covariance: Tensor

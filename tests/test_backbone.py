@@ -9,6 +9,7 @@ import torch
 
 from vqbench.backbone import BackboneConfig, Decoder, Encoder, SelfAttention, count_parameters
 from vqbench.recipe import load_recipe
+from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer
 
 SD_VAE = BackboneConfig(
@@ -61,7 +62,7 @@ def test_parameters_of_the_f16_recipe_follow_from_the_published_configuration() 
         assert count_parameters(Decoder(shape)) == decoder == 42_449_795
 
 
-@pytest.mark.parametrize("method", ["vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "ibq", "softvq", "gq"])
+@pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_gets_the_same_backbone(method: str) -> None:
     recipe = load_recipe("tiny", {"channels": 8, "latent_channels": 8})
     tokenizer, other = (build_tokenizer(name, {}, recipe, seed=3) for name in (method, "vqgan"))

@@ -72,6 +72,8 @@ def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     names = ("vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq", "vqp:CLASS")
     for text in (*names, "arXiv:2511.06863", "vlq, rcs, dcr", "vqbench 0."):
         assert text in answer.out
+    for name in ("vqgan_ema", "simvq", "rqvae", "cvq", "wvq"):
+        assert name in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
 
 

@@ -32,7 +32,7 @@ from vqbench.wording import masked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 fast = hypothesis_settings(max_examples=60, deadline=None)
-BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq")
+BUILT_IN = METHODS.names()
 
 
 def parameter(domain: Range | Choices, field: str = "learning_rate", owner: str = "recipe", cls: type = Recipe) -> Any:
@@ -137,7 +137,7 @@ def test_what_is_shipped_and_declared_fits_every_method(name: str, method: str, 
     from vqbench.planning.choice import choose_method, read_settings
     from vqbench.planning.plan import resolve_recipe
 
-    if name == "losses" and method in ("fsq", "rfsq"):  # they have none
+    if name == "losses" and not any(x.group == "losses" for x in METHODS.get(method).search_space.values()):
         with pytest.raises(UsageError, match="has anything to draw"):
             plan_studies(request(tmp_path, name, method))
         return

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vqbench.backbone import BackboneConfig
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe, load_recipe
+from vqbench.registry import METHODS
 from vqbench.tokenizer import Tokenizer, build_tokenizer, load, save
 
 
@@ -35,9 +36,7 @@ def loaded(tmp_path: Path, method: str = "vqgan") -> Tokenizer:
 
 
 @pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
-    "method", ["vqgan", "fsq", "sqvae", "vaevq", "rfsq", "lfq", "bsq", "llamagen", "ibq", "softvq", "gq"]
-)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_tokens_and_what_they_decode_to_train_another_model(
     method: str, around: Callable[[], AbstractContextManager[None]], tmp_path: Path
 ) -> None:

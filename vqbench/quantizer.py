@@ -158,6 +158,9 @@ class Quantizer(nn.Module):
     codebook_size: int
     """Effective number of codes of one codebook (for FSQ the product of its levels)."""
     num_codebooks: int = 1
+    losses_of_batch_size: tuple[str, ...] = ()
+    """Losses that depend on how many latents there are, by their definition and not by mistake: `vqbench check` names
+    them, and does not hold them to the loss of a doubled batch."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -88,7 +88,8 @@ def _losses(trial: Trial, seed: int, copies: int) -> dict[str, float]:
     quantizer = trial.quantizer(training=True)
     z = torch.cat([trial.latents(quantizer)] * copies)
     torch.manual_seed(seed)
-    return {name: float(loss.detach()) for name, loss in quantizer(z).losses.items()}
+    found = quantizer(z).losses
+    return {name: float(loss.detach()) for name, loss in found.items() if name not in quantizer.losses_of_batch_size}
 
 
 def _unchanged(once: list[float], twice: list[float]) -> bool:
@@ -107,7 +108,8 @@ def loss_of_doubled_batch(trial: Trial) -> str:
         raise NotApplicableError("the method has no losses")
     wrong = [name for name in once[0] if not _unchanged([x[name] for x in once], [x[name] for x in twice])]
     require(not wrong, f"doubling the batch changes {', '.join(wrong)}: take means over the batch, not sums")
-    return ", ".join(once[0])
+    declared = trial.quantizer().losses_of_batch_size
+    return ", ".join(once[0]) + (f"; by definition not {', '.join(declared)}" if declared else "")
 
 
 def _random_states(trial: Trial, seed: int) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def plan_sweep(request: SweepRequest, view: View, dry: bool = False) -> SweepPla
         request = recall(request, find_sweep(request.run.runs, request.run.name, request.name))
     refuse_odd(request)
     asked = check_request(request.run)
+    request = dataclasses.replace(request, run=asked.request)
     if request.space is None:
         request = dataclasses.replace(request, space=read_spaces(request.spaces))
     if request.objectives:  # a typing error, before anything is downloaded

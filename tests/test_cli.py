@@ -66,6 +66,16 @@ def test_completion_names_methods_without_importing_them() -> None:
     assert done.stdout.split() == ["vqgan,fsq", "False"]
 
 
+PLUGIN_METHOD = """
+from vqbench.methods.vqgan import VQGAN
+from vqbench.registry import METHODS
+
+@METHODS.register("mine")
+class Mine(VQGAN):
+    "Mine."
+"""
+
+
 def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     answer = vqbench("methods")
     assert answer.code == 0
@@ -75,6 +85,18 @@ def test_methods_lists_name_paper_components_origin(vqbench: Command) -> None:
     for name in ("vqgan_ema", "simvq", "rqvae", "cvq", "wvq"):
         assert name in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
+
+
+def test_all_is_every_method_and_the_list_is_json_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN_METHOD)
+    known = [row["name"] for row in typed("methods", "--json").objects if ":" not in row["name"]]
+    asked = ["--dataset", "photos", "--runs", tmp_path, "--metrics", "psnr", "--dry-run", "--json"]
+    rows = typed("run", "--plugin", tmp_path / "mine.py", "--methods", "vaevq@first,ALL", *asked).objects
+    assert sorted(row["method"] for row in rows) == sorted(["vaevq@first", *known, "mine"])
+    assert {"vqgan", "fsq", "sqvae", "vaevq", "lfq", "rqvae"} <= set(known)
+    (family,) = (row for row in typed("methods", "--json").objects if ":" in row["name"])
+    assert family["paper"] == "https://github.com/lucidrains/vector-quantize-pytorch"
+    refused(typed("ablate", "ALL", *asked), "ablate takes one method apart, not ALL")
 
 
 def test_show_prints_every_field_and_the_components() -> None:

@@ -421,7 +421,7 @@ class Registry(Generic[T]):
 def _headline(docstring: str) -> tuple[str, str]:
     """First line of a docstring, and the paper that it names."""
     first = docstring.strip().split("\n\n")[0].replace("\n", " ")
-    paper = re.search(r"arXiv:\d{4}\.\d{4,5}|https?://\S+?(?=[)\s.]|$)", first)
+    paper = re.search(r"arXiv:\d{4}\.\d{4,5}|https?://[^\s)]+?(?=\.?(?:[)\s]|$))", first)
     return re.sub(r"\s+", " ", first), paper.group(0) if paper else ""
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` and comple
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 import os
@@ -18,7 +19,7 @@ import typer
 
 from vqbench import arguments
 from vqbench.cli.compare import compare
-from vqbench.cli.options import Typed, complete_methods, print_rows, takes
+from vqbench.cli.options import AsJson, Typed, complete_methods, print_rows, takes
 from vqbench.cli.report import report
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.machine import interrupts, streams
@@ -77,7 +78,7 @@ def run(
     methods: Annotated[
         list[str],
         typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
-                     help="Methods to compare, NAME or NAME@PRESET, between commas or repeated."),
+                     help="Methods to compare, NAME or NAME@PRESET, between commas or repeated; or ALL."),
     ],
 ) -> None:  # fmt: skip
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
@@ -224,13 +225,16 @@ def _show_plan(asked: Resolved, as_json: bool, with_costs: bool = False) -> None
 
 @app.command("methods")
 @takes(RunRequest, only=["plugins"])
-def list_methods(plugins: list[Path] | None = None) -> None:
+def list_methods(plugins: list[Path] | None = None, as_json: AsJson = False) -> None:
     """List the methods: name, paper, components, where they come from."""
     from vqbench.cli.terminal_lists import print_outlines
 
     _add_plugins(plugins)
     outlines = [*map(METHODS.outline, METHODS.names()), *METHODS.families()]
-    print_outlines("method", outlines, with_components=True)
+    if as_json:
+        print_rows(map(dataclasses.asdict, outlines))
+    else:
+        print_outlines("method", outlines, with_components=True)
 
 
 @app.command("datasets")

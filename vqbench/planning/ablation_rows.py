@@ -11,7 +11,7 @@ from vqbench.errors import UsageError, unknown
 from vqbench.planning.choice import choose_method, read_settings, split_reference
 from vqbench.planning.paper import paper_rows
 from vqbench.planning.plan import Resolved, check_request
-from vqbench.planning.request import AblateRequest
+from vqbench.planning.request import ALL, AblateRequest
 from vqbench.planning.variant import Variant
 from vqbench.registry import METHODS
 from vqbench.results.ablation_row import AblationRow, row_name
@@ -38,6 +38,8 @@ def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], Resolved,
     Raises UsageError for an unknown component, one that is off already, a selection that leaves nothing to compare,
     a method without components, and a combination that was asked for by name and that the method refuses.
     """
+    if request.reference == ALL:
+        raise UsageError("ablate takes one method apart, not ALL", "name one: `vqbench methods` lists them")
     asked = check_request(request.run)
     (full,) = asked.choices
     settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)

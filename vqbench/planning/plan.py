@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from vqbench.metrics.definitions import asked_metrics, companions, digests, has_
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
-from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
+from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
-from vqbench.registry import EXTRACTORS, METRICS, add_plugin
+from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
 from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import size_text
@@ -134,6 +135,9 @@ def check_request(request: RunRequest) -> Resolved:
     refuse_odd_engine(request)
     for plugin in request.plugins:
         add_plugin(plugin)
+    if ALL in request.methods:
+        each = (METHODS.names() if asked == ALL else [asked] for asked in request.methods)
+        request = replace(request, methods=tuple(dict.fromkeys(itertools.chain.from_iterable(each))))
     return resolve(request)
 
 

@@ -20,6 +20,8 @@ from vqbench.registry import DATASETS
 if TYPE_CHECKING:
     from vqbench.data.dataset import DataReference
 
+ALL = "ALL"
+"""In the place of a method: every method that is registered, those of the plugins that were given among them."""
 _WORKERS_PER_PROCESSOR = 16
 """More are a slip of the keyboard, and would take the machine down."""
 

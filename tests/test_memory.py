@@ -133,7 +133,7 @@ def test_what_a_card_has_room_for() -> None:
     with pytest.raises(TooLargeError, match=r"32 images needs about 131 GB, the card has 80") as refused:
         refuse_too_large(cost(131e9), card)
     # 54 GB within 80 % of the card, at 3.8 GB an image
-    assert "8 images at once fit: --set batch_size=8, or --devices 4" in refused.value.hint
+    assert "8 images at once fit: --micro-batch 8, --set batch_size=8, or --devices 4" in refused.value.hint
     assert "--ignore-memory" in refused.value.hint
     with pytest.raises(TooLargeError) as hopeless:
         refuse_too_large(cost(131e9), int(9e9))

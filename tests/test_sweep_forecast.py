@@ -174,7 +174,7 @@ class Priced:
         self.notes: list[str] = []
         self.broken: set[int] = set()
 
-        def probe(cell: Cell, view: Any) -> Any:
+        def probe(cell: Cell, run: Any, view: Any) -> Any:
             self.probes += 1
             size = cell.spec["config"].get("codebook_size")
             return ProbeError("too large", "none") if size in self.broken else priced(cell, view)

@@ -314,7 +314,7 @@ def test_a_dry_run_refuses_what_the_command_refuses(place: Place, monkeypatch: p
     swept(place, Pretence(1), trials=1, name="s")
     ask = ["sweep", "vqgan", *place.typed("--space", place.root / "sizes.yaml", "--sweep-name", "s", "--dry-run")]
     assert typed(*ask).code == 0
-    monkeypatch.setattr("vqbench.sweeps.sweep.plan_resolved", lambda *_, **__: pytest.fail("may download"))
+    monkeypatch.setattr("vqbench.sweeps.sweep.prepare_plan", lambda *_, **__: pytest.fail("may download"))
     refused = typed(*ask, "--sampler", "random")
     assert refused.code == 2
     assert "there is a sweep 's' already, with another sampler" in refused.err

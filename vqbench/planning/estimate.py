@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from vqbench.cell.measured import steps_between
 from vqbench.planning.cost import images_done
 from vqbench.planning.plan import Cell
+from vqbench.recipe import Execution, Recipe
 
 if TYPE_CHECKING:
-    from vqbench.recipe import Execution, Recipe
     from vqbench.training.memory import StepCost
 
 ASSUMED_FLOPS = 110e12

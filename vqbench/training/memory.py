@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,6 +24,8 @@ from vqbench.recipe import Execution, Recipe
 REFUSED_ABOVE, WARNED_ABOVE = 1.25, 0.8
 """Shares of a card's memory. The count knows no workspaces of cuDNN and no gaps of the allocator, which need more, nor
 what a compiler or an in-place operation saves, which needs less."""
+_TRIES = 5
+_FORK = multiprocessing.get_context("fork")
 _Module = TypeVar("_Module", bound=nn.Module)
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
@@ -101,18 +107,40 @@ def step_cost(
     Of a micro-batch that `execution` asks for it is a step of so many images: what the whole batch keeps beside is
     little. What activation checkpointing and a compiler save is not counted.
 
-    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values.
+    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values. It is done in a
+    process of its own, and again where that dies: torch breaks its heap now and then when tensors without data train.
     """
-    count = images or recipe.batch_size
+    count = min(images or recipe.batch_size, execution.micro_batch or images or recipe.batch_size)
+    answer: StepCost | UncountableError | None = None
+    for _ in range(_TRIES):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        child = _FORK.Process(target=_tell, args=(sender, method, dict(config), recipe, count, options))
+        child.start()
+        sender.close()
+        with contextlib.suppress(EOFError):
+            answer = receiver.recv()
+        child.join()
+        if isinstance(answer, StepCost):
+            return answer
+        if answer is not None:
+            raise answer
+    what = f"what a step of {method} needs cannot be counted: its process died {_TRIES} times"
+    raise UncountableError(what, "`--dry-run --probe` measures it")
+
+
+def _tell(sender: Connection, method: str, config: dict[str, Any], recipe: Recipe, *more: Any) -> None:
+    """Count, in a process of its own, and say the answer. What that process has of ours is not closed by it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # of a death its parent hears
+    answer: StepCost | UncountableError
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-            return _counted(method, dict(config), recipe, min(count, execution.micro_batch or count), options)
+            answer = _counted(method, config, recipe, *more)
     except Exception as error:  # a plugin's own code runs here, and may raise anything
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UncountableError(
-            f"what a step of {method} needs cannot be counted: {type(error).__name__}: {reason}",
-            "`--dry-run --probe` measures it",
-        ) from error
+        what = f"what a step of {method} needs cannot be counted: {type(error).__name__}: {reason}"
+        answer = UncountableError(what, "`--dry-run --probe` measures it")
+    sender.send(answer)
+    os._exit(0)
 
 
 def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, options: dict[str, Any]) -> StepCost:

@@ -107,8 +107,9 @@ def step_cost(
     Of a micro-batch that `execution` asks for it is a step of so many images: what the whole batch keeps beside is
     little. What activation checkpointing and a compiler save is not counted.
 
-    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values. It is done in a
-    process of its own, and again where that dies: torch breaks its heap now and then when tensors without data train.
+    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values. It is done
+    in a process of its own, and again where that dies: torch breaks its heap now and then when tensors without data
+    train.
     """
     count = min(images or recipe.batch_size, execution.micro_batch or images or recipe.batch_size)
     answer: StepCost | UncountableError | None = None

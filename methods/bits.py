@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from vqbench.quantizer import Quantizer, full_precision
 
 BitOrder = Literal["first_lowest", "first_highest"]
 """Whether channel 0 is the least or the most significant bit of an index."""
@@ -54,3 +56,35 @@ def all_codes(places: Tensor) -> Tensor:
     """(2^bits, bits) signs of every index."""
     indices = torch.arange(2 ** len(places), device=places.device)
     return signs_of(indices.view(-1, 1, 1), places).flatten(1)
+
+
+class SignQuantizer(Quantizer):
+    """A quantizer whose codes are the signs of its channels, times a scale; its Config has `bits` and `spherical`."""
+
+    places: Tensor
+
+    def __init__(self, config: Any, order: BitOrder) -> None:
+        super().__init__(config)
+        self.in_channels = self.out_channels = config.bits
+        self.codebook_size = 2**config.bits
+        self.register_buffer("places", bit_places(config.bits, order), persistent=False)
+
+    @classmethod
+    def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
+        """The number of bits nearest to `codebook_size`; it is the number of channels too, so `dim` has no say."""
+        return {"bits": matched_bits(codebook_size)}
+
+    @property
+    def scale(self) -> float:
+        """Of a channel's ±1: with `spherical` codes have length 1."""
+        return float(self.config.bits**-0.5) if self.config.spherical else 1.0
+
+    @property
+    def codebook(self) -> Tensor | None:
+        """(2^bits, bits) implicit codes, or None of more than 2^17."""
+        return None if self.config.bits > MAX_LISTED_BITS else self.scale * all_codes(self.places)
+
+    @full_precision
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """(B, h, w) indices to (B, bits, h, w) codes of ±1, or of ±1 / √bits with `spherical`."""
+        return self.scale * signs_of(indices, self.places)

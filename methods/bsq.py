@@ -9,19 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vqbench.methods.bits import (
-    MAX_LISTED_BITS,
-    all_codes,
-    bit_places,
-    check_bits,
-    indices_of,
-    joint_bits,
-    matched_bits,
-    signs_of,
-)
+from vqbench.methods.bits import SignQuantizer, check_bits, indices_of, joint_bits
 from vqbench.methods.codebook import as_rows, check_weight, straight_through
 from vqbench.methods.entropy import Entropies, bit_entropies
-from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Range, full_precision
 from vqbench.registry import METHODS
 
 ENTROPY_EPS = 1e-8  # the authors', under the logarithm of mean probabilities
@@ -35,7 +26,7 @@ def _authors(metric: str, value: float, weights: str) -> Published:
 
 
 @METHODS.register("bsq")
-class BSQ(Quantizer):
+class BSQ(SignQuantizer):
     """Image and video tokenization with binary spherical quantization (Zhao et al., 2024, arXiv:2406.07548).
 
     Each token is a unit vector, its code the signs of it over √d. No parameters; entropy terms keep all codes in use.
@@ -100,28 +91,7 @@ class BSQ(Quantizer):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.in_channels = self.out_channels = config.bits
-        self.codebook_size = 2**config.bits
-        self.register_buffer("places", bit_places(config.bits, "first_highest"), persistent=False)
-
-    places: Tensor
-
-    @classmethod
-    def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
-        """The number of bits nearest to `codebook_size`; it is the number of channels too, so `dim` has no say."""
-        return {"bits": matched_bits(codebook_size)}
-
-    @property
-    def _scale(self) -> float:
-        return self.config.bits**-0.5 if self.config.spherical else 1.0
-
-    @property
-    def codebook(self) -> Tensor | None:
-        """(2^bits, bits) implicit codes, or None of more than 2^17."""
-        if self.config.bits > MAX_LISTED_BITS:
-            return None
-        return self._scale * all_codes(self.places)
+        super().__init__(config, "first_highest")
 
     @property
     def gradient_routes(self) -> GradientRoutes:
@@ -147,15 +117,10 @@ class BSQ(Quantizer):
             diagnostics = {f"{name}_entropy": value.detach() for name, value in found._asdict().items()}
         if config.commitment:
             losses["commitment"] = config.beta * (z - codes).square().sum(1).mean()
-        return Quantized(straight_through(self._scale * z, codes), indices, losses, diagnostics=diagnostics)
+        return Quantized(straight_through(self.scale * z, codes), indices, losses, diagnostics=diagnostics)
 
     def entropies(self, rows: Tensor) -> Entropies:
         """Of softmax(2 z·c · inverse_temperature): the logits of a bit's two values are 4 z s / temperature apart."""
-        log_odds = 4 * self._scale * self.config.inverse_temperature * rows
+        log_odds = 4 * self.scale * self.config.inverse_temperature * rows
         group = joint_bits(self.config.bits, self.config.entropy_group)
         return bit_entropies(log_odds, group, eps=ENTROPY_EPS)
-
-    @full_precision
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """(B, h, w) indices to (B, bits, h, w) codes of ±1 / √bits, or of ±1 without `spherical`."""
-        return self._scale * signs_of(indices, self.places)

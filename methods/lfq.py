@@ -11,19 +11,17 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from vqbench.methods.bits import (
-    MAX_LISTED_BITS,
     BitOrder,
+    SignQuantizer,
     all_codes,
     bit_places,
     check_bits,
     indices_of,
     joint_bits,
-    matched_bits,
-    signs_of,
 )
 from vqbench.methods.codebook import as_rows, check_weight, straight_through
 from vqbench.methods.entropy import Entropies, Logarithm, assign, bit_entropies, entropy_of
-from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
+from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Range, full_precision
 from vqbench.registry import METHODS
 
 MAX_CLAMPED_BITS = 14  # where each code of each token has to be looked at
@@ -37,7 +35,7 @@ def _magvit(metric: str, value: float, px: int) -> Published:
 
 
 @METHODS.register("lfq")
-class LFQ(Quantizer):
+class LFQ(SignQuantizer):
     """Language model beats diffusion: tokenizer is key to visual generation (Yu et al., 2023, arXiv:2310.05737).
 
     Lookup-free: each channel is one bit, its sign. No parameters; entropy terms keep all codes in use. As in
@@ -114,28 +112,7 @@ class LFQ(Quantizer):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.in_channels = self.out_channels = config.bits
-        self.codebook_size = 2**config.bits
-        self.register_buffer("places", bit_places(config.bits, config.bit_order), persistent=False)
-
-    places: Tensor
-
-    @classmethod
-    def matched(cls, codebook_size: int, dim: int) -> dict[str, object]:
-        """The number of bits nearest to `codebook_size`; it is the number of channels too, so `dim` has no say."""
-        return {"bits": matched_bits(codebook_size)}
-
-    @property
-    def _scale(self) -> float:
-        return self.config.bits**-0.5 if self.config.spherical else 1.0
-
-    @property
-    def codebook(self) -> Tensor | None:
-        """(2^bits, bits) implicit codes, or None of more than 2^17."""
-        if self.config.bits > MAX_LISTED_BITS:
-            return None
-        return self._scale * all_codes(self.places)
+        super().__init__(config, config.bit_order)
 
     @property
     def gradient_routes(self) -> GradientRoutes:
@@ -165,7 +142,7 @@ class LFQ(Quantizer):
     def entropies(self, rows: Tensor) -> Entropies:
         """Of softmax(2 z·c / temperature): the logits of a bit's two values are 4 z s / temperature apart, ±s."""
         config = self.config
-        log_odds, group = 4 * self._scale / config.temperature * rows, joint_bits(config.bits, config.entropy_group)
+        log_odds, group = 4 * self.scale / config.temperature * rows, joint_bits(config.bits, config.entropy_group)
         if config.entropy_logarithm == "added":
             return bit_entropies(log_odds, group)
         per_sample, codebook = [], []
@@ -175,8 +152,3 @@ class LFQ(Quantizer):
             per_sample.append(found.per_sample)
             codebook.append(entropy_of(found.mean, "clamped"))
         return Entropies(torch.stack(per_sample).sum(), torch.stack(codebook).sum())
-
-    @full_precision
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """(B, h, w) indices to (B, bits, h, w) codes of −1 and 1; where spherical, of length 1."""
-        return self._scale * signs_of(indices, self.places)

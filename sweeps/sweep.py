@@ -163,7 +163,7 @@ def _run_trials(
     plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None, cells: dict[str, Cell]
 ) -> str:
     """Why the sweep ended before its trials did; empty where it did not."""
-    from vqbench.planning.preflight import check_disk
+    from vqbench.planning.preflight import check_disk, prepare_training
     from vqbench.running.execution import open_execution
     from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.trials import Limits
@@ -172,7 +172,7 @@ def _run_trials(
     deadline = time.monotonic() + request.timeout if request.timeout is not None else None
     of_method = {cell.label: cell for cell in base.cells}
     check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
-    base.track.prepare_training(base.recipe, request.run.data, view.note, view.preparing)
+    prepare_training(base, request.run, view)
     look = None
     if request.pruner != "none":
         maximize = metric(request.objectives[0]).better == "higher"

@@ -69,7 +69,34 @@ def test_every_method_gets_the_same_backbone(method: str) -> None:
     for part in ("encoder", "decoder"):
         mine, its = getattr(tokenizer, part).state_dict(), getattr(other, part).state_dict()
         assert all(torch.equal(mine[name], its[name]) for name in its)
-        assert mine.keys() == its.keys()
+        assert {name for name in mine if ".modulation." not in name} == its.keys()
+
+
+def test_what_modulates_the_decoder_lies_in_it_and_is_counted_there() -> None:
+    """A scale and a shift of each channel of each norm, affine in the d channels of a code."""
+    recipe, d = load_recipe("tiny", {"mid_attention": True}), 5
+    config = {"codebook_size": 8, "dim": d}
+    modulated, plain = (build_tokenizer(name, config, recipe, seed=3) for name in ("movq", "vqgan"))
+    norms = [module.num_channels for module in plain.decoder.modules() if isinstance(module, torch.nn.GroupNorm)]
+    counts = modulated.parameter_counts()
+    assert counts["decoder"] - plain.parameter_counts()["decoder"] == sum(2 * (d + 1) * c for c in norms) > 0
+    assert {part: n for part, n in counts.items() if part not in ("decoder", "total")} == {
+        part: n for part, n in plain.parameter_counts().items() if part not in ("decoder", "total")
+    }
+    off = build_tokenizer("movq", {**config, "modulation": False}, recipe, seed=3)
+    latents = torch.randn(2, d, 4, 4)
+    assert torch.equal(off.from_latents(latents), plain.from_latents(latents))
+    assert not torch.allclose(modulated.from_latents(latents), plain.from_latents(latents))
+
+
+def test_the_decoder_hears_of_a_code_through_its_norms_too() -> None:
+    """With the way through the first convolution cut, latents still move the images, and are moved by them."""
+    tokenizer = build_tokenizer("movq", {"codebook_size": 8, "dim": 4}, load_recipe("tiny", {"channels": 8}), seed=0)
+    torch.nn.init.zeros_(tokenizer.from_quantizer.weight)
+    latents = torch.randn(1, 4, 4, 4, requires_grad=True)
+    tokenizer.decode_latents(latents).square().sum().backward()
+    assert latents.grad is not None
+    assert float(latents.grad.abs().min()) > 0
 
 
 def test_another_seed_is_another_backbone() -> None:

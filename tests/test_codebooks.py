@@ -23,10 +23,12 @@ from vqbench.methods.dcr import moments, w2_to_normal
 from vqbench.methods.ema import EMACodebook
 from vqbench.methods.estimators import estimate
 from vqbench.methods.mmd import squared_mmd
+from vqbench.methods.movq import MoVQ
 from vqbench.methods.rqvae import RQVAE
 from vqbench.methods.simvq import SimVQ
 from vqbench.methods.vqgan import VQGAN
 from vqbench.methods.vqgan_ema import VQGANEMA
+from vqbench.methods.vqgan_lc import VQGANLC
 from vqbench.methods.wvq import WVQ
 
 quick = settings(max_examples=30, deadline=None)
@@ -337,6 +339,7 @@ def test_without_what_sets_them_apart_they_are_vqgan() -> None:
         (WVQ, {"matching": False, "beta": 0.25}),
         (CVQ, {"reinitialisation": False, "distance": "l2"}),
         (SimVQ, {"projection": False, "init": "uniform"}),
+        (MoVQ, {"modulation": False}),
     ):
         quantizer = seeded(cls, **size, **off)
         assert list(quantizer.state_dict()) == ["embedding"]
@@ -347,13 +350,14 @@ def test_without_what_sets_them_apart_they_are_vqgan() -> None:
         }
 
 
-@pytest.mark.parametrize("cls", [VQGANEMA, SimVQ, RQVAE, CVQ, WVQ])
+@pytest.mark.parametrize("cls", [VQGANEMA, SimVQ, RQVAE, CVQ, WVQ, VQGANLC, MoVQ])
 def test_meaningless_settings_are_refused(cls: Any) -> None:
     with pytest.raises(ValueError, match="codebook_size must be at least 2"):
         cls.Config(codebook_size=1)
     with pytest.raises(ValueError, match="beta"):
         cls.Config(beta=-1)
-    for field, value in {"decay": 1.0, "epsilon": 0.0, "levels": 0, "temperature": 0.0, "queue_size": 1}.items():
+    for field, value in {"decay": 1.0, "epsilon": 0.0, "levels": 0, "temperature": 0.0, "queue_size": 1,
+                         "chunks": 3, "channels": 5, "images": 0}.items():  # fmt: skip
         if field in cls.Config.__dataclass_fields__:
             with pytest.raises(ValueError, match=field):
                 cls.Config(**{field: value})
@@ -366,6 +370,8 @@ LARGEST = [
     (CVQ, {}),
     (CVQ, {"anchor": "random"}),
     (WVQ, {"queue_size": 64}),
+    (VQGANLC, {"channels": 4, "centres": "none needed"}),
+    (MoVQ, {"chunks": 3}),
 ]
 
 
@@ -403,6 +409,8 @@ MEMORY = [
     (RQVAE, {"levels": 1}, 100),
     (CVQ, {}, 100),
     (WVQ, {}, 100),
+    (VQGANLC, {}, 100),
+    (MoVQ, {}, 100),
 ]
 MEMORY_OF_ALL_PAIRS = [
     (CVQ, {"anchor": "probrandom"}, 100),
@@ -470,7 +478,7 @@ EVERY_FORM = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*EVERY_FORM, "vqgan_ema", "simvq", "rqvae", "cvq", "wvq"])
+@pytest.mark.parametrize("name", [*EVERY_FORM, "vqgan_ema", "simvq", "rqvae", "cvq", "wvq", "vqgan_lc", "movq"])
 def test_every_form_passes_the_whole_suite(name: str) -> None:
     properties = check_method(name)
     assert all(p.passed for p in properties), render(properties)

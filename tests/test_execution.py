@@ -46,7 +46,7 @@ class Noise(Images):
 
 GAN = {"gan": "hinge", "discriminator_layers": 1, "discriminator_channels": 8, "gradient_clip": 1.0}
 WHOLE = Execution()
-METHODS_OF_OURS = ["vqgan", "fsq", "sqvae", "vaevq"]
+METHODS_OF_OURS = ["vqgan", "fsq", "sqvae", "vaevq", "movq"]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_micro_batches_have_the_gradients_of_a_whole_batch(
 ) -> None:
     """BatchNorm, the adaptive weight, noise and a quantizer's statistics see the whole batch."""
     r, rows, decode = recipe(images=8, resolution=32, perceptual="squeeze", **GAN), [], Decoder.forward
-    monkeypatch.setattr(Decoder, "forward", lambda self, x: rows.append(len(x)) or decode(self, x))
+    monkeypatch.setattr(Decoder, "forward", lambda self, x, *more: rows.append(len(x)) or decode(self, x, *more))
     gradients = Gradients(monkeypatch)
     whole = trained(r, tmp_path, method, network=perceptual)
     expected, at_once, rows[:] = gradients.taken(), max(rows), []
@@ -127,9 +127,10 @@ def test_micro_batches_have_the_gradients_of_a_whole_batch(
     assert parts.execution["micro_batch"] == 3
 
 
-def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["vaevq", "movq"])
+def test_activation_checkpointing_changes_no_bit(method: str, tmp_path: Path) -> None:
     r = recipe(images=24, dropout=0.2, mid_attention=True, resolution=32, **GAN)  # dropout is drawn again as it was
-    kept, again = (trained(r, tmp_path, "vaevq", Execution(activation_checkpointing=on)) for on in (False, True))
+    kept, again = (trained(r, tmp_path, method, Execution(activation_checkpointing=on)) for on in (False, True))
     assert same(kept.tokenizer, again.tokenizer)
     assert again.execution["activation_checkpointing"]
 

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vqbench.backbone import ModulatedNorm
 from vqbench.methods.codebook import as_rows
 from vqbench.methods.cvq import CVQ
 from vqbench.methods.dcr import moments, w2_to_normal
 from vqbench.methods.estimators import Estimator, estimate
 from vqbench.methods.mmd import squared_mmd
+from vqbench.methods.movq import MoVQ
 from vqbench.methods.rqvae import RQVAE
 from vqbench.methods.simvq import SimVQ
 from vqbench.methods.vaevq import VAEVQ
 from vqbench.methods.vqgan import VQGAN
 from vqbench.methods.vqgan_ema import VQGANEMA
+from vqbench.methods.vqgan_lc import VQGANLC
 from vqbench.methods.wvq import WVQ
 from vqbench.quantizer import Quantized, Quantizer
 
@@ -181,6 +184,63 @@ def test_simvq_without_bias(golden: Golden, prefix: str, estimator: str) -> None
     agrees(z.grad, golden(f"{prefix}_grad_z"))
     assert quantizer.projection is not None
     agrees(quantizer.projection.weight.grad, golden(f"{prefix}_grad_weight"))
+
+
+# a learned linear map of vectors that others made
+
+
+def test_vqgan_lc(golden: Golden) -> None:
+    quantizer = VQGANLC(VQGANLC.Config(K, C, channels=12, centres="given below", weight=1.0))
+    quantizer.receive(golden("lc_codebook").detach())
+    quantizer.projection.load_state_dict({name: golden(f"lc_{name}").detach() for name in ("weight", "bias")})
+    z = golden("z")
+    result = quantizer(z)
+    assert torch.equal(result.indices, golden("lc_indices"))
+    agrees(result.latents, golden("lc_latents"))
+    agrees(result.losses["codebook"] + result.losses["commitment"], golden("lc_loss"))
+    backward(result, golden("grad_output"))
+    agrees(z.grad, golden("lc_grad_z"))
+    agrees(quantizer.projection.weight.grad, golden("lc_grad_weight"))
+    agrees(quantizer.projection.bias.grad, golden("lc_grad_bias"))
+    assert quantizer.embedding.grad is None  # frozen
+    agrees(quantizer.decode_indices(result.indices), golden("lc_latents"))
+
+
+# codes that the decoder's norms are modulated by
+
+
+def test_movq(golden: Golden) -> None:
+    quantizer = MoVQ(MoVQ.Config(K, C, **MoVQ.presets["released"]))  # type: ignore[arg-type]
+    quantizer.load_state_dict({"embedding": golden("codebook")})
+    z = golden("z")
+    result = quantizer(z)
+    assert torch.equal(result.indices, golden("movq_indices"))
+    agrees(result.latents, golden("movq_latents"))
+    agrees(result.losses["codebook"] + result.losses["commitment"], golden("movq_loss"))
+    backward(result, golden("grad_output"))
+    agrees(z.grad, golden("movq_grad_z"))
+    agrees(quantizer.embedding.grad, golden("movq_grad_codebook"))
+
+
+@pytest.mark.parametrize("has_conv", [False, True], ids=["as released", "with its 3×3 convolution"])
+def test_the_norms_of_movq(golden: Golden, has_conv: bool) -> None:
+    names = {"weight": "norm_weight", "bias": "norm_bias"}
+    names |= {f"modulation.{ours}.{part}": f"{theirs}_{part}" for ours, theirs in (("scale", "y"), ("shift", "b"))
+              for part in ("weight", "bias")}  # fmt: skip
+    names |= {f"modulation.conv.{part}": f"conv_{part}" for part in ("weight", "bias")} if has_conv else {}
+    modulation = MoVQ(MoVQ.Config(K, C, modulation_conv=has_conv)).decoder_modulation(64)
+    assert modulation is not None
+    norm = ModulatedNorm(nn.GroupNorm(32, 64, eps=1e-6), modulation)
+    norm.load_state_dict({ours: golden(f"movq_norm_{theirs}").detach() for ours, theirs in names.items()})
+    features, codes = golden("movq_norm_feature"), golden("movq_latents")
+    out, prefix = norm(features, codes), "movq_norm_conv" if has_conv else "movq_norm"
+    agrees(out, golden(f"{prefix}_out"))
+    (out * golden("movq_norm_grad_output").detach()).sum().backward()
+    agrees(features.grad, golden(f"{prefix}_grad_feature"))
+    agrees(codes.grad, golden(f"{prefix}_grad_zq"))
+    if not has_conv:  # of the other these are not stored
+        agrees(modulation.scale.weight.grad, golden("movq_norm_grad_y_weight"))
+        agrees(modulation.shift.weight.grad, golden("movq_norm_grad_b_weight"))
 
 
 # residuals

@@ -7,6 +7,7 @@ backbone has the same parameters whatever stands in the middle.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,6 +52,19 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)  # 32 groups, as published, where they divide
 
 
+class ModulatedNorm(nn.GroupNorm):
+    """A norm whose output a quantizer's module changes by the latents (`Quantizer.decoder_modulation`)."""
+
+    def __init__(self, norm: nn.GroupNorm, modulation: nn.Module) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.weight, self.bias, self.modulation = norm.weight, norm.bias, modulation
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, C, H, W), and latents (B, D, h, w) → (B, C, H, W)."""
+        modulated: Tensor = self.modulation(super().forward(x), latents)
+        return modulated
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3×3 convolution, twice, beside a shortcut that is 1×1 where the width changes."""
 
@@ -62,10 +76,10 @@ class ResidualBlock(nn.Module):
         same = channels_in == channels_out
         self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, h, w) → (B, channels_out, h, w)."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+    def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """(B, channels_in, h, w) → (B, channels_out, h, w); `condition` is for norms that are modulated."""
+        hidden = self.conv1(F.silu(self.norm1(x, *condition)))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden, *condition))))
         return self.shortcut(x) + hidden
 
 
@@ -77,9 +91,9 @@ class SelfAttention(nn.Module):
         self.norm = _norm(channels)
         self.query, self.key, self.value, self.out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, C, h, w)."""
-        hidden = self.norm(x)
+    def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, h, w); `condition` as in ResidualBlock."""
+        hidden = self.norm(x, *condition)
         q, k, v = (p(hidden).flatten(2).mT.unsqueeze(1) for p in (self.query, self.key, self.value))  # (B, 1, hw, C)
         attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.out(attended.mT.reshape(x.shape))
@@ -132,13 +146,15 @@ class _Layers(nn.Module):
     """Activation checkpointing: of a block only its input is kept, and what is inside it is computed again backwards.
     Random draws are the same then."""
 
-    def through(self, x: Tensor) -> Tensor:
+    def through(self, x: Tensor, *condition: Tensor) -> Tensor:
         """All layers."""
-        if not (self.recomputes and torch.is_grad_enabled()):
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        if not (recomputes or condition):
             return self.layers(x)
         for layer in self.layers:
             is_block = isinstance(layer, ResidualBlock | SelfAttention)
-            x = checkpoint(layer, x, use_reentrant=False) if is_block else layer(x)
+            given = (x, *condition) if is_block or isinstance(layer, ModulatedNorm) else (x,)
+            x = checkpoint(layer, *given, use_reentrant=False) if is_block and recomputes else layer(*given)
         return x
 
 
@@ -176,9 +192,21 @@ class Decoder(_Layers):
         self.layers = nn.Sequential(*layers, _norm(widths[-1]), nn.SiLU())
         self.last = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def modulate_norms(self, modulation: Callable[[int], nn.Module | None]) -> bool:
+        """Have the module that `modulation` makes for a number of channels follow each norm; False where it makes none.
+
+        The decoder then takes as its second argument the latents that they are modulated by.
+        """
+        norms = [(parent, name, norm) for parent in self.modules() for name, norm in parent.named_children()
+                 if isinstance(norm, nn.GroupNorm)]  # fmt: skip
+        made = [module for *_, norm in norms if (module := modulation(norm.num_channels)) is not None]
+        for (parent, name, norm), module in zip(norms, made, strict=bool(made)):
+            setattr(parent, name, ModulatedNorm(norm, module))
+        return bool(made)
+
+    def forward(self, latents: Tensor, *condition: Tensor) -> Tensor:
         """See the class."""
-        return self.last(self.through(latents))
+        return self.last(self.through(latents, *condition))
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vqbench.artifact import Artifact as Artifact
 from vqbench.space import Choices as Choices  # so that a method file finds them beside Quantizer
 from vqbench.space import Range as Range
 
@@ -182,6 +183,15 @@ class Quantizer(nn.Module):
         """What must be said aloud of a configuration that is legal but odd; empty where there is nothing."""
         return ""
 
+    @classmethod
+    def artifact(cls, config: Any) -> Artifact | None:
+        """What a configuration must be given before training (`receive`); None, the default, for nothing."""
+        return None
+
+    def receive(self, artifact: Tensor) -> None:
+        """Take the array, of the shape that was asked for, into a buffer: it is saved and resumed with the rest."""
+        raise NotImplementedError(f"{type(self).__name__} asks for an artifact and must implement receive(artifact)")
+
     @property
     def bits_per_token(self) -> float:
         """log2 of the number of messages that one spatial position can carry."""
@@ -199,6 +209,15 @@ class Quantizer(nn.Module):
 
     def advance(self, state: TrainingState) -> None:
         """Called before each training step. What is kept from `state` must be a buffer, so that it is resumed."""
+
+    def decoder_modulation(self, channels: int) -> nn.Module | None:
+        """A new module that conditions a norm of the decoder, of `channels` channels, by the latents; None for no norm.
+
+        It maps the norm's output (B, channels, H, W) and the latents (B, out_channels, h, w), as the decoder gets them
+        before anything else is done to them, to what takes the output's place. Its parameters lie in the decoder and
+        are counted there. Of features there is no decoder, and nothing is conditioned.
+        """
+        return None
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z (B, in_channels, h, w). In eval mode: deterministic, and without side effects."""

@@ -88,9 +88,9 @@ def projection_from(quantizer: Quantizer, width: int, seed: int) -> nn.Conv2d:
         return nn.Conv2d(quantizer.out_channels, width, 1)
 
 
-def run(network: nn.Module, inputs: Tensor) -> Tensor:
+def run(network: nn.Module, *inputs: Tensor) -> Tensor:
     """Encoder or decoder as they are."""
-    output: Tensor = network(inputs)
+    output: Tensor = network(*inputs)
     return output
 
 
@@ -109,7 +109,9 @@ class Tokenizer(Coder):
         self.from_quantizer = projection_from(quantizer, latent, seed)
         with seeded("decoder", seed):
             self.decoder = Decoder(backbone)
-        self.run: Callable[[nn.Module, Tensor], Tensor] = run  # a training may compile, cast and divide
+        with seeded("decoder modulation", seed):
+            self.is_conditioned = self.decoder.modulate_norms(quantizer.decoder_modulation)
+        self.run: Callable[..., Tensor] = run  # a training may compile, cast and divide
         self.resolution = backbone.resolution
         self.downsampling = 2 ** (len(backbone.channel_multipliers) - 1)
 
@@ -119,7 +121,8 @@ class Tokenizer(Coder):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
-        return self.run(self.decoder, self.from_quantizer(latents))
+        condition = (latents,) if self.is_conditioned else ()
+        return self.run(self.decoder, self.from_quantizer(latents), *condition)
 
     def from_latents(self, latents: Tensor) -> Tensor:
         """(B, out_channels, h, w), codes or what was quantized → images (B, 3, H, W) in [-1, 1]."""

@@ -27,6 +27,7 @@ class FeaturesTrack(Track):
     scored_as = "features"
     watched = ("distance", False)
     fixed = ENCODER_FIELDS
+    stand_in = "of features there are no patches: the vectors that it would be built around are drawn at random here"
 
     def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
         """Raise UsageError unless there is either a dataset or a file of features, and one device."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import data_seed
+from vqbench.cell.planned import artifact, data_seed
 from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
@@ -120,8 +121,11 @@ def trained(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
     )
     total = recipe.steps * recipe.batch_size
+    tokenizer = build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"])
+    if (around := artifact(spec, dataset)) is not None:
+        tokenizer.quantizer.receive(torch.from_numpy(around))
     outcome = train(
-        build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"]),
+        tokenizer,
         stream,
         recipe,
         seed=spec["seed"],
@@ -140,6 +144,7 @@ def trained(
         "device": outcome.device,
         "devices": outcome.devices,
         "execution": outcome.execution,
+        **({"artifact_sha256": hashlib.sha256(around.tobytes()).hexdigest()} if around is not None else {}),
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():

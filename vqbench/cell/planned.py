@@ -1,20 +1,45 @@
-"""What a cell was planned with, as it was then: its plugins, and the seed of its data."""
+"""What a cell was planned with, as it was then: its plugins, the seed of its data, what its method is built around."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vqbench.artifact import Artifact
 from vqbench.errors import VQBenchError
 from vqbench.machine.imports import lasting_imports
 from vqbench.results.cell_folder import CellFolder
 from vqbench.seeds import derive_seed
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vqbench.data.dataset import Dataset
+    from vqbench.data.prepare import Advance
+
 
 def data_seed(spec: Mapping[str, Any]) -> int:
     """The seed of the order of a cell's data, and of what is done to them: the same for every method."""
     return derive_seed("data", spec["seed"], spec["dataset"]["training_digest"])
+
+
+def artifact(spec: Mapping[str, Any], dataset: Dataset, progress: Advance | None = None) -> NDArray[np.float32] | None:
+    """What the cell's method is built around, from the cache or made now; None where it needs nothing.
+
+    Raises VQBenchError where it is another than when the cell was planned, UsageError where it cannot be made.
+    """
+    from vqbench.data.artifacts import artifact_digest, load_artifact
+    from vqbench.machine.home import home
+
+    if "artifact" not in spec:
+        return None
+    needed, weights = Artifact.of(spec["artifact"]), spec["inception_weights"]
+    if artifact_digest(needed, dataset) != spec["artifact"]["digest"]:
+        what = f"what {spec['method']} is built around has changed since this cell was planned"
+        raise VQBenchError(what, "give the command again, it plans anew")
+    return load_artifact(needed, dataset, Path(weights) if weights else None, home(), progress)
 
 
 @lasting_imports()  # whose modules import torch

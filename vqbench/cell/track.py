@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vqbench.artifact import Artifact
 from vqbench.cell.progress import Progress
 from vqbench.data.dataset import DataReference
 from vqbench.errors import UsageError
@@ -60,6 +61,13 @@ class Track(ABC):
     def spec(self, source: Any) -> Mapping[str, Any]:
         """What a cell's spec says of an opened source, beside what it says of every dataset."""
         return {}
+
+    stand_in: ClassVar[str] = ""
+    """What is said of a method that is built around an artifact; empty where the track has them to give."""
+
+    def artifact_digest(self, artifact: Artifact, source: Any) -> str | None:
+        """The digest of what a method is built around, of an opened source; None where the track has none to give."""
+        return None
 
     @abstractmethod
     def prepare_training(

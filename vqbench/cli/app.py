@@ -71,16 +71,19 @@ def _add_plugins(plugins: list[Path] | None) -> None:
         add_plugin(path)
 
 
+def _of_methods(help_text: str) -> Any:
+    return typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods, help=help_text)
+
+
 @app.command()
 @takes(RunRequest)
 def run(
     options: Typed,
     methods: Annotated[
         list[str],
-        typer.Option(metavar="LIST", envvar="VQBENCH_METHODS", autocompletion=complete_methods,
-                     help="Methods to compare, NAME or NAME@PRESET, between commas or repeated; or ALL."),
+        _of_methods("Methods to compare, NAME or NAME@PRESET, between commas or repeated; or ALL."),
     ],
-) -> None:  # fmt: skip
+) -> None:
     """Train and compare methods: the same images, order, budget, backbone and losses for all."""
     from vqbench.planning.plan import check_request
 
@@ -317,12 +320,16 @@ _PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validatio
 
 @app.command()
 @takes(RunRequest, only=_PREPARED)
-def prepare(dataset: str, **options: Any) -> None:
+def prepare(
+    dataset: str,
+    methods: Annotated[list[str] | None, _of_methods("Methods whose codebook is made of the data; or ALL.")] = None,
+    **options: Any,
+) -> None:
     """Check and cache the data and weights that a run needs, before a machine goes offline."""
     from vqbench.cli.terminal import TerminalView, print_text
     from vqbench.planning.preflight import prepare_everything
 
-    request = arguments.asked(RunRequest, dataset=dataset, **options)
+    request = arguments.asked(RunRequest, methods=methods, dataset=dataset, **options)
     _add_plugins(options["plugins"])
     with TerminalView() as view:
         lines = prepare_everything(request, view.note, view.preparing)

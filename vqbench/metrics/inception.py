@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class Inception(nn.Module):
         super().__init__()
         self.digest = _digest(state)
         classifier = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # FID and KID do not use it
-        self.net = _extractor(state | classifier)
+        self.net: Any = _extractor(state | classifier)
 
     def train(self, mode: bool = True) -> Inception:
         """Stay in eval mode: a parent's `train()` must not move the batch norms."""
@@ -116,6 +117,19 @@ class Inception(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features: Tensor = self.net(images)[0]
         return features
+
+    def patches(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) → float32 (B, 768, 17, 17): what block Mixed_6e sees at each place, not pooled."""
+        found: list[Tensor] = []
+        hook = self.net.Mixed_6e.register_forward_hook(lambda block, given, output: found.append(output))
+        asked, self.net.features_list = self.net.features_list, ["768"]  # its pass ends with what is asked for
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                self.net(images)
+        finally:
+            hook.remove()
+            self.net.features_list = asked
+        return found[0]
 
 
 def _extractor(state: dict[str, Tensor]) -> nn.Module:

@@ -42,6 +42,8 @@ class MethodChoice:
     """What must be said of this configuration; empty where there is nothing."""
     size: dict[str, Any] | None
     """Codes of a codebook, codebooks, and how many codes were asked for, if any were; None where it cannot be built."""
+    artifact: dict[str, Any] | None
+    """Fields of the Artifact that the method is built around, if any."""
     plugin: dict[str, Any] | None
     """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
     plugin_source: bytes | None
@@ -145,6 +147,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
         size=_size(cls, config, chosen, recipe),
+        artifact=dataclasses.asdict(artifact) if (artifact := cls.artifact(config)) is not None else None,
         plugin=source.plugin.in_words() if source.plugin is not None else None,
         plugin_source=source.plugin.packed() if source.plugin is not None else None,
         code=source.digest,

@@ -8,12 +8,13 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.arguments import options
+from vqbench.artifact import Artifact
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import working_folder
@@ -135,10 +136,13 @@ def check_request(request: RunRequest) -> Resolved:
     refuse_odd_engine(request)
     for plugin in request.plugins:
         add_plugin(plugin)
-    if ALL in request.methods:
-        each = (METHODS.names() if asked == ALL else [asked] for asked in request.methods)
-        request = replace(request, methods=tuple(dict.fromkeys(itertools.chain.from_iterable(each))))
-    return resolve(request)
+    return resolve(replace(request, methods=each_method(request.methods)))
+
+
+def each_method(asked: Iterable[str | Variant]) -> tuple[str | Variant, ...]:
+    """The methods that were asked for, each once; every one that there is in the place of ALL."""
+    each = (METHODS.names() if method == ALL else [method] for method in asked)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 
 def resolve(request: RunRequest) -> Resolved:
@@ -185,11 +189,13 @@ def make_plan(
     folder = Path(os.path.abspath(request.runs)) / experiment
     beside, images_from = _plugins_of(metrics), asked.track.plugin(request.data)
     beside |= {images_from.digest: images_from} if images_from is not None else {}
+    artifacts = {choice.label: _artifact(choice, asked.track, dataset) for choice in choices}
+    remarks += tuple(f"{name}: {asked.track.stand_in}" for name, needed in artifacts.items() if needed == {})
     cells = []
     for seed in dict.fromkeys(request.seeds):
         for choice in choices:
             others = [plugin for digest, plugin in beside.items() if digest != choice.code]
-            spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others)
+            spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others, artifacts[choice.label])
             name = f"{folder_name(choice.name)}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
             if len(name) > _LONGEST_NAME:
                 raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
@@ -211,6 +217,7 @@ def _spec(
     metrics: tuple[str, ...],
     images_from: Plugin | None,
     plugins: list[Plugin],
+    artifact: dict[str, Any] | None,
 ) -> dict[str, Any]:
     request, recipe = asked.request, asked.recipe
     of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
@@ -226,6 +233,7 @@ def _spec(
         "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
         **of_dataset,
         **asked.execution_identity,
+        **({"artifact": artifact["digest"]} if artifact else {}),
     }
     return {
         "hash": cell_hash(identity),
@@ -238,6 +246,7 @@ def _spec(
         "paper_unspecified": choice.unspecified,
         "part_of": choice.part_of,
         "size": choice.size,
+        **({"artifact": artifact} if artifact else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,
@@ -266,6 +275,14 @@ def _spec(
         "lpips_weights": str(request.lpips_weights.absolute()) if request.lpips_weights else None,
         **asked.track.spec(dataset),
     }
+
+
+def _artifact(choice: MethodChoice, track: Track, dataset: Any) -> dict[str, Any] | None:
+    """What the spec says of what a method is built around, with its digest; {} where the track has none to give."""
+    if choice.artifact is None:
+        return None
+    digest = track.artifact_digest(Artifact.of(choice.artifact), dataset)
+    return {} if digest is None else {**choice.artifact, "digest": digest}
 
 
 def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:

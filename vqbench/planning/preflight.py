@@ -7,17 +7,20 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqbench.artifact import Artifact
 from vqbench.cell.tracks import track_of
 from vqbench.errors import UsageError, remedy, unknown
+from vqbench.machine.home import home
 from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
-from vqbench.planning.choice import read_settings
-from vqbench.planning.plan import Cell, Plan, resolve_recipe
+from vqbench.planning.choice import MethodChoice, choose_method, read_settings
+from vqbench.planning.plan import Cell, Plan, each_method, resolve_recipe
 from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.planning.view import View
 from vqbench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -98,6 +101,26 @@ def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> 
     return _cannot_have(net, request, download) if net != "none" else None
 
 
+def artifact_problems(choices: Iterable[MethodChoice], request: RunRequest, download: bool = True) -> list[UsageError]:
+    """Weights that are missing to make what methods are built around."""
+    from vqbench.data.artifacts import weights_for
+
+    needed = (weights_for(Artifact.of(choice.artifact)) for choice in choices if choice.artifact is not None)
+    problems = (_cannot_have(weights, request, download) for weights in dict.fromkeys(filter(None, needed)))
+    return [problem for problem in problems if problem is not None]
+
+
+def prepare_training(plan: Plan, request: RunRequest, view: View) -> None:
+    """Cache what the cells of a plan are trained on and built around, so that they do not all make it."""
+    from vqbench.cell.planned import artifact
+
+    plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
+    different = {cell.spec["artifact"]["digest"]: cell.spec for cell in plan.cells if "artifact" in cell.spec}
+    for spec in different.values():
+        dataset = request.data.open(plan.recipe.resolution)
+        artifact(spec, dataset, lambda done, total: view.preparing("images for a codebook", done, total))
+
+
 def _cannot_have(weights: str, request: RunRequest, download: bool, optional: bool = False) -> UsageError | None:
     from vqbench.metrics.weights import require_weights
 
@@ -141,30 +164,27 @@ def model_size(cell: Cell) -> int:
     from vqbench.backbone import BackboneConfig
 
     config = json.dumps(cell.spec["config"], sort_keys=True)
-    return _backbone_size(BackboneConfig.of(cell.recipe)) + _quantizer_size(
-        cell.spec["method"], cell.spec["code"], config
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _backbone_size(shape: BackboneConfig) -> int:
-    import torch
-
-    from vqbench.backbone import Decoder, Encoder
-
-    with torch.device("meta"):
-        return _size(Encoder(shape)) + _size(Decoder(shape))
+    return _model_size(BackboneConfig.of(cell.recipe), cell.spec["method"], cell.spec["code"], config)
 
 
 @functools.lru_cache(maxsize=1024)
-def _quantizer_size(method: str, code: str | None, config: str) -> int:
+def _model_size(shape: BackboneConfig, method: str, code: str | None, config: str) -> int:
     """`code` tells one content of a plugin from another."""
+    import torch
+
+    from vqbench.backbone import Decoder, Encoder
     from vqbench.tokenizer import build_quantizer, configured
 
+    with torch.device("meta"):
+        encoder, decoder = Encoder(shape), Decoder(shape)
     try:
-        return _size(build_quantizer(method, configured(method, json.loads(config))))
+        quantizer = build_quantizer(method, configured(method, json.loads(config)))
+        with torch.device("meta"):
+            decoder.modulate_norms(quantizer.decoder_modulation)
+        own = _size(quantizer)
     except Exception:  # its cell will fail with the reason, and the others must not
-        return 0
+        own = 0
+    return _size(encoder) + _size(decoder) + own
 
 
 def _size(module: nn.Module) -> int:
@@ -204,18 +224,36 @@ def _prepared(
     from vqbench.metrics.weights import find_weights
 
     refuse_odd_bytes(request)
-    recipe = resolve_recipe(request, read_settings(request.settings))
+    settings = read_settings(request.settings)
+    recipe = resolve_recipe(request, settings)
     track = track_of(recipe)
+    choices = [choose_method(method, recipe, settings) for method in each_method(request.methods)]
     _asked(request, recipe)  # a typing error, before anything is downloaded
     lines = track.prepare(recipe, request.data, note, preparing)
     metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:
         note(text)
-    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual)):
+    missing = (perceptual_problem(request, recipe.perceptual), *artifact_problems(choices, request))
+    for problem in (*metrics.problems, *missing):
         if problem is not None:
             raise problem
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
         if weights != "none":
             found = find_weights(weights, _given(request, weights))
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
-    return [*lines, "ready"]
+    return [*lines, *_artifacts(choices, request, recipe, preparing), "ready"]
+
+
+def _artifacts(
+    choices: Iterable[MethodChoice], request: RunRequest, recipe: Recipe, preparing: Callable[[str, int, int], None]
+) -> Iterator[str]:
+    """Make what methods are built around; a line for each."""
+    from vqbench.data.artifacts import load_artifact
+
+    for choice in choices:
+        if choice.artifact is None or track_of(recipe).stand_in:
+            continue
+        dataset, needed = request.data.open(recipe.resolution), Artifact.of(choice.artifact)
+        advance = functools.partial(preparing, f"images for the codebook of {choice.label}")
+        load_artifact(needed, dataset, request.inception_weights, home(), advance)
+        yield f"codebook  {choice.label}: {needed.shape[0]:,} vectors of {needed.shape[1]} channels, {needed.rule}"

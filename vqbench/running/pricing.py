@@ -63,10 +63,12 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
 
 def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
     """What must be so, and be said, before cells of `plan` are probed. Raises UsageError for what would stop them."""
+    from vqbench.planning.preflight import prepare_training
+
     if request.scheduler:
         view.note(f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time")
     gpus_of_a_cell(request)
-    plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
+    prepare_training(plan, request, view)
     _say_if_busy(view)
 
 

@@ -55,11 +55,14 @@ def prepare_plan(asked: Resolved, view: View, dry: bool = False) -> Plan:
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    from vqbench.planning.preflight import choose_metrics, perceptual_problem
+    from vqbench.planning.preflight import artifact_problems, choose_metrics, perceptual_problem
 
     request, recipe = asked.request, asked.recipe
     metrics = choose_metrics(request, recipe, download=not dry)
-    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual, download=not dry)):
+    of_training = [perceptual_problem(request, recipe.perceptual, download=not dry)]
+    if not asked.track.stand_in:
+        of_training += artifact_problems(asked.choices, request, download=not dry)
+    for problem in (*metrics.problems, *of_training):
         if problem is not None and not dry:
             raise problem
         if problem is not None:
@@ -92,7 +95,7 @@ def execute(
     `kind` is the command; what `attach` makes of the outcome (by suffix: md, jsonl) goes to its parent run. A command
     that finds everything trained has a parent run too, unless one of its kind has had the same cells, or it is `run`.
     """
-    from vqbench.planning.preflight import check_disk, check_runs_directory
+    from vqbench.planning.preflight import check_disk, check_runs_directory, prepare_training
 
     view = view or Silent()
     request, plan = asked.request, prepare_plan(asked, view)
@@ -100,7 +103,7 @@ def execute(
     if todo:
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
+        prepare_training(plan, request, view)
     _remember_asked([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}

@@ -34,10 +34,10 @@ class Parts:
         self._backend = backend
         self._compiled: dict[Network, Network] = {}
 
-    def coded(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def coded(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Encoder or decoder on inputs (B, C, h, w), float32 at both ends, a micro-batch at a time."""
         whole = self._whole(network, in_bfloat16 if self.casts else None)
-        output = self.in_micro_batches(whole, inputs)
+        output = self.in_micro_batches(whole, *inputs)
         # back from channels last: noise is drawn in the order in which values lie in memory
         return output.contiguous() if self.compiles else output
 
@@ -106,14 +106,14 @@ class Parts:
         }
 
 
-def in_bfloat16(network: nn.Module, inputs: Tensor) -> Tensor:
+def in_bfloat16(network: nn.Module, *inputs: Tensor) -> Tensor:
     """A network with its parameters and all that it computes in bfloat16; their gradients are float32, as they are.
 
     Norms take their statistics in float32 inside, as their kernels do. float32 in, float32 out.
     """
     cast = {name: parameter.to(torch.bfloat16) for name, parameter in network.named_parameters()}
-    with torch.autocast(inputs.device.type, enabled=False):
-        output: Tensor = functional_call(network, cast, (inputs.to(torch.bfloat16),))
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        output: Tensor = functional_call(network, cast, tuple(part.to(torch.bfloat16) for part in inputs))
     return output.float()
 
 

@@ -1,0 +1,172 @@
+"""What a method is built around: made of training images or read from a file, hashed, kept, and given to its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import Command, settings, typed
+from numpy.typing import NDArray
+
+import vqbench
+from vqbench.artifact import Artifact
+from vqbench.data.artifacts import artifact_digest, load_artifact
+from vqbench.data.dataset import open_dataset
+from vqbench.errors import UsageError
+from vqbench.metrics.inception import Inception, load
+from vqbench.metrics.weights import require_weights
+from vqbench.planning.plan import check_request, make_plan
+from vqbench.planning.request import RunRequest
+
+K = 16
+OF_PATCHES = Artifact("patch_centres", (K, 768), images=3)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Inception:
+    home = tmp_path_factory.mktemp("inception")
+    return load(require_weights("inception", None, False, home), home)
+
+
+def dataset(images: Path) -> Any:
+    return open_dataset(f"folder:{images}", 32, None, None)
+
+
+def squared_distance(patches: NDArray[Any], centres: NDArray[Any]) -> float:
+    """Of each patch to the nearest centre, in the mean."""
+    return float(torch.cdist(torch.from_numpy(patches), torch.from_numpy(centres)).amin(1).square().mean())
+
+
+def test_patches_are_what_the_pooled_features_are_the_mean_of(inception: Inception) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        patches, before = inception.patches(pixels), inception(pixels)
+        inception.net.features_list = ["768"]
+        (pooled,) = inception.net(pixels)
+        inception.net.features_list = ["2048"]
+        assert torch.equal(inception(pixels), before)  # and whoever scores with it next is not disturbed
+    assert patches.shape == (2, 768, 17, 17)
+    torch.testing.assert_close(patches.mean((2, 3)), pooled)
+
+
+def test_centres_are_nearer_to_the_patches_than_patches_are(images: Path, inception: Inception, tmp_path: Path) -> None:
+    """Nearer, in the mean, than the patches of any of ten draws, and not much further than k-means on them all."""
+    from sklearn.cluster import KMeans
+
+    data = dataset(images)
+    told: list[tuple[int, int]] = []
+    centres = load_artifact(OF_PATCHES, data, None, tmp_path, lambda done, total: told.append((done, total)))
+    assert (centres.shape, centres.dtype, told[-1]) == ((K, 768), np.float32, (3, 3))
+    again = load_artifact(OF_PATCHES, data, None, tmp_path, lambda *_: pytest.fail("it is there already"))
+    assert np.array_equal(centres, again)
+    crops = [data.train.load(i)[4:36, 4:36] for i in range(len(data.train))]
+    with torch.inference_mode():
+        seen = inception.patches(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous())
+    rows = seen.flatten(2).mT.numpy()  # (images, 289, 768)
+    nearest = np.array([squared_distance(rows[i], centres) for i in range(len(rows))])
+    used = np.sort(np.argsort(nearest)[:3])  # the images that it is made of are the ones it fits best
+    patches = rows[used].reshape(-1, 768)
+    random = np.random.default_rng(0)
+    drawn = [squared_distance(patches, patches[random.choice(len(patches), K, False)]) for _ in range(10)]
+    found = squared_distance(patches, centres)
+    assert found < min(drawn)
+    assert found < 1.25 * squared_distance(patches, KMeans(K, n_init=3, random_state=1).fit(patches).cluster_centers_)
+
+
+def test_a_digest_is_of_the_rule_and_of_all_that_goes_into_it(images: Path, tmp_path: Path) -> None:
+    data, file = dataset(images), tmp_path / "centres.npy"
+    np.save(file, np.ones((K, 4), np.float32))
+    of_file = Artifact("file", (K, 4), path=str(file))
+    digests = [artifact_digest(of_file, data)]
+    np.save(file, np.zeros((K, 4), np.float32))
+    digests += [artifact_digest(of_file, data), artifact_digest(OF_PATCHES, data)]
+    digests += [artifact_digest(Artifact("patch_centres", (K, 768), images=4), data)]
+    digests += [artifact_digest(OF_PATCHES, open_dataset(f"folder:{images}", 16, None, None))]
+    digests += [artifact_digest(OF_PATCHES, open_dataset(f"folder:{images / 'train'}", 32, None, None))]
+    assert len(set(digests)) == len(digests)
+    assert digests[2] == artifact_digest(Artifact.of(json.loads(json.dumps(vars(OF_PATCHES)))), data)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (np.ones((K, 5), np.float32), r"float32 of the shape \(16, 5\); expected .*\(16, 4\)"),
+        (np.ones((K, 4), int), "int64 of the shape"),
+        (np.full((K, 4), np.nan), "not finite"),
+        (b"no array", "is not a .npy file"),
+    ],
+)
+def test_a_file_that_is_no_codebook_is_refused_by_name(content: Any, said: str, images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "centres.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, content)
+    with pytest.raises(UsageError, match=said) as refused:
+        artifact_digest(Artifact("file", (K, 4), path=str(file)), dataset(images))
+    assert "centres.npy" in refused.value.what
+
+
+def test_more_centres_than_patches_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="300 centres were asked for, and 1 images have 289 patches"):
+        load_artifact(Artifact("patch_centres", (300, 768), images=1), dataset(images), None, tmp_path)
+
+
+def plan_of(images: Path, runs: Path, *more: str) -> Any:
+    request = RunRequest(("vqgan_lc",), f"folder:{images}", settings=tuple(more), runs=runs)
+    return make_plan(check_request(request), ("psnr",))
+
+
+def test_a_cells_hash_holds_the_digest(images: Path, tmp_path: Path) -> None:
+    file, hashes = tmp_path / "centres.npy", []
+    for value in (0, 1, 0):
+        np.save(file, np.full((512, 768), value, np.float32))
+        (cell,) = plan_of(images, tmp_path, f"vqgan_lc.centres={file}").cells
+        hashes.append(cell.spec["hash"])
+    assert hashes[0] == hashes[2] != hashes[1]
+    (without,) = plan_of(images, tmp_path, "vqgan_lc.pretrained=false").cells
+    assert "artifact" not in without.spec
+
+
+def test_of_features_random_vectors_stand_for_it_and_that_is_said(images: Path, tmp_path: Path) -> None:
+    request = RunRequest(("vqgan_lc",), f"folder:{images}", recipe="atomic", runs=tmp_path)
+    plan = make_plan(check_request(request), ("usage",))
+    assert "artifact" not in plan.cells[0].spec
+    assert any("vqgan_lc: of features there are no patches" in note for note in plan.notes)
+
+
+def test_a_cell_is_trained_around_it_and_carries_it(vqbench_command: Command, images: Path, tmp_path: Path) -> None:
+    """Prepared, trained, changed, and loaded where the file is gone."""
+    file, runs = tmp_path / "centres.npy", tmp_path / "runs"
+    centres = np.random.default_rng(0).normal(size=(K, 6)).astype(np.float32)
+    np.save(file, centres)
+    words = ["--set", f"vqgan_lc.centres={file}", "--set", "vqgan_lc.channels=6"]
+    data = ["--dataset", f"folder:{images}", "--metrics", "psnr", *settings(f"codebook_size={K}")]
+    prepared = typed("prepare", *data, "--methods", "vqgan_lc", *words)
+    assert f"codebook  vqgan_lc: {K} vectors of 6 channels, file" in prepared.out, prepared.err
+    asked = ["run", "--methods", "vqgan_lc", *data, *words, "--runs", runs, "--images", 16, "--json"]
+    answer = vqbench_command(*asked)
+    assert answer.code == 0, answer.err
+    (cell,) = (runs / next(runs.iterdir()).name / "cells").iterdir()
+    result = json.loads((cell / "result.json").read_text())
+    assert result["artifact_sha256"] == hashlib.sha256(centres.tobytes()).hexdigest()
+    np.save(file, centres + 1)
+    (row,) = typed(*asked, "--dry-run").objects
+    assert row["state"] == "missing"  # other centres, another cell
+    file.unlink()
+    tokenizer = vqbench.load(cell)
+    assert torch.equal(tokenizer.quantizer.embedding.detach(), torch.from_numpy(centres))
+    gone = typed(*asked)
+    assert gone.code == 2
+    assert "centres.npy" in gone.err
+
+
+@pytest.fixture(scope="module")
+def vqbench_command(vqbench: Command) -> Command:
+    return vqbench

@@ -1,0 +1,141 @@
+"""What methods are built around (`vqbench.quantizer.Artifact`): made of training images or read, once, and cached."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbench.artifact import Artifact
+from vqbench.data.cache import META, PIXELS, cached_folder
+from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash
+from vqbench.data.decode import centre_crop
+from vqbench.data.prepare import Advance, decode_or_name, not_kept
+from vqbench.errors import UsageError
+from vqbench.machine.home import expanded
+from vqbench.metrics.weights import pin_of
+from vqbench.registry import file_digest
+
+VERSION = 1
+"""Goes up when a rule gives other numbers."""
+_CHUNK = 16  # images at a time, on a CPU: so that the numbers do not depend on whether there is a GPU
+_ITERATIONS = 20  # passes of k-means over all patches, at most
+_BATCH = 4096  # patches of one of its steps
+_ORDER = "patch centres"  # in which images are taken
+
+_WEIGHTS = {"inception_mixed_6e": "inception"}
+
+
+def weights_for(artifact: Artifact) -> str | None:
+    """The name of the weights that an artifact is made with (a key of `PINS`), or None."""
+    return _WEIGHTS[artifact.features] if artifact.rule == "patch_centres" else None
+
+
+def artifact_digest(artifact: Artifact, dataset: Dataset) -> str:
+    """sha256 over the rule and all that goes into it. Raises UsageError for a file that is no such array."""
+    if artifact.rule == "file":
+        return digest_of("file", artifact.shape, file_digest(_checked_file(artifact)))
+    made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
+    return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)
+
+
+def load_artifact(
+    artifact: Artifact, dataset: Dataset, weights: Path | None, home: Path, progress: Advance | None = None
+) -> NDArray[np.float32]:
+    """The array of an artifact, from the cache below `home` or made now; `weights` is a file of the user's, if any.
+
+    Raises UsageError for what cannot be read, made or kept.
+    """
+    if artifact.rule == "file":
+        array: NDArray[np.float32] = np.load(_checked_file(artifact), allow_pickle=False).astype(np.float32)
+        return array
+    name = f"{dataset.slug}-{dataset.resolution}px-centres-{artifact_digest(artifact, dataset)[:24]}"
+
+    def fill(folder: Path) -> None:
+        centres = _centres(_patches(artifact, dataset, weights, home, progress), artifact)
+        (folder / PIXELS).write_bytes(centres.tobytes())
+        (folder / META).write_text(json.dumps({"bytes": centres.nbytes}), encoding="utf-8")
+
+    try:
+        folder = cached_folder(home / "prepared", name, fill)
+    except OSError as error:
+        raise not_kept(home, error) from None
+    return np.fromfile(folder / PIXELS, np.float32).reshape(artifact.shape)
+
+
+def _checked_file(artifact: Artifact) -> Path:
+    path = expanded(Path(artifact.path)).absolute()
+    wanted = f"a .npy file of floats of the shape {artifact.shape}, one vector a code"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", f"give {wanted}") from None
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not {wanted} ({' '.join(str(error).split())})", "numpy.save writes one") from None
+    whole = isinstance(array, np.ndarray) and array.shape == artifact.shape
+    if not whole or not np.issubdtype(array.dtype, np.floating):
+        found = f"{array.dtype} of the shape {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise UsageError(
+            f"{path} holds {found}; expected {wanted}", "set codebook_size and channels to those of the file"
+        )
+    if not np.isfinite(np.asarray(array)).all():
+        raise UsageError(f"{path} has values that are not finite", f"give {wanted}")
+    return path
+
+
+def _patches(
+    artifact: Artifact, dataset: Dataset, weights: Path | None, home: Path, progress: Advance | None
+) -> NDArray[np.float32]:
+    """(N, channels): what the network sees at each place of each image."""
+    images = Chosen(dataset.train, first_by_hash(dataset.train.ids, artifact.images, _ORDER))
+    crops = (centre_crop(pixels, dataset.resolution) for pixels in decode_or_name(images, None))
+    network, found, done = _network(weights, home), [], 0
+    for batch in _batches(crops):
+        found.append(network(batch))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(images))
+    return np.concatenate(found)
+
+
+def _batches(crops: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    while batch := list(itertools.islice(crops, _CHUNK)):
+        yield np.stack(batch)
+
+
+def _network(weights: Path | None, home: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    import torch
+
+    from vqbench.metrics.inception import load
+    from vqbench.metrics.weights import require_weights
+    from vqbench.precision import plain_float32
+
+    inception = load(require_weights("inception", weights, False, home), home)
+
+    def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (B, R, R, 3) → (B · 289, 768)."""
+        with torch.inference_mode(), plain_float32(torch.device("cpu")):
+            seen = inception.patches(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+            rows: NDArray[np.float32] = seen.flatten(2).mT.flatten(0, 1).numpy()
+        return rows
+
+    return network
+
+
+def _centres(patches: NDArray[np.float32], artifact: Artifact) -> NDArray[np.float32]:
+    """k-means centres (count, channels) of patches (N, channels), in mini-batches, from patches as they come."""
+    count = artifact.shape[0]
+    if len(patches) < count:
+        what = f"{count:,} centres were asked for, and {artifact.images:,} images have {len(patches):,} patches"
+        raise UsageError(what, "take more images, or fewer centres")
+    from sklearn.cluster import MiniBatchKMeans
+
+    search = MiniBatchKMeans(
+        count, init="random", n_init=1, random_state=0, batch_size=_BATCH, max_iter=_ITERATIONS, compute_labels=False
+    )
+    centres: NDArray[np.float32] = search.fit(patches).cluster_centers_.astype(np.float32)
+    return centres

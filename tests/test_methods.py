@@ -900,3 +900,25 @@ def test_gq_moves_its_multipliers_in_training_alone() -> None:
     plain = seeded(METHODS.get("gq"), codebook_size=16, dim=4, balance=False)
     plain.train()(torch.randn(2, 8, 3, 3))
     assert plain.multiplier == 1
+
+
+# the table
+
+
+def test_the_table_of_methods_says_what_they_are() -> None:
+    """Codes, bits and parameters in docs/methods.md are those of the tokenizers that `tiny` builds; none is left out."""
+    recipe, page = load_recipe("tiny"), Path(__file__).parents[1] / "docs" / "methods.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| `")]
+    told = {cells[0].strip(" `"): [cell.strip() for cell in cells[4:7]] for cells in rows}
+    found: dict[str, list[str]] = {}
+    totals: dict[str, float] = {}
+    for name in METHODS.names():
+        config = METHODS.get(name).matched(recipe.codebook_size, recipe.codebook_dim)
+        tokenizer = build_tokenizer(name, dict(config), recipe, 0)
+        totals[name], q = tokenizer.parameter_counts()["total"] / 1000, tokenizer.quantizer
+        codes = str(q.codebook_size) if q.num_codebooks == 1 else f"{q.codebook_size}^{q.num_codebooks}"
+        found[name] = [codes, f"{round(q.bits_per_token, 2):g}"]
+    for name, said in found.items():
+        said.append(f"{totals[name] - totals['vqgan']:+.1f}" if name != "vqgan" else f"{totals[name]:.1f}")
+    assert found == {name: said for name, said in told.items() if name in found}

@@ -10,12 +10,15 @@ import pytest
 import torch
 from helpers.commands import typed
 
-from vqbench.cell.image_cell import refuse_too_large_step
+from vqbench.cell.image_cell import fitting_execution
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
+from vqbench.errors import UsageError
 from vqbench.methods.vqgan import VQGAN
+from vqbench.planning.plan import check_request
+from vqbench.planning.request import RunRequest
 from vqbench.quantizer import Quantized
-from vqbench.recipe import Recipe, load_recipe
+from vqbench.recipe import Execution, Recipe, load_recipe
 from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer
 from vqbench.training.fit import train
@@ -32,6 +35,9 @@ from vqbench.training.steps import peak_memory_bytes
 
 BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq")
 GAN = {"gan": "hinge", "gan_start_images": 16, "discriminator_layers": 2, "discriminator_channels": 8}
+
+
+WHOLE = Execution()
 
 
 class Grey(Images):
@@ -51,17 +57,18 @@ def matched(method: str, recipe: Recipe) -> dict[str, Any]:
     return METHODS.get(method).matched(recipe.codebook_size, recipe.codebook_dim)
 
 
-def held(method: str, recipe: Recipe, folder: Path) -> int:
+def held(method: str, recipe: Recipe, folder: Path, execution: Execution) -> int:
     """The most that a real training on the CPU holds in tensors at one time."""
     stream = TrainingStream(Grey(), recipe.resolution, 0, recipe.random_crop, recipe.flip)
+    tokenizer = build_tokenizer(method, matched(method, recipe), recipe, 0)
     with LiveBytes() as live:
-        train(build_tokenizer(method, matched(method, recipe), recipe, 0), stream, recipe, seed=0, folder=folder)
+        train(tokenizer, stream, recipe, seed=0, folder=folder, execution=execution)
     return live.peak
 
 
-def assert_counted(method: str, recipe: Recipe, folder: Path) -> None:
-    cost = step_cost(method, matched(method, recipe), recipe)
-    assert cost.peak_bytes == pytest.approx(held(method, recipe, folder), rel=0.25)
+def assert_counted(method: str, recipe: Recipe, folder: Path, execution: Execution = WHOLE) -> None:
+    cost = step_cost(method, matched(method, recipe), recipe, execution=execution)
+    assert cost.peak_bytes == pytest.approx(held(method, recipe, folder, execution), rel=0.25)
     assert 0 < cost.kept_bytes < cost.peak_bytes
     assert cost.flops > 0
     assert (cost.adversarial_flops > cost.flops) == (recipe.gan != "none")
@@ -78,6 +85,14 @@ def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_pa
     """With a discriminator that begins after the first step, and averages."""
     over = {"batch_size": 16, "images": 48, "warmup_images": 0, "ema_halflife_images": 100, **GAN}
     assert_counted(method, load_recipe("tiny", over), tmp_path)
+
+
+def test_what_checkpointing_saves_is_counted(tmp_path: Path) -> None:
+    recipe, execution = load_recipe("tiny", {"images": 48}), Execution(activation_checkpointing=True)
+    assert_counted("movq", recipe, tmp_path, execution)
+    whole, less = (step_cost("movq", matched("movq", recipe), recipe, execution=e) for e in (WHOLE, execution))
+    assert less.peak_bytes < 0.85 * whole.peak_bytes
+    assert less.flops > whole.flops
 
 
 @pytest.mark.slow
@@ -115,7 +130,7 @@ def test_a_quantizer_that_looks_at_values_cannot_be_counted_and_may_train_all_th
     recipe = load_recipe("tiny")
     with pytest.raises(UncountableError, match="a step of looks needs cannot be counted"):
         step_cost("looks", {}, recipe)
-    refuse_too_large_step({"method": "looks", "config": {}, "devices": 1}, recipe, card=1)
+    fitting_execution({"method": "looks", "config": {}, "devices": 1}, recipe, card=1)
     assert "cannot be counted" in capsys.readouterr().out
 
 
@@ -146,11 +161,36 @@ def test_a_cell_is_refused_where_its_step_has_no_room_unless_that_is_ignored(
     recipe = load_recipe("tiny")
     spec = {"method": "fsq", "config": {"levels": [8, 8]}, "devices": 2}
     with pytest.raises(TooLargeError, match=r"a step of 8 images needs about 0\.0\d+ GB"):
-        refuse_too_large_step(spec, recipe, card=10**7)
-    refuse_too_large_step({**spec, "ignore_memory": True}, recipe, card=10**7)
-    refuse_too_large_step(spec, recipe, card=10**12)
-    refuse_too_large_step(spec, recipe)  # no GPU here, or one that is larger
+        fitting_execution(spec, recipe, card=10**7)
+    fitting_execution({**spec, "ignore_memory": True}, recipe, card=10**7)
+    fitting_execution(spec, recipe, card=10**12)
+    fitting_execution(spec, recipe)  # no GPU here, or one that is larger
     assert capsys.readouterr().out == ""
+
+
+def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """As many images as fit, and the whole batch where it does, or where there is no card to fit."""
+    recipe = load_recipe("tiny")
+    spec = {"method": "fsq", "config": {"levels": [8, 8]}, "devices": 1, "execution": {"micro_batch": "auto"}}
+    whole = step_cost("fsq", spec["config"], recipe)
+
+    def found(card: float) -> int | str:
+        return fitting_execution(spec, recipe, card=int(card)).micro_batch
+
+    assert found(whole.peak_bytes / 0.79) == 0
+    assert fitting_execution(spec, recipe).micro_batch == 0
+    size = found(whole.peak_bytes / 2)
+    assert size in (1, 2, 4)
+    part = step_cost("fsq", spec["config"], recipe, execution=Execution(micro_batch=int(size)))
+    assert part.peak_bytes < 0.8 * whole.peak_bytes / 2 * 1.1  # what is counted of it, beside what was reckoned
+    assert capsys.readouterr().out == ""
+    with pytest.raises(TooLargeError, match="a step of 1 images needs"):
+        found(whole.kept_bytes / 2)
+    asked = RunRequest(("fsq",), "photos", settings=("dropout=0.1",), micro_batch="auto")
+    with pytest.raises(UsageError, match="has dropout: its numbers would depend on the card"):
+        check_request(asked)
+    with pytest.raises(UsageError, match="--micro-batch takes a whole number or auto, not 'half'"):
+        RunRequest(("fsq",), "photos", micro_batch="half")
 
 
 def test_a_dry_run_says_what_a_large_training_needs(images: Path, tmp_path: Path) -> None:

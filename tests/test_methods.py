@@ -906,7 +906,7 @@ def test_gq_moves_its_multipliers_in_training_alone() -> None:
 
 
 def test_the_table_of_methods_says_what_they_are() -> None:
-    """Codes, bits and parameters in docs/methods.md are those of the tokenizers that `tiny` builds; none is left out."""
+    """Codes, bits and parameters in docs/methods.md are those of what `tiny` builds; no method is left out."""
     recipe, page = load_recipe("tiny"), Path(__file__).parents[1] / "docs" / "methods.md"
     lines = page.read_text(encoding="utf-8").splitlines()
     rows = [line.strip("|").split("|") for line in lines if line.startswith("| `")]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vqbench.errors import UsageError
 
@@ -196,6 +196,15 @@ def whole(option: str, value: Any) -> int:
         example = int(value) if integral and abs(value) < 1e15 else 1
         raise UsageError(f"{option} takes a whole number, not {_shown(value)}", f"for example: {option} {example}")
     return number
+
+
+def whole_or_auto(option: str, value: Any) -> int | Literal["auto"]:
+    """A whole number as `whole` takes it, or the word auto."""
+    if _plain(value) == "auto":
+        return "auto"
+    if _is_text(value) and _whole(value) is None:
+        raise UsageError(f"{option} takes a whole number or auto, not {_shown(value)}", f"for example: {option} auto")
+    return whole(option, value)
 
 
 def seconds(option: str, value: Any) -> float | None:

@@ -205,8 +205,9 @@ class Execution:
     """Whether networks are compiled; cuda: where the device is one, and can."""
     deterministic: bool = False
     """Whether CUDA is held to algorithms that give the same bits each time."""
-    micro_batch: int = 0
-    """Images that encoder, decoder and LPIPS see at a time, and see again backwards; 0: all at once, and once."""
+    micro_batch: int | Literal["auto"] = 0
+    """Images that encoder, decoder and LPIPS see at a time, and see again backwards; 0: all at once, and once; auto: as
+    many as the smallest GPU has room for, found when the training begins."""
     activation_checkpointing: bool = False
     """Whether what is inside a block of encoder and decoder is computed again backwards instead of kept."""
 
@@ -220,7 +221,11 @@ class Execution:
 
         `share`: images of a batch on one device.
         """
-        return {"micro_batch": self.micro_batch} if dropout > 0 and 0 < self.micro_batch < share else {}
+        return {"micro_batch": self.micro_batch} if dropout > 0 and self.at_once(share) < share else {}
+
+    def at_once(self, share: int) -> int:
+        """How many of `share` images the networks see at a time; all of them where that is still to be found."""
+        return share if self.micro_batch in (0, "auto") else min(share, int(self.micro_batch))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

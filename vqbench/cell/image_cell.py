@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from vqbench.data.dataset import Dataset
     from vqbench.data.prepare import PreparedImages
     from vqbench.metrics.evaluation import Evaluation
-    from vqbench.recipe import Recipe
+    from vqbench.recipe import Execution, Recipe
     from vqbench.tokenizer import Tokenizer
 
 
@@ -110,13 +111,12 @@ def trained(
     from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
     from vqbench.machine.home import home
-    from vqbench.recipe import Execution
     from vqbench.tokenizer import build_tokenizer, configured
 
     with lasting_imports():
         from vqbench.training.fit import train
 
-    refuse_too_large_step(spec, recipe)
+    execution = fitting_execution(spec, recipe)
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
     )
@@ -134,7 +134,7 @@ def trained(
         perceptual=_perceptual(spec, recipe),
         report=lambda images, rate: progress(images, total, rate),
         stop_on_collapse=spec["stop_on_collapse"],
-        execution=Execution.of_spec(spec),
+        execution=execution,
     )
     training = {
         "images_seen": outcome.images_seen,
@@ -155,26 +155,33 @@ def trained(
     return outcome.tokenizer, training
 
 
-def refuse_too_large_step(spec: dict[str, Any], recipe: Recipe, card: int | None = None) -> None:
-    """Raise TooLargeError where a step has no room on a card of `card` bytes; print what must be said of one that has.
+def fitting_execution(spec: dict[str, Any], recipe: Recipe, card: int | None = None) -> Execution:
+    """How a cell is trained on a card of `card` bytes, or else on the smallest GPU here: its micro-batch, where that is
+    to be found. What must be said of a step that hardly has room is printed.
 
-    Without `card`: on the smallest GPU here, if there is one. Nothing where the spec says to ignore it.
+    Raises TooLargeError where it has none. Nothing is refused without a GPU, nor where the spec says to ignore memory.
     """
     from vqbench.recipe import Execution
     from vqbench.tokenizer import configured
-    from vqbench.training.memory import UncountableError, card_bytes, refuse_too_large, step_cost
+    from vqbench.training.memory import UncountableError, card_bytes, micro_batch_for, refuse_too_large, step_cost
 
-    card = card_bytes() if card is None else card
-    if card is None or spec.get("ignore_memory") or is_secondary():
-        return
+    execution, card = Execution.of_spec(spec), card_bytes() if card is None else card
+    finds, ignores = execution.micro_batch == "auto", bool(spec.get("ignore_memory")) or is_secondary()
+    settled = dataclasses.replace(execution, micro_batch=0) if finds else execution
+    if card is None or (ignores and not finds):
+        return settled
     config, share = configured(spec["method"], spec["config"]), recipe.batch_size // spec["devices"]
     try:
-        cost = step_cost(spec["method"], config, recipe, share, Execution.of_spec(spec))
-        said = refuse_too_large(cost, card)
+        cost = step_cost(spec["method"], config, recipe, share, execution)
+        if finds:
+            settled = dataclasses.replace(execution, micro_batch=micro_batch_for(cost, card))
+            cost = cost.of(settled.at_once(share))
+        said = refuse_too_large(cost, card) if not ignores else ""
     except UncountableError as error:
         said = error.what
     if said:
         print(said, flush=True)
+    return settled
 
 
 def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:

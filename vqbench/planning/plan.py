@@ -315,7 +315,11 @@ def _refuse_odd_devices(recipe: Recipe, devices: int) -> None:
 
 
 def _refuse_odd_execution(request: RunRequest, recipe: Recipe) -> None:
-    if request.micro_batch is not None and request.micro_batch < 1:
+    if request.micro_batch == "auto":
+        if recipe.dropout > 0:  # which is drawn for each micro-batch
+            what = f"--micro-batch auto, and recipe {recipe.name} has dropout: its numbers would depend on the card"
+            raise UsageError(what, "for example: --micro-batch 8")
+    elif request.micro_batch is not None and request.micro_batch < 1:
         raise UsageError(f"--micro-batch {request.micro_batch} holds no image", "for example: --micro-batch 8")
     if recipe.track != "features":
         return

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vqbench import arguments
 from vqbench.arguments import option
@@ -123,9 +123,10 @@ class RunRequest:
     deterministic: bool = option(
         False, arguments.flag, "On CUDA: the same bits each time, slower.", has_variable=True, engine=True
     )
-    micro_batch: int | None = option(
-        None, arguments.whole, "Images of a batch at a time in encoder and decoder, to fit the memory; slower.", "N",
-        has_variable=True,
+    micro_batch: int | Literal["auto"] | None = option(
+        None, arguments.whole_or_auto,
+        "Images of a batch at a time in encoder and decoder, slower; auto: as many as the GPU has room for.",
+        "N|auto", has_variable=True,
     )  # fmt: skip
     activation_checkpointing: bool = option(
         False, arguments.flag, "Compute activations again instead of keeping them: less memory, slower.",

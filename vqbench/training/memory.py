@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import warnings
@@ -45,10 +46,19 @@ class StepCost:
     adversarial_flops: float
     """The same once the discriminator trains; 0 where it never does."""
 
+    @property
+    def bytes_of_an_image(self) -> float:
+        """What each image adds to `kept_bytes` at the peak."""
+        return max(1.0, (self.peak_bytes - self.kept_bytes) / self.images)
+
+    def of(self, images: int) -> StepCost:
+        """The same where so many go through at once."""
+        peak = int(self.kept_bytes + images * self.bytes_of_an_image)
+        return dataclasses.replace(self, images=images, peak_bytes=peak)
+
     def images_within(self, available: float) -> int:
         """How many images at once need at most `available` bytes, as a power of two; 0 where not even one does."""
-        each = (self.peak_bytes - self.kept_bytes) / self.images
-        most = int((available - self.kept_bytes) // max(each, 1.0))
+        most = int((available - self.kept_bytes) // self.bytes_of_an_image)
         return 1 << (most.bit_length() - 1) if most > 0 else 0
 
 
@@ -105,17 +115,17 @@ def step_cost(
     """Count a step of `recipe` with `images` at once (its batch by default), without allocating any of it.
 
     Of a micro-batch that `execution` asks for it is a step of so many images: what the whole batch keeps beside is
-    little. What activation checkpointing and a compiler save is not counted.
+    little. What a compiler saves is not counted.
 
     `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values. It is done
     in a process of its own, and again where that dies: torch breaks its heap now and then when tensors without data
     train.
     """
-    count = min(images or recipe.batch_size, execution.micro_batch or images or recipe.batch_size)
+    count, recomputes = execution.at_once(images or recipe.batch_size), execution.activation_checkpointing
     answer: StepCost | UncountableError | None = None
     for _ in range(_TRIES):
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        child = _FORK.Process(target=_tell, args=(sender, method, dict(config), recipe, count, options))
+        child = _FORK.Process(target=_tell, args=(sender, method, dict(config), recipe, count, recomputes, options))
         child.start()
         sender.close()
         with contextlib.suppress(EOFError):
@@ -144,7 +154,9 @@ def _tell(sender: Connection, method: str, config: dict[str, Any], recipe: Recip
     os._exit(0)
 
 
-def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, options: dict[str, Any]) -> StepCost:
+def _counted(
+    method: str, config: dict[str, Any], recipe: Recipe, images: int, recomputes: bool, options: dict[str, Any]
+) -> StepCost:
     import lightning
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -156,7 +168,7 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, o
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
         tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))
         training = TokenizerTraining(tokenizer, recipe, 0, perceptual, **options)
-        training.run_by(Parts(recipe, Execution(), torch.device("cpu")))
+        training.run_by(Parts(recipe, Execution(activation_checkpointing=recomputes), torch.device("cpu")))
         training.codes = _Uncounted()  # type: ignore[assignment]
         fabric = lightning.Fabric(
             accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
@@ -166,12 +178,18 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, o
         flops, before = [0.0, 0.0], 0
         both = recipe.gan != "none" and recipe.gan_start_images < recipe.steps * recipe.batch_size
         for images_seen in (0, recipe.gan_start_images if both else 0):  # the second finds the optimiser's moments
-            training.images_seen = images_seen
+            training.images_seen, peak = images_seen, 0
             if training.average is not None:  # the branch that all steps but the first take
                 training.average.n_averaged = torch.tensor(1)
             before, live.peak = live.live, live.live
-            with FlopCounterMode(display=False) as counter, fabric.autocast():
+            counter = FlopCounterMode(display=False)
+            if recomputes:  # the counter's hooks keep what checkpointing lets go: memory is seen without it
+                with fabric.autocast():
+                    module.training_step(batch, 0)
+                training.images_seen, peak = images_seen, live.peak
+            with counter, fabric.autocast():
                 module.training_step(batch, 0)
+            live.peak = peak if recomputes else live.peak
             adversarial = both and images_seen >= recipe.gan_start_images
             flops[int(adversarial)] = counter.get_total_flops() / images
         # a discriminator's moments come with its first step, and are there from the next one on
@@ -224,6 +242,11 @@ def refuse_too_large(cost: StepCost, card: int) -> str:
     if room == "tight":
         return f"{said}: it may run out of memory"
     raise TooLargeError(said, f"{what_fits(cost, card)}; --ignore-memory tries it all the same")
+
+
+def micro_batch_for(cost: StepCost, card: int) -> int:
+    """Images at once for which a card of `card` bytes has room without a warning, at least 1; 0 for all of a step's."""
+    return 0 if room_for(cost, card) == "enough" else max(1, cost.images_within(WARNED_ABOVE * card))
 
 
 def what_fits(cost: StepCost, card: int) -> str:

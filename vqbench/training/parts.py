@@ -64,8 +64,8 @@ class Parts:
         What comes after sees the whole batch, and so do a quantizer and BatchNorm: the gradient is that of one batch.
         Of all micro-batches but the last nothing is kept; backwards they are computed again, one after the other.
         """
-        size = self.execution.micro_batch
-        if not 0 < size < len(inputs[0]) or not torch.is_grad_enabled():
+        size = self.execution.at_once(len(inputs[0]))
+        if size == len(inputs[0]) or not torch.is_grad_enabled():
             output: Tensor = network(*inputs)
             return output
         *before, last = zip(*(torch.split(part, size) for part in inputs), strict=True)

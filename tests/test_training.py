@@ -7,6 +7,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,3 +309,15 @@ def test_saved_and_loaded_it_is_the_same_tokenizer(tmp_path: Path) -> None:
     assert torch.equal(again.decode(indices), tokenizer.decode(indices))
     with pytest.raises(ValueError, match="divisible by 2"):
         again.encode(torch.zeros(1, 3, 15, 16))
+
+
+def test_a_training_brings_no_torchmetrics_and_who_wants_it_gets_the_real_one() -> None:
+    """Nor what that would bring, which is half of a cell's start."""
+    code = (
+        "import sys, vqbench.training.fit\n"
+        "print({'torchmetrics', 'torchvision', 'scipy', 'matplotlib'} & set(sys.modules))\n"
+        "import torchmetrics\n"
+        "print(float(torchmetrics.MeanMetric()(3.0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["set()", "3.0"]

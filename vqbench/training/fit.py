@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +18,7 @@ from vqbench.recipe import Execution, Recipe
 from vqbench.results.cell_files import CHECKPOINTS
 from vqbench.tokenizer import Tokenizer, run
 from vqbench.training.collapse import Collapse
+from vqbench.training.lean_lightning import LightningEnvironment, SIGTERMException, lightning
 from vqbench.training.parts import Parts
 from vqbench.training.recorder import Recorder, resume
 from vqbench.training.steps import peak_memory_bytes

@@ -157,10 +157,10 @@ def _tell(sender: Connection, method: str, config: dict[str, Any], recipe: Recip
 def _counted(
     method: str, config: dict[str, Any], recipe: Recipe, images: int, recomputes: bool, options: dict[str, Any]
 ) -> StepCost:
-    import lightning
     from torch.utils.flop_counter import FlopCounterMode
 
     from vqbench.tokenizer import build_tokenizer
+    from vqbench.training.lean_lightning import lightning
     from vqbench.training.parts import Parts
     from vqbench.training.tokenizer_training import TokenizerTraining
 

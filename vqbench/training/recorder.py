@@ -13,9 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_text_atomically
@@ -24,6 +22,7 @@ from vqbench.results.cell_files import CHECKPOINT as CHECKPOINT_FILE
 from vqbench.results.cell_files import CHECKPOINTS, CURVES
 from vqbench.results.curves import read_curves
 from vqbench.training.collapse import symptom
+from vqbench.training.lean_lightning import SIGTERMException, lightning
 from vqbench.training.steps import peak_memory_bytes, refuse_not_finite
 
 if TYPE_CHECKING:

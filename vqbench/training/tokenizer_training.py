@@ -11,7 +11,6 @@ import functools
 import os
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,6 +23,7 @@ from vqbench.tokenizer import Reconstruction, Tokenizer
 from vqbench.training.codewatch import CodeWatch
 from vqbench.training.collapse import CollapseWatch
 from vqbench.training.discriminator import PatchDiscriminator
+from vqbench.training.lean_lightning import lightning
 from vqbench.training.losses import (
     ReconstructionLoss,
     adaptive_weight,

@@ -95,6 +95,16 @@ def test_what_checkpointing_saves_is_counted(tmp_path: Path) -> None:
     assert less.flops > whole.flops
 
 
+@pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive weight", "fixed weight"])
+def test_what_micro_batches_save_is_held_by_nobody_and_counted(adaptive: bool, tmp_path: Path) -> None:
+    """With an adversary, whose weight is found from gradients at the decoder's end."""
+    over = {"batch_size": 16, "images": 48, "warmup_images": 0, "gan_adaptive": adaptive, **GAN}
+    recipe, parts = load_recipe("tiny", over), Execution(micro_batch=2)
+    assert_counted("vqgan", recipe, tmp_path, parts)
+    (tmp_path / "whole").mkdir()
+    assert held("vqgan", recipe, tmp_path, parts) < 0.5 * held("vqgan", recipe, tmp_path / "whole", WHOLE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tiny", "small"])
 @pytest.mark.parametrize("method", BUILT_IN)
@@ -135,7 +145,7 @@ def test_a_quantizer_that_looks_at_values_cannot_be_counted_and_may_train_all_th
 
 
 def cost(peak: float) -> StepCost:
-    return StepCost(32, int(10e9), int(peak), 1e12, 0.0)
+    return StepCost(32, 32, int(10e9), int(peak), 1e12, 0.0)
 
 
 def test_what_a_card_has_room_for() -> None:
@@ -182,9 +192,10 @@ def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.Captur
     size = found(whole.peak_bytes / 2)
     assert size in (1, 2, 4)
     part = step_cost("fsq", spec["config"], recipe, execution=Execution(micro_batch=int(size)))
-    assert part.peak_bytes < 0.8 * whole.peak_bytes / 2 * 1.1  # what is counted of it, beside what was reckoned
+    assert (part.images, part.at_once) == (16, size)
+    assert part.peak_bytes < 0.8 * whole.peak_bytes / 2
     assert capsys.readouterr().out == ""
-    with pytest.raises(TooLargeError, match="a step of 1 images needs"):
+    with pytest.raises(TooLargeError, match="a step of 16 images, 1 at a time, needs"):
         found(whole.kept_bytes / 2)
     asked = RunRequest(("fsq",), "photos", settings=("dropout=0.1",), micro_batch="auto")
     with pytest.raises(UsageError, match="has dropout: its numbers would depend on the card"):

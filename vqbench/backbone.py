@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqbench.errors import VQBenchError
 from vqbench.recipe import Recipe
 
 
@@ -60,8 +61,11 @@ class ModulatedNorm(nn.GroupNorm):
         self.weight, self.bias, self.modulation = norm.weight, norm.bias, modulation
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, C, H, W), and latents (B, D, h, w) → (B, C, H, W)."""
+        """(B, C, H, W), and latents (B, D, h, w) → (B, C, H, W). Raises VQBenchError for another shape."""
         modulated: Tensor = self.modulation(super().forward(x), latents)
+        if modulated.shape != x.shape:
+            what = f"decoder_modulation's module made {tuple(modulated.shape)} of a norm's {tuple(x.shape)}"
+            raise VQBenchError(what, "it must keep the shape of its first argument")
         return modulated
 
 
@@ -180,6 +184,10 @@ class Encoder(_Layers):
 class Decoder(_Layers):
     """Latents (B, latent_channels, h, w) → images (B, 3, f h, f w), not clamped."""
 
+    ends_before_last = False
+    """Whether `forward` leaves the last convolution to its caller. The adversary's weight is found at it: a gradient
+    that is taken through micro-batches brings back what every one of them has let go."""
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         widths, sides = config.widths[::-1], config.sides[::-1]
@@ -195,18 +203,28 @@ class Decoder(_Layers):
     def modulate_norms(self, modulation: Callable[[int], nn.Module | None]) -> bool:
         """Have the module that `modulation` makes for a number of channels follow each norm; False where it makes none.
 
-        The decoder then takes as its second argument the latents that they are modulated by.
+        The decoder then takes as its second argument the latents that they are modulated by. Raises VQBenchError where
+        `modulation` makes something else than a new module for each norm, or None for every one.
         """
         norms = [(parent, name, norm) for parent in self.modules() for name, norm in parent.named_children()
                  if isinstance(norm, nn.GroupNorm)]  # fmt: skip
-        made = [module for *_, norm in norms if (module := modulation(norm.num_channels)) is not None]
-        for (parent, name, norm), module in zip(norms, made, strict=bool(made)):
+        made = [modulation(norm.num_channels) for *_, norm in norms]
+        if all(module is None for module in made):
+            return False
+        if not all(isinstance(module, nn.Module) for module in made) or len({*map(id, made)}) < len(made):
+            raise VQBenchError(
+                "decoder_modulation must return a new torch module for each norm, or None for every one",
+                "make the module inside decoder_modulation(channels), and return it",
+            )
+        for (parent, name, norm), module in zip(norms, made, strict=True):
+            assert module is not None
             setattr(parent, name, ModulatedNorm(norm, module))
-        return bool(made)
+        return True
 
     def forward(self, latents: Tensor, *condition: Tensor) -> Tensor:
         """See the class."""
-        return self.last(self.through(latents, *condition))
+        hidden = self.through(latents, *condition)
+        return hidden if self.ends_before_last else self.last(hidden)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -163,25 +163,20 @@ def fitting_execution(spec: dict[str, Any], recipe: Recipe, card: int | None = N
     """
     from vqbench.recipe import Execution
     from vqbench.tokenizer import configured
-    from vqbench.training.memory import UncountableError, card_bytes, micro_batch_for, refuse_too_large, step_cost
+    from vqbench.training.memory import UncountableError, card_bytes, fitted, refuse_too_large
 
     execution, card = Execution.of_spec(spec), card_bytes() if card is None else card
     finds, ignores = execution.micro_batch == "auto", bool(spec.get("ignore_memory")) or is_secondary()
-    settled = dataclasses.replace(execution, micro_batch=0) if finds else execution
-    if card is None or (ignores and not finds):
-        return settled
-    config, share = configured(spec["method"], spec["config"]), recipe.batch_size // spec["devices"]
-    try:
-        cost = step_cost(spec["method"], config, recipe, share, execution)
-        if finds:
-            settled = dataclasses.replace(execution, micro_batch=micro_batch_for(cost, card))
-            cost = cost.of(settled.at_once(share))
-        said = refuse_too_large(cost, card) if not ignores else ""
-    except UncountableError as error:
-        said = error.what
-    if said:
-        print(said, flush=True)
-    return settled
+    if card is not None and (finds or not ignores):
+        config, share = configured(spec["method"], spec["config"]), recipe.batch_size // spec["devices"]
+        try:
+            execution, cost = fitted(spec["method"], config, recipe, share, execution, card)
+            said = "" if ignores else refuse_too_large(cost, card)
+        except UncountableError as error:
+            said = error.what
+        if said:
+            print(said, flush=True)
+    return dataclasses.replace(execution, micro_batch=0) if execution.micro_batch == "auto" else execution
 
 
 def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:

@@ -68,12 +68,11 @@ def estimates(cells: Iterable[Cell]) -> list[Estimate]:
 def _estimate(label: str, cells: list[Cell]) -> Estimate:
     from vqbench.training.memory import TooLargeError, UncountableError, card_bytes, refuse_too_large
 
-    recipe = cells[0].recipe
+    recipe, card = cells[0].recipe, card_bytes()
     try:
-        cost = cost_of(cells[0].spec, recipe)
+        cost = cost_of(cells[0].spec, recipe, card)
     except UncountableError as error:
         return Estimate(label, len(cells), remark=error.what)
-    card = card_bytes()
     try:
         remark = refuse_too_large(cost, card) if card is not None else ""
     except TooLargeError as error:
@@ -81,7 +80,9 @@ def _estimate(label: str, cells: list[Cell]) -> Estimate:
     total = recipe.steps * recipe.batch_size
     whole = _flops(cost, recipe, 0)
     left = sum(_flops(cost, recipe, images_done(cell, recipe)) for cell in cells)
-    return Estimate(label, len(cells), cost.peak_bytes, cost.images, whole / total, left / ASSUMED_FLOPS / 3600, remark)
+    return Estimate(
+        label, len(cells), cost.peak_bytes, cost.at_once, whole / total, left / ASSUMED_FLOPS / 3600, remark
+    )
 
 
 def _flops(cost: StepCost, recipe: Recipe, start: int) -> float:
@@ -89,17 +90,22 @@ def _flops(cost: StepCost, recipe: Recipe, start: int) -> float:
     return recipe.batch_size * (plain * cost.flops + adversarial * cost.adversarial_flops)
 
 
-def cost_of(spec: dict[str, Any], recipe: Recipe) -> StepCost:
-    """What a step of a cell needs on each of its devices. Raises UncountableError."""
+def cost_of(spec: dict[str, Any], recipe: Recipe, card: int | None = None) -> StepCost:
+    """What a step of a cell needs on each of its devices, of `card` bytes each. Raises UncountableError."""
     config = json.dumps(spec["config"], sort_keys=True)
     share = recipe.batch_size // spec["devices"]
-    return _cost(spec["method"], spec["code"], config, recipe, share, Execution.of_spec(spec))
+    return _cost(spec["method"], spec["code"], config, recipe, share, Execution.of_spec(spec), card)
 
 
 @functools.lru_cache(maxsize=256)
-def _cost(method: str, code: str | None, config: str, recipe: Recipe, images: int, execution: Execution) -> StepCost:
+def _cost(
+    method: str, code: str | None, config: str, recipe: Recipe, images: int, execution: Execution, card: int | None
+) -> StepCost:
     """`code` tells one content of a plugin from another."""
     from vqbench.tokenizer import configured
-    from vqbench.training.memory import step_cost
+    from vqbench.training.memory import fitted, step_cost
 
-    return step_cost(method, configured(method, json.loads(config)), recipe, images, execution)
+    fields = configured(method, json.loads(config))
+    if card is None:
+        return step_cost(method, fields, recipe, images, execution)
+    return fitted(method, fields, recipe, images, execution, card)[1]

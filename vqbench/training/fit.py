@@ -144,6 +144,7 @@ def as_it_was_built(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.run = run
     for network in (tokenizer.encoder, tokenizer.decoder):
         network.recomputes = False
+    tokenizer.decoder.ends_before_last = False
     return tokenizer.to(memory_format=torch.contiguous_format)
 
 

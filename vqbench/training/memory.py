@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from vqbench.errors import VQBenchError
 from vqbench.recipe import Execution, Recipe
+from vqbench.wording import counted
 
 REFUSED_ABOVE, WARNED_ABOVE = 1.25, 0.8
 """Shares of a card's memory. The count knows no workspaces of cuDNN and no gaps of the allocator, which need more, nor
@@ -36,7 +37,9 @@ class StepCost:
     """What one optimiser step of a training needs on each device."""
 
     images: int
-    """Images that go through the model at once."""
+    """Of a batch, on each device."""
+    at_once: int
+    """How many of them the networks see at a time."""
     kept_bytes: int
     """Between two steps: weights, gradients, the optimiser's moments, averages, discriminator, perceptual network."""
     peak_bytes: int
@@ -46,19 +49,10 @@ class StepCost:
     adversarial_flops: float
     """The same once the discriminator trains; 0 where it never does."""
 
-    @property
-    def bytes_of_an_image(self) -> float:
-        """What each image adds to `kept_bytes` at the peak."""
-        return max(1.0, (self.peak_bytes - self.kept_bytes) / self.images)
-
-    def of(self, images: int) -> StepCost:
-        """The same where so many go through at once."""
-        peak = int(self.kept_bytes + images * self.bytes_of_an_image)
-        return dataclasses.replace(self, images=images, peak_bytes=peak)
-
     def images_within(self, available: float) -> int:
-        """How many images at once need at most `available` bytes, as a power of two; 0 where not even one does."""
-        most = int((available - self.kept_bytes) // self.bytes_of_an_image)
+        """About how many images at once need at most `available` bytes, a power of two; 0 where not one does."""
+        each = (self.peak_bytes - self.kept_bytes) / self.at_once
+        most = int((available - self.kept_bytes) // max(each, 1.0))
         return 1 << (most.bit_length() - 1) if most > 0 else 0
 
 
@@ -112,20 +106,18 @@ def step_cost(
     execution: Execution = Execution(),  # noqa: B008 - frozen
     **options: Any,
 ) -> StepCost:
-    """Count a step of `recipe` with `images` at once (its batch by default), without allocating any of it.
+    """Count a step of `recipe` on `images` (its batch by default) as `execution` asks, without allocating any of it.
 
-    Of a micro-batch that `execution` asks for it is a step of so many images: what the whole batch keeps beside is
-    little. What a compiler saves is not counted.
-
-    `options` are handed to TokenizerTraining. Raises UncountableError where a quantizer looks at values. It is done
-    in a process of its own, and again where that dies: torch breaks its heap now and then when tensors without data
-    train.
+    What a compiler saves is not counted. `options` are handed to TokenizerTraining. Raises UncountableError where a
+    quantizer looks at values. It is done in a process of its own, and again where that dies: torch breaks its heap now
+    and then when tensors without data train.
     """
-    count, recomputes = execution.at_once(images or recipe.batch_size), execution.activation_checkpointing
     answer: StepCost | UncountableError | None = None
     for _ in range(_TRIES):
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        child = _FORK.Process(target=_tell, args=(sender, method, dict(config), recipe, count, recomputes, options))
+        child = _FORK.Process(
+            target=_tell, args=(sender, method, dict(config), recipe, images or recipe.batch_size, execution, options)
+        )
         child.start()
         sender.close()
         with contextlib.suppress(EOFError):
@@ -155,7 +147,7 @@ def _tell(sender: Connection, method: str, config: dict[str, Any], recipe: Recip
 
 
 def _counted(
-    method: str, config: dict[str, Any], recipe: Recipe, images: int, recomputes: bool, options: dict[str, Any]
+    method: str, config: dict[str, Any], recipe: Recipe, images: int, execution: Execution, options: dict[str, Any]
 ) -> StepCost:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,11 +156,14 @@ def _counted(
     from vqbench.training.parts import Parts
     from vqbench.training.tokenizer_training import TokenizerTraining
 
+    at_once = execution.at_once(images)
+    execution = Execution(micro_batch=at_once, activation_checkpointing=execution.activation_checkpointing)
+    recomputes = execution.activation_checkpointing or at_once < images
     with LiveBytes() as live:
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
         tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))
         training = TokenizerTraining(tokenizer, recipe, 0, perceptual, **options)
-        training.run_by(Parts(recipe, Execution(activation_checkpointing=recomputes), torch.device("cpu")))
+        training.run_by(Parts(recipe, execution, torch.device("cpu")))
         training.codes = _Uncounted()  # type: ignore[assignment]
         fabric = lightning.Fabric(
             accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
@@ -183,7 +178,7 @@ def _counted(
                 training.average.n_averaged = torch.tensor(1)
             before, live.peak = live.live, live.live
             counter = FlopCounterMode(display=False)
-            if recomputes:  # the counter's hooks keep what checkpointing lets go: memory is seen without it
+            if recomputes:  # the counter's hooks keep what is let go of: memory is seen without it
                 with fabric.autocast():
                     module.training_step(batch, 0)
                 training.images_seen, peak = images_seen, live.peak
@@ -193,7 +188,7 @@ def _counted(
             adversarial = both and images_seen >= recipe.gan_start_images
             flops[int(adversarial)] = counter.get_total_flops() / images
         # a discriminator's moments come with its first step, and are there from the next one on
-        return StepCost(images, live.live, live.peak + max(0, live.live - before), flops[0], flops[1])
+        return StepCost(images, at_once, live.live, live.peak + max(0, live.live - before), flops[0], flops[1])
 
 
 def _untrained_lpips(net: str) -> nn.Module:
@@ -238,15 +233,29 @@ def refuse_too_large(cost: StepCost, card: int) -> str:
     room = room_for(cost, card)
     if room == "enough":
         return ""
-    said = f"a step of {cost.images} images needs about {cost.peak_bytes / 1e9:.3g} GB, the card has {card / 1e9:.3g}"
+    parts = f", {cost.at_once} at a time," if cost.at_once < cost.images else ""
+    needs = f"a step of {counted(cost.images, 'image')}{parts} needs about {cost.peak_bytes / 1e9:.3g} GB"
+    said = f"{needs}, the card has {card / 1e9:.3g}"
     if room == "tight":
         return f"{said}: it may run out of memory"
     raise TooLargeError(said, f"{what_fits(cost, card)}; --ignore-memory tries it all the same")
 
 
-def micro_batch_for(cost: StepCost, card: int) -> int:
-    """Images at once for which a card of `card` bytes has room without a warning, at least 1; 0 for all of a step's."""
-    return 0 if room_for(cost, card) == "enough" else max(1, cost.images_within(WARNED_ABOVE * card))
+def fitted(
+    method: str, config: Mapping[str, Any], recipe: Recipe, images: int, execution: Execution, card: int
+) -> tuple[Execution, StepCost]:
+    """What a step needs, and `execution` with the largest micro-batch for which the card has room, where that is asked.
+
+    It is 1 at the least, which may have none. Raises UncountableError.
+    """
+    cost = step_cost(method, config, recipe, images, execution)
+    if execution.micro_batch != "auto":
+        return execution, cost
+    size = 0
+    while room_for(cost, card) != "enough" and cost.at_once > 1:
+        size = max(1, min(cost.images_within(WARNED_ABOVE * card), cost.at_once // 2))
+        cost = step_cost(method, config, recipe, images, dataclasses.replace(execution, micro_batch=size))
+    return dataclasses.replace(execution, micro_batch=size), cost
 
 
 def what_fits(cost: StepCost, card: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from vqbench.backbone import Decoder
 from vqbench.metrics.perceptual import Perceptual
 from vqbench.precision import arithmetic, convolutions_in, float32_operations
 from vqbench.recipe import Execution, Recipe
@@ -38,6 +39,8 @@ class Parts:
         """Encoder or decoder on inputs (B, C, h, w), float32 at both ends, a micro-batch at a time."""
         whole = self._whole(network, in_bfloat16 if self.casts else None)
         output = self.in_micro_batches(whole, *inputs)
+        if isinstance(network, Decoder) and network.ends_before_last:
+            output = self._whole(network.last, in_bfloat16 if self.casts else None)(output)
         # back from channels last: noise is drawn in the order in which values lie in memory
         return output.contiguous() if self.compiles else output
 

@@ -102,6 +102,8 @@ class TokenizerTraining(lightning.LightningModule):
         self.tokenizer.run = parts.coded
         for network in (self.tokenizer.encoder, self.tokenizer.decoder):
             network.recomputes = parts.execution.activation_checkpointing
+        is_cut, recipe = parts.execution.micro_batch != 0, self.recipe
+        self.tokenizer.decoder.ends_before_last = is_cut and recipe.gan != "none" and recipe.gan_adaptive
         coders: list[Any] = [self.tokenizer, *([self.average.module] if self.average is not None else [])]
         networks = [network for coder in coders for network in (coder.encoder, coder.decoder)]
         for network in (*networks, self.discriminator, self.reconstruction_loss.perceptual):

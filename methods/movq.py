@@ -40,7 +40,7 @@ def _of_paper(metric: str, value: float) -> Published:
 
 
 class SpatialModulation(nn.Module):
-    """Scale and shift of each place, linear in the latent that lies there, in place of a norm's own."""
+    """Scale and shift of each place, linear in the latent that lies there, of what a norm has made."""
 
     def __init__(self, latent_channels: int, channels: int, has_conv: bool) -> None:
         super().__init__()

@@ -172,7 +172,7 @@ def _run_trials(
     deadline = time.monotonic() + request.timeout if request.timeout is not None else None
     of_method = {cell.label: cell for cell in base.cells}
     check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
-    prepare_training(base, request.run, view)
+    prepare_training(base, base.cells, request.run, view)
     look = None
     if request.pruner != "none":
         maximize = metric(request.objectives[0]).better == "higher"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,27 @@ def test_a_file_that_is_no_codebook_is_refused_by_name(content: Any, said: str, 
     assert "centres.npy" in refused.value.what
 
 
-def test_more_centres_than_patches_are_refused(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="300 centres were asked for, and 1 images have 289 patches"):
-        load_artifact(Artifact("patch_centres", (300, 768), images=1), dataset(images), None, tmp_path)
+def test_more_centres_than_patches_are_refused_before_anything_is_made(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="512 centres cannot be made of the 289 patches of 1 image") as refused:
+        plan_of(images, tmp_path, "vqgan_lc.images=1")
+    assert refused.value.what.startswith("vqgan_lc: ")
+    assert "vqbench show vqgan_lc" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rule": "kmeans"}, "patch_centres or file, not 'kmeans'"),
+        ({"features": "clip"}, "inception_mixed_6e, not 'clip'"),
+        ({"shape": (16, 64)}, "768 channels"),
+        ({"images": 0}, "at least one image"),
+        ({"rule": "file"}, "must name a path"),
+        ({"shape": (16,)}, r"\(vectors, channels\)"),
+    ],
+)
+def test_an_artifact_that_cannot_be_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Artifact(**{**vars(OF_PATCHES), **fields})
 
 
 def plan_of(images: Path, runs: Path, *more: str) -> Any:
@@ -123,22 +142,47 @@ def plan_of(images: Path, runs: Path, *more: str) -> Any:
     return make_plan(check_request(request), ("psnr",))
 
 
-def test_a_cells_hash_holds_the_digest(images: Path, tmp_path: Path) -> None:
+def test_a_cells_hash_holds_what_is_in_the_file_and_not_where_it_lies(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, hashes = tmp_path / "centres.npy", []
     for value in (0, 1, 0):
         np.save(file, np.full((512, 768), value, np.float32))
         (cell,) = plan_of(images, tmp_path, f"vqgan_lc.centres={file}").cells
         hashes.append(cell.spec["hash"])
     assert hashes[0] == hashes[2] != hashes[1]
+    elsewhere = tmp_path / "elsewhere" / "other.npy"
+    elsewhere.parent.mkdir()
+    shutil.copy(file, elsewhere)
+    monkeypatch.chdir(elsewhere.parent)
+    (moved,) = plan_of(images, tmp_path, "vqgan_lc.centres=other.npy").cells
+    assert moved.spec["hash"] == hashes[0]
+    assert moved.spec["config"]["centres"] == str(elsewhere)  # whatever the folder of who trains it
     (without,) = plan_of(images, tmp_path, "vqgan_lc.pretrained=false").cells
     assert "artifact" not in without.spec
 
 
 def test_of_features_random_vectors_stand_for_it_and_that_is_said(images: Path, tmp_path: Path) -> None:
-    request = RunRequest(("vqgan_lc",), f"folder:{images}", recipe="atomic", runs=tmp_path)
+    request = RunRequest(("vqgan_lc", "movq", "vqgan"), f"folder:{images}", recipe="atomic", runs=tmp_path)
     plan = make_plan(check_request(request), ("usage",))
     assert "artifact" not in plan.cells[0].spec
     assert any("vqgan_lc: of features there are no patches" in note for note in plan.notes)
+    assert any("movq: what it does in the decoder is not seen here" in note for note in plan.notes)
+    assert sum("decoder" in note for note in plan.notes) == 1
+
+
+def test_of_features_a_file_is_taken_all_the_same(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "centres.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(K, 6)).astype(np.float32))
+    words = ["--set", f"vqgan_lc.centres={file}", "--set", "vqgan_lc.channels=6", "--set", f"codebook_size={K}"]
+    answer = typed("run", "--recipe", "atomic", "--methods", "vqgan_lc", "--dataset", f"folder:{images}", *words,
+                   "--images", 64, "--metrics", "usage", "--runs", tmp_path / "runs", "--json")  # fmt: skip
+    assert answer.code == 0, answer.err
+    from safetensors.numpy import load_file
+
+    (weights,) = (tmp_path / "runs").glob("*/cells/*/checkpoints/tokenizer.safetensors")
+    (found,) = (value for name, value in load_file(weights).items() if name.endswith("embedding"))
+    assert np.array_equal(found, np.load(file))
 
 
 def test_a_cell_is_trained_around_it_and_carries_it(vqbench_command: Command, images: Path, tmp_path: Path) -> None:

@@ -418,6 +418,61 @@ def test_presets_of_vaevq_pass(preset: str) -> None:
     assert not failures(properties), render(properties)
 
 
+HOOKS = (
+    RIGHT.replace("from vqbench.quantizer import", "from vqbench.quantizer import Artifact,").replace(
+        "    @full_precision\n    def forward",
+        """    @classmethod
+    def artifact(cls, config):
+        return Artifact("file", (config.codebook_size, config.dim), path="codes.npy")
+
+    def receive(self, artifact):
+        self.embedding.data.copy_(artifact)
+
+    def decoder_modulation(self, channels):
+        return Scale(self.out_channels, channels)
+
+    @full_precision
+    def forward""",
+        1,
+    )
+    + """
+class Scale(nn.Module):
+    def __init__(self, latents, channels):
+        super().__init__()
+        self.map = nn.Linear(latents, channels)
+
+    def forward(self, x, latents):
+        return x * self.map(latents.mean((2, 3)))[..., None, None]
+"""
+)
+
+
+WHOLE_SCALE, SAVED = "return Scale(self.out_channels, channels)", "self.embedding.data.copy_(artifact)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], ""),
+        ([(SAVED, "self.kept = artifact")], "receive(artifact) changes no code"),
+        ([(f"    def receive(self, artifact):\n        {SAVED}\n", "")], "must implement receive"),
+        ([('Artifact("file", (', 'dict(rule="file", shape=(')], "gives dict, not an Artifact"),
+        ([(WHOLE_SCALE, "return lambda x, latents: x")], "gives function, not a torch module"),
+        ([(WHOLE_SCALE, "return self")], "gives one module twice"),
+        ([("latents.mean((2, 3))", "torch.ones(len(x), latents.shape[1])")], "does not hear the latents"),
+        ([("x * self.map", "x[..., :2] * self.map")], "makes (2, 8, 4, 2) of a norm's (2, 8, 4, 6)"),
+    ],
+)
+def test_what_a_method_asks_of_the_harness_is_checked(
+    changes: list[tuple[str, str]], said: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path, "hooks", changes, HOOKS)
+    properties = check_method("hooks", file, only=["shapes and types", "state dict restores codes"])
+    found = "; ".join(p.detail for p in properties if not p.passed)
+    assert said in found
+    assert bool(found) == bool(said), found
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(UsageError, match="did you mean released"):
         check_method("vaevq@relaesed")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+CHANNELS, PATCHES = {"inception_mixed_6e": 768}, {"inception_mixed_6e": 17 * 17}
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -25,6 +27,27 @@ class Artifact:
     features: str = "inception_mixed_6e"
     """The network and layer of patch_centres: the 768 channels at 17 × 17 places of rFID's Inception."""
     path: str = ""
+    field: str = ""
+    """The field of Config that names the file. What is in the file is part of a cell's hash, and not where it lies."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("patch_centres", "file"):
+            raise ValueError(f"an artifact's rule must be patch_centres or file, not {self.rule!r}")
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"an artifact's shape must be (vectors, channels), not {self.shape}")
+        if self.rule == "file" and not self.path:
+            raise ValueError("an artifact of the rule file must name a path")
+        if self.rule == "patch_centres":
+            if (channels := CHANNELS.get(self.features)) is None:
+                raise ValueError(f"an artifact's features must be {' or '.join(CHANNELS)}, not {self.features!r}")
+            if self.shape[1] != channels or self.images < 1:
+                what = f"{channels} channels, of at least one image"
+                raise ValueError(f"patch_centres of {self.features} have {what}: not {self.shape}, {self.images}")
+
+    @property
+    def patches(self) -> int:
+        """How many patches an image has."""
+        return PATCHES[self.features]
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Artifact:

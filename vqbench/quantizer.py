@@ -189,7 +189,7 @@ class Quantizer(nn.Module):
         return None
 
     def receive(self, artifact: Tensor) -> None:
-        """Take the array, of the shape that was asked for, into a buffer: it is saved and resumed with the rest."""
+        """Copy the array, of the shape that was asked for, into a buffer or parameter: it is saved with the rest."""
         raise NotImplementedError(f"{type(self).__name__} asks for an artifact and must implement receive(artifact)")
 
     @property

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vqbench.artifact import Artifact
 from vqbench.cell.measured import Measured
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.track import Preparing, Track, refuse_no_data
-from vqbench.data.artifacts import artifact_digest
 from vqbench.data.dataset import DataReference, Dataset, Images
 from vqbench.data.prepare import PreparedImages, is_cached, prepare_both, prepare_train, prepare_validation
 from vqbench.data.uncached import cost_of_decoding
@@ -44,10 +42,6 @@ class ImagesTrack(Track):
         """The dataset, and the protocol on its validation images, which are decoded for it (cached)."""
         dataset = reference.open(recipe.resolution)
         return dataset, _protocol(dataset, recipe, prepare_validation(dataset, home(), progress))
-
-    def artifact_digest(self, artifact: Artifact, source: Dataset) -> str:
-        """Of the rule, and of the training images or the file."""
-        return artifact_digest(artifact, source)
 
     def prepare_training(
         self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing

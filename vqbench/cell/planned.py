@@ -25,7 +25,9 @@ def data_seed(spec: Mapping[str, Any]) -> int:
     return derive_seed("data", spec["seed"], spec["dataset"]["training_digest"])
 
 
-def artifact(spec: Mapping[str, Any], dataset: Dataset, progress: Advance | None = None) -> NDArray[np.float32] | None:
+def artifact(
+    spec: Mapping[str, Any], dataset: Dataset | None, progress: Advance | None = None
+) -> NDArray[np.float32] | None:
     """What the cell's method is built around, from the cache or made now; None where it needs nothing.
 
     Raises VQBenchError where it is another than when the cell was planned, UsageError where it cannot be made.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vqbench.artifact import Artifact
 from vqbench.cell.progress import Progress
+from vqbench.data.artifacts import artifact_digest
 from vqbench.data.dataset import DataReference
 from vqbench.errors import UsageError
 from vqbench.metrics.feature_protocol import FeatureProtocol
@@ -62,12 +63,17 @@ class Track(ABC):
         """What a cell's spec says of an opened source, beside what it says of every dataset."""
         return {}
 
+    has_decoder: ClassVar[bool] = True
+    """Whether there is a decoder that a method may condition."""
     stand_in: ClassVar[str] = ""
-    """What is said of a method that is built around an artifact; empty where the track has them to give."""
+    """What is said of a method whose artifact would be made of images; empty where the track has images."""
 
     def artifact_digest(self, artifact: Artifact, source: Any) -> str | None:
-        """The digest of what a method is built around, of an opened source; None where the track has none to give."""
-        return None
+        """The digest of what a method is built around, of an opened source; None where the track has none to give.
+
+        Raises UsageError for what cannot be read, or made of the source.
+        """
+        return artifact_digest(artifact, source)
 
     @abstractmethod
     def prepare_training(

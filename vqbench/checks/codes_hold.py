@@ -9,8 +9,9 @@ import copy
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vqbench.artifact import Artifact
 from vqbench.checks.toy import BATCH, HEIGHT, WIDTH, Trial, in_eval, require, round_trip, same
 from vqbench.quantizer import Quantized, Quantizer
 
@@ -81,8 +82,28 @@ def shapes(trial: Trial) -> str:
             _require_finite(result, when)
             _require_sizes(quantizer)
     _require_both(trial, trained=continuous[True], scored=continuous[False])
+    _require_modulation(trial)
     sizes = f"latents {tuple(result.latents.shape)}, indices {tuple(result.indices.shape)}"
     return f"{sizes}, {quantizer.bits_per_token:.2f} bits per token"
+
+
+def _require_modulation(trial: Trial) -> None:
+    """What conditions the decoder is a module of its own for each norm, keeps the shape, and hears the latents."""
+    quantizer, width = trial.quantizer(), 8
+    made = [quantizer.decoder_modulation(width) for _ in range(2)]
+    if made == [None, None]:
+        return
+    for module in made:
+        require(isinstance(module, nn.Module), f"decoder_modulation gives {type(module).__name__}, not a torch module")
+    require(made[0] is not made[1], "decoder_modulation gives one module twice: each norm needs its own")
+    noise = torch.Generator().manual_seed(3)
+    features = torch.randn(2, width, 4, 6, generator=noise)
+    latents = torch.randn(2, quantizer.out_channels, 2, 3, generator=noise).requires_grad_()
+    result = made[0](features, latents)  # type: ignore[misc]
+    require(result.shape == features.shape, f"what conditions the decoder makes {tuple(result.shape)} of a norm's "
+                                            f"{tuple(features.shape)}")  # fmt: skip
+    (gradient,) = torch.autograd.grad(result.square().sum(), latents, allow_unused=True)
+    require(gradient is not None and bool(gradient.any()), "what conditions the decoder does not hear the latents")
 
 
 def _require_last_code(quantizer: Quantizer, shape: torch.Size) -> None:
@@ -210,10 +231,22 @@ def bfloat16_parity(trial: Trial) -> str:
     return f"{plain.indices.numel()} indices unchanged"
 
 
+def _receive(quantizer: Quantizer, z: Tensor) -> None:
+    """Give a quantizer what it asks for, made of noise."""
+    asked = type(quantizer).artifact(quantizer.config)
+    if asked is None:
+        return
+    require(isinstance(asked, Artifact), f"artifact(config) gives {type(asked).__name__}, not an Artifact")
+    before = in_eval(quantizer, z)
+    quantizer.receive(torch.randn(asked.shape, generator=torch.Generator().manual_seed(3)))
+    require(not torch.equal(in_eval(quantizer, z).latents, before.latents), "receive(artifact) changes no code")
+
+
 def state_dict_restores(trial: Trial) -> str:
-    """A new instance with the state dict gives the same codes."""
+    """A new instance with the state dict gives the same codes, also those of what it was built around."""
     trained, fresh = trial.trained(), trial.quantizer(seed=5)
     z = trial.latents(trained)
+    _receive(trained, z)
     fresh.load_state_dict(round_trip(trained.state_dict()))
     before, after = in_eval(trained, z), in_eval(fresh, z)
     require(torch.equal(before.indices, after.indices), "after load_state_dict the same input gives other indices")

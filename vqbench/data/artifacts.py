@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from vqbench.errors import UsageError
 from vqbench.machine.home import expanded
 from vqbench.metrics.weights import pin_of
 from vqbench.registry import file_digest
+from vqbench.wording import counted
 
 VERSION = 1
 """Goes up when a rule gives other numbers."""
@@ -35,16 +37,24 @@ def weights_for(artifact: Artifact) -> str | None:
     return _WEIGHTS[artifact.features] if artifact.rule == "patch_centres" else None
 
 
-def artifact_digest(artifact: Artifact, dataset: Dataset) -> str:
-    """sha256 over the rule and all that goes into it. Raises UsageError for a file that is no such array."""
+def artifact_digest(artifact: Artifact, dataset: Any) -> str:
+    """sha256 over the rule and all that goes into it: of a file what is in it, else images of a Dataset and weights.
+
+    Raises UsageError for a file that is no such array, and for fewer patches than centres.
+    """
     if artifact.rule == "file":
         return digest_of("file", artifact.shape, file_digest(_checked_file(artifact)))
+    found = artifact.patches * min(artifact.images, len(dataset.train))
+    if found < artifact.shape[0]:
+        images = counted(found // artifact.patches, "image")
+        what = f"{artifact.shape[0]:,} centres cannot be made of the {found:,} patches of {images}"
+        raise UsageError(what, "take more images, fewer codes, or a file of centres")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
     return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)
 
 
 def load_artifact(
-    artifact: Artifact, dataset: Dataset, weights: Path | None, home: Path, progress: Advance | None = None
+    artifact: Artifact, dataset: Any, weights: Path | None, home: Path, progress: Advance | None = None
 ) -> NDArray[np.float32]:
     """The array of an artifact, from the cache below `home` or made now; `weights` is a file of the user's, if any.
 
@@ -93,13 +103,14 @@ def _patches(
     """(N, channels): what the network sees at each place of each image."""
     images = Chosen(dataset.train, first_by_hash(dataset.train.ids, artifact.images, _ORDER))
     crops = (centre_crop(pixels, dataset.resolution) for pixels in decode_or_name(images, None))
-    network, found, done = _network(weights, home), [], 0
+    network, done, each = _network(weights, home), 0, artifact.patches
+    found = np.empty((len(images) * each, artifact.shape[1]), np.float32)
     for batch in _batches(crops):
-        found.append(network(batch))
+        found[done * each : (done + len(batch)) * each] = network(batch)
         done += len(batch)
         if progress is not None:
             progress(done, len(images))
-    return np.concatenate(found)
+    return found
 
 
 def _batches(crops: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
@@ -129,9 +140,6 @@ def _network(weights: Path | None, home: Path) -> Callable[[NDArray[np.uint8]], 
 def _centres(patches: NDArray[np.float32], artifact: Artifact) -> NDArray[np.float32]:
     """k-means centres (count, channels) of patches (N, channels), in mini-batches, from patches as they come."""
     count = artifact.shape[0]
-    if len(patches) < count:
-        what = f"{count:,} centres were asked for, and {artifact.images:,} images have {len(patches):,} patches"
-        raise UsageError(what, "take more images, or fewer centres")
     from sklearn.cluster import MiniBatchKMeans
 
     search = MiniBatchKMeans(

@@ -44,6 +44,8 @@ class MethodChoice:
     """Codes of a codebook, codebooks, and how many codes were asked for, if any were; None where it cannot be built."""
     artifact: dict[str, Any] | None
     """Fields of the Artifact that the method is built around, if any."""
+    conditions_decoder: bool
+    """Whether the norms of the decoder are modulated by its latents."""
     plugin: dict[str, Any] | None
     """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
     plugin_source: bytes | None
@@ -147,11 +149,36 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
         size=_size(cls, config, chosen, recipe),
-        artifact=dataclasses.asdict(artifact) if (artifact := cls.artifact(config)) is not None else None,
+        artifact=_artifact(cls, config, reference),
+        conditions_decoder=_conditions_decoder(cls, config),
         plugin=source.plugin.in_words() if source.plugin is not None else None,
         plugin_source=source.plugin.packed() if source.plugin is not None else None,
         code=source.digest,
     )
+
+
+def _artifact(cls: Any, config: Any, reference: str) -> dict[str, Any] | None:
+    """The fields of what a configuration is built around. Raises UsageError where a plugin says no such thing."""
+    try:
+        artifact = cls.artifact(config)
+        return None if artifact is None else dataclasses.asdict(artifact)
+    except Exception as error:
+        what = f"{reference}: its artifact(config) gives no Artifact: {type(error).__name__}: {error}"
+        raise UsageError(what, "see docs/writing-a-method.md; `vqbench check` tries it") from error
+
+
+def _conditions_decoder(cls: Any, config: Any) -> bool:
+    import torch
+
+    from vqbench.quantizer import Quantizer
+
+    if cls.decoder_modulation is Quantizer.decoder_modulation:
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(config).decoder_modulation(8) is not None
+    except Exception:  # its cell will fail with the reason, and the others must not
+        return False
 
 
 def _size(cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:

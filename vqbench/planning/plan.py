@@ -17,7 +17,7 @@ from vqbench.arguments import options
 from vqbench.artifact import Artifact
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
-from vqbench.machine.home import working_folder
+from vqbench.machine.home import expanded, working_folder
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
@@ -191,6 +191,9 @@ def make_plan(
     beside |= {images_from.digest: images_from} if images_from is not None else {}
     artifacts = {choice.label: _artifact(choice, asked.track, dataset) for choice in choices}
     remarks += tuple(f"{name}: {asked.track.stand_in}" for name, needed in artifacts.items() if needed == {})
+    if not asked.track.has_decoder:
+        without = "what it does in the decoder is not seen here, where there is none"
+        remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
     cells = []
     for seed in dict.fromkeys(request.seeds):
         for choice in choices:
@@ -220,11 +223,12 @@ def _spec(
     artifact: dict[str, Any] | None,
 ) -> dict[str, Any]:
     request, recipe = asked.request, asked.recipe
+    paths = {artifact["field"]: artifact["path"]} if artifact and artifact["field"] else {}
     of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
     identity = {
         "schema": SCHEMA,
         "method": choice.name,
-        "config": choice.config,
+        "config": {field: value for field, value in choice.config.items() if field not in paths},
         "code": choice.code,
         "recipe": recipe.identity(),
         "training_images": dataset.train_digest,
@@ -241,7 +245,7 @@ def _spec(
         "label": choice.label,
         "method": choice.name,
         "preset": choice.preset,
-        "config": choice.config,
+        "config": {**choice.config, **paths},
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
         "part_of": choice.part_of,
@@ -281,8 +285,13 @@ def _artifact(choice: MethodChoice, track: Track, dataset: Any) -> dict[str, Any
     """What the spec says of what a method is built around, with its digest; {} where the track has none to give."""
     if choice.artifact is None:
         return None
-    digest = track.artifact_digest(Artifact.of(choice.artifact), dataset)
-    return {} if digest is None else {**choice.artifact, "digest": digest}
+    path = choice.artifact["path"]  # which a cell's process reads, whatever folder it is in
+    said = {**choice.artifact, "path": str(expanded(Path(path)).absolute()) if path else ""}
+    try:
+        digest = track.artifact_digest(Artifact.of(said), dataset)
+    except UsageError as error:
+        raise UsageError(f"{choice.label}: {error.what}", f"{error.hint}; `vqbench show {choice.name}`") from None
+    return {} if digest is None else {**said, "digest": digest}
 
 
 def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:

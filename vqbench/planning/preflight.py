@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from vqbench.artifact import Artifact
 from vqbench.cell.tracks import track_of
+from vqbench.data.artifacts import weights_for
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
-from vqbench.planning.choice import MethodChoice, choose_method, read_settings
-from vqbench.planning.plan import Cell, Plan, each_method, resolve_recipe
+from vqbench.planning.choice import MethodChoice, read_settings
+from vqbench.planning.plan import Cell, Plan, Resolved, check_request, resolve_recipe
 from vqbench.planning.request import RunRequest, refuse_odd_bytes
 from vqbench.planning.view import View
 from vqbench.recipe import Recipe
@@ -101,23 +102,32 @@ def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> 
     return _cannot_have(net, request, download) if net != "none" else None
 
 
-def artifact_problems(choices: Iterable[MethodChoice], request: RunRequest, download: bool = True) -> list[UsageError]:
+def artifact_problems(asked: Resolved, download: bool = True) -> list[UsageError]:
     """Weights that are missing to make what methods are built around."""
-    from vqbench.data.artifacts import weights_for
+    problems = []
+    for choice, needed in _artifacts(asked):
+        weights = weights_for(needed)
+        problem = _cannot_have(weights, asked.request, download) if weights else None
+        if problem is not None:
+            what = f"the codebook of {choice.label} is made with a network: {problem.what}"
+            problems.append(UsageError(what, problem.hint))
+    return problems
 
-    needed = (weights_for(Artifact.of(choice.artifact)) for choice in choices if choice.artifact is not None)
-    problems = (_cannot_have(weights, request, download) for weights in dict.fromkeys(filter(None, needed)))
-    return [problem for problem in problems if problem is not None]
+
+def _artifacts(asked: Resolved) -> list[tuple[MethodChoice, Artifact]]:
+    """What methods are built around, as far as the track has it to give."""
+    found = [(choice, Artifact.of(choice.artifact)) for choice in asked.choices if choice.artifact is not None]
+    return [(choice, needed) for choice, needed in found if needed.rule == "file" or not asked.track.stand_in]
 
 
-def prepare_training(plan: Plan, request: RunRequest, view: View) -> None:
-    """Cache what the cells of a plan are trained on and built around, so that they do not all make it."""
+def prepare_training(plan: Plan, cells: Iterable[Cell], request: RunRequest, view: View) -> None:
+    """Cache what `cells` of a plan are trained on and built around, so that they do not all make it."""
     from vqbench.cell.planned import artifact
 
     plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
-    different = {cell.spec["artifact"]["digest"]: cell.spec for cell in plan.cells if "artifact" in cell.spec}
+    different = {cell.spec["artifact"]["digest"]: cell.spec for cell in cells if "artifact" in cell.spec}
+    dataset = request.data.open(plan.recipe.resolution) if different and not plan.track.stand_in else None
     for spec in different.values():
-        dataset = request.data.open(plan.recipe.resolution)
         artifact(spec, dataset, lambda done, total: view.preparing("images for a codebook", done, total))
 
 
@@ -223,37 +233,36 @@ def _prepared(
 ) -> list[str]:
     from vqbench.metrics.weights import find_weights
 
-    refuse_odd_bytes(request)
-    settings = read_settings(request.settings)
-    recipe = resolve_recipe(request, settings)
-    track = track_of(recipe)
-    choices = [choose_method(method, recipe, settings) for method in each_method(request.methods)]
+    if request.methods:
+        asked = check_request(request)
+    else:
+        refuse_odd_bytes(request)
+        recipe = resolve_recipe(request, read_settings(request.settings))
+        asked = Resolved(request, recipe, track_of(recipe), ())
+    recipe = asked.recipe
     _asked(request, recipe)  # a typing error, before anything is downloaded
-    lines = track.prepare(recipe, request.data, note, preparing)
+    lines = asked.track.prepare(recipe, request.data, note, preparing)
     metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:
         note(text)
-    missing = (perceptual_problem(request, recipe.perceptual), *artifact_problems(choices, request))
-    for problem in (*metrics.problems, *missing):
+    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual), *artifact_problems(asked)):
         if problem is not None:
             raise problem
-    for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual]):
+    of_artifacts = [weights for _, needed in _artifacts(asked) if (weights := weights_for(needed))]
+    for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual, *of_artifacts]):
         if weights != "none":
             found = find_weights(weights, _given(request, weights))
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
-    return [*lines, *_artifacts(choices, request, recipe, preparing), "ready"]
+    return [*lines, *_made(asked, preparing), "ready"]
 
 
-def _artifacts(
-    choices: Iterable[MethodChoice], request: RunRequest, recipe: Recipe, preparing: Callable[[str, int, int], None]
-) -> Iterator[str]:
+def _made(asked: Resolved, preparing: Callable[[str, int, int], None]) -> Iterator[str]:
     """Make what methods are built around; a line for each."""
     from vqbench.data.artifacts import load_artifact
 
-    for choice in choices:
-        if choice.artifact is None or track_of(recipe).stand_in:
-            continue
-        dataset, needed = request.data.open(recipe.resolution), Artifact.of(choice.artifact)
+    for choice, needed in _artifacts(asked):
+        source = None if needed.rule == "file" else asked.request.data.open(asked.recipe.resolution)
         advance = functools.partial(preparing, f"images for the codebook of {choice.label}")
-        load_artifact(needed, dataset, request.inception_weights, home(), advance)
-        yield f"codebook  {choice.label}: {needed.shape[0]:,} vectors of {needed.shape[1]} channels, {needed.rule}"
+        load_artifact(needed, source, asked.request.inception_weights, home(), advance)
+        vectors, channels = needed.shape
+        yield f"codebook  {choice.label}: {vectors:,} vectors of {channels} channels, {needed.rule}"

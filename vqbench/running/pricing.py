@@ -68,7 +68,7 @@ def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
     if request.scheduler:
         view.note(f"the probe runs here, not on a worker of {request.scheduler}: another machine takes another time")
     gpus_of_a_cell(request)
-    prepare_training(plan, request, view)
+    prepare_training(plan, plan.cells, request, view)
     _say_if_busy(view)
 
 

@@ -59,9 +59,7 @@ def prepare_plan(asked: Resolved, view: View, dry: bool = False) -> Plan:
 
     request, recipe = asked.request, asked.recipe
     metrics = choose_metrics(request, recipe, download=not dry)
-    of_training = [perceptual_problem(request, recipe.perceptual, download=not dry)]
-    if not asked.track.stand_in:
-        of_training += artifact_problems(asked.choices, request, download=not dry)
+    of_training = (perceptual_problem(request, recipe.perceptual, not dry), *artifact_problems(asked, not dry))
     for problem in (*metrics.problems, *of_training):
         if problem is not None and not dry:
             raise problem
@@ -103,7 +101,7 @@ def execute(
     if todo:
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
-        prepare_training(plan, request, view)
+        prepare_training(plan, todo, request, view)
     _remember_asked([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}

@@ -86,6 +86,8 @@ class VQGANLC(Quantizer):
                 raise ValueError(f"channels must be at least 1, not {self.channels}")
             if self.channels != _CHANNELS and not self.centres:
                 raise ValueError(f"channels is {_CHANNELS} without a file of centres, not {self.channels}")
+            if self.images < 1:
+                raise ValueError(f"images must be at least 1, not {self.images}")
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"released": {"dim": 8}}
 

@@ -460,7 +460,7 @@ WHOLE_SCALE, SAVED = "return Scale(self.out_channels, channels)", "self.embeddin
         ([(WHOLE_SCALE, "return lambda x, latents: x")], "gives function, not a torch module"),
         ([(WHOLE_SCALE, "return self")], "gives one module twice"),
         ([("latents.mean((2, 3))", "torch.ones(len(x), latents.shape[1])")], "does not hear the latents"),
-        ([("x * self.map", "x[..., :2] * self.map")], "makes (2, 8, 4, 2) of a norm's (2, 8, 4, 6)"),
+        ([("x * self.map", "x[..., :2] * self.map")], "makes (2, 64, 4, 2) of a norm's (2, 64, 4, 6)"),
     ],
 )
 def test_what_a_method_asks_of_the_harness_is_checked(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import artifact, data_seed
+from vqbench.cell.planned import artifact, artifact_facts, data_seed
 from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
@@ -144,7 +143,7 @@ def trained(
         "device": outcome.device,
         "devices": outcome.devices,
         "execution": outcome.execution,
-        **({"artifact_sha256": hashlib.sha256(around.tobytes()).hexdigest()} if around is not None else {}),
+        **artifact_facts(around),
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,11 @@ def artifact(
         what = f"what {spec['method']} is built around has changed since this cell was planned"
         raise VQBenchError(what, "give the command again, it plans anew")
     return load_artifact(needed, dataset, Path(weights) if weights else None, home(), progress)
+
+
+def artifact_facts(around: NDArray[np.float32] | None) -> dict[str, str]:
+    """What a result says of the numbers that its method was built around."""
+    return {} if around is None else {"artifact_sha256": hashlib.sha256(around.tobytes()).hexdigest()}
 
 
 @lasting_imports()  # whose modules import torch

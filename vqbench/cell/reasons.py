@@ -37,7 +37,7 @@ class Reason:
 
 def less_memory() -> str:
     """What takes less of a device's memory: the hint for a cell that ran out of it, and for one that would."""
-    return ("less memory is taken by --micro-batch auto (the same batch in parts), --set batch_size=… (smaller "
+    return ("less memory is taken by --micro-batch N (the same batch in parts), --set batch_size=… (smaller "
             "batches), and --devices N (a part of the batch each)")  # fmt: skip
 
 

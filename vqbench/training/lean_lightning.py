@@ -7,12 +7,18 @@ that the imports of a training took. Whoever imports it afterwards gets the real
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import types
 from collections.abc import Iterator
 from importlib import metadata
 
 _NAME = "torchmetrics"
+_USED = (
+    "lightning",
+    "lightning.fabric.plugins.environments.lightning",
+    "lightning.pytorch.utilities.exceptions",
+)
 
 
 @contextlib.contextmanager
@@ -32,7 +38,18 @@ def _stand_in() -> Iterator[None]:
         del sys.modules[_NAME]
 
 
-with _stand_in():
-    import lightning as lightning
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment as LightningEnvironment
-    from lightning.pytorch.utilities.exceptions import SIGTERMException as SIGTERMException
+def _import() -> None:
+    """Lightning; with the real torchmetrics where a version of it looks for more than the stand-in has."""
+    try:
+        with _stand_in():
+            for name in _USED:
+                importlib.import_module(name)
+    except (ImportError, AttributeError, ValueError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
+            del sys.modules[name]
+
+
+_import()
+import lightning as lightning  # noqa: E402
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment as LightningEnvironment  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException as SIGTERMException  # noqa: E402

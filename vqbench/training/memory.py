@@ -244,9 +244,10 @@ def refuse_too_large(cost: StepCost, card: int) -> str:
 def fitted(
     method: str, config: Mapping[str, Any], recipe: Recipe, images: int, execution: Execution, card: int
 ) -> tuple[Execution, StepCost]:
-    """What a step needs, and `execution` with the largest micro-batch for which the card has room, where that is asked.
+    """What a step needs, and `execution` with a micro-batch for which the card has room, where that is asked.
 
-    It is 1 at the least, which may have none. Raises UncountableError.
+    From the whole share down, each at most half of the one before; 1 at the least, which may have no room. Raises
+    UncountableError where not even the whole step can be counted.
     """
     cost = step_cost(method, config, recipe, images, execution)
     if execution.micro_batch != "auto":
@@ -254,13 +255,19 @@ def fitted(
     size = 0
     while room_for(cost, card) != "enough" and cost.at_once > 1:
         size = max(1, min(cost.images_within(WARNED_ABOVE * card), cost.at_once // 2))
-        cost = step_cost(method, config, recipe, images, dataclasses.replace(execution, micro_batch=size))
+        try:
+            cost = step_cost(method, config, recipe, images, dataclasses.replace(execution, micro_batch=size))
+        except UncountableError:  # its process died: what was reckoned has to do
+            break
     return dataclasses.replace(execution, micro_batch=size), cost
 
 
 def what_fits(cost: StepCost, card: int) -> str:
     """The batch for which a card of `card` bytes has room without a warning."""
     fits = cost.images_within(WARNED_ABOVE * card)
+    if cost.at_once < cost.images:
+        smaller = f"--micro-batch {min(fits, cost.at_once // 2)}, " if fits and cost.at_once > 1 else ""
+        return f"less is needed with {smaller}a smaller --set batch_size=…, or more --devices that share the batch"
     if fits == 0:
         return f"not even one image at once fits ({cost.kept_bytes / 1e9:.3g} GB are weights and their like)"
     shares = -(-cost.images // fits)

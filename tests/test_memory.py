@@ -37,6 +37,8 @@ BUILT_IN = ("vqgan", "fsq", "sqvae", "vaevq")
 GAN = {"gan": "hinge", "gan_start_images": 16, "discriminator_layers": 2, "discriminator_channels": 8}
 
 
+FLAT = {"batch_size": 4, "channel_multipliers": (1,), "images": 12, "warmup_images": 0}
+"""Few operations, each of which takes its time to be counted."""
 WHOLE = Execution()
 
 
@@ -89,21 +91,21 @@ def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_pa
 
 
 def test_what_checkpointing_saves_is_counted(tmp_path: Path) -> None:
-    recipe, execution = load_recipe("tiny", {"images": 48}), Execution(activation_checkpointing=True)
-    assert_counted("movq", recipe, tmp_path, execution)
-    whole, less = (step_cost("movq", matched("movq", recipe), recipe, execution=e) for e in (WHOLE, execution))
+    recipe, execution = load_recipe("tiny", FLAT), Execution(activation_checkpointing=True)
+    less = assert_counted("movq", recipe, tmp_path, execution)
+    whole = step_cost("movq", matched("movq", recipe), recipe)
     assert less.peak_bytes < 0.85 * whole.peak_bytes
     assert less.flops > whole.flops
 
 
-@pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive weight", "fixed weight"])
+@pytest.mark.parametrize("adaptive", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_micro_batches_save_is_held_by_nobody_and_counted(adaptive: bool, tmp_path: Path) -> None:
     """With an adversary, whose weight is found from gradients at the decoder's end."""
-    over = {"batch_size": 16, "images": 48, "warmup_images": 0, "gan_adaptive": adaptive, **GAN}
-    recipe, parts = load_recipe("tiny", over), Execution(micro_batch=2)
+    over = {**FLAT, **GAN, "gan_adaptive": adaptive, "gan_start_images": 4}
+    recipe, parts = load_recipe("tiny", over), Execution(micro_batch=1)
     counted = assert_counted("vqgan", recipe, tmp_path, parts)
     (tmp_path / "whole").mkdir()
-    assert counted.peak_bytes < 0.5 * held("vqgan", recipe, tmp_path / "whole", WHOLE)
+    assert counted.peak_bytes < 0.8 * held("vqgan", recipe, tmp_path / "whole", WHOLE)
 
 
 @pytest.mark.slow
@@ -181,7 +183,7 @@ def test_a_cell_is_refused_where_its_step_has_no_room_unless_that_is_ignored(
 
 def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.CaptureFixture[str]) -> None:
     """As many images as fit, and the whole batch where it does, or where there is no card to fit."""
-    recipe = load_recipe("tiny")
+    recipe = load_recipe("tiny", FLAT)
     spec = {"method": "fsq", "config": {"levels": [8, 8]}, "devices": 1, "execution": {"micro_batch": "auto"}}
     whole = step_cost("fsq", spec["config"], recipe)
 
@@ -190,13 +192,13 @@ def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.Captur
 
     assert found(whole.peak_bytes / 0.79) == 0
     assert fitting_execution(spec, recipe).micro_batch == 0
-    size = found(whole.peak_bytes / 2)
-    assert size in (1, 2, 4)
+    size = found(whole.peak_bytes / 1.6)
+    assert size in (1, 2)
     part = step_cost("fsq", spec["config"], recipe, execution=Execution(micro_batch=int(size)))
-    assert (part.images, part.at_once) == (16, size)
-    assert part.peak_bytes < 0.8 * whole.peak_bytes / 2
+    assert (part.images, part.at_once) == (4, size)
+    assert part.peak_bytes < 0.8 * whole.peak_bytes / 1.6
     assert capsys.readouterr().out == ""
-    with pytest.raises(TooLargeError, match="a step of 16 images, 1 at a time, needs"):
+    with pytest.raises(TooLargeError, match="a step of 4 images, 1 at a time, needs"):
         found(whole.kept_bytes / 2)
     asked = RunRequest(("fsq",), "photos", settings=("dropout=0.1",), micro_batch="auto")
     with pytest.raises(UsageError, match="has dropout: its numbers would depend on the card"):

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,13 +136,10 @@ def check_request(request: RunRequest) -> Resolved:
     refuse_odd_engine(request)
     for plugin in request.plugins:
         add_plugin(plugin)
-    return resolve(replace(request, methods=each_method(request.methods)))
-
-
-def each_method(asked: Iterable[str | Variant]) -> tuple[str | Variant, ...]:
-    """The methods that were asked for, each once; every one that there is in the place of ALL."""
-    each = (METHODS.names() if method == ALL else [method] for method in asked)
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(each)))
+    if ALL in request.methods:
+        each = (METHODS.names() if asked == ALL else [asked] for asked in request.methods)
+        request = replace(request, methods=tuple(dict.fromkeys(itertools.chain.from_iterable(each))))
+    return resolve(request)
 
 
 def resolve(request: RunRequest) -> Resolved:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench.arguments import options
 from vqbench.cell.measured import Measured, steps_between
 from vqbench.planning.cost import CellCost, unit_of
+from vqbench.planning.estimate import Estimate, estimates, is_large
 from vqbench.planning.preflight import model_size
 from vqbench.running.pricing import Answer, ProbeError, prepare_probes, priced, probe, scoring_seconds
 from vqbench.sweeps.request import SweepRequest
@@ -133,6 +134,21 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
     return _added_up(found, of_study, low, high)
 
 
+def count_sweep(found: Mapping[str, StudyForecast]) -> dict[str, tuple[Estimate, Estimate]]:
+    """Study → what the smallest and the largest of its drawn cells need of a GPU, by counting; of large trainings."""
+    counted = {}
+    for name, cells in _to_train(found).items():
+        upwards = sorted((cell for cell in cells if is_large(cell.recipe)), key=_memory_weight)
+        if upwards:
+            low, high = (estimates([cell])[0] for cell in (upwards[0], upwards[-1]))
+            short = name.rpartition("/")[2]
+            counted[name] = (
+                dataclasses.replace(low, label=f"{short}, smallest"),
+                dataclasses.replace(high, label=f"{short}, largest"),
+            )
+    return counted
+
+
 def _to_train(found: Mapping[str, StudyForecast]) -> dict[str, list[Cell]]:
     """Study → the cells of its drawn trials that have no result, each in the first study that has it."""
     cells: dict[str, list[Cell]] = {}
@@ -177,6 +193,12 @@ def _weight(cell: Cell) -> tuple[bool, bool, int, int]:
     recipe = cell.recipe
     _, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
     return adversarial > 0, recipe.perceptual != "none", model_size(cell), -recipe.batch_size
+
+
+def _memory_weight(cell: Cell) -> tuple[bool, bool, int, int]:
+    """What makes a step of a cell need more memory than another of its method: here a large batch does."""
+    adversarial, perceptual, model, batch = _weight(cell)
+    return adversarial, perceptual, -batch, model
 
 
 def _as_if(cell: Cell, probed: Cell, answer: Answer) -> Answer:

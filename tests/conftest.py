@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import postgres as postgresql
 from helpers.clusters import Cluster
-from helpers.commands import Answer, Command
+from helpers.commands import Answer, Command, Running
 from helpers.images import write_images
 from helpers.plugins import own_plugins
 
@@ -71,14 +70,11 @@ def _signals_of_a_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def vqbench() -> Command:
-    """The installed command, in a process of its own."""
+    """The command line, in a process of its own."""
 
     def call(*arguments: object, cwd: Path | None = None, timeout: float = 300, **env: str) -> Answer:
-        command = [sys.executable, "-m", "vqbench.cli", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=timeout, check=False
-        )
-        return Answer(done.returncode, done.stdout, done.stderr)
+        running = Running(arguments, cwd=cwd, **env)
+        return Answer(running.wait(timeout), *running.communicate())
 
     return call
 

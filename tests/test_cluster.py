@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.clusters import Cluster, cells, is_alive, one_run, parent_of, running, starts
-from helpers.commands import DEADLINE, Background, Command, start, typed, until
+from helpers.commands import DEADLINE, Background, Command, Running, typed, until
 from helpers.servers import MLflowServer
 
 
@@ -50,7 +50,7 @@ def test_a_cluster_without_workers_is_waited_for_aloud(cluster: Cluster, images:
     more = ("--methods", "faulty", "--images", "640", "--set", "faulty.pause=0.1", "--scheduler", cluster.file)
     said = tmp_path / "said.txt"
     with said.open("w") as stderr:
-        driver = start(one_run(images, tmp_path / "runs", *more), stderr=stderr)
+        driver = Running(one_run(images, tmp_path / "runs", *more), stderr=stderr)
     until(lambda: list(tmp_path.glob("runs/x/cells/*/checkpoints/last.pt")), "a checkpoint", driver)
     for worker in cluster.workers:
         worker.kill()

@@ -406,7 +406,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
         yield noted
 
 
-@pytest.mark.parametrize("method", METHODS_OF_OURS)
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("vqgan", "fsq")), "sqvae", "vaevq", "movq"]
+)
 def test_a_step_waits_for_the_device_once_at_most(
     method: str, waits: Waits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers.commands import DEADLINE, Command, settings, start, typed, until
+from helpers.commands import DEADLINE, Command, Running, settings, typed, until
 from helpers.plugins import FAULTY
 
 from vqbench.cell.__main__ import run_cell
@@ -87,7 +87,7 @@ def parts(folder: CellFolder) -> list[Path]:
 def test_a_cell_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
-    first = start(run.command, FAULTY_GATE=f"40:{gate}")
+    first = Running(run.command, FAULTY_GATE=f"40:{gate}")
     until(lambda: 40 in seen(folder), "the gate", first)  # status.json may lag behind, it is written twice a second
     os.kill(folder.status["pid"], signal.SIGKILL)
     out, err = first.communicate(timeout=DEADLINE)
@@ -116,7 +116,7 @@ def test_a_cell_that_is_told_to_end_keeps_the_step_that_it_was_at(images: Path, 
     """SIGTERM, as a scheduler sends it or whoever stops a cell: between two checkpoints nothing is trained twice."""
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
-    first = start(run.command, FAULTY_GATE=f"40:{gate}")
+    first = Running(run.command, FAULTY_GATE=f"40:{gate}")
     until(reached(gate), "the gate", first)  # that is, within the step after 40 images
     os.kill(folder.status["pid"], signal.SIGTERM)
     gate.touch()  # so the step goes on, and ends
@@ -139,7 +139,7 @@ def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images:
     """SIGTERM, as a batch system sends it when the time is over; whoever repeats it is not in more of a hurry."""
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
     folder = run.plan().folder
-    command = start(run.command, FAULTY_GATE=f"40:{gate}")
+    command = Running(run.command, FAULTY_GATE=f"40:{gate}")
     until(reached(gate), "the gate", command)
     cell = folder.status["pid"]
     for _ in range(2):
@@ -160,7 +160,7 @@ def test_a_command_that_is_told_to_end_ends_its_cell_and_keeps_the_books(images:
 
 def test_on_two_devices_the_first_keeps_the_step_for_both(images: Path, tmp_path: Path) -> None:
     run, gate = Run(images, tmp_path / "runs"), tmp_path / "gate"
-    first = start([*run.command, "--devices", "2"], FAULTY_GATE=f"40:{gate}")
+    first = Running([*run.command, "--devices", "2"], FAULTY_GATE=f"40:{gate}")
     until(reached(gate), "the gate", first)
     (folder,) = map(CellFolder, tmp_path.glob("runs/x/cells/*"))
     os.kill(folder.status["pid"], signal.SIGTERM)

@@ -288,6 +288,13 @@ def test_one_budget_is_said_and_not_drawn(store: Store) -> None:
     assert "trained on 16 images" in picture.caption
 
 
+def test_whatever_compares_images_has_its_panels_and_codes_have_none(store: Store) -> None:
+    store.cell("vqgan", scores={"ssim": 0.5, "usage": 0.9})
+    section = store.section()
+    found = [quality_by_budget(section), rate_distortion(section)]
+    assert [picture.caption.partition(" against")[0] for picture in found if picture] == ["PSNR and SSIM"] * 2
+
+
 def test_a_collapse_is_drawn_with_its_curves_and_the_moment(store: Store, tmp_path: Path) -> None:
     curves = json.loads((Path(__file__).parent / "golden" / "vaevq_curves.json").read_text())
     folders = {name: store.cell(name, images=20_000) for name in ("vlq_rcs_dcr", "vlq_rcs", "baseline")}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import typed
+from helpers.commands import settings, typed
 
 from vqbench.cell.image_cell import fitting_execution
 from vqbench.data.dataset import Images
@@ -181,6 +181,37 @@ def test_a_cell_is_refused_where_its_step_has_no_room_unless_that_is_ignored(
     assert capsys.readouterr().out == ""
 
 
+NARROW = """
+import os
+from vqbench.data.photos import Photos
+from vqbench.registry import DATASETS
+from vqbench.training import memory
+
+@DATASETS.register("narrow")
+class Narrow(Photos):
+    "Photographs that are trained on with a card that is hardly large enough."
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.reference = "narrow"
+
+if "VQBENCH_PARENT" in os.environ:
+    memory.card_bytes = lambda: 10**9
+    memory.room_for = lambda cost, card: "tight"
+"""
+
+
+def test_who_watches_the_command_hears_that_a_step_hardly_has_room(tmp_path: Path) -> None:
+    (tmp_path / "narrow.py").write_text(NARROW)
+    answer = typed(
+        "run", "--plugin", tmp_path / "narrow.py", "--methods", "fsq", "--dataset", "narrow", "--images", "16",
+        "--validation-images", "8", "--metrics", "psnr", "--runs", tmp_path / "runs", "--json", *settings(),
+    )  # fmt: skip
+    assert [row["state"] for row in answer.objects] == ["done"], answer.err
+    (note,) = (line for line in answer.err.splitlines() if "the card has 1: it may run out of memory" in line)
+    assert note.startswith(f"note: {answer.objects[0]['cell']}: a step of 8 images needs about")
+
+
 def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.CaptureFixture[str]) -> None:
     """As many images as fit, and the whole batch where it does, or where there is no card to fit."""
     recipe = load_recipe("tiny", FLAT)
@@ -220,3 +251,19 @@ def test_a_dry_run_says_what_a_large_training_needs(images: Path, tmp_path: Path
     hours = 4096 * first["estimate"]["gflop_per_image"] * 1e9 / first["estimate"]["assumed_flop_per_s"] / 3600
     assert first["estimate"]["gpu_hours"] == pytest.approx(hours, abs=1e-3)
     assert first["cell"] in answer.out  # ignoring it is no part of what a cell is
+
+
+@pytest.mark.slow  # what `run` says is tested above
+def test_a_dry_run_of_a_sweep_says_what_its_smallest_and_its_largest_cell_need(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [16, 2048]}\n")
+    asked = ("sweep", "vqgan", "--dataset", f"folder:{images}", "--metrics", "psnr", "--space", tmp_path / "sizes.yaml",
+             "--sampler", "grid", "--set", "batch_size=2048", "--images", 4096, "--runs", tmp_path / "runs",
+             "--dry-run")  # fmt: skip
+    (study,) = typed(*asked, "--json").objects
+    small, large = study["estimate"]
+    codes = (2048 - 16) * 64 * 4  # in bytes: codes of 64 numbers, and Adam's two averages of each
+    assert large["memory_bytes"] - small["memory_bytes"] == pytest.approx(3 * codes, rel=0.2)
+    shown = typed(*asked).out
+    assert "vqgan, smallest" in shown
+    assert "vqgan, largest" in shown
+    assert not (tmp_path / "runs").exists()

@@ -72,6 +72,16 @@ def built_in() -> list[str]:
     return [reference for name, cls in own.items() for reference in (name, *(f"{name}@{p}" for p in cls.presets))]
 
 
+def for_each_method() -> list[Any]:
+    """All of them, of which one of each kind of state is not slow: what none of these keeps, none of the others does.
+
+    Nothing, a schedule, moments, moving averages, anchors, a queue, multipliers.
+    """
+    kinds = ("fsq", "sqvae", "vaevq", "vqgan_ema", "cvq", "wvq", "gq")
+    slow = pytest.mark.slow
+    return [pytest.param(reference, marks=() if reference in kinds else slow) for reference in built_in()]
+
+
 def configuration(reference: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     name, _, preset = reference.partition("@")
     cls = METHODS.get(name)
@@ -153,7 +163,7 @@ def killed(reference: str, folder: Path, images: int) -> None:
 
 
 @pytest.mark.usefixtures("short_window")
-@pytest.mark.parametrize("reference", built_in())
+@pytest.mark.parametrize("reference", for_each_method())
 def test_an_interrupted_training_ends_as_one_that_ran_through(reference: str, tmp_path: Path) -> None:
     through = trained(reference, tmp_path / "through")
     expected = curves(tmp_path / "through" / CURVES)
@@ -283,7 +293,7 @@ def test_the_recipe_of_these_tests_leaves_nothing_still(tmp_path: Path) -> None:
         assert any(name.startswith(part) for name in changed), part
 
 
-@pytest.mark.parametrize("reference", built_in())
+@pytest.mark.parametrize("reference", for_each_method())
 def test_an_interrupted_fit_to_features_starts_again_and_ends_the_same(reference: str, tmp_path: Path) -> None:
     recipe = load_recipe("atomic", FEATURES)
     features = np.random.default_rng(0).normal(size=(20, 2, 2, 6)).astype(np.float32)

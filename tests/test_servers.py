@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.commands import DEADLINE, Command, settings, start, typed, until
+from helpers.commands import DEADLINE, Command, Running, settings, typed, until
 from helpers.plugins import FAULTY
 from helpers.servers import MLflowServer, Silence
 
@@ -76,7 +76,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
 
     there = server(f"sqlite:///{tmp_path / 'server.db'}")
     runs, gate, client = tmp_path / "runs", tmp_path / "gate", MlflowClient(there.address)
-    command = start(
+    command = Running(
         [*features(tmp_path), "--plugin", FAULTY, "--methods", "faulty,fsq", "--runs", runs, "--name", "away"],
         MLFLOW_TRACKING_URI=there.address, FAULTY_GATE=f"40:{gate}",
     )  # fmt: skip
@@ -110,7 +110,7 @@ def test_an_mlflow_server_that_goes_away_in_the_middle_and_comes_back(
 @pytest.mark.slow
 def test_an_mlflow_server_that_hangs_does_not_hold_up_training(tmp_path: Path) -> None:
     hung = Silence()
-    command = start(
+    command = Running(
         [*features(tmp_path), "--methods", "fsq,vqgan", "--runs", tmp_path / "runs", "--name", "x"],
         MLFLOW_TRACKING_URI=hung.address, MLFLOW_HTTP_REQUEST_TIMEOUT="3600", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
     )  # fmt: skip

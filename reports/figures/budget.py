@@ -6,7 +6,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
-from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, scored
+from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, qualities, scored
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -19,14 +19,12 @@ from vqbench.reports.figures.style import (
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import Estimate
 
-_QUALITIES = ("rfid", "psnr", "quantization_error")
-
 
 def quality_by_budget(section: ReportSection) -> Picture | None:
     """A row of panels per metric, against training images (where there are several budgets) and device-hours."""
-    qualities = [name for name in _QUALITIES if scored(section.rows, name)]
-    groups = [g for g in scored(section.rows, *qualities) if g.finished]
-    if not qualities or not groups:
+    shown_metrics = qualities(name for name in DEFINITIONS if scored(section.rows, name))[:2]
+    groups = [g for g in scored(section.rows, *shown_metrics) if g.finished]
+    if not shown_metrics or not groups:
         return None
     every = curves(groups, lambda g: g.images, lambda _: BUDGET)
     drawn = every[:MOST]
@@ -42,13 +40,13 @@ def quality_by_budget(section: ReportSection) -> Picture | None:
     if not places:
         return None
     style, said = marks(curve.label for curve in drawn), set[str]()
-    figure, panels = panels_for(qualities, places, drawn)
+    figure, panels = panels_for(shown_metrics, places, drawn)
     for panel in panels:
         place = places[panel.place]
         logarithmic(panel.axes.xaxis, [place(group).mean for group in shown])
         said |= draw_points(panel.axes, drawn, style, place, panel.metric)
     legend_of(figure, drawn, style)
-    titles = " and ".join(DEFINITIONS[name].title for name in qualities)
+    titles = " and ".join(DEFINITIONS[name].title for name in shown_metrics)
     caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
     caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""
     caption += _devices(shown) + f" {means(section.section, shown)}{''.join(sorted(said))}"

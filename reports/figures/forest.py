@@ -12,12 +12,12 @@ from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.figures.captions import CUT, cautioned, first_of, measured_on
 from vqbench.reports.figures.points import within
+from vqbench.reports.figures.series import qualities
 from vqbench.reports.figures.style import MOST, Picture, marks, new_figure, short_labels, shortened_note, without_math
 from vqbench.reports.report import ReportSection
 from vqbench.reports.statistics import Difference
 
 _LABEL = 32  # letters of a label beside the panels
-_RANKING = ("rfid", "psnr", "lpips_alex", "lpips_vgg", "lpips_squeeze", "ssim", "quantization_error")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ def comparison(section: ReportSection) -> Picture | None:
     """Every group less the best in a few metrics; None where there is nothing to compare."""
     rows = [group for group in section.rows if group.finished]
     drawn = rows[:MOST]
-    later = [name for name in section.comparisons if DEFINITIONS[name].digest]
-    metrics = [name for name in (*_RANKING, *later) if name in section.comparisons][:3]
-    panels = {name: _to_best(section, drawn, name) for name in metrics}
+    panels = {name: _to_best(section, drawn, name) for name in qualities(section.comparisons)[:3]}
     panels = {name: entries for name, entries in panels.items() if any(e.difference for e in entries)}
     if not panels:
         return None

@@ -9,7 +9,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
-from vqbench.reports.figures.series import Curve, curves, of_rate, score, scored
+from vqbench.reports.figures.series import Curve, curves, of_rate, qualities, score, scored
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -20,29 +20,30 @@ from vqbench.reports.report import ReportSection
 
 _RATES = (("bpp", "bpp_entropy"), ("bits_per_token", "entropy_bits_per_token"))
 """(as indices are stored, after an ideal entropy coder), of images and of features."""
-_QUALITIES = ("rfid", "psnr", "quantization_error")
 
 
 def rate_distortion(section: ReportSection) -> Picture | None:
     """A row of panels per metric: against stored bits, and against entropy-coded bits with hollow markers."""
     chosen = next(((r, c) for r, c in _RATES if scored(section.rows, r)), None)
-    qualities = [name for name in _QUALITIES if chosen and scored(section.rows, chosen[0], name)]
-    if chosen is None or not qualities:
+    if chosen is None:
         return None
     rate, coded = chosen
-    groups = scored(section.rows, rate, *qualities)
+    shown_metrics = qualities(name for name in DEFINITIONS if scored(section.rows, rate, name))[:2]
+    if not shown_metrics:
+        return None
+    groups = scored(section.rows, rate, *shown_metrics)
     every = curves(groups, lambda g: score(g, rate).mean, of_rate(lambda g: score(g, rate).mean))
     drawn = every[:MOST]
     shown = [group for curve in drawn for group in curve.groups]
     columns = [name for name in chosen if len(scored(shown, name)) == len(shown)]
     style, intervals = marks(curve.label for curve in drawn), set[str]()
     places = {_rate_label(name, coded): functools.partial(score, metric=name) for name in columns}
-    figure, panels = panels_for(qualities, places, drawn)
+    figure, panels = panels_for(shown_metrics, places, drawn)
     for panel in panels:
         hollow = panel.place == _rate_label(coded, coded)
         intervals |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
     legend_of(figure, drawn, style)
-    said = f"{_titles(qualities)} against {DEFINITIONS[rate].title}"
+    said = f"{_titles(shown_metrics)} against {DEFINITIONS[rate].title}"
     said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
     caption = f"{said}. {means(section.section, shown)}{''.join(sorted(intervals))}"
     if share_places([score(group, rate).mean for group in shown]):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group, setting_text
 from vqbench.reports.summary import Estimate, estimate
 
@@ -47,6 +48,16 @@ def curves(
         Curve(name if names.count(name) == 1 else family[0].label, tuple(sorted(family, key=place)))
         for name, family in zip(names, families.values(), strict=True)
     ]
+
+
+def qualities(names: Iterable[str]) -> list[str]:
+    """The metrics among them that say how near reconstructions come, in the order of tables.
+
+    They have a direction and compare images or features, not codes; a plugin's may do what it likes.
+    """
+    known = {name: DEFINITIONS[name] for name in names}
+    compares = {name: bool(m.better and (m.per_image or m.extractor or m.digest)) for name, m in known.items()}
+    return [name for name in DEFINITIONS if compares.get(name)]
 
 
 def _training(group: Group) -> Mapping[str, Any]:

@@ -28,6 +28,8 @@ from vqbench.results.cell_files import (
 from vqbench.results.cell_folder import CellFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
     from vqbench.data.dataset import Dataset
@@ -104,7 +106,7 @@ def trained(
         try:
             return load(folder.path), known
         except DamagedWeightsError as error:
-            print(f"{error.what}: the cell is trained again", flush=True)
+            progress.say(f"{error.what}: the cell is trained again")
     import torch
 
     from vqbench.data.prepare import prepare_train
@@ -115,7 +117,7 @@ def trained(
     with lasting_imports():
         from vqbench.training.fit import train
 
-    execution = fitting_execution(spec, recipe)
+    execution = fitting_execution(spec, recipe, say=progress.say)
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
     )
@@ -154,9 +156,11 @@ def trained(
     return outcome.tokenizer, training
 
 
-def fitting_execution(spec: dict[str, Any], recipe: Recipe, card: int | None = None) -> Execution:
+def fitting_execution(
+    spec: dict[str, Any], recipe: Recipe, card: int | None = None, say: Callable[[str], None] = print
+) -> Execution:
     """How a cell is trained on a card of `card` bytes, or else on the smallest GPU here: its micro-batch, where that is
-    to be found. What must be said of a step that hardly has room is printed.
+    to be found. `say` is told what must be said of a step that hardly has room.
 
     Raises TooLargeError where it has none. Nothing is refused without a GPU, nor where the spec says to ignore memory.
     """
@@ -174,7 +178,7 @@ def fitting_execution(spec: dict[str, Any], recipe: Recipe, card: int | None = N
         except UncountableError as error:
             said = error.what
         if said:
-            print(said, flush=True)
+            say(said)
     return dataclasses.replace(execution, micro_batch=0) if execution.micro_batch == "auto" else execution
 
 

@@ -156,7 +156,7 @@ class CellProcess:
     """The processes `python -m vqbench.cell` of one job, whose folder holds its spec.
 
     They start with the first `poll` that finds `gpus` of this machine's GPUs free, and see no others; 0 leaves them
-    what there is. A job that waits says so in its status, as `waits_for`.
+    what there is. A job that waits says so in its status.
     """
 
     def __init__(self, job: CellJob, gpus: int = 0) -> None:
@@ -193,7 +193,8 @@ class CellProcess:
             claim = try_to_claim(self._gpus, self._among, self.job.name)
             if claim is None:
                 if self._next_claim == -math.inf:
-                    write_json(status, {"stage": "waits for a GPU", "waits_for": awaited(self._gpus, self._among)})
+                    said = [awaited(self._gpus, self._among)]
+                    write_json(status, {"stage": "waits for a GPU", "says": said})
                 self._next_claim = time.monotonic() + poll_seconds()
                 return None
             self._claim = claim

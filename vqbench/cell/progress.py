@@ -25,6 +25,7 @@ class Progress:
         self.path = folder.path / STATUS
         self.stage = "start"
         self._written = 0.0
+        self._said: list[str] = []
 
     def enter(self, stage: str) -> None:
         """Begin a stage: data, train, evaluate."""
@@ -37,6 +38,12 @@ class Progress:
         if time.monotonic() - self._written > 0.5 or done >= total:
             self._write(done, total, rate)
 
+    def say(self, text: str) -> None:
+        """A sentence for the log, and for whoever watches the command: it stands in status.json from now on."""
+        print(text, flush=True)
+        self._said.append(text)
+        self._write(0, 0, 0.0)
+
     def _write(self, done: int, total: int, rate: float) -> None:
         if is_secondary():
             return
@@ -47,6 +54,7 @@ class Progress:
             "total": total,
             "images_per_s": round(rate, 2),
             "pid": os.getpid(),
+            **({"says": self._said} if self._said else {}),
         }
         write_json(self.path, state)
 

@@ -161,8 +161,9 @@ def _sweep(request: SweepRequest, as_json: bool) -> None:
 
 def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> None:
     from vqbench.cli.terminal import TerminalView
-    from vqbench.cli.terminal_plans import print_sweep_costs, print_sweep_plan
-    from vqbench.sweeps.costs import probe_sweep
+    from vqbench.cli.terminal_plans import print_estimates, print_sweep_costs, print_sweep_plan
+    from vqbench.planning.estimate import is_large
+    from vqbench.sweeps.costs import count_sweep, probe_sweep
     from vqbench.sweeps.forecast import describe_studies, forecast
     from vqbench.sweeps.sweep import plan_sweep
 
@@ -170,16 +171,19 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         plan = plan_sweep(request, view, dry=not with_costs)
         for note in plan.notes:
             view.note(note)
-        found = forecast(plan, guess=with_costs)
+        found = forecast(plan, guess=with_costs or is_large(plan.base.recipe))
         costs = probe_sweep(plan, found, view) if with_costs else None
+        counted = {} if with_costs else count_sweep(found)
     studies = describe_studies(plan, found)
     if as_json:
-        shares = costs.as_dicts() if costs is not None else {}
-        print_rows(study | ({"cost": shares[study["study"]]} if shares else {}) for study in studies)
+        shares = {name: {"cost": share} for name, share in costs.as_dicts().items()} if costs is not None else {}
+        shares |= {name: {"estimate": [end.as_dict() for end in ends]} for name, ends in counted.items()}
+        print_rows(study | shares.get(study["study"], {}) for study in studies)
     else:
         print_sweep_plan(studies, plan)
         if costs is not None:
             print_sweep_costs(costs)
+        print_estimates([end for ends in counted.values() for end in ends])
     if costs is not None and costs.failed:
         raise typer.Exit(1)
 

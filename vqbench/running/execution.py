@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ class Execution:
         self._cells: dict[str, Cell] = {}
         self._waiting: dict[str, float] = {}  # cells that another command holds, and when to ask again
         self._over: dict[str, dict[str, Any]] = {}  # rows that `wait` has not returned yet
-        self._said: set[str] = set()  # cells of which was said what they wait for
+        self._said: set[tuple[str, str]] = set()  # what was said of which cell
 
     @property
     def free(self) -> int:
@@ -145,6 +145,7 @@ class Execution:
         if end.state == BUSY:
             self._waiting[cell.folder.name] = time.monotonic() + _AGAIN_SECONDS
             return
+        self._note(cell, cell.folder.status)  # of a cell that was over before anybody looked
         if self._tracker is not None:
             self._tracker.finish_cell(cell)
         self._end(cell, end.state, end.error)
@@ -153,13 +154,19 @@ class Execution:
         under_way = {name: cell for name, cell in self._cells.items() if name not in self._over}
         for name, cell in under_way.items():
             status = cell.folder.status
-            if "waits_for" in status and name not in self._said and name not in self._waiting:
-                self._said.add(name)
-                self._view.note(f"{name} {status['waits_for']}")
+            if name not in self._waiting:
+                self._note(cell, status)
             waits = {"stage": "waits for another command"} if name in self._waiting else {}
             self._view.cell_progress(cell, {**status, **waits})
         if self._tracker is not None:
             self._tracker.poke([cell.folder for name, cell in under_way.items() if name not in self._waiting])
+
+    def _note(self, cell: Cell, status: Mapping[str, Any]) -> None:
+        """Say aloud what a cell says of itself, each sentence once."""
+        for text in status.get("says", ()):
+            if (cell.folder.name, text) not in self._said:
+                self._said.add((cell.folder.name, text))
+                self._view.note(f"{cell.folder.name}: {text}")
 
     def stop(self, cell: Cell) -> None:
         """End a cell in good order; its checkpoint stays, and `wait` gives its row with the state stopped."""

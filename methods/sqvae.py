@@ -60,7 +60,7 @@ def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tenso
     return ((logits + gumbel) / temperature).softmax(1) @ codes
 
 
-def assign(
+def noisy_assignment(
     z: Tensor, codes: Tensor, variance: Tensor, gumbel: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """`soft_codes`, the most probable code (N,) and `latent_terms` of tokens z (N, d) under the noise gumbel (N, K).
@@ -141,7 +141,7 @@ class SQVAE(Quantizer):
 
     Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. In training the
     noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside it
-    where they are small, and computed again by blocks where they are not (`assign`). Evaluation needs none of them. Its
+    where they are small, and computed again by blocks where they are not (`noisy_assignment`). Evaluation needs none of them. Its
     scores without quantization (`psnr_continuous`) are of the mean, which training mixes codes about.
 
     The authors minimise, with D pixel values, T tokens and B images,
@@ -251,7 +251,7 @@ class SQVAE(Quantizer):
             return Quantized(*quantize(mean, self.embedding, precision), continuous=mean)
         rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
         gumbel = rows.new_empty(len(rows), self.codebook_size).exponential_().log_().neg_()
-        mixture, indices, terms = assign(rows, self.embedding, spread, gumbel, self.temperature)
+        mixture, indices, terms = noisy_assignment(rows, self.embedding, spread, gumbel, self.temperature)
         batch, _, height, width = mean.shape
         return Quantized(
             mixture.view(batch, height, width, -1).permute(0, 3, 1, 2),

@@ -28,7 +28,7 @@ from vqbench.methods.codebook import as_rows, quantize, vq_losses
 from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
 from vqbench.methods.fsq import FSQ, RECOMMENDED
 from vqbench.methods.nearest import nearest
-from vqbench.methods.sqvae import SQVAE, assign, assignment_logits, latent_terms, soft_codes
+from vqbench.methods.sqvae import SQVAE, assignment_logits, latent_terms, noisy_assignment, soft_codes
 from vqbench.methods.vaevq import VAEVQ, kl_per_image
 from vqbench.methods.vqgan import VQGAN
 from vqbench.quantizer import Quantizer, TrainingState
@@ -351,7 +351,7 @@ def test_sqvae_in_blocks_is_what_autograd_makes_of_the_equations(mode: str, monk
 
     def found() -> list[Tensor]:
         leaves = [value.clone().requires_grad_() for value in given]
-        mixture, indices, terms = assign(*leaves, gumbel, torch.tensor(0.7).double())
+        mixture, indices, terms = noisy_assignment(*leaves, gumbel, torch.tensor(0.7).double())
         per_token = torch.linspace(1, 2, 90) * (3 * terms["entropy"] + terms["noise"])
         ((mixture * mixed).sum() + per_token.sum()).backward()
         return [mixture, indices, *terms.values(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]

@@ -29,6 +29,10 @@ STOP_SECONDS = 15.0
 _RANK_VARIABLES = (RANK_VARIABLE, "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
+ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""glibc's malloc keeps what a step on the CPU frees for the next one, up to so many bytes, and does not have the system
+give it anew, page by page: 3 % of a small step. The first is the largest that it takes."""
+
 
 class Ranks:
     """`python -m module arguments…`, once for each device of a cell, whose log it writes to.
@@ -48,7 +52,7 @@ class Ranks:
     ) -> None:
         self._folder = folder
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        wanted = {**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
+        wanted = {**ALLOCATION, **os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
         env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
         env |= LOG_ENCODING
         env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import

@@ -32,6 +32,7 @@ from vqbench.training.steps import (
     quantizer_terms,
     reconstruction_terms,
     refuse_not_finite,
+    seed_noise,
     watch_errors,
 )
 
@@ -102,7 +103,7 @@ class FeatureTraining:
     def step(self, features: Tensor) -> None:
         """One optimiser step on a batch (B, D, h, w)."""
         recipe = self.recipe
-        torch.manual_seed(derive_seed("noise", self.seed, 0, self.images_seen))
+        seed_noise(features.device, derive_seed("noise", self.seed, 0, self.images_seen))
         total, per_nat = recipe.steps * recipe.batch_size, loss_per_nat(recipe, self.distance)
         # features take the place of pixels: a token stands for its D values
         self.coder.quantizer.advance(TrainingState(self.images_seen, total, float(features.shape[1]), per_nat))

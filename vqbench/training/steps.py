@@ -23,6 +23,14 @@ from vqbench.training.collapse import Collapse, CollapseWatch, DivergedError
 from vqbench.training.losses import ReconstructionLoss
 
 
+def seed_noise(device: torch.device, seed: int) -> None:
+    """Seed what a step on `device` draws from."""
+    if device.type == "cpu":  # seeding devices that are not used takes a hundredth of a small step
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def learning_rate(recipe: Recipe, images_seen: int) -> float:
     """Learning rate of the step that starts after `images_seen` images."""
     if images_seen < recipe.warmup_images:

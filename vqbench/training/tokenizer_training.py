@@ -40,6 +40,7 @@ from vqbench.training.steps import (
     loss_per_nat,
     quantizer_terms,
     reconstruction_terms,
+    seed_noise,
     watch_errors,
 )
 
@@ -120,7 +121,7 @@ class TokenizerTraining(lightning.LightningModule):
 
     def training_step(self, images: Tensor, batch_index: int) -> None:
         """One optimiser step on this device's share of a batch, images (B, 3, R, R) in [-1, 1]."""
-        torch.manual_seed(derive_seed("noise", self.seed, self.global_rank, self.images_seen))
+        seed_noise(self.device, derive_seed("noise", self.seed, self.global_rank, self.images_seen))
         self._begin_step(images)
         if self._adversary_is_on() and self.images_seen - self.recipe.batch_size < self.recipe.gan_start_images:
             self.collapse_watch.forget()  # fidelity is given up for likeness from here on

@@ -76,6 +76,8 @@ class SweepReport:
     """Metric → what must be said wherever it is shown."""
     resume: str = ""
     """The command that goes on with it."""
+    holdout: float | None = None
+    """The share of the training images by which it chose, if it did not look at the validation images."""
     page: Path | None = None
     """The experiment's page, where it was asked for."""
 
@@ -156,12 +158,13 @@ class SweepReport:
         return f"{definition.title}{ {'lower': ' ↓', 'higher': ' ↑'}.get(str(definition.better), '') }"
 
     def commands(self) -> list[tuple[str, str]]:
-        """(whose best, the command that runs it again with more seeds), each command once."""
+        """(whose best and how, the command that runs it again with more seeds), each command once."""
+        how = "with more seeds" if self.holdout is None else "with more seeds, on the validation images"
         found: dict[str, str] = {}
         for study, objective, row in self.bests():
             if row is not None:
                 found.setdefault(row["command"], study.title + (f", {objective}" if len(self.objectives) > 1 else ""))
-        return [(title, command) for command, title in found.items()]
+        return [(f"{title}, {how}", command) for command, title in found.items()]
 
     def notes(self) -> list[str]:
         """What must be said below the tables."""
@@ -188,7 +191,7 @@ class SweepReport:
         if len(self.objectives) > 1:
             parts += ["## Pareto front", markdown(self.front())]
         parts.append(markdown_list(self.notes()))
-        parts += [f"{title}, with more seeds:\n\n    {command}" for title, command in self.commands()]
+        parts += [f"{title}:\n\n    {command}" for title, command in self.commands()]
         return "\n\n".join(parts) + "\n"
 
     def flat(self) -> list[Row]:

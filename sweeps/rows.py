@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> Sweep
         also=also,
         cautions=cautions((*plan.request.objectives, *also), protocol.n_images),
         resume=plan.resume,
+        holdout=plan.request.run.holdout,
     )
 
 
@@ -60,6 +62,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
     scored = [current_scores(result) for result in results if result.get("state") == "done"]
     values = trial.values if known["state"] == "done" else None
     base, settings = plan.base.cells[0].spec, known["settings"]
+    to_report = dataclasses.replace(request.run, holdout=None)  # by what was not looked at to choose it
     scores = _means(scored) if values is not None else {}
     return {
         "sweep": request.title,
@@ -84,7 +87,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
         "collapse": next((result["collapse"] for result in results if result.get("collapse")), None),
         "error": known["error"],
         **({"cautions": said} if (said := cautions(scores, plan.base.protocol.n_images)) else {}),
-        "command": run_command(request.run, study.plan.method, settings, more_seeds(request.run.seeds)),
+        "command": run_command(to_report, study.plan.method, settings, more_seeds(request.run.seeds)),
     }
 
 

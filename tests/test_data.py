@@ -421,6 +421,33 @@ def test_reference_is_checked(reference: str, message: str) -> None:
         open_dataset(reference, 32)
 
 
+def test_a_holdout_takes_the_place_of_the_validation_images(images: Path) -> None:
+    whole, held = (open_dataset(f"folder:{images}", 32, holdout=share) for share in (None, 0.25))
+    assert len(held.validation) == 16
+    assert {*held.train.ids, *held.validation.ids} == {*whole.train.ids}
+    assert not {*held.train.ids} & {*held.validation.ids}
+    assert all(held.validation.load(i).shape == (32, 32, 3) for i in range(16))
+    assert held.validation.measure(0) == (32, 32)
+    assert held.protocol_name == f"{whole.protocol_name}-holdout25"
+    assert held.train_digest != whole.train_digest
+    assert "16 of 64 training items are held out and score" in held.notes[-1]
+    some = open_dataset(f"folder:{images}", 32, holdout=0.25, validation_images=4)
+    assert {*some.validation.ids} < {*held.validation.ids}
+    for share in (0.001, 0.999):
+        with pytest.raises(UsageError, match=r"of the 64 training items .* leaves nothing to"):
+            open_dataset(f"folder:{images}", 32, holdout=share)
+
+
+def test_crops_of_one_photograph_are_never_on_both_sides_of_a_holdout() -> None:
+    held = open_dataset("photos", 32, holdout=0.1)
+    left, chosen = ({name.partition("/")[0] for name in images.ids} for images in (held.train, held.validation))
+    assert len(chosen) == 1
+    assert len(left) == 5
+    assert not left & chosen
+    with pytest.raises(UsageError, match="in 6 groups of photos leaves nothing to train on"):
+        open_dataset("photos", 32, holdout=0.95)
+
+
 def test_first_validation_images_are_nested_and_named() -> None:
     whole, many, few = (open_dataset("photos", 32, validation_images=n) for n in (None, 64, 16))
     assert set(few.validation.ids) < set(many.validation.ids) < set(whole.validation.ids)

@@ -93,6 +93,32 @@ def test_the_printed_command_reproduces_the_best(comparison: Answer, place: Plac
     assert elsewhere[0]["scores"]["quantization_error"] == table[table["method"] == "vqgan"]["quantization_error"].min()
 
 
+def test_a_sweep_with_a_holdout_reads_no_validation_image(tmp_path: Path) -> None:
+    """They cannot be read. The command for the best is scored on them, and says so."""
+    write_images(tmp_path / "images" / "train", 40)
+    (tmp_path / "images" / "val").mkdir()
+    for i in range(4):
+        (tmp_path / "images" / "val" / f"{i}.png").write_text("no image")
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [8, 64]}\n")
+    asked = ["vqgan", "--recipe", "atomic", "--dataset", f"folder:{tmp_path / 'images'}", "--runs", tmp_path / "runs",
+             "--images", "64", "--space", tmp_path / "sizes.yaml", "--sampler", "grid",
+             "--holdout", "0.25"]  # fmt: skip
+    done = typed("sweep", *asked)
+    assert done.code == 0, done.err
+    assert "10 of 40 training items are held out and score" in done.err
+    assert "folder-images-train-val-holdout25" in done.out
+    assert "vqgan, with more seeds, on the validation images:" in done.out
+    (command,) = commands_of(done.out)
+    assert "--holdout" not in command
+    unread = typed(*command[1:])
+    assert unread.code == 2
+    assert "4 images cannot be used" in unread.err
+    resumed = typed("sweep", "--resume", "vqgan-sizes", "--runs", tmp_path / "runs", "--json")
+    assert {row["state"] for row in resumed.objects} == {"done"}
+    refused = typed("sweep", *asked[:-1], "0.5")
+    assert "protocol and training set and holdout" in refused.err
+
+
 def test_the_same_sweep_again_trains_nothing(comparison: Answer, place: Place) -> None:
     before, commands = place.trained(), sorted((place.runs / "x" / "commands").glob("*.json"))
     space = str(place.root / "sizes.yaml")

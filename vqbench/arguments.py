@@ -226,6 +226,20 @@ def seconds(option: str, value: Any) -> float | None:
     return found
 
 
+def share(option: str, value: Any) -> float | None:
+    """A number above 0 and below 1, which may be text; None for empty text."""
+    value = _plain(value)
+    if isinstance(value, str) and not value:
+        return None
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < 1:
+        raise UsageError(f"{option} is a share between 0 and 1, not {_shown(value)}", f"for example: {option} 0.1")
+    return found
+
+
 def names(option: str, value: Any) -> tuple[str, ...]:
     """Names between commas, one after the other, or both; a path counts as one name."""
     return tuple(name for item in _each(option, value) for name in _split(option, item))

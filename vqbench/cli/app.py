@@ -318,8 +318,8 @@ def check(
         raise typer.Exit(1)
 
 
-_PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "metrics", "lpips",
-             "inception_weights", "lpips_weights")  # fmt: skip
+_PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "holdout", "metrics",
+             "lpips", "inception_weights", "lpips_weights")  # fmt: skip
 
 
 @app.command()

@@ -303,7 +303,7 @@ def print_sweep(report: SweepReport) -> None:
         console.print(Text(note))
     console.print(Text(f"results {report.folder}"), soft_wrap=True)
     for title, command in report.commands():
-        console.print(Text(f"\n{title}, with more seeds:\n  {command}"), soft_wrap=True)
+        console.print(Text(f"\n{title}:\n  {command}"), soft_wrap=True)
     if report.page is not None:
         console.print()
     _print_page(report.page)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from vqbench.artifact import Artifact
 from vqbench.data.cache import META, PIXELS, cached_folder
-from vqbench.data.dataset import Chosen, Dataset, digest_of, first_by_hash
-from vqbench.data.decode import centre_crop
+from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_by_hash
 from vqbench.data.prepare import Advance, decode_or_name, not_kept
 from vqbench.errors import UsageError
 from vqbench.machine.home import expanded

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,62 @@ def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
     return sorted(order[:count])
 
 
+def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
+    """The middle (R, R, 3) of (H, W, 3); an odd margin leaves its extra pixel at the bottom or right."""
+    top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
+    return pixels[top : top + resolution, left : left + resolution]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A share of the training items on which nothing trains: what is chosen by them looks at no validation item."""
+
+    chosen: tuple[int, ...]
+    """Positions of the items, ascending."""
+    left: tuple[int, ...]
+    """Those of the others."""
+    suffix: str
+    """Of the protocol's name."""
+    rule: str
+    """A sentence for the split's rule."""
+    note: str
+
+    @classmethod
+    def of(cls, ids: Sequence[str], share: float, reference: str, groups: Sequence[str] = ()) -> HeldOut:
+        """The first items by hash of the id; with `groups`, one name for each item, the first whole groups by theirs.
+
+        Raises UsageError where nothing would score, or nothing be trained on.
+        """
+        of_item = groups or ids
+        sizes, wanted = Counter(of_item), round(share * len(ids))
+        names = sorted(sizes, key=lambda name: digest_of("holdout", name))
+        counts = [0, *itertools.accumulate(sizes[name] for name in names)]
+        among = next(n for n, count in enumerate(counts) if count >= wanted)
+        if not 0 < among < len(names):
+            of = f"{len(ids)} training items" + (f" in {len(names)} groups" if groups else "")
+            lacks = "train on" if among else "score"
+            raise UsageError(f"--holdout {share:g} of the {of} of {reference} leaves nothing to {lacks}",
+                             "for example: --holdout 0.1")  # fmt: skip
+        held = {*names[:among]}
+        whole = " whole groups that belong together," if groups else ""
+        return cls(
+            tuple(i for i, name in enumerate(of_item) if name in held),
+            tuple(i for i, name in enumerate(of_item) if name not in held),
+            f"-holdout{100 * share:g}",
+            f" Of the training items,{whole} {100 * share:g} % by hash of the id are not trained on: they take the "
+            "place of the validation items.",
+            f"{counts[among]} of {len(ids)} training items are held out and score, in place of the validation items",
+        )
+
+
 class Images(ABC):
     """A fixed sequence of RGB images with stable names."""
 
     ids: Sequence[str]
     """One name for each image, the same on every machine: a path relative to the dataset, or a position in it."""
+
+    groups: Sequence[str] = ()
+    """One name for each image where some belong together, as crops of one photograph do: a holdout parts none."""
 
     content_key: str = ""
     """Changes whenever the pixels may have changed; the decoded cache is kept under it. Empty: never cached."""
@@ -73,12 +126,28 @@ class Chosen(Images):
         return self.images.measure(self.positions[i])
 
 
+class Cropped(Images):
+    """Images whose middle square is kept."""
+
+    def __init__(self, images: Images, resolution: int) -> None:
+        self.images, self.resolution, self.ids = images, resolution, images.ids
+        self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
+
+    def load(self, i: int) -> Pixels:
+        """The middle (R, R, 3) of image `i`."""
+        return centre_crop(self.images.load(i), self.resolution)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(R, R)."""
+        return self.resolution, self.resolution
+
+
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
 
     def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
         self.images, self.resolution, self.is_square = images, resolution, is_square
-        self.ids, self.content_key = images.ids, images.content_key
+        self.ids, self.groups, self.content_key = images.ids, images.groups, images.content_key
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""
@@ -134,6 +203,16 @@ class Dataset(ABC):
         """Get the files from where they are published. Does nothing where there is nothing to get."""
         return None
 
+    def hold_out(self, share: float) -> None:
+        """Have a share of the training images, by hash of the id, take the place of the validation images."""
+        held = HeldOut.of(self.train.ids, share, self.reference, self.train.groups)
+        self.validation = Cropped(Chosen(self.train, held.chosen), self.resolution)
+        self.train = Chosen(self.train, held.left)
+        self.train_digest = digest_of(self.train_digest, "without", held.chosen)
+        self.protocol_name += held.suffix
+        self.split_rule += held.rule
+        self.notes += (held.note,)
+
     def keep_validation(self, count: int) -> None:
         """Keep only the first `count` validation images, in an order that depends on their ids alone."""
         available = len(self.validation)
@@ -161,6 +240,8 @@ class DataReference:
     """None: all that there are."""
     features: Path | None = None
     """A file of frozen features in the place of a dataset."""
+    holdout: float | None = None
+    """Share of the training images that scores in the place of the validation images."""
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> DataReference:
@@ -171,11 +252,13 @@ class DataReference:
             Path(known["data_root"]) if known["data_root"] else None,
             known["validation_images"],
             Path(features["path"]) if "path" in features else None,
+            known.get("holdout"),
         )
 
     def open(self, resolution: int, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
-        return open_dataset(self.dataset, resolution, self.data_root, self.validation_images, download)
+        root, kept = self.data_root, self.validation_images
+        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout)
 
 
 _SEE = "see docs/adding-a-dataset.md"
@@ -215,10 +298,12 @@ def open_dataset(
     data_root: Path | None = None,
     validation_images: int | None = None,
     download: bool = False,
+    holdout: float | None = None,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
-    `validation_images` keeps that many validation images; `download` gets missing files first where the dataset
+    With `holdout`, a share, that of the training images takes the place of the validation images.
+    `validation_images` keeps that many of these; `download` gets missing files first where the dataset
     can. Raises UsageError for an unknown name, missing files, and a split with an empty side.
     """
     name, colon, argument = reference.partition(":")
@@ -235,6 +320,8 @@ def open_dataset(
     if download:
         cls.download(data_root)
     dataset = _made(name, cls, argument, resolution, data_root)
+    if holdout is not None:
+        dataset.hold_out(holdout)
     if validation_images is not None:
         dataset.keep_validation(validation_images)
     return dataset

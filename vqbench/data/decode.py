@@ -145,12 +145,6 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return round(width * resolution / short), round(height * resolution / short)
 
 
-def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
-    """The middle (R, R, 3) of (H, W, 3); an odd margin leaves its extra pixel at the bottom or right."""
-    top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
-    return pixels[top : top + resolution, left : left + resolution]
-
-
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     turned_already = getattr(image, "tag_v2", {}).get(_ORIENTATION) in _ON_ITS_SIDE  # Pillow does so for TIFF's own tag
     turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE and not turned_already

@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
-from vqbench.data.dataset import Chosen, DataReference, Dataset, digest_of, first_by_hash, path_safe
+from vqbench.data.dataset import (
+    Chosen,
+    DataReference,
+    Dataset,
+    HeldOut,
+    centre_crop,
+    digest_of,
+    first_by_hash,
+    path_safe,
+)
 from vqbench.data.prepare import Advance, PreparedImages, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded
@@ -153,8 +162,6 @@ class EncodedDataset(FeatureSource):
         return both[: len(self.images)], both[len(self.images) :]
 
     def _fill(self, folder: Path, progress: Advance | None) -> None:
-        from vqbench.data.decode import centre_crop
-
         total = len(self.images) + len(self.validation)
         R = self.recipe.resolution
 
@@ -196,7 +203,7 @@ class EncodedDataset(FeatureSource):
 class FeatureFile(FeatureSource):
     """Features from a .npy file: floats (N, D), a vector a row, or (N, h, w, D), a map a row."""
 
-    def __init__(self, path: Path, validation_rows: int | None = None) -> None:
+    def __init__(self, path: Path, validation_rows: int | None = None, holdout: float | None = None) -> None:
         self.path = expanded(path).absolute()
         require_utf8(self.path)
         array = _open_array(self.path)
@@ -212,10 +219,20 @@ class FeatureFile(FeatureSource):
         self.notes: tuple[str, ...] = (
             f"{len(array):,} rows split by hash: {len(self.train):,} train, {kept:,} validate",
         )
+        self.train_digest = digest_of("feature file", self.sha256, _BY_HASH)
+        if holdout is not None:
+            held = HeldOut.of([str(i) for i in self.training_rows], holdout, self.reference)
+            self.validation_rows = [self.training_rows[i] for i in held.chosen]
+            self.train = self.training_rows = [self.training_rows[i] for i in held.left]
+            self.train_digest, kept = digest_of(self.train_digest, "without", held.chosen), len(held.chosen)
+            self.split_rule, name, self.notes = (
+                self.split_rule + held.rule,
+                name + held.suffix,
+                (*self.notes, held.note),
+            )
         if validation_rows is not None:
             self._keep(validation_rows)
             name += f"-first{validation_rows}" if validation_rows < kept else ""
-        self.train_digest = digest_of("feature file", self.sha256, _BY_HASH)
         _, height, width, channels = self.array.shape
         self.protocol = FeatureProtocol(
             name=f"{name}-features-{VERSION}",
@@ -295,6 +312,6 @@ def open_features(
 ) -> FeatureSource:
     """The source that a command or a spec names: a file, or else the images of a dataset. Raises UsageError."""
     if reference.features is not None:
-        return FeatureFile(reference.features, reference.validation_images)
+        return FeatureFile(reference.features, reference.validation_images, reference.holdout)
     dataset = reference.open(recipe.resolution)
     return EncodedDataset(dataset, prepare_validation(dataset, home, progress), recipe)

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqbench.data.dataset import Images, Pixels, digest_of
-from vqbench.data.decode import SUFFIXES, ImageFileError, centre_crop, decode_file, measure_file, name_unusable
+from vqbench.data.dataset import Images, Pixels, centre_crop, digest_of
+from vqbench.data.decode import SUFFIXES, ImageFileError, decode_file, measure_file, name_unusable
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded, home, remembered_digest
 

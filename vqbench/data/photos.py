@@ -157,6 +157,7 @@ class _Crops(Images):
     def __init__(self, crops: Sequence[Crop], resolution: int, paths: dict[str, Path]) -> None:
         self.crops = list(crops)
         self.ids = [crop.id for crop in self.crops]
+        self.groups = [crop.photograph.file for crop in self.crops]
         self.resolution = resolution
         self.paths = paths
 

@@ -103,6 +103,11 @@ class RunRequest:
     validation_images: int | None = option(
         None, arguments.whole, "Evaluate on N images; part of the protocol.", "N", has_variable=True, defines=True
     )
+    holdout: float | None = option(
+        None, arguments.share,
+        "Score on this share of the training images, on which nothing then trains, and look at no validation image.",
+        "SHARE", has_variable=True, defines=True,
+    )  # fmt: skip
     inception_weights: Path | None = option(
         None, arguments.path, "FID's InceptionV3, if not in its places.", "FILE", has_variable=True, defines=True
     )
@@ -142,7 +147,7 @@ class RunRequest:
         """Where the data are."""
         from vqbench.data.dataset import DataReference
 
-        return DataReference(self.dataset, self.data_root, self.validation_images, self.features)
+        return DataReference(self.dataset, self.data_root, self.validation_images, self.features, self.holdout)
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""

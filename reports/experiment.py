@@ -69,11 +69,13 @@ class StoredCell:
         share = recipe["batch_size"] // self.spec.get("devices", 1)
         code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
         data, of_dataset = self.spec["dataset"].get("training_digest"), self.spec.get("dataset_code")
+        around = self.spec.get("artifact") or {}  # of a file counts what is in it, and not where it lies
         return {
-            **self.spec["config"],
+            **{field: value for field, value in self.spec["config"].items() if field != (around.get("field") or None)},
             **{f"recipe.{k}": v for k, v in recipe.items()},
             "devices": self.spec.get("devices", 1),
             **Execution.of_spec(self.spec).identity(recipe.get("dropout", 0.0), share),
+            **({"artifact": around["digest"][:8]} if around else {}),
             **({"code": code[:8]} if code else {}),
             **({"training_digest": data[:8]} if data else {}),
             **({"dataset_code": of_dataset[:8]} if of_dataset else {}),

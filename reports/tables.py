@@ -171,11 +171,20 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
         said += [note for found in shown for note in found.notes][:_MOST_NOTES]
     elif scored:
         said.append("one group has scores: there is nothing to compare, so nothing is bold")
+    said += [text for group in scored if (text := _unlike_artifacts(group))]
     if scored:
         said.append(f"trained in {_precisions(scored)}")
     if any(column.key == "train_images_per_s" for column in section.columns) and scored:
         said.append(f"images/s: in training, on {_devices(scored)}; it depends on what else the machine did")
     return tuple(said)
+
+
+def _unlike_artifacts(group: Group) -> str:
+    """That cells of a group are built around arrays that differ, though one rule made them; empty where they do not."""
+    found = {cell.result["artifact_sha256"] for cell in group.cells if cell.result.get("artifact_sha256")}
+    if len(found) < 2:
+        return ""
+    return f"{group.label}: its cells are built around {len(found)} arrays of one rule, made on different machines"
 
 
 _IN_WORDS = {

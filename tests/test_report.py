@@ -534,6 +534,23 @@ def test_other_training_images_are_another_row(tmp_path: Path) -> None:
     assert labels == ["vqgan training_digest=11111111", "vqgan training_digest=22222222"]
 
 
+def test_cells_around_another_artifact_are_another_row_and_its_place_counts_for_nothing(tmp_path: Path) -> None:
+    around = {"rule": "file", "shape": [16, 8], "images": 0, "features": "", "field": "centres"}
+    for seed, path, digest, sha256 in (
+        (0, "/a.npy", "1" * 64, "x"),
+        (1, "/b.npy", "1" * 64, "y"),
+        (2, "/b.npy", "2" * 64, "y"),
+    ):
+        more = {"artifact": {**around, "path": path, "digest": digest}, "config": {"centres": path, "beta": 0.25}}
+        write_cell(
+            tmp_path / "runs" / "x", "vqgan_lc", seed, {"psnr": 20.0}, result={"artifact_sha256": sha256}, **more
+        )
+    report = build_report(load_experiment(tmp_path / "runs", "x"))
+    (section,) = report.sections
+    assert sorted(len(group.cells) for group in section.rows) == [1, 2]
+    assert "its cells are built around 2 arrays of one rule, made on different machines" in write_markdown(report)
+
+
 def test_python_users_have_the_same(experiment: Path, tmp_path: Path) -> None:
     (written,) = vqbench.report("made", runs=experiment.parent, formats="md", out=tmp_path, columns=["psnr"])
     assert written == tmp_path / "report.md"

@@ -66,6 +66,7 @@ class Running:
         asked = (words, self._out.name, self._err.name, cwd or Path.cwd(), wanted)
         self._process = _FORKS.Process(target=_command, args=asked)
         self._process.start()
+        atexit.register(self.kill)  # what a failed test leaves waiting would be waited for
 
     @property
     def pid(self) -> int:

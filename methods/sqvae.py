@@ -141,8 +141,8 @@ class SQVAE(Quantizer):
 
     Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. In training the
     noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside it
-    where they are small, and computed again by blocks where they are not (`noisy_assignment`). Evaluation needs none of them. Its
-    scores without quantization (`psnr_continuous`) are of the mean, which training mixes codes about.
+    where they are small, and computed again by blocks where they are not (`noisy_assignment`). Evaluation needs none of
+    them. Its scores without quantization (`psnr_continuous`) are of the mean, which training mixes codes about.
 
     The authors minimise, with D pixel values, T tokens and B images,
         (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.

@@ -39,7 +39,7 @@ _PRETRAINED = {"part_of": "pretrained"}
 
 def _table(value: float, downsampling: int, codes: int) -> Published:
     where = f"ImageNet 256 px validation images, f {downsampling}, K {codes}, d 8, centres of CLIP features, clean-fid"
-    return Published("rfid", value, where, "the paper", ("", "released"))
+    return Published("rfid", value, where, "the paper", ("released",))
 
 
 @METHODS.register("vqgan_lc")

@@ -184,7 +184,9 @@ def _unlike_artifacts(group: Group) -> str:
     found = {cell.result["artifact_sha256"] for cell in group.cells if cell.result.get("artifact_sha256")}
     if len(found) < 2:
         return ""
-    return f"{group.label}: its cells are built around {len(found)} arrays of one rule, made on different machines"
+    return (
+        f"{group.label}: its cells are built around {len(found)} arrays of one rule, made at different times or places"
+    )
 
 
 _IN_WORDS = {

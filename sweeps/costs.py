@@ -134,18 +134,20 @@ def probe_sweep(plan: SweepPlan, found: Mapping[str, StudyForecast], view: View)
     return _added_up(found, of_study, low, high)
 
 
-def count_sweep(found: Mapping[str, StudyForecast]) -> dict[str, tuple[Estimate, Estimate]]:
-    """Study → what the smallest and the largest of its drawn cells need of a GPU, by counting; of large trainings."""
+def count_sweep(found: Mapping[str, StudyForecast], title: str) -> dict[str, list[Estimate]]:
+    """Study → what a cell needs of a GPU that takes least, and one that takes most; counted, of large trainings alone.
+
+    `title`: of the sweep, which the names of its studies begin with.
+    """
     counted = {}
     for name, cells in _to_train(found).items():
         upwards = sorted((cell for cell in cells if is_large(cell.recipe)), key=_memory_weight)
         if upwards:
-            low, high = (estimates([cell])[0] for cell in (upwards[0], upwards[-1]))
-            short = name.rpartition("/")[2]
-            counted[name] = (
-                dataclasses.replace(low, label=f"{short}, smallest"),
-                dataclasses.replace(high, label=f"{short}, largest"),
-            )
+            ends = [estimates([cell])[0] for cell in (upwards[0], upwards[-1])]
+            ends.sort(key=lambda end: end.memory_bytes or 0)
+            short = name.removeprefix(f"{title}/")
+            labels = (f"{short}, a smallest cell", f"{short}, a largest cell")
+            counted[name] = [dataclasses.replace(end, label=label) for end, label in zip(ends, labels, strict=True)]
     return counted
 
 

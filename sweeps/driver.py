@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vqbench.artifact import ArtifactError
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest
@@ -121,7 +122,11 @@ class Driver:
         except UsageError as error:  # what was drawn is to blame, and always will be
             self._tell(live, "failed", None, _as_error(error))
             return
-        live.cells = self._plan(resolved).cells
+        try:
+            live.cells = self._plan(resolved).cells
+        except ArtifactError as error:  # so it is here: no such codebook can be made of these data
+            self._tell(live, "failed", None, _as_error(error))
+            return
         for cell in live.cells:
             self._place(live, cell)
         if len(live.rows) < len(live.cells):

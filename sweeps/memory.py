@@ -85,7 +85,8 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
     if stored is None:
         raise UsageError(f"there is no {path}", "start the sweep with all its options")
     fields = stored["definition"]
-    known = fields["run"]
+    # a sweep of an earlier version does not name what options that came later were: nothing
+    known = {name: _json(getattr(RunRequest(), name)) for name in _DEFINES} | fields["run"]
     _refuse_others(request.run, known)
     blank = SweepRequest(request.run)
     for name in _OF_THE_SWEEP:

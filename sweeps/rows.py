@@ -62,7 +62,9 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
     scored = [current_scores(result) for result in results if result.get("state") == "done"]
     values = trial.values if known["state"] == "done" else None
     base, settings = plan.base.cells[0].spec, known["settings"]
-    to_report = dataclasses.replace(request.run, holdout=None)  # by what was not looked at to choose it
+    run = request.run
+    if run.holdout is not None:  # to be scored by what it was not chosen by; the number of images was of the others
+        run = dataclasses.replace(run, holdout=None, validation_images=None)
     scores = _means(scored) if values is not None else {}
     return {
         "sweep": request.title,
@@ -87,7 +89,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
         "collapse": next((result["collapse"] for result in results if result.get("collapse")), None),
         "error": known["error"],
         **({"cautions": said} if (said := cautions(scores, plan.base.protocol.n_images)) else {}),
-        "command": run_command(to_report, study.plan.method, settings, more_seeds(request.run.seeds)),
+        "command": run_command(run, study.plan.method, settings, more_seeds(request.run.seeds)),
     }
 
 

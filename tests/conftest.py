@@ -74,7 +74,10 @@ def vqbench() -> Command:
 
     def call(*arguments: object, cwd: Path | None = None, timeout: float = 300, **env: str) -> Answer:
         running = Running(arguments, cwd=cwd, **env)
-        return Answer(running.wait(timeout), *running.communicate())
+        try:
+            return Answer(running.wait(timeout), *running.communicate())
+        finally:
+            running.kill()
 
     return call
 

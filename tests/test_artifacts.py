@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,17 +13,23 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import Command, settings, typed
+from helpers.training import TINY, Noise
 from numpy.typing import NDArray
 
 import vqbench
 from vqbench.artifact import Artifact
+from vqbench.cell.planned import artifact_facts, receive
 from vqbench.data.artifacts import artifact_digest, load_artifact
 from vqbench.data.dataset import open_dataset
+from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 from vqbench.metrics.inception import Inception, load
 from vqbench.metrics.weights import require_weights
 from vqbench.planning.plan import check_request, make_plan
 from vqbench.planning.request import RunRequest
+from vqbench.recipe import load_recipe
+from vqbench.tokenizer import Tokenizer, build_tokenizer, configured
+from vqbench.training.fit import train
 
 K = 16
 OF_PATCHES = Artifact("patch_centres", (K, 768), images=3)
@@ -209,6 +216,45 @@ def test_a_cell_is_trained_around_it_and_carries_it(vqbench_command: Command, im
     gone = typed(*asked)
     assert gone.code == 2
     assert "centres.npy" in gone.err
+
+
+def test_a_training_that_goes_on_is_of_the_array_that_it_began_with(tmp_path: Path) -> None:
+    """Another machine makes centres of its own, whose last bits may be others; the checkpoint has the first ones."""
+    recipe = load_recipe("tiny", TINY)
+    config = {"codebook_size": 16, "dim": 8, "centres": "given below", "channels": 6}
+    first = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+
+    def trained(around: NDArray[np.float32], until: int) -> Tokenizer:
+        def report(seen: int, rate: float) -> None:
+            if seen > until:
+                raise InterruptedError
+
+        tokenizer = build_tokenizer("vqgan_lc", configured("vqgan_lc", config), recipe, 0)
+        receive(tokenizer.quantizer, around)
+        stream = TrainingStream(Noise(), recipe.resolution, 0, recipe.random_crop, recipe.flip)
+        with contextlib.suppress(InterruptedError):
+            train(tokenizer, stream, recipe, seed=0, folder=tmp_path, report=report)
+        return tokenizer
+
+    trained(first, recipe.checkpoint_images)
+    quantizer = trained(first + 1e-6, recipe.images).quantizer
+    assert torch.equal(quantizer.embedding.detach(), torch.from_numpy(first))
+    assert artifact_facts(quantizer) == {"artifact_sha256": hashlib.sha256(first.tobytes()).hexdigest()}
+
+
+def test_a_sweep_that_draws_what_cannot_be_had_goes_on(images: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "centres.npy", np.random.default_rng(0).normal(size=(512, 6)).astype(np.float32))
+    (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [512, 1024]}\n")
+    answer = typed(
+        "sweep", "vqgan_lc", "--recipe", "atomic", "--dataset", f"folder:{images}", "--images", 64, "--sampler", "grid",
+        "--space", tmp_path / "sizes.yaml", "--set", f"vqgan_lc.centres={tmp_path / 'centres.npy'}", "--set",
+        "vqgan_lc.channels=6", "--metrics", "quantization_error", "--runs", tmp_path / "runs", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    states = {row["drawn"]["codebook_size"]: (row["state"], row["error"]) for row in answer.objects}
+    assert states[512] == ("done", None)
+    assert states[1024][0] == "failed"
+    assert "centres.npy holds float32 of the shape (512, 6)" in states[1024][1]["message"]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from PIL import Image
 from vqbench.data import files
 from vqbench.data.dataset import open_dataset
 from vqbench.data.photos import PHOTOGRAPHS, Photograph, train_crops, validation_crops, validation_left
+from vqbench.data.prepare import is_cached, prepare_train
 from vqbench.errors import UsageError
 
 
@@ -436,6 +437,16 @@ def test_a_holdout_takes_the_place_of_the_validation_images(images: Path) -> Non
     for share in (0.001, 0.999):
         with pytest.raises(UsageError, match=r"of the 64 training items .* leaves nothing to"):
             open_dataset(f"folder:{images}", 32, holdout=share)
+
+
+def test_what_is_decoded_once_serves_every_holdout(images: Path, tmp_path: Path) -> None:
+    for share in (None, 0.25, 0.5):
+        held = open_dataset(f"folder:{images}", 32, holdout=share)
+        train = prepare_train(held, tmp_path)
+        assert is_cached(train)
+        assert list(train.ids) == list(held.train.ids)
+        assert np.array_equal(train.load(3), held.train.load(3))
+    assert len(list((tmp_path / "prepared").glob("folder*-train-*"))) == 1
 
 
 def test_crops_of_one_photograph_are_never_on_both_sides_of_a_holdout() -> None:

@@ -82,6 +82,17 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return execute(check_request(request)).rows
 
 
+def test_rows_of_a_file_are_held_out_of_training(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32))
+    whole, held = (FeatureFile(tmp_path / "x.npy", holdout=share) for share in (None, 0.2))
+    assert len(held.validation_rows) == 18
+    assert {*held.validation_rows} | {*held.training_rows} == {*whole.training_rows}
+    assert not {*held.validation_rows} & {*held.training_rows}
+    assert held.protocol.name == "x-holdout20-features-v1"
+    assert held.train_digest != whole.train_digest
+    assert len(FeatureFile(tmp_path / "x.npy", 5, 0.2).validation_rows) == 5
+
+
 def test_a_file_of_features_gives_ordinary_cells(answer: list[dict[str, Any]]) -> None:
     assert [row["state"] for row in answer] == ["cached", "cached"]  # by the command
     for row in answer:
@@ -254,7 +265,8 @@ def test_every_method_learns_and_the_same_seed_gives_the_same_numbers(method: st
     recipe = small(images=1600, learning_rate=3e-2)
     scores = [evaluate(fitted(method, train, recipe, tmp_path, seed), validation).scores for seed in (0, 0, 1)]
     assert scores[0] == scores[1] != scores[2]
-    assert scores[0]["quantization_error"] < (0.8 if method == "ibq" else 0.6)  # its chosen code is not the nearest
+    # the code that ibq chooses is not the nearest, and the map of vqgan_lc learns from a loss of weight 0.1
+    assert scores[0]["quantization_error"] < (0.8 if method in ("ibq", "vqgan_lc") else 0.6)
 
 
 def test_the_order_of_the_data_is_the_same_for_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

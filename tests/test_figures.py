@@ -289,10 +289,17 @@ def test_one_budget_is_said_and_not_drawn(store: Store) -> None:
 
 
 def test_whatever_compares_images_has_its_panels_and_codes_have_none(store: Store) -> None:
+    def drawn() -> set[str]:
+        found = [quality_by_budget(store.section()), rate_distortion(store.section())]
+        return {picture.caption.partition(" against")[0] for picture in found if picture}
+
     store.cell("vqgan", scores={"ssim": 0.5, "usage": 0.9})
-    section = store.section()
-    found = [quality_by_budget(section), rate_distortion(section)]
-    assert [picture.caption.partition(" against")[0] for picture in found if picture] == ["PSNR and SSIM"] * 2
+    assert drawn() == {"PSNR and SSIM"}
+    store.cell("fsq", scores={"ssim": 0.5, "kid": 0.1, "rfid": 50.0, "lpips_alex": 0.2})
+    store.cell("vqgan", 1, scores={"ssim": 0.5, "kid": 0.1, "rfid": 50.0, "lpips_alex": 0.2})
+    assert drawn() == {"rFID and PSNR"}  # KID, which tables show on request, is the same distance
+    store.cell("sqvae", scores={"rfid": 50.0, "inception_recall": 0.3})
+    assert drawn() == {"rFID and PSNR and recall (Inception)"}
 
 
 def test_a_collapse_is_drawn_with_its_curves_and_the_moment(store: Store, tmp_path: Path) -> None:

@@ -204,6 +204,10 @@ def test_vqgan_lc(golden: Golden) -> None:
     agrees(quantizer.projection.bias.grad, golden("lc_grad_bias"))
     assert quantizer.embedding.grad is None  # frozen
     agrees(quantizer.decode_indices(result.indices), golden("lc_latents"))
+    weighed = VQGANLC(VQGANLC.Config(K, C, channels=12, centres="given below", weight=0.1))
+    weighed.load_state_dict(quantizer.state_dict())
+    for name, loss in weighed(z.detach()).losses.items():
+        agrees(loss, 0.1 * result.losses[name])
 
 
 # codes that the decoder's norms are modulated by

@@ -548,7 +548,23 @@ def test_cells_around_another_artifact_are_another_row_and_its_place_counts_for_
     report = build_report(load_experiment(tmp_path / "runs", "x"))
     (section,) = report.sections
     assert sorted(len(group.cells) for group in section.rows) == [1, 2]
-    assert "its cells are built around 2 arrays of one rule, made on different machines" in write_markdown(report)
+    assert "its cells are built around 2 arrays of one rule, made at different times or places" in write_markdown(
+        report
+    )
+
+
+def test_what_a_switch_leaves_nothing_to_be_built_around_is_of_the_family(tmp_path: Path) -> None:
+    around = {"rule": "patch_centres", "shape": [16, 768], "images": 512, "field": "", "digest": "1" * 64}
+    for on, more in ((True, {"artifact": around}), (False, {})):
+        components = {"pretrained": on, "frozen": True}
+        config = {**components, "images": 512}
+        spec = {"config": config, "components": components, "part_of": {"images": ["pretrained"]}}
+        label = "vqgan_lc" if on else "vqgan_lc without pretrained"
+        write_cell(tmp_path / "x", "vqgan_lc", 0, {"psnr": 20.0 + on}, label=label, **spec, **more)
+    (section,) = load_experiment(tmp_path, "x").sections
+    assert [[group.label for group in family] for family in families(section.groups)] == [
+        ["vqgan_lc", "vqgan_lc without pretrained"]
+    ]
 
 
 def test_python_users_have_the_same(experiment: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def for_each_method() -> list[Any]:
     Nothing, a schedule, moments, moving averages, anchors, a queue, multipliers.
     """
     kinds = ("fsq", "sqvae", "vaevq", "vqgan_ema", "cvq", "wvq", "gq")
+    assert {*kinds} <= {*built_in()}
     slow = pytest.mark.slow
     return [pytest.param(reference, marks=() if reference in kinds else slow) for reference in built_in()]
 

@@ -29,6 +29,7 @@ from vqbench.training import recorder
 from vqbench.training.collapse import DivergedError
 from vqbench.training.fit import BatchPositions, train
 from vqbench.training.recorder import CHECKPOINT
+from vqbench.training.steps import seed_noise
 from vqbench.training.tokenizer_training import TokenizerTraining, learning_rate
 
 
@@ -75,6 +76,13 @@ def test_averaged_weights_are_evaluated_where_the_recipe_asks_for_them(tmp_path:
 
     assert distance(nearly_last, last) < 0.05 * distance(start, last)
     assert distance(averaged, start) < distance(averaged, last)
+
+
+def test_a_step_draws_what_torch_would_from_its_seed() -> None:
+    seed_noise(torch.device("cpu"), 2**62 + 5)
+    drawn = torch.rand(4)
+    torch.manual_seed(2**62 + 5)
+    assert torch.equal(drawn, torch.rand(4))
 
 
 @pytest.mark.parametrize("kind", ["hinge", "non_saturating"])

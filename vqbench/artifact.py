@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from vqbench.errors import UsageError
+
 CHANNELS, PATCHES = {"inception_mixed_6e": 768}, {"inception_mixed_6e": 17 * 17}
+
+
+MOST_BYTES = 4 * 2**30
+"""Of all patches at one time, which k-means has in memory."""
+
+
+class ArtifactError(UsageError):
+    """What a method is built around cannot be had as its settings ask for it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,8 @@ class Artifact:
             raise ValueError(f"an artifact's shape must be (vectors, channels), not {self.shape}")
         if self.rule == "file" and not self.path:
             raise ValueError("an artifact of the rule file must name a path")
+        if self.field and self.rule != "file":
+            raise ValueError(f"an artifact's field names the file of the rule file, and {self.rule} has none")
         if self.rule == "patch_centres":
             if (channels := CHANNELS.get(self.features)) is None:
                 raise ValueError(f"an artifact's features must be {' or '.join(CHANNELS)}, not {self.features!r}")

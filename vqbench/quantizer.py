@@ -188,6 +188,9 @@ class Quantizer(nn.Module):
         """What a configuration must be given before training (`receive`); None, the default, for nothing."""
         return None
 
+    artifact_sha256 = ""
+    """Of the array that was received, which the harness keeps with the weights."""
+
     def receive(self, artifact: Tensor) -> None:
         """Copy the array, of the shape that was asked for, into a buffer or parameter: it is saved with the rest."""
         raise NotImplementedError(f"{type(self).__name__} asks for an artifact and must implement receive(artifact)")

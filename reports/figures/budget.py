@@ -22,7 +22,7 @@ from vqbench.reports.summary import Estimate
 
 def quality_by_budget(section: ReportSection) -> Picture | None:
     """A row of panels per metric, against training images (where there are several budgets) and device-hours."""
-    shown_metrics = qualities(name for name in DEFINITIONS if scored(section.rows, name))[:2]
+    shown_metrics = qualities((name for name in DEFINITIONS if scored(section.rows, name)), 2)
     groups = [g for g in scored(section.rows, *shown_metrics) if g.finished]
     if not shown_metrics or not groups:
         return None

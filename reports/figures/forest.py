@@ -36,7 +36,7 @@ def comparison(section: ReportSection) -> Picture | None:
     """Every group less the best in a few metrics; None where there is nothing to compare."""
     rows = [group for group in section.rows if group.finished]
     drawn = rows[:MOST]
-    panels = {name: _to_best(section, drawn, name) for name in qualities(section.comparisons)[:3]}
+    panels = {name: _to_best(section, drawn, name) for name in qualities(section.comparisons, 3)}
     panels = {name: entries for name, entries in panels.items() if any(e.difference for e in entries)}
     if not panels:
         return None

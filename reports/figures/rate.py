@@ -28,7 +28,7 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     if chosen is None:
         return None
     rate, coded = chosen
-    shown_metrics = qualities(name for name in DEFINITIONS if scored(section.rows, rate, name))[:2]
+    shown_metrics = qualities((name for name in DEFINITIONS if scored(section.rows, rate, name)), 2)
     if not shown_metrics:
         return None
     groups = scored(section.rows, rate, *shown_metrics)

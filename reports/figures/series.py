@@ -50,14 +50,16 @@ def curves(
     ]
 
 
-def qualities(names: Iterable[str]) -> list[str]:
-    """The metrics among them that say how near reconstructions come, in the order of tables.
+def qualities(names: Iterable[str], most: int) -> list[str]:
+    """The metrics among them that say how near reconstructions come: the first `most`, in the order of tables.
 
-    They have a direction and compare images or features, not codes; a plugin's may do what it likes.
+    They have a direction and compare images or features, not codes. Those that are shown on request alone are not
+    among them; what came later, or is a plugin's, was asked for by name and comes beside them.
     """
-    known = {name: DEFINITIONS[name] for name in names}
-    compares = {name: bool(m.better and (m.per_image or m.extractor or m.digest)) for name, m in known.items()}
-    return [name for name in DEFINITIONS if compares.get(name)]
+    among = {*names}
+    known = [DEFINITIONS[name] for name in DEFINITIONS if name in among and DEFINITIONS[name].better]
+    usual = [m.name for m in known if not m.digest and not m.on_request and (m.per_image or m.extractor)]
+    return [*usual[:most], *(m.name for m in known if m.digest)]
 
 
 def _training(group: Group) -> Mapping[str, Any]:

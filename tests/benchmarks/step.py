@@ -3,9 +3,9 @@
 python tests/benchmarks/step.py [--recipes tiny,small --methods vqgan,fsq,sqvae,vaevq --steps 24 --pairs 5 --compile]
 
 Same model, losses, optimiser, averages and images in the same process (whose memory is allocated as that of a cell is),
-in alternation; start-up, the first steps and
-checkpoints are left out on both sides. The aim is at least 0.97 in processor time (wall time says the same on a quiet
-machine). With --compile, a third loop has encoder and decoder compiled.
+in alternation; start-up, the first steps and checkpoints are left out on both sides. The aim is at least 0.97 in
+processor time (wall time says the same on a quiet machine). With --compile, a third loop has encoder and decoder
+compiled.
 """
 
 from __future__ import annotations

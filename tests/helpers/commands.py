@@ -85,6 +85,7 @@ class Running:
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired("vqbench", timeout or 0.0)
+        atexit.unregister(self.kill)
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench.cell.measured import Measured, sizes
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name, write_result
-from vqbench.cell.planned import artifact, artifact_facts, data_seed
+from vqbench.cell.planned import artifact, artifact_facts, data_seed, receive
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import STRETCH_STEPS, Stopwatch, short_spec, shortened, training_times
 from vqbench.errors import VQBenchError
@@ -50,7 +50,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     progress.enter("train")
     quantizer = seeded_quantizer(spec["method"], configured(spec["method"], spec["config"]), spec["seed"])
     if (around := artifact(spec, None)) is not None:  # a file: of features none is made
-        quantizer.receive(torch.from_numpy(around))
+        receive(quantizer, around)
     coder = FeatureCoder(features.train.shape[3], quantizer, spec["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = Parts(recipe, Execution.of_spec(spec), device)
@@ -78,7 +78,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         "device": str(device),
         "devices": 1,
         "execution": parts.said(recipe.precision),
-        **artifact_facts(around),
+        **artifact_facts(quantizer),
         "collapse": collapse.as_dict() if collapse is not None else None,
     }
     per_image = {"id": list(features.ids), "quantization_error": evaluation.errors}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import artifact, artifact_facts, data_seed
+from vqbench.cell.planned import artifact, artifact_facts, data_seed, receive
 from vqbench.cell.progress import Progress, is_secondary
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
@@ -124,7 +124,7 @@ def trained(
     total = recipe.steps * recipe.batch_size
     tokenizer = build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"])
     if (around := artifact(spec, dataset)) is not None:
-        tokenizer.quantizer.receive(torch.from_numpy(around))
+        receive(tokenizer.quantizer, around)
     outcome = train(
         tokenizer,
         stream,
@@ -145,7 +145,7 @@ def trained(
         "device": outcome.device,
         "devices": outcome.devices,
         "execution": outcome.execution,
-        **artifact_facts(around),
+        **artifact_facts(tokenizer.quantizer),
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():
@@ -176,7 +176,7 @@ def fitting_execution(
             execution, cost = fitted(spec["method"], config, recipe, share, execution, card)
             said = "" if ignores else refuse_too_large(cost, card)
         except UncountableError as error:
-            said = error.what
+            said = f"{error.what}{': --micro-batch auto takes the whole batch at once' if finds else ''}"
         if said:
             say(said)
     return dataclasses.replace(execution, micro_batch=0) if execution.micro_batch == "auto" else execution

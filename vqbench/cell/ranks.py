@@ -30,14 +30,14 @@ _RANK_VARIABLES = (RANK_VARIABLE, "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK
 """A scheduler's, for processes that it starts; a cell that inherited them would take itself for one of several."""
 
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-"""glibc's malloc keeps what a step on the CPU frees for the next one, up to so many bytes, and does not have the system
+"""glibc's malloc keeps what a step on a CPU frees for the next one, up to so many bytes, and does not have the system
 give it anew, page by page: 3 % of a small step. The first is the largest that it takes."""
 
 
 class Ranks:
     """`python -m module arguments…`, once for each device of a cell, whose log it writes to.
 
-    `environment` stands beside ours, without the variables that it has None for. `keep`: files that stay open in them.
+    `environment` stands beside ours, of which it takes away what it has None for. `keep`: files that stay open in them.
     Raises OSError where there is no room for the log or for another process.
     """
 
@@ -52,8 +52,10 @@ class Ranks:
     ) -> None:
         self._folder = folder
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        wanted = {**ALLOCATION, **os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())}
-        env = {name: value for name, value in wanted.items() if value is not None and name not in _RANK_VARIABLES}
+        own = environment or {}
+        inherited = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES and own.get(k, "") is not None}
+        env = {**ALLOCATION, **inherited, **{k: v for k, v in own.items() if v is not None}}
+        env[PARENT_VARIABLE] = str(os.getpid())
         env |= LOG_ENCODING
         env["PYTHONSAFEPATH"] = "1"  # a lightning.py in the user's folder is not ours to import
         meeting = {} if devices == 1 else {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -66,10 +68,10 @@ class Ranks:
             log.flush()
             try:
                 for rank in range(devices):
-                    own = {RANK_VARIABLE: str(rank)} if devices > 1 else {}
+                    of_rank = {RANK_VARIABLE: str(rank)} if devices > 1 else {}
                     # a session of its own: Ctrl-C reaches its parent alone, which then ends it in good order
                     process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**env, **meeting, **own},
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**env, **meeting, **of_rank},
                         start_new_session=True, pass_fds=keep,
                     )  # fmt: skip
                     self._processes.append(process)

@@ -37,8 +37,8 @@ class Reason:
 
 def less_memory() -> str:
     """What takes less of a device's memory: the hint for a cell that ran out of it, and for one that would."""
-    return ("less memory is taken by --micro-batch N (the same batch in parts), --set batch_size=… (smaller "
-            "batches), and --devices N (a part of the batch each)")  # fmt: skip
+    return ("less memory is taken by --micro-batch N or auto (the same batch in parts), --activation-checkpointing, "
+            "--set batch_size=… (smaller batches), and --devices N (a part of the batch each)")  # fmt: skip
 
 
 def reason_of(error: BaseException, stage: str, log: object) -> Reason:

@@ -102,7 +102,8 @@ def _require_modulation(trial: Trial) -> None:
     result = made[0](features, latents)  # type: ignore[misc]
     require(result.shape == features.shape, f"what conditions the decoder makes {tuple(result.shape)} of a norm's "
                                             f"{tuple(features.shape)}")  # fmt: skip
-    (gradient,) = torch.autograd.grad(result.square().sum(), latents, allow_unused=True)
+    heard = result.requires_grad
+    gradient = torch.autograd.grad(result.square().sum(), latents, allow_unused=True)[0] if heard else None
     require(gradient is not None, "what conditions the decoder does not hear the latents")  # 0 may be how it starts
 
 

@@ -173,7 +173,7 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
             view.note(note)
         found = forecast(plan, guess=with_costs or is_large(plan.base.recipe))
         costs = probe_sweep(plan, found, view) if with_costs else None
-        counted = {} if with_costs else count_sweep(found)
+        counted = {} if with_costs else count_sweep(found, plan.request.title)
     studies = describe_studies(plan, found)
     if as_json:
         shares = {name: {"cost": share} for name, share in costs.as_dicts().items()} if costs is not None else {}

@@ -132,7 +132,7 @@ def print_estimates(rows: list[Estimate]) -> None:
         return
     from vqbench.planning.estimate import ASSUMED_FLOPS
 
-    titles = ("estimate of", "cells to train", "images at once", "memory of a step", "GFLOP/image", "GPU-hours")
+    titles = ("estimate of", "cells", "images at once", "memory of a step", "GFLOP/image", "GPU-hours")
     table, console = Columns(titles, (False, *(True for _ in titles[1:]))), make_console()
     for row in rows:
         if row.memory_bytes is None:

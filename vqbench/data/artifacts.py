@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.artifact import Artifact
+from vqbench.artifact import MOST_BYTES, Artifact
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_by_hash
 from vqbench.data.prepare import Advance, decode_or_name, not_kept
@@ -48,6 +49,10 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
         images = counted(found // artifact.patches, "image")
         what = f"{artifact.shape[0]:,} centres cannot be made of the {found:,} patches of {images}"
         raise UsageError(what, "take more images, fewer codes, or a file of centres")
+    if (needed := 4 * found * artifact.shape[1]) > MOST_BYTES:
+        most = MOST_BYTES // (4 * artifact.patches * artifact.shape[1])
+        what = f"the {found:,} patches of {artifact.images:,} images take {needed / 2**30:.1f} GiB at one time"
+        raise UsageError(what, f"take at most {most:,} images")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
     return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)
 
@@ -62,7 +67,8 @@ def load_artifact(
     if artifact.rule == "file":
         array: NDArray[np.float32] = np.load(_checked_file(artifact), allow_pickle=False).astype(np.float32)
         return array
-    name = f"{dataset.slug}-{dataset.resolution}px-centres-{artifact_digest(artifact, dataset)[:24]}"
+    key = digest_of(artifact_digest(artifact, dataset), dataset.train.content_key)[:24]  # images that changed in place
+    name = f"{dataset.slug}-{dataset.resolution}px-centres-{key}"
 
     def fill(folder: Path) -> None:
         centres = _centres(_patches(artifact, dataset, weights, home, progress), artifact)
@@ -83,7 +89,7 @@ def _checked_file(artifact: Artifact) -> Path:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}", f"give {wanted}") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not {wanted} ({' '.join(str(error).split())})", "numpy.save writes one") from None
     whole = isinstance(array, np.ndarray) and array.shape == artifact.shape
     if not whole or not np.issubdtype(array.dtype, np.floating):
@@ -91,8 +97,10 @@ def _checked_file(artifact: Artifact) -> Path:
         raise UsageError(
             f"{path} holds {found}; expected {wanted}", "set codebook_size and channels to those of the file"
         )
-    if not np.isfinite(np.asarray(array)).all():
-        raise UsageError(f"{path} has values that are not finite", f"give {wanted}")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(array).astype(np.float32)).all()
+    if not finite:
+        raise UsageError(f"{path} has values that are not finite in float32", f"give {wanted}")
     return path
 
 

@@ -58,24 +58,27 @@ class HeldOut:
 
         Raises UsageError where nothing would score, or nothing be trained on.
         """
-        of_item = groups or ids
+        if len(groups) not in (0, len(ids)):
+            raise UsageError(f"{reference} names {len(groups)} groups for {len(ids)} training items", _SEE)
+        of_item = list(groups if len(groups) else ids)
         sizes, wanted = Counter(of_item), round(share * len(ids))
         names = sorted(sizes, key=lambda name: digest_of("holdout", name))
         counts = [0, *itertools.accumulate(sizes[name] for name in names)]
         among = next(n for n, count in enumerate(counts) if count >= wanted)
         if not 0 < among < len(names):
-            of = f"{len(ids)} training items" + (f" in {len(names)} groups" if groups else "")
+            of = f"{len(ids)} training items" + (f" in {len(names)} groups" if len(groups) else "")
             lacks = "train on" if among else "score"
             raise UsageError(f"--holdout {share:g} of the {of} of {reference} leaves nothing to {lacks}",
                              "for example: --holdout 0.1")  # fmt: skip
-        held = {*names[:among]}
-        whole = " whole groups that belong together," if groups else ""
+        held, percent = {*names[:among]}, f"{100 * share:g}"
+        what = f"{percent} % of the training items, by hash of the id,"
+        if len(groups):
+            what = f"Whole groups of training items, by hash of their names and {percent} % of the items at least,"
         return cls(
             tuple(i for i, name in enumerate(of_item) if name in held),
             tuple(i for i, name in enumerate(of_item) if name not in held),
-            f"-holdout{100 * share:g}",
-            f" Of the training items,{whole} {100 * share:g} % by hash of the id are not trained on: they take the "
-            "place of the validation items.",
+            f"-holdout{percent}",
+            f" {what} are not trained on and take the place of the validation items.",
             f"{counts[among]} of {len(ids)} training items are held out and score, in place of the validation items",
         )
 
@@ -115,6 +118,7 @@ class Chosen(Images):
         self.images = images
         self.positions = tuple(positions)
         self.ids = [images.ids[i] for i in positions]
+        self.groups = [images.groups[i] for i in positions] if len(images.groups) else ()
         self.content_key = digest_of(images.content_key, self.positions) if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
@@ -147,7 +151,7 @@ class Looked(Images):
 
     def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
         self.images, self.resolution, self.is_square = images, resolution, is_square
-        self.ids, self.groups, self.content_key = images.ids, images.groups, images.content_key
+        self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""

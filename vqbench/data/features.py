@@ -211,8 +211,8 @@ class FeatureFile(FeatureSource):
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.array = array if array.ndim == 4 else array[:, None, None, :]
         self.validation_rows = first_by_hash([str(i) for i in range(len(array))], len(array) // 10, "feature rows")
-        held_out = set(self.validation_rows)
-        self.training_rows = [i for i in range(len(array)) if i not in held_out]
+        validation = set(self.validation_rows)
+        self.training_rows = [i for i in range(len(array)) if i not in validation]
         self.train = self.training_rows
         self.reference, self.slug = f"features:{self.path}", f"features-{path_safe(self.path.stem)}"
         self.split_rule, kept, name = _BY_HASH, len(self.validation_rows), path_safe(self.path.stem)

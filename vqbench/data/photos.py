@@ -192,6 +192,11 @@ class Photos(Dataset):
         self.notes = self._notes(used)
         self.train_digest = digest_of(resolution, [p.sha256 for p in used], self.train.ids)
 
+    def hold_out(self, share: float) -> None:
+        """As any dataset does; what is said of the validation crops is then said of nothing."""
+        super().hold_out(share)
+        self.notes = self.notes[1:]
+
     def _notes(self, used: Sequence[Photograph]) -> tuple[str, ...]:
         notes = [
             f"{len(self.validation)} validation crops of {len(used)} photographs: enough to see that all works, "

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes, is_whole
-from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
+from vqbench.data.dataset import Chosen, Dataset, Images, Pixels, digest_of
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
 from vqbench.errors import UsageError, remedy
 
@@ -139,7 +139,14 @@ def prepare_train(
     beforehand). Raises UsageError like `prepare_validation`; a set that is not cached raises it when a bad image is
     first read.
     """
-    images = dataset.train
+    return _prepared(dataset, dataset.train, home, progress, limit_bytes)
+
+
+def _prepared(
+    dataset: Dataset, images: Images, home: Path, progress: Advance | None, limit_bytes: int | None
+) -> Images:
+    if isinstance(images, Chosen):  # of a holdout: what is decoded once serves every share
+        return Chosen(_prepared(dataset, images.images, home, progress, limit_bytes), images.positions)
     if not images.content_key:
         return images
     limit = room(home) if limit_bytes is None else Room(limit_bytes, "", True)
@@ -193,7 +200,7 @@ def both_or_name(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]
 
 def is_cached(images: Images) -> bool:
     """Whether `prepare_train` gave decoded images, every one of which was found to be usable."""
-    return isinstance(images, CachedImages)
+    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages)
 
 
 def verify(images: Images, progress: Advance | None = None) -> None:

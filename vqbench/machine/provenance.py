@@ -13,7 +13,7 @@ from vqbench.version import __version__
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "pillow")
+    names = ("torch", "torchvision", "lightning", "torch-fidelity", "lpips", "numpy", "scikit-learn", "pillow")
     ours = {"python": platform.python_version(), "vqbench": __version__}
     found = {name: metadata.version(name) for name in names}
     with contextlib.suppress(metadata.PackageNotFoundError):  # an extra

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.arguments import options
-from vqbench.artifact import Artifact
+from vqbench.artifact import Artifact, ArtifactError
 from vqbench.config import build
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import expanded, working_folder
@@ -288,7 +288,7 @@ def _artifact(choice: MethodChoice, track: Track, dataset: Any) -> dict[str, Any
     try:
         digest = track.artifact_digest(Artifact.of(said), dataset)
     except UsageError as error:
-        raise UsageError(f"{choice.label}: {error.what}", f"{error.hint}; `vqbench show {choice.name}`") from None
+        raise ArtifactError(f"{choice.label}: {error.what}", f"{error.hint}; `vqbench show {choice.name}`") from None
     return {} if digest is None else {**said, "digest": digest}
 
 

@@ -106,7 +106,7 @@ class RunRequest:
     holdout: float | None = option(
         None, arguments.share,
         "Score on this share of the training images, on which nothing then trains, and look at no validation image.",
-        "SHARE", has_variable=True, defines=True,
+        "SHARE", defines=True,
     )  # fmt: skip
     inception_weights: Path | None = option(
         None, arguments.path, "FID's InceptionV3, if not in its places.", "FILE", has_variable=True, defines=True

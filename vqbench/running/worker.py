@@ -201,8 +201,8 @@ class _Reporter:
 def _of_dask(worker: Any) -> dict[str, None]:
     """Variables that dask has set for its worker and that a cell does without.
 
-    They are meant for a worker that computes itself: with MALLOC_TRIM_THRESHOLD_ a training step would give its memory
-    back and fetch it again, which halves its speed on CPUs, and the libraries of algebra would keep to one thread.
+    They are meant for a worker that computes itself: with its MALLOC_TRIM_THRESHOLD_ a training step would give its
+    memory back and fetch it again, which halves its speed on CPUs, and libraries of algebra would keep to one thread.
     """
     if worker.nanny is None:
         return {}

@@ -49,6 +49,11 @@ class StepCost:
     adversarial_flops: float
     """The same once the discriminator trains; 0 where it never does."""
 
+    def of_parts(self, at_once: int) -> StepCost:
+        """The same step in parts of so many images, reckoned and not counted."""
+        each = (self.peak_bytes - self.kept_bytes) / self.at_once
+        return dataclasses.replace(self, at_once=at_once, peak_bytes=int(self.kept_bytes + each * at_once))
+
     def images_within(self, available: float) -> int:
         """About how many images at once need at most `available` bytes, a power of two; 0 where not one does."""
         each = (self.peak_bytes - self.kept_bytes) / self.at_once
@@ -257,8 +262,8 @@ def fitted(
         size = max(1, min(cost.images_within(WARNED_ABOVE * card), cost.at_once // 2))
         try:
             cost = step_cost(method, config, recipe, images, dataclasses.replace(execution, micro_batch=size))
-        except UncountableError:  # its process died: what was reckoned has to do
-            break
+        except UncountableError:  # its process died: what can be reckoned has to do
+            cost = cost.of_parts(size)
     return dataclasses.replace(execution, micro_batch=size), cost
 
 

@@ -176,7 +176,8 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         counted = {} if with_costs else count_sweep(found, plan.request.title)
     studies = describe_studies(plan, found)
     if as_json:
-        shares = {name: {"cost": share} for name, share in costs.as_dicts().items()} if costs is not None else {}
+        of_costs = costs.as_dicts() if costs is not None else {}
+        shares: dict[str, dict[str, Any]] = {name: {"cost": share} for name, share in of_costs.items()}
         shares |= {name: {"estimate": [end.as_dict() for end in ends]} for name, ends in counted.items()}
         print_rows(study | shares.get(study["study"], {}) for study in studies)
     else:

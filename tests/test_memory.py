@@ -238,6 +238,26 @@ def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.Captur
         RunRequest(("fsq",), "photos", micro_batch="half")
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_of_parts_that_halve_the_largest_with_room_is_taken(dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the counting of the parts dies, as its process now and then does: then they are reckoned."""
+    kept, each = 10**9, 10**8
+
+    def counted(method: Any, config: Any, recipe: Any, images: int, execution: Execution) -> StepCost:
+        at_once = int(execution.micro_batch) if execution.micro_batch not in (0, "auto") else images
+        if dies and at_once < images:
+            raise UncountableError("it died", "try again")
+        return StepCost(images, at_once, kept, kept + each * at_once, 1.0, 0.0)
+
+    monkeypatch.setattr("vqbench.training.memory.step_cost", counted)
+    recipe = load_recipe("tiny", {"batch_size": 32})
+    spec = {"method": "fsq", "config": {"levels": [8, 8]}, "devices": 1, "execution": {"micro_batch": "auto"}}
+    for room, size in ((32, 0), (31, 16), (9, 8), (1, 1)):
+        said: list[str] = []
+        found = fitting_execution(spec, recipe, card=int((kept + each * room) / 0.8), say=said.append)
+        assert (found.micro_batch, said) == (size, [])
+
+
 def test_a_dry_run_says_what_a_large_training_needs(images: Path, tmp_path: Path) -> None:
     asked = ("run", "--methods", "fsq", "--dataset", f"folder:{images}", "--metrics", "psnr", "--seeds", "0,1",
              "--set", "batch_size=2048", "--images", 4096, "--runs", tmp_path, "--dry-run")  # fmt: skip

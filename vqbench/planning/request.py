@@ -130,7 +130,7 @@ class RunRequest:
     )
     micro_batch: int | Literal["auto"] | None = option(
         None, arguments.whole_or_auto,
-        "Images of a batch at a time in encoder and decoder, slower; auto: as many as the GPU has room for.",
+        "Images of a batch at a time in encoder and decoder, slower; auto: a power of two for which the GPU has room.",
         "N|auto", has_variable=True,
     )  # fmt: skip
     activation_checkpointing: bool = option(

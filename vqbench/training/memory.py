@@ -259,7 +259,7 @@ def fitted(
         return execution, cost
     size = 0
     while room_for(cost, card) != "enough" and cost.at_once > 1:
-        size = max(1, min(cost.images_within(WARNED_ABOVE * card), cost.at_once // 2))
+        size = max(1, min(cost.images_within(WARNED_ABOVE * card) or cost.at_once, cost.at_once // 2))
         try:
             cost = step_cost(method, config, recipe, images, dataclasses.replace(execution, micro_batch=size))
         except UncountableError:  # its process died: what can be reckoned has to do

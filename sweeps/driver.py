@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vqbench.artifact import ArtifactError
-from vqbench.errors import UsageError, VQBenchError
+from vqbench.errors import ArtifactError, UsageError, VQBenchError
 from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View

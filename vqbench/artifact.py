@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from vqbench.errors import UsageError
-
 CHANNELS, PATCHES = {"inception_mixed_6e": 768}, {"inception_mixed_6e": 17 * 17}
 
 
 MOST_BYTES = 4 * 2**30
 """Of all patches at one time, which k-means has in memory."""
-
-
-class ArtifactError(UsageError):
-    """What a method is built around cannot be had as its settings ask for it."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class UsageError(VQBenchError):
     exit_code = 2
 
 
+class ArtifactError(UsageError):
+    """What a method is built around cannot be had as its settings ask for it."""
+
+
 def require_utf8(name: str | os.PathLike[str]) -> None:
     """Raise UsageError for a name that is not UTF-8: results are JSON, which could not hold it."""
     text = os.fspath(name)

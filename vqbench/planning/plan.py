@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.arguments import options
-from vqbench.artifact import Artifact, ArtifactError
+from vqbench.artifact import Artifact
 from vqbench.config import build
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import ArtifactError, UsageError, unknown
 from vqbench.machine.home import expanded, working_folder
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
 from vqbench.metrics.feature_protocol import FeatureProtocol

@@ -299,7 +299,10 @@ def test_whatever_compares_images_has_its_panels_and_codes_have_none(store: Stor
     store.cell("vqgan", 1, scores={"ssim": 0.5, "kid": 0.1, "rfid": 50.0, "lpips_alex": 0.2})
     assert drawn() == {"rFID and PSNR"}  # KID, which tables show on request, is the same distance
     store.cell("sqvae", scores={"rfid": 50.0, "inception_recall": 0.3})
-    assert drawn() == {"rFID and PSNR and recall (Inception)"}
+    assert drawn() == {"rFID and PSNR"}  # one group that has more leaves the others in
+    picture = quality_by_budget(store.section())
+    assert picture is not None
+    assert {*lines_of(picture.figure.axes[0])} == {"vqgan", "fsq", "sqvae"}
 
 
 def test_a_collapse_is_drawn_with_its_curves_and_the_moment(store: Store, tmp_path: Path) -> None:

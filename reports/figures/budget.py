@@ -6,7 +6,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
-from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, qualities, scored
+from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, shown_qualities
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -22,8 +22,8 @@ from vqbench.reports.summary import Estimate
 
 def quality_by_budget(section: ReportSection) -> Picture | None:
     """A row of panels per metric, against training images (where there are several budgets) and device-hours."""
-    shown_metrics = qualities((name for name in DEFINITIONS if scored(section.rows, name)), 2)
-    groups = [g for g in scored(section.rows, *shown_metrics) if g.finished]
+    shown_metrics, known = shown_qualities(section.rows, 2)
+    groups = [group for group in known if group.finished]
     if not shown_metrics or not groups:
         return None
     every = curves(groups, lambda g: g.images, lambda _: BUDGET)

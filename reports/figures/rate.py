@@ -9,7 +9,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import first_of, means
 from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
-from vqbench.reports.figures.series import Curve, curves, of_rate, qualities, score, scored
+from vqbench.reports.figures.series import Curve, curves, of_rate, score, scored, shown_qualities
 from vqbench.reports.figures.style import (
     MOST,
     Picture,
@@ -28,10 +28,9 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     if chosen is None:
         return None
     rate, coded = chosen
-    shown_metrics = qualities((name for name in DEFINITIONS if scored(section.rows, rate, name)), 2)
+    shown_metrics, groups = shown_qualities(section.rows, 2, rate)
     if not shown_metrics:
         return None
-    groups = scored(section.rows, rate, *shown_metrics)
     every = curves(groups, lambda g: score(g, rate).mean, of_rate(lambda g: score(g, rate).mean))
     drawn = every[:MOST]
     shown = [group for curve in drawn for group in curve.groups]

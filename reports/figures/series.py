@@ -118,6 +118,17 @@ def _mean(group: Group, metric: str) -> float:
     return math.nan if found is None else found.mean
 
 
+def shown_qualities(rows: Sequence[Group], most: int, *also: str) -> tuple[list[str], list[Group]]:
+    """`qualities` of some groups that have `also` too, and the groups that are drawn with them.
+
+    What came later, or is a plugin's, is shown where all of these have it: it leaves no group out.
+    """
+    found = qualities((name for name in DEFINITIONS if scored(rows, *also, name)), most)
+    usual = [name for name in found if not DEFINITIONS[name].digest] or found[:1]
+    groups = scored(rows, *also, *usual)
+    return [name for name in found if len(scored(groups, name)) == len(groups)], groups
+
+
 def score(group: Group, metric: str) -> Estimate:
     """Mean over seeds, with its interval, of a metric that the group has."""
     return group.summary.estimates[metric]

@@ -27,10 +27,11 @@ def main() -> None:
     print("| form | settings over `vaevq@first` |", " | ".join(heads), "|")
     print("| --- | --- |", " | ".join(["---:"] * len(heads)), "|")
     for form in dict.fromkeys(row["form"] for row in rows):
-        at = next(row for row in rows if row["form"] == form)
+        own = [row for row in rows if row["form"] == form]
+        said = dict.fromkeys(" ".join(row["settings"]) for row in own)  # one that depends on the width has several
         of = [found.get((form, images, dim, seed)) for images, seed, dim in conditions]
         bases = [found.get(("vqgan", images, dim, seed)) for images, seed, dim in conditions]
-        settings = "" if at["method"] == "vqgan" else f"`{' '.join(at['settings'])}`" if at["settings"] else "none"
+        settings = "" if own[0]["method"] == "vqgan" else " or ".join(f"`{text}`" if text else "none" for text in said)
         print(f"| {form} | {settings} |", " | ".join(map(_cell, of, bases)), "|")
 
 

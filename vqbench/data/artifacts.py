@@ -51,7 +51,9 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
         raise UsageError(what, "take more images, fewer codes, or a file of centres")
     if (needed := 4 * found * artifact.shape[1]) > MOST_BYTES:
         most = MOST_BYTES // (4 * artifact.patches * artifact.shape[1])
-        what = f"the {found:,} patches of {artifact.images:,} images take {needed / 2**30:.1f} GiB at one time"
+        what = (
+            f"the {found:,} patches of {found // artifact.patches:,} images take {needed / 2**30:.1f} GiB at one time"
+        )
         raise UsageError(what, f"take at most {most:,} images")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
     return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)

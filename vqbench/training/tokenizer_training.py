@@ -291,8 +291,8 @@ class TokenizerTraining(lightning.LightningModule):
         self.optimizer_states = state["optimizers"]
         self.images_seen, self.seconds = state["images_seen"], state["seconds"]
         self.peak_memory_bytes = state["peak_memory_bytes"]
-        if "artifact_sha256" in state:  # whose numbers are the module's now; those that were made since may be others
-            self.tokenizer.quantizer.artifact_sha256 = state["artifact_sha256"]
+        # whose numbers are the module's now; those that were made since may be others
+        self.tokenizer.quantizer.artifact_sha256 = state.get("artifact_sha256", "")
         if "codes" in state:  # checkpoints of earlier versions have neither
             self.codes.restore(state["codes"], first_device=int(os.environ.get("LOCAL_RANK", "0")) == 0)
             self.collapse_watch.restore(state["collapse"])

@@ -23,7 +23,7 @@ SAME = (*PHOTOS, "--seeds", "0,1", "--metrics", "psnr,ssim,usage,perplexity", "-
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("stored")
     with tarfile.open(CELLS) as archive:
-        archive.extractall(runs, filter="data")
+        archive.extractall(runs, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # from 3.11.4
     return runs
 
 

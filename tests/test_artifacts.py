@@ -121,6 +121,14 @@ def test_a_file_that_is_no_codebook_is_refused_by_name(content: Any, said: str, 
     assert "centres.npy" in refused.value.what
 
 
+def test_more_patches_than_memory_holds_are_refused() -> None:
+    photos = open_dataset("photos", 32)
+    with pytest.raises(UsageError, match="the patches of 5,000 images take 4.1 GiB") as refused:
+        artifact_digest(Artifact("patch_centres", (K, 768), images=5000), photos)
+    assert refused.value.hint == "take at most 4,837 images"
+    artifact_digest(Artifact("patch_centres", (K, 768), images=4837), photos)
+
+
 def test_more_centres_than_patches_are_refused_before_anything_is_made(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="512 centres cannot be made of the 289 patches of 1 image") as refused:
         plan_of(images, tmp_path, "vqgan_lc.images=1")

@@ -9,10 +9,6 @@ from typing import Any, Literal
 CHANNELS, PATCHES = {"inception_mixed_6e": 768}, {"inception_mixed_6e": 17 * 17}
 
 
-MOST_BYTES = 4 * 2**30
-"""Of all patches at one time, which k-means has in memory."""
-
-
 @dataclass(frozen=True)
 class Artifact:
     """An array that a method is built around without learning it: made, or read, before the training of its cells.

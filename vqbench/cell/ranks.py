@@ -31,7 +31,7 @@ _RANK_VARIABLES = (RANK_VARIABLE, "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK
 
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """glibc's malloc keeps what a step on a CPU frees for the next one, up to so many bytes, and does not have the system
-give it anew, page by page: 3 % of a small step. The first is the largest that it takes."""
+give it anew, page by page: 3 % of a small step. The first is the largest that its manual allows."""
 
 
 class Ranks:

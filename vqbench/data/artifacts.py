@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.artifact import MOST_BYTES, Artifact
+from vqbench.artifact import Artifact
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_by_hash
 from vqbench.data.prepare import Advance, decode_or_name, not_kept
@@ -27,6 +27,7 @@ VERSION = 1
 _CHUNK = 16  # images at a time, on a CPU: so that the numbers do not depend on whether there is a GPU
 _ITERATIONS = 20  # passes of k-means over all patches, at most
 _BATCH = 4096  # patches of one of its steps
+_MOST_BYTES = 4 * 2**30  # of all patches, which k-means has in memory
 _ORDER = "patch centres"  # in which images are taken
 
 _WEIGHTS = {"inception_mixed_6e": "inception"}
@@ -49,12 +50,10 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
         images = counted(found // artifact.patches, "image")
         what = f"{artifact.shape[0]:,} centres cannot be made of the {found:,} patches of {images}"
         raise UsageError(what, "take more images, fewer codes, or a file of centres")
-    if (needed := 4 * found * artifact.shape[1]) > MOST_BYTES:
-        most = MOST_BYTES // (4 * artifact.patches * artifact.shape[1])
-        what = (
-            f"the {found:,} patches of {found // artifact.patches:,} images take {needed / 2**30:.1f} GiB at one time"
-        )
-        raise UsageError(what, f"take at most {most:,} images")
+    of_image = 4 * artifact.patches * artifact.shape[1]
+    if (images := found // artifact.patches) * of_image > _MOST_BYTES:
+        what = f"the patches of {images:,} images take {images * of_image / 2**30:.1f} GiB at one time"
+        raise UsageError(what, f"take at most {_MOST_BYTES // of_image:,} images")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
     return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)
 

@@ -26,10 +26,14 @@ def digest_of(*lines: object) -> str:
     return hashlib.sha256("\0".join(map(repr, lines)).encode()).hexdigest()
 
 
+def by_hash(ids: Sequence[str], purpose: str) -> list[int]:
+    """Positions of the ids in an order that depends on the ids alone, and on what it is for."""
+    return sorted(range(len(ids)), key=lambda i: digest_of(purpose, ids[i]))
+
+
 def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
-    """Positions, ascending, of `count` of the ids: a choice that depends on the ids alone, and on what it is for."""
-    order = sorted(range(len(ids)), key=lambda i: digest_of(purpose, ids[i]))
-    return sorted(order[:count])
+    """Positions, ascending, of the first `count` of the ids in the order of `by_hash`."""
+    return sorted(by_hash(ids, purpose)[:count])
 
 
 def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
@@ -62,7 +66,8 @@ class HeldOut:
             raise UsageError(f"{reference} names {len(groups)} groups for {len(ids)} training items", _SEE)
         of_item = list(groups if len(groups) else ids)
         sizes, wanted = Counter(of_item), round(share * len(ids))
-        names = sorted(sizes, key=lambda name: digest_of("holdout", name))
+        known = list(sizes)
+        names = [known[i] for i in by_hash(known, "holdout")]
         counts = [0, *itertools.accumulate(sizes[name] for name in names)]
         among = next(n for n, count in enumerate(counts) if count >= wanted)
         if not 0 < among < len(names):

@@ -1,7 +1,8 @@
 """Lightning without torchmetrics, of which it asks for two classes, to tell metrics from numbers: ours logs none.
 
 torchmetrics brings SciPy's signal processing, torchvision and matplotlib: two of the five seconds of processor time
-that the imports of a training took. Whoever imports it afterwards gets the real one.
+that the imports of a training took. Whoever imports it afterwards gets the real one, which Lightning then takes for no
+metric.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_a_file_that_is_no_codebook_is_refused_by_name(content: Any, said: str, 
 
 def test_more_patches_than_memory_holds_are_refused() -> None:
     photos = open_dataset("photos", 32)
-    with pytest.raises(UsageError, match="the patches of 5,000 images take 4.1 GiB") as refused:
+    with pytest.raises(UsageError, match=r"the patches of 5,000 images take 4\.1 GiB") as refused:
         artifact_digest(Artifact("patch_centres", (K, 768), images=5000), photos)
     assert refused.value.hint == "take at most 4,837 images"
     artifact_digest(Artifact("patch_centres", (K, 768), images=4837), photos)

@@ -51,8 +51,8 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
         what = f"{artifact.shape[0]:,} centres cannot be made of the {found:,} patches of {images}"
         raise UsageError(what, "take more images, fewer codes, or a file of centres")
     of_image = 4 * artifact.patches * artifact.shape[1]
-    if (images := found // artifact.patches) * of_image > _MOST_BYTES:
-        what = f"the patches of {images:,} images take {images * of_image / 2**30:.1f} GiB at one time"
+    if (count := found // artifact.patches) * of_image > _MOST_BYTES:
+        what = f"the patches of {count:,} images take {count * of_image / 2**30:.1f} GiB at one time"
         raise UsageError(what, f"take at most {_MOST_BYTES // of_image:,} images")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
     return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)

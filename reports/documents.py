@@ -16,7 +16,7 @@ def markdown_document(report: Report) -> str:
     """Every table with its notes, under a heading for each protocol."""
     parts = [f"# {markdown_text(report.experiment.name)}", markdown_list(report.notes)]
     for section in report.sections:
-        parts.append(f"## Protocol {markdown_text(section.section.title)}")
+        parts.append(f"## {'' if section.section.experiment else 'Protocol '}{markdown_text(section.section.heading)}")
         for table in tables(section, report.published):
             parts.append(f"### {markdown_text(table.title)}" if table.key != "scores" else "")
             parts += [markdown(table.grid), markdown_list(table.notes)]
@@ -29,16 +29,16 @@ def latex_document(report: Report) -> str:
     parts = [f"% vqbench report of {latex_text(name)}\n{PREAMBLE}"]
     parts += [f"% {latex_text(note)}\n" for note in report.notes]
     for section in report.sections:
-        protocol = section.section.protocol
+        protocol, whose = section.section.protocol, section.section.experiment or name
         for table in tables(section, report.published):
             parts.append(f"% {latex_text(table.title)}\n")
             parts.append(
                 latex_table(
                     table.grid,
-                    f"{name}: {table.title}."
+                    f"{whose}: {table.title}."
                     if table.key == "scores"
-                    else f"{table.title} ({name}, {protocol['name']}).",
-                    f"{name}-{protocol['hash']}-{table.key}",
+                    else f"{table.title} ({whose}, {protocol['name']}).",
+                    f"{whose}-{protocol['hash']}-{table.key}",
                     table.notes,
                 )
             )

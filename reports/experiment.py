@@ -140,11 +140,23 @@ class Section:
     """As the spec has it: name, hash, n_images, definitions, …"""
     groups: tuple[Group, ...]
     """By label."""
+    experiment: str = ""
+    """The experiment that it belongs to, where a report is of several."""
 
     @property
     def title(self) -> str:
         """Name and hash of the protocol."""
         return f"{self.protocol['name']} {self.protocol['hash']}"
+
+    @property
+    def heading(self) -> str:
+        """What it is called in a report: the protocol, after the experiment's name where there are several."""
+        return f"{self.experiment}: {self.title}" if self.experiment else self.title
+
+    @property
+    def key(self) -> str:
+        """What it is told apart by within a report: the protocol's hash, after the experiment's name."""
+        return f"{self.experiment}-{self.protocol['hash']}" if self.experiment else str(self.protocol["hash"])
 
     @functools.cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -154,18 +166,30 @@ class Section:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a folder below the runs directory holds."""
+    """What a folder below the runs directory holds, or several: each then has sections of its own."""
 
-    name: str
-    folder: Path
+    names: tuple[str, ...]
+    """One for each folder, at least one."""
+    runs: Path
+    """Where the folders are."""
     sections: tuple[Section, ...]
-    """One per protocol hash, the one with most cells first."""
+    """One per protocol hash, the one with most cells first; in the order of the names."""
     unfinished: tuple[str, ...]
     """Names of cells that have no result yet."""
     unreadable: tuple[str, ...]
     """Names of cells whose spec or result is cut off or not ours, each with what is wrong; and what MLflow lacked."""
     measured_otherwise: tuple[str, ...] = ()
     """A sentence for each metric that some cells have by another definition than the rest."""
+
+    @property
+    def name(self) -> str:
+        """The name, or all of them."""
+        return ", ".join(self.names)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its cells; of several, one beside them, for what is written of all."""
+        return self.runs / "-".join(self.names)
 
     @property
     def groups(self) -> list[Group]:
@@ -181,17 +205,38 @@ class Experiment:
     def notes(self) -> list[str]:
         """What must be said before anything is read off: several protocols, cells without a result."""
         said = []
-        if len(self.sections) > 1:
-            listed = ", ".join(section.title for section in self.sections)
+        protocols = {str(section.protocol["hash"]): section.protocol["name"] for section in self.sections}
+        if len(protocols) > 1:
+            listed = ", ".join(f"{name} {digest}" for digest, name in protocols.items())
             said.append(
-                f"{len(self.sections)} protocols ({listed}): their numbers are measured differently, "
+                f"{len(protocols)} protocols ({listed}): their numbers are measured differently, "
                 "so each has a table of its own and nothing is compared across"
+            )
+        if len(self.names) > 1:
+            said.append(
+                f"{len(self.names)} experiments ({self.name}): each has tables of its own, nothing is compared across, "
+                "and tests are adjusted over the pairs of one"
             )
         if self.unfinished:
             count = "1 cell has" if len(self.unfinished) == 1 else f"{len(self.unfinished)} cells have"
             said.append(f"{count} no result yet: {some(self.unfinished, 3)}")
         said += [f"left out, {text}" for text in self.unreadable]
         return said + list(self.measured_otherwise)
+
+
+def load_experiments(runs: Path, names: Sequence[str]) -> Experiment:
+    """Read experiments below `runs` as `load_experiment` does, at least one, each with sections of its own."""
+    found = [load_experiment(runs, name) for name in dict.fromkeys(names)]
+    if len(found) == 1:
+        return found[0]
+    return Experiment(
+        tuple(one.name for one in found),
+        found[0].runs,
+        tuple(dataclasses.replace(section, experiment=one.name) for one in found for section in one.sections),
+        tuple(f"{one.name}/{cell}" for one in found for cell in one.unfinished),
+        tuple(f"{one.name}/{text}" for one in found for text in one.unreadable),
+        tuple(f"{one.name}: {text}" for one in found for text in one.measured_otherwise),
+    )
 
 
 def load_experiment(runs: Path, name: str) -> Experiment:
@@ -223,7 +268,8 @@ def load_experiment(runs: Path, name: str) -> Experiment:
     unreadable += (read_json(folder / FETCHED) or {}).get("missing", [])
     results, otherwise = one_definition_each({cell.folder.name: cell.result for cell in cells})
     cells = [dataclasses.replace(cell, result=results[cell.folder.name]) for cell in cells]
-    return Experiment(name, folder, sections_of(cells), tuple(unfinished), tuple(unreadable), tuple(otherwise))
+    sections = sections_of(cells)
+    return Experiment((name,), runs.absolute(), sections, tuple(unfinished), tuple(unreadable), tuple(otherwise))
 
 
 def _no_experiment(runs: Path, name: str) -> UsageError:

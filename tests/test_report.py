@@ -601,7 +601,7 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(tmp_path: Path
                       *formats[2:], cwd=tmp_path)  # fmt: skip
     assert fetched.code == 0, fetched.err
     page = (tmp_path / "made-report" / "index.html").read_text()
-    assert "<code>vqbench report --from-mlflow sqlite:///store.db --experiment made</code>" in page
+    assert "<code>vqbench report made --from-mlflow sqlite:///store.db</code>" in page
     assert "MLFLOW_TRACKING_URI=sqlite:///store.db vqbench ui" in page
     assert "vqbench-report-" not in page  # the folder that the files were fetched into
     assert tables_of(tmp_path / "made-report") == tables_of(tmp_path / "here")
@@ -609,6 +609,65 @@ def test_tables_depend_on_results_alone_and_come_back_from_mlflow(tmp_path: Path
     gone = typed("report", "made", "--from-mlflow", store, *formats, cwd=tmp_path)
     assert gone.code == 2
     assert "the files of 'made' are not where MLflow" in gone.err
+
+
+def test_a_copy_without_weights_is_an_experiment_of_its_own(experiment: Path, tmp_path: Path) -> None:
+    formats, kept = ("--format", "md,csv,tex,json"), tmp_path / "kept" / "made"
+    made = typed("report", "made", "--runs", experiment.parent, "--format", "cells", "--out", kept)
+    assert made.code == 0, made.err
+    assert made.out.split() == [str(kept / "cells")]
+    copied = {path.name for path in kept.rglob("*") if path.is_file()}
+    assert copied <= {"spec.json", "result.json", "metrics.jsonl", "per_image.parquet", "codes.npz"}
+    assert {"spec.json", "result.json", "per_image.parquet"} <= copied
+    for runs, out in ((experiment.parent, "here"), (kept.parent, "there")):
+        assert typed("report", "made", "--runs", runs, *formats, "--out", tmp_path / out).code == 0
+    assert tables_of(tmp_path / "here") == tables_of(tmp_path / "there")
+    again = typed("report", "made", "--runs", kept.parent, "--format", "cells", "--out", kept)
+    assert again.code == 0  # onto itself
+
+
+def test_copies_of_several_make_one_experiment(tmp_path: Path) -> None:
+    for name, seed, psnr in (("a", 0, 20.0), ("b", 1, 22.0)):
+        write_cell(tmp_path / name, "vqgan", seed, {"psnr": psnr})
+        typed("report", name, "--runs", tmp_path, "--format", "cells", "--out", tmp_path / "both")
+    (group,) = load_experiment(tmp_path, "both").groups
+    assert group.summary.estimates["psnr"].mean == 21.0
+    assert group.summary.seeds == 2
+
+
+def test_several_experiments_are_one_report_and_no_comparison(tmp_path: Path) -> None:
+    """Of one protocol too: each keeps its own rows, and a method that both have stands in both."""
+    for name, more in (("first", 0.0), ("the second", 5.0)):
+        for seed in (0, 1, 2):
+            for method, psnr in (("vqgan", 20.0), ("fsq", 21.0)):
+                write_cell(tmp_path / name, method, seed, {"psnr": psnr + more + seed / 10})
+    answer = typed("report", "first", "the second", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert "2 experiments (first, the second): each has tables of its own" in answer.err
+    found = read_markdown((tmp_path / "out" / "report.md").read_text())
+    assert [[cells[0][0] for cells in table[1:]] for table in found] == [["fsq", "vqgan"]] * 2
+    assert [table[1][1][0].split()[0] for table in found] == ["21.10", "26.10"]
+    lines = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    assert [line["experiment"] for line in lines] == ["first"] * 2 + ["the second"] * 2
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [section["experiment"] for section in data["sections"]] == ["first", "the second"]
+    assert all(len(section["comparisons"]["psnr"]["pairs"]) == 1 for section in data["sections"])
+    labels = re.findall(r"\\label\{([^}]*)\}", (tmp_path / "out" / "report.tex").read_text())
+    assert len(labels) == len(set(labels)) == 2
+    names = [path.name for path in (tmp_path / "out" / "figures").glob("comparison-*.png")]
+    assert len(names) == 2
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "vqbench report first &#x27;the second&#x27;" in page
+    assert [text.strip() for text in re.findall(r"<h2[^>]*>([^<]*)<", page)] == ["first", "the second"]
+
+
+def test_of_several_experiments_each_must_be_there(tmp_path: Path) -> None:
+    write_cell(tmp_path / "first", "vqgan", 0, {"psnr": 20.0})
+    answer = typed("report", "first", "fist", "--runs", tmp_path)
+    assert answer.code == 2
+    assert "no experiment 'fist'" in answer.err
+    assert "did you mean first?" in answer.err
+    assert not (tmp_path / "first-fist").exists()
 
 
 def track(experiment: Path) -> None:

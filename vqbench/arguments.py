@@ -164,6 +164,11 @@ def text(option: str, value: Any) -> str:
     return str.__str__(value)
 
 
+def texts(option: str, value: Any) -> tuple[str, ...]:
+    """One text, or several; a comma is part of a text, and an empty one is none."""
+    return tuple(found for item in _each(option, value) if (found := text(option, item)))
+
+
 def source(option: str, value: Any) -> str:
     """A dataset's name; a path stands for the folder of images that it names."""
     name = text(option, value)

@@ -27,7 +27,7 @@ class Drawn:
     caption: str
     """What it shows, N and seeds; labels that are shortened in the figure stand here in full."""
     section: str
-    """Hash of the protocol; empty for all."""
+    """The key of its section; empty for all."""
     files: tuple[Path, ...]
     """One per format, in the order in which they were asked for."""
     cell: str = ""
@@ -45,12 +45,12 @@ def draw_figures(report: Report, folder: Path, formats: Sequence[str] = ("png", 
     drawn = []
     with drawing():
         for section in report.sections:
-            protocol = str(section.section.protocol["hash"])
+            key = section.section.key
             for picture in pictures(section):
                 folder.mkdir(parents=True, exist_ok=True)
-                name = picture.name if len(report.sections) == 1 else f"{picture.name}-{protocol}"
+                name = picture.name if len(report.sections) == 1 else f"{picture.name}-{key}"
                 files = save(picture.figure, folder / name, formats)
-                drawn.append(Drawn(name, picture.title, picture.caption, protocol, files, picture.cell))
+                drawn.append(Drawn(name, picture.title, picture.caption, key, files, picture.cell))
     return drawn
 
 

@@ -41,21 +41,21 @@ def write_page(report: Report, drawn: Sequence[Drawn], target: Path) -> Path:
     """Write the report as a self-contained page to `target`, with the figures that were drawn; returns `target`."""
     from vqbench.reports.figures.reconstructions import reconstruction_sheets
 
-    sheets = {str(s.section.protocol["hash"]): reconstruction_sheets(s) for s in report.sections}
+    sheets = {s.section.key: reconstruction_sheets(s) for s in report.sections}
     write_text_atomically(target, page_html(report, drawn, sheets))
     return target
 
 
 def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Sequence[Sheet]]) -> str:
-    """The page as text; `sheets` are the reconstructions to show, by protocol hash."""
+    """The page as text; `sheets` are the reconstructions to show, by section's key."""
     experiment = report.experiment
-    runs = experiment.folder.parent
-    if fetched := read_json(experiment.folder / FETCHED):  # into a folder that is gone soon
+    runs, names = experiment.runs, shell_command(experiment.names)
+    if fetched := read_json(runs / experiment.names[0] / FETCHED):  # into a folder that is gone soon
         uri = shown_address(fetched["uri"])
-        source, root = f"--from-mlflow {uri} --experiment {shell_command([experiment.name])}", runs
+        source, root = f"{names} --from-mlflow {uri}", runs
         ui = f"MLFLOW_TRACKING_URI={uri} vqbench ui"
     else:
-        source, root = f"{shell_command([experiment.name])} --runs {shown_path(runs)}", runs.parent
+        source, root = f"{names} --runs {shown_path(runs)}", runs.parent
         ui = f"vqbench ui --runs {shown_path(runs)}"
     script = "(() => {\n'use strict';\n" + "\n".join(map(_resource, _SCRIPTS)) + "\n})();"
     style = _resource("page.css")
@@ -84,7 +84,7 @@ def _shown(section: ReportSection, drawn: Sequence[Drawn], sheets: Mapping[str, 
 
     Where its images can be looked at one by one, a picture of them adds nothing.
     """
-    key = str(section.section.protocol["hash"])
+    key = section.section.key
     return [
         figure
         for figure in drawn

@@ -25,7 +25,7 @@ def page_data(
 ) -> dict[str, Any]:
     """Everything but words and figures of several cells.
 
-    `drawn` are all figures, `sheets` by protocol hash, paths relative to `root`, `ui` opens MLflow.
+    `drawn` are all figures, `sheets` by section's key, paths relative to `root`, `ui` opens MLflow.
     """
     pool, of_cells = Pool(), {figure.cell: figure for figure in drawn if figure.cell}
     sections = [_section(section, of_cells, sheets, pool, root) for section in report.sections]
@@ -40,7 +40,7 @@ def _section(
     root: Path,
 ) -> dict[str, Any]:
     stored = section.section
-    known = sheets.get(str(stored.protocol["hash"]), ())
+    known = sheets.get(stored.key, ())
     cells = [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, root)]
     return {
         "hash": stored.protocol["hash"],

@@ -40,7 +40,9 @@ def section_html(
     return Template(template).substitute(
         id=key,
         hash=escaped(stored.protocol["hash"]),
-        name=escaped(stored.protocol["name"]),
+        kicker="Experiment" if stored.experiment else "Protocol",
+        name=escaped(stored.experiment or stored.protocol["name"]),
+        more_name=escaped(stored.title if stored.experiment else stored.protocol["hash"]),
         headline=escaped(found.headline),
         measured=escaped(found.measured),
         problems=_list("problems", "What went wrong", found.problems),
@@ -57,7 +59,7 @@ def section_html(
 def navigation_html(report: Report) -> str:
     """Links to the parts of the first protocol, or to each protocol where there are several."""
     if len(report.sections) > 1:
-        places = [(f"#p{i}-title", section.section.title) for i, section in enumerate(report.sections)]
+        places = [(f"#p{i}-title", section.section.heading) for i, section in enumerate(report.sections)]
     else:
         parts = ("verdict", "table", "figures", "images", "cells", "protocol")
         titles = ("Verdict", "Results", "Figures", "Images", "Runs", "Protocol")
@@ -71,7 +73,7 @@ def facts_html(report: Report) -> str:
     cells = [cell for group in groups for cell in group.cells]
     days = sorted(str(cell.result["finished"])[:10] for cell in cells if cell.result.get("finished"))
     facts = [counted(len(groups), "method"), counted(len(cells), "run")]
-    facts += [f"protocol {section.section.title}" for section in report.sections[:3]]
+    facts += [f"protocol {title}" for title in list(dict.fromkeys(s.section.title for s in report.sections))[:3]]
     if days:
         facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
     return "".join(f"<span>{escaped(fact)}</span>" for fact in facts)

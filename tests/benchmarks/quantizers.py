@@ -65,6 +65,10 @@ def ways() -> dict[str, Callable[[int, int], tuple[nn.Module, Callable[[int], Te
 
     found = {name: own(name) for name in METHODS.names()}
     found["vaevq linear"] = own("vaevq", codebook_param="linear")
+    found["vqgan rotation"] = own("vqgan", estimator="rotation")
+    found["llamagen entropy"] = own("llamagen", entropy=True)
+    found["wvq mmd"] = own("wvq", matching_by="mmd")
+    found["rqvae K a level"] = lambda codes, dim: ours("rqvae", {"codebook_size": codes}, codes, dim)
     if importlib.util.find_spec("vector_quantize_pytorch") is not None:
         found |= {f"{LIBRARY} {name}": other(name) for name in ("VectorQuantize", "SimVQ", "FSQ")}
     return found

@@ -20,17 +20,17 @@ _NAME = arguments.options(ReportRequest)["name"]
 @takes(ReportRequest)
 def report(
     options: Typed,
-    name: Annotated[str, typer.Argument(metavar=_NAME.metavar, help=_NAME.help)] = "",
+    name: Annotated[list[str] | None, typer.Argument(metavar=_NAME.metavar, help=_NAME.help)] = None,
     experiment: Annotated[str, typer.Option(metavar="NAME", help="With --from-mlflow: the experiment there.")] = "",
 ) -> None:
-    """Write an experiment's tables (Markdown, CSV, LaTeX, JSON), figures and page; print where they are."""
+    """Write experiments' tables (Markdown, CSV, LaTeX, JSON), figures and page; print where they are."""
     asked = options.fields[ReportRequest]
     if experiment and not asked["from_mlflow"]:
         raise UsageError(
             "--experiment names an experiment of an MLflow server", shell_command(["vqbench", "report", experiment])
         )
-    if experiment and name and experiment != name:
-        raise UsageError(f"two experiments are named, '{name}' and '{experiment}'", "leave one out")
+    if experiment and name and name != [experiment]:
+        raise UsageError(f"'{name[0]}' is named, and '{experiment}' by --experiment", "name all of them without it")
     request = arguments.asked(ReportRequest, name=experiment or name, **asked)
     written = execute_report(request)
     for note in written.report.notes:
@@ -42,7 +42,9 @@ def report(
 
 
 def _print_files(files: tuple[Path, ...]) -> None:
-    """One path a line; of the figures their folder; the page last."""
-    shown = dict.fromkeys(path.parent if path.suffix in (".png", ".svg", ".pdf") else path for path in files)
-    for path in shown:
+    """One path a line; of figures and cells their folder; the page last."""
+    from vqbench.reports.write import CELLS, FIGURES
+
+    folders = [next((p for p in path.parents if p.name in (CELLS, FIGURES)), path) for path in files]
+    for path in dict.fromkeys(folders):
         print(path)

@@ -52,6 +52,8 @@ class CellFile:
     """Whether MLflow gets a copy, of failed cells too or of finished ones, and `fetch` brings it back."""
     by_image: bool = False
     """Whether it grows with each validation image."""
+    in_copy: bool = False
+    """Whether the copy that `report --format cells` makes has it: small, and enough for every table and test."""
     kept_by: tuple[str, ...] = ()
     """The tracks whose finished cells, of whatever version, must have it; empty where earlier versions kept none."""
     of_extractor: str = ""
@@ -59,19 +61,19 @@ class CellFile:
 
 
 FILES = (
-    CellFile(SPEC, "written", parcel="result", copied="always"),
+    CellFile(SPEC, "written", parcel="result", copied="always", in_copy=True),
     CellFile(CHECKPOINT, "begun", by_training=True, parcel="checkpoint"),
     CellFile(WEIGHTS, "trained", by_training=True, parcel="checkpoint"),
     CellFile(TRAINING, "trained", by_training=True, parcel="checkpoint"),
-    CellFile(CURVES, "rerun", by_training=True, parcel="checkpoint", copied="always"),
+    CellFile(CURVES, "rerun", by_training=True, parcel="checkpoint", copied="always", in_copy=True),
     CellFile(LOG, "", parcel="checkpoint", copied="always"),
     CellFile(FAILURE, "", of_attempt=True, parcel="result", copied="done"),
     CellFile(RANKS, "", of_attempt=True, parcel="result"),
     CellFile(PER_IMAGE, "rerun", "its images take no part in tests",
-             parcel="result", copied="done", by_image=True, kept_by=("images", "features")),
+             parcel="result", copied="done", by_image=True, in_copy=True, kept_by=("images", "features")),
     CellFile(GRID, "rerun", "it has no small picture", parcel="result", copied="done", kept_by=("images",)),
     CellFile(CODES, "rerun", "its codes take no part in tests and figures",
-             parcel="result", copied="done", by_image=True, kept_by=("images", "features")),
+             parcel="result", copied="done", by_image=True, in_copy=True, kept_by=("images", "features")),
     CellFile("codes.png", "", copied="only sent"),
     CellFile(FEATURES, "rerun", "its features take no part in tests",
              parcel="result", copied="done", by_image=True, kept_by=("images",), of_extractor="inception"),
@@ -84,7 +86,7 @@ FILES = (
     CellFile("transfer.json", ""),
     CellFile(LEASE, ""),
     CellFile("lock", ""),
-    CellFile(RESULT, "evaluated", parcel="result", copied="always"),
+    CellFile(RESULT, "evaluated", parcel="result", copied="always", in_copy=True),
 )  # fmt: skip
 """The spec first, which says where what cells share belongs, and the result last: with it a cell is finished."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.arguments import option
-from vqbench.errors import UsageError, unknown
+from vqbench.errors import UsageError
 from vqbench.wording import masked
 
 if TYPE_CHECKING:
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
 class ReportRequest:
     """What `vqbench report` was asked for. Each option is declared here: command line and Python follow."""
 
-    name: str = option("", arguments.text, "The experiment; may be left out where there is one.", "[NAME]")
+    name: tuple[str, ...] = option(
+        (), arguments.texts, "Experiments, each with its own tables; may be left out where there is one.", "[NAME]..."
+    )
     runs: Path = option(Path("runs"), arguments.path, "Where results are kept.", "DIR", has_variable=True)
     formats: tuple[str, ...] = option(
-        (), arguments.names, "Of md,csv,tex,json,html; default: all.", "LIST", typed_as="format"
+        (), arguments.names, "Of md,csv,tex,json,html,cells; default: all but cells.", "LIST", typed_as="format"
     )
     out: Path | None = option(
         None, arguments.path, "Where the files go; default: report, in the experiment's folder.", "DIR"
     )
-    """`NAME-report` for what comes from MLflow."""
+    """`NAME-report` for what comes from MLflow, and `RUNS/NAME-NAME/report` for several experiments."""
     columns: tuple[str, ...] = option((), arguments.names, "Columns of the tables: rfid,psnr,params_total,…", "LIST")
     """Empty: those that have a value."""
     sort: str = option("", arguments.text, "Sort by this column, the best first; or method.", "COLUMN")
@@ -52,29 +55,32 @@ class WrittenReport:
 
 def execute_report(request: ReportRequest) -> WrittenReport:
     """Read, compare and write. Raises UsageError for what cannot be reported on, before anything is written."""
-    from vqbench.reports.write import FORMATS
+    from vqbench.reports.write import check_formats
 
-    for name in request.formats:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS, f"--format takes {','.join(FORMATS)}")
+    check_formats(request.formats)
     if not request.from_mlflow:
         from vqbench.reports.compare import open_experiment
+        from vqbench.reports.experiment import load_experiments
 
-        experiment = open_experiment(request.runs, request.name, option="vqbench report ")
+        if request.name:
+            experiment = load_experiments(request.runs, request.name)
+        else:
+            experiment = open_experiment(request.runs, option="vqbench report ")
         return _write(request, experiment, request.out or experiment.folder / "report")
     if not request.name:
         raise UsageError("which experiment of the MLflow server?", "--experiment NAME")
     with tempfile.TemporaryDirectory(prefix="vqbench-report-") as folder:
-        from vqbench.reports.experiment import load_experiment
+        from vqbench.reports.experiment import load_experiments
         from vqbench.tracking.fetch import fetch_experiment
 
-        fetch_experiment(request.from_mlflow, request.name, Path(folder))
-        _refuse_nothing(Path(folder) / request.name, request)
-        experiment = load_experiment(Path(folder), request.name)
-        return _write(request, experiment, request.out or Path(f"{request.name}-report"))
+        for name in dict.fromkeys(request.name):
+            fetch_experiment(request.from_mlflow, name, Path(folder))
+            _refuse_nothing(Path(folder) / name, request.from_mlflow)
+        experiment = load_experiments(Path(folder), request.name)
+        return _write(request, experiment, request.out or Path(f"{experiment.folder.name}-report"))
 
 
-def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
+def _refuse_nothing(fetched: Path, uri: str) -> None:
     """Say what is missing where MLflow knows the cells, and the place where their files were does not have them."""
     from vqbench.machine.json_files import read_json
     from vqbench.results.cell_files import RESULT, SPEC
@@ -85,8 +91,7 @@ def _refuse_nothing(fetched: Path, request: ReportRequest) -> None:
         return
     missing = missing or ["no cell has a file"]
     raise UsageError(
-        f"the files of '{request.name}' are not where MLflow at {masked(request.from_mlflow)} has put them: "
-        f"{missing[0]}",
+        f"the files of '{fetched.name}' are not where MLflow at {masked(uri)} has put them: {missing[0]}",
         "its artifact store must be reachable from here; `vqbench sync --runs DIR`, where the results are, sends them",
     )
 
@@ -102,8 +107,8 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
 
 
 @arguments.offers(ReportRequest)
-def report(name: str = "", **options: Any) -> list[Path]:
-    """Write the report of a stored experiment, as `vqbench report` does; returns the files, the page last.
+def report(name: str | Iterable[str] = (), **options: Any) -> list[Path]:
+    """Write the report of stored experiments, as `vqbench report` does; returns the files, the page last.
 
     `options` are the command's, see ReportRequest. Raises UsageError where there is nothing to report on.
     """

@@ -220,7 +220,7 @@ def test_the_other_calls_read_alike() -> None:
     assert (dropped.drop, dropped.keep) == (("dcr", "vlq"), ())
     report: Any = ReportRequest(formats="md,csv", columns=["psnr,rfid"], runs="there", name=None)
     assert (report.formats, report.columns, report.runs) == (("md", "csv"), ("psnr", "rfid"), Path("there"))
-    assert report.name == ""
+    assert report.name == ()
 
 
 def test_a_keyword_that_does_not_exist_names_the_nearest() -> None:

@@ -29,7 +29,7 @@ from vqbench.cell.images_track import ImagesTrack
 from vqbench.data import prepare
 from vqbench.data.cache import is_whole
 from vqbench.data.dataset import DataReference, Dataset, Images, open_dataset
-from vqbench.data.decode import ImageFileError, decode_file, measure_file
+from vqbench.data.decode import ImageFileError, decode_image, measure_image
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
 from vqbench.data.stream import TrainingStream
 from vqbench.data.uncached import loading_rates
@@ -69,14 +69,14 @@ CONVERTED: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_converted(tmp_path: Path, kind: str) -> None:
     image = CONVERTED[kind](Image.fromarray(noise(40, 40)))
     image.save(tmp_path / "a.png")
-    pixels = decode_file(tmp_path / "a.png", 40)
+    pixels = decode_image(tmp_path / "a.png", 40)
     assert pixels.dtype == np.uint8
     assert (pixels == np.asarray(image.convert("RGB"))).all()
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     Image.fromarray(noise(40, 40)).convert("CMYK").save(tmp_path / "a.jpg")
-    assert decode_file(tmp_path / "a.jpg", 40).shape == (40, 40, 3)
+    assert decode_image(tmp_path / "a.jpg", 40).shape == (40, 40, 3)
 
 
 def png(path: Path, width: int, height: int, bits: int, rows: bytes) -> None:
@@ -157,7 +157,7 @@ def test_refused_with_name_and_way_out(tmp_path: Path, kind: str) -> None:
     name, make, reason = REFUSED[kind]
     make(tmp_path / name)
     with pytest.raises(ImageFileError, match=reason) as error:
-        decode_file(tmp_path / name, 16)
+        decode_image(tmp_path / name, 16)
     assert error.value.what.startswith(f"{tmp_path / name}: ")
     assert error.value.hint
     assert "\n" not in error.value.what
@@ -174,7 +174,7 @@ def test_damage_never_escapes_as_another_error(
     at = int(where * len(whole))
     path.write_bytes(whole[:at] + data + (whole[at + len(data) :] if how == "overwrite" else b""))
     with contextlib.suppress(ImageFileError):  # damage to a part that nobody reads may pass
-        assert decode_file(path, 16).shape == (16, 16, 3)
+        assert decode_image(path, 16).shape == (16, 16, 3)
 
 
 def test_orientation_is_applied(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 270° to see it upright
     image = Image.fromarray(np.repeat(np.repeat(noise(3, 5), 16, 0), 16, 1))
     image.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
-    pixels = decode_file(tmp_path / "a.jpg", 48)
+    pixels = decode_image(tmp_path / "a.jpg", 48)
     assert pixels.shape == (80, 48, 3)
-    assert measure_file(tmp_path / "a.jpg", 48) == (80, 48)
+    assert measure_image(tmp_path / "a.jpg", 48) == (80, 48)
     upright = np.rot90(np.asarray(image), -1)
     assert np.abs(pixels[8::16, 8::16].astype(int) - upright[8::16, 8::16]).max() < 12
 
@@ -224,9 +224,9 @@ def test_measure_agrees_with_decode_in_every_orientation(tmp_path: Path, suffix:
             image.save(path, tiffinfo={700: xmp}, **SAVED[suffix])
         else:
             image.save(path, xmp=xmp, **SAVED[suffix])
-        pixels = decode_file(path, 48)
+        pixels = decode_image(path, 48)
         assert pixels.shape == (48, 80, 3), orientation
-        assert measure_file(path, 48) == (48, 80), orientation
+        assert measure_image(path, 48) == (48, 80), orientation
         expected = np.asarray(upright.convert("RGB"))[8::16, 8::16].astype(int)
         assert np.abs(pixels[8::16, 8::16] - expected).max() < 12, orientation
 
@@ -240,8 +240,8 @@ def test_pillow_s_own_limit_neither_refuses_nor_warns(
     for side in (40, 60):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
         Image.new("RGB", (side, side), (7, 7, 7)).save(path)
-        assert measure_file(path, 16) == (16, 16)
-        assert abs(decode_file(path, 16).astype(int) - 7).max() <= 1
+        assert measure_image(path, 16) == (16, 16)
+        assert abs(decode_image(path, 16).astype(int) - 7).max() <= 1
         assert Image.MAX_IMAGE_PIXELS == 1000, "it is the process's, and others may rely on it"
     assert not recwarn.list
 
@@ -274,7 +274,7 @@ def test_cache_gives_the_same_pixels_and_decodes_once(tmp_path: Path, monkeypatc
     validation = prepare_validation(dataset, home, lambda done, total: seen.append((done, total)))
     train = prepare_train(dataset, home)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr("vqbench.data.files.decode_file", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr("vqbench.data.files.decode_image", lambda *a: pytest.fail("decoded again"))
     again, train_again = prepare_validation(dataset, home), pickle.loads(pickle.dumps(prepare_train(dataset, home)))
     monkeypatch.undo()
     assert again.digest == validation.digest == prepare.pixels_digest(np.array(again.pixels), again.ids)

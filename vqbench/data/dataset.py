@@ -110,6 +110,10 @@ class Images(ABC):
         Raises ImageFileError, which names the file, where it cannot be used.
         """
 
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` as its source holds it, before decoding; None where there is no such thing."""
+        return None
+
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) that `load(i)` will have, found as cheaply as the source allows."""
         height, width, _ = self.load(i).shape
@@ -129,6 +133,10 @@ class Chosen(Images):
     def load(self, i: int) -> Pixels:
         """Image `i` of the chosen ones, as its source gives it."""
         return self.images.load(self.positions[i])
+
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` of the chosen ones, before decoding."""
+        return self.images.encoded(self.positions[i])
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i` of the chosen ones."""
@@ -203,6 +211,8 @@ class Dataset(ABC):
     """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
     licence: str = ""
     """Under which terms the images may be used."""
+    channels: int = 3
+    """Of an image: the last axis of what `load` gives."""
 
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         self.resolution = resolution

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,6 +31,19 @@ _one_large = threading.Lock()  # as many threads as cores decode: that many larg
 _pillow = threading.Lock()
 _readers = contextlib.ExitStack()  # what is undone when the last reader has ended
 _reading = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an encoded image becomes pixels. What is not as it always was is part of the protocol."""
+
+    small: Literal["refuse", "enlarge", "leave_out"] = "refuse"
+    """What becomes of an image whose short side is below the resolution."""
+    upright: bool = True
+    """Whether the orientation that EXIF states is applied."""
+
+
+AS_EVER = Reading()
 
 
 class ImageFileError(UsageError):
@@ -56,22 +71,24 @@ def name_unusable(bad: Sequence[ImageFileError], stopped: bool = False) -> Usage
     return error
 
 
-def _refuse(path: Path, reason: str, hint: str) -> ImageFileError:
-    return ImageFileError(f"{path}: {reason}", hint)
+def _refuse(name: str, reason: str, hint: str) -> ImageFileError:
+    return ImageFileError(f"{name}: {reason}", hint)
 
 
-def _damaged(path: Path, error: Exception) -> ImageFileError:
+def _damaged(name: str, error: Exception) -> ImageFileError:
     if isinstance(error, UnidentifiedImageError):
-        return _refuse(path, "not a PNG, JPEG, WebP, BMP or TIFF image", "get the file again, or remove it")
+        return _refuse(name, "not a PNG, JPEG, WebP, BMP or TIFF image", "get the file again, or remove it")
     if isinstance(error, OSError) and error.strerror:
-        return _refuse(path, f"cannot be read ({error.strerror})", "mend its permissions or its link, or remove it")
+        return _refuse(name, f"cannot be read ({error.strerror})", "mend its permissions or its link, or remove it")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return _refuse(path, f"damaged ({reason})", "get the file again, or remove it")
+    return _refuse(name, f"damaged ({reason})", "get the file again, or remove it")
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file of at most MAX_PIXELS, opened but not yet decoded. Whatever fails is an ImageFileError.
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """An image, of a file or of its bytes, of at most MAX_PIXELS, opened and not yet decoded.
+
+    Whatever fails is an ImageFileError.
 
     Pillow has a limit of its own, which it calls an attack, and warnings meant for programmers (corrupt EXIF data,
     which is no reason to refuse an image). Both belong to the process, so they are lifted while anybody reads.
@@ -86,17 +103,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         _reading += 1
     try:
         # by its file, not its name: Pillow would map a TIFF, and one that lies on its side with its sides exchanged
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with stream as file, Image.open(file, formats=_FORMATS) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 what = f"{image.width}×{image.height} pixels, more than the {MAX_PIXELS // 10**6:,} megapixels allowed"
-                raise _refuse(path, what, "make a smaller copy of it, or remove it")
+                raise _refuse(name, what, "make a smaller copy of it, or remove it")
             with _one_large if pixels > _LARGE else contextlib.nullcontext():
                 yield image
     except (ImageFileError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise _damaged(path, error) from None
+        raise _damaged(name, error) from None
     finally:
         with _pillow:
             _reading -= 1
@@ -117,26 +135,26 @@ def _wide_samples(image: Image.Image) -> bool:
     return any(f";{bits}" in str(raw) for raw in raw_modes for bits in (12, 16, 32))
 
 
-def _check_kind(image: Image.Image, path: Path) -> None:
+def _check_kind(image: Image.Image, name: str) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's MPO holds the photograph and its previews
-        raise _refuse(path, f"holds {frames} pictures (animated, or several pages)", "save the one you mean, alone")
+        raise _refuse(name, f"holds {frames} pictures (animated, or several pages)", "save the one you mean, alone")
     if _wide_samples(image):
-        raise _refuse(path, "more than 8 bits per channel", "convert it to 8-bit RGB, or remove it")
+        raise _refuse(name, "more than 8 bits per channel", "convert it to 8-bit RGB, or remove it")
 
 
-def _without_alpha(image: Image.Image, path: Path) -> Image.Image:
+def _without_alpha(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:  # any background would be our choice, not the image's
-            raise _refuse(path, "has transparent pixels", "flatten it onto a background of your choice, or remove it")
+            raise _refuse(name, "has transparent pixels", "flatten it onto a background of your choice, or remove it")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _require_side(size: tuple[int, int], resolution: int, path: Path) -> None:
+def _require_side(size: tuple[int, int], resolution: int, name: str) -> None:
     if min(size) < resolution:
         what = f"{size[0]}×{size[1]} pixels, smaller than the resolution {resolution}; nothing is enlarged"
-        raise _refuse(path, what, f"remove it, or use a resolution of {min(size)} or less")
+        raise _refuse(name, what, f"remove it, or use a resolution of {min(size)} or less")
 
 
 def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
@@ -151,26 +169,33 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def measure_file(path: Path, resolution: int) -> tuple[int, int]:
-    """(H, W) of `decode_file(path, resolution)`, from the header alone where the format lets Pillow."""
-    with _opened(path) as image:
-        size = _upright_size(image)
-    _require_side(size, resolution, path)
+def measure_image(source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = "") -> tuple[int, int]:
+    """(H, W) of what `decode_image` gives, from the header alone where the format lets Pillow."""
+    name = name or str(source)
+    with _opened(source, name) as image:
+        size = _upright_size(image) if reading.upright else image.size
+    if reading.small == "refuse":
+        _require_side(size, resolution, name)
     width, height = target_size(*size, resolution)
     return height, width
 
 
-def decode_file(path: Path, resolution: int) -> Pixels:
-    """An image file as (H, W, 3) uint8 RGB, upright, short side `resolution` by PIL's Lanczos filter.
+def decode_image(source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = "") -> Pixels:
+    """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB with its short side at `resolution`.
 
-    Grey, palette and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than
-    8 bits per channel, transparency, several frames, an image smaller than the resolution or larger than MAX_PIXELS.
+    `name` is what errors call bytes. Resized by PIL's Lanczos filter; upright where `reading` says so. Grey, palette
+    and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than 8 bits per channel,
+    transparency, several frames, an image larger than MAX_PIXELS, or smaller than the resolution where `reading`
+    refuses it.
     """
-    with _opened(path) as image:
-        _check_kind(image, path)
-        ImageOps.exif_transpose(image, in_place=True)
-        rgb = _without_alpha(image, path)
-        _require_side(rgb.size, resolution, path)
-        if min(rgb.size) > resolution:
+    name = name or str(source)
+    with _opened(source, name) as image:
+        _check_kind(image, name)
+        if reading.upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb = _without_alpha(image, name)
+        if reading.small == "refuse":
+            _require_side(rgb.size, resolution, name)
+        if min(rgb.size) != resolution:
             rgb = rgb.resize(target_size(*rgb.size, resolution), Image.Resampling.LANCZOS)
         return np.asarray(rgb)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.data.dataset import Images, Pixels, centre_crop, digest_of
-from vqbench.data.decode import SUFFIXES, ImageFileError, decode_file, measure_file, name_unusable
+from vqbench.data.decode import AS_EVER, SUFFIXES, ImageFileError, Reading, decode_image, measure_image, name_unusable
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded, home, remembered_digest
 
@@ -128,19 +128,28 @@ def _ends(path: Path) -> str | ImageFileError:
 class FileImages(Images):
     """Image files, decoded each time they are asked for."""
 
-    def __init__(self, files: Sequence[ImageFile], resolution: int, crop: bool) -> None:
+    def __init__(self, files: Sequence[ImageFile], resolution: int, crop: bool, reading: Reading = AS_EVER) -> None:
         self.files = list(files)
         self.ids = [file.id for file in self.files]
         self.resolution = resolution
         self.crop = crop
+        self.reading = reading
         self.content_key = listing_key(self.files)
 
     def load(self, i: int) -> Pixels:
         """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""
-        pixels = decode_file(self.files[i].path, self.resolution)
+        pixels = decode_image(self.files[i].path, self.resolution, self.reading)
         return centre_crop(pixels, self.resolution) if self.crop else pixels
+
+    def encoded(self, i: int) -> bytes:
+        """The bytes of file `i`. Raises ImageFileError."""
+        path = self.files[i].path
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it") from None
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of `load(i)`, from the file's header."""
-        height, width = measure_file(self.files[i].path, self.resolution)
+        height, width = measure_image(self.files[i].path, self.resolution, self.reading)
         return (self.resolution, self.resolution) if self.crop else (height, width)

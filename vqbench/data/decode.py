@@ -184,9 +184,9 @@ def decode_image(source: Path | bytes, resolution: int, reading: Reading = AS_EV
     """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB with its short side at `resolution`.
 
     `name` is what errors call bytes. Resized by PIL's Lanczos filter; upright where `reading` says so. Grey, palette
-    and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than 8 bits per channel,
-    transparency, several frames, an image larger than MAX_PIXELS, or smaller than the resolution where `reading`
-    refuses it.
+    and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than 8 bits per
+    channel, transparency, several frames, an image larger than MAX_PIXELS, or smaller than the resolution where
+    `reading` refuses it.
     """
     name = name or str(source)
     with _opened(source, name) as image:

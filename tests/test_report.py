@@ -36,6 +36,7 @@ from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
 from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
+from vqbench.recipe import load_recipe
 from vqbench.reports.ablation import Effect, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
@@ -633,6 +634,30 @@ def test_copies_of_several_make_one_experiment(tmp_path: Path) -> None:
     (group,) = load_experiment(tmp_path, "both").groups
     assert group.summary.estimates["psnr"].mean == 21.0
     assert group.summary.seeds == 2
+
+
+def test_what_a_recipe_asks_of_all_is_said_once_and_widths_come_in_their_order(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny").as_dict()
+    for dim in (8, 16, 64):
+        for method, field in (("vqgan", "dim"), ("lfq", "")):
+            config = {field: dim} if field else {}
+            more = {"recipe": {**recipe, "codebook_dim": dim}, "config": config}
+            write_cell(tmp_path / "x", method, 0, {"psnr": 20.0}, **more)
+    write_cell(tmp_path / "x", "vqgan", 0, {"psnr": 20.0}, recipe={**recipe, "codebook_dim": 16}, config={"dim": 8})
+    (section,) = build_report(load_experiment(tmp_path, "x"), sort="method").sections
+    assert [group.label for group in section.rows] == [
+        *(f"lfq recipe.codebook_dim={dim}" for dim in (8, 16, 64)),
+        "vqgan dim=8 recipe.codebook_dim=8", "vqgan dim=8 recipe.codebook_dim=16",
+        "vqgan dim=16 recipe.codebook_dim=16", "vqgan dim=64 recipe.codebook_dim=64",
+    ]  # fmt: skip
+    shutil.rmtree(next(path for path in (tmp_path / "x" / "cells").iterdir() if _asks(path, 16, 8)))
+    (section,) = build_report(load_experiment(tmp_path, "x"), sort="method").sections
+    assert [group.label for group in section.rows][3:] == ["vqgan dim=8", "vqgan dim=16", "vqgan dim=64"]
+
+
+def _asks(cell: Path, asked: int, dim: int) -> bool:
+    spec = json.loads((cell / "spec.json").read_text())
+    return spec["recipe"]["codebook_dim"] == asked and spec["config"].get("dim") == dim
 
 
 def test_several_experiments_are_one_report_and_no_comparison(tmp_path: Path) -> None:

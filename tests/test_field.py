@@ -1,4 +1,4 @@
-"""Every table of the studies in docs/ follows from what is committed beside it, by the command that is printed there."""
+"""Tables of the studies in docs/ follow from what is committed beside them, by the command that is printed there."""
 
 from __future__ import annotations
 

@@ -189,8 +189,8 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """The folder of its cells; of several, one beside them, for what is written of all."""
-        return self.runs / "-".join(self.names)
+        """The folder of the cells; of several experiments that of the first."""
+        return self.runs / self.names[0]
 
     @property
     def groups(self) -> list[Group]:

@@ -689,11 +689,14 @@ def test_several_experiments_are_one_report_and_no_comparison(tmp_path: Path) ->
 
 def test_of_several_experiments_each_must_be_there(tmp_path: Path) -> None:
     write_cell(tmp_path / "first", "vqgan", 0, {"psnr": 20.0})
-    answer = typed("report", "first", "fist", "--runs", tmp_path)
+    nowhere = typed("report", "first", "fist", "--runs", tmp_path)
+    assert nowhere.code == 2
+    assert "--out DIR" in nowhere.err
+    answer = typed("report", "first", "fist", "--runs", tmp_path, "--out", tmp_path / "out")
     assert answer.code == 2
     assert "no experiment 'fist'" in answer.err
     assert "did you mean first?" in answer.err
-    assert not (tmp_path / "first-fist").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def track(experiment: Path) -> None:

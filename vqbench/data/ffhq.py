@@ -89,11 +89,11 @@ class FFHQ(Dataset):
             self.protocol_name = "ffhq"
         elif official:
             self.protocol_name = f"ffhq-{count}-of-{_TOTAL}"
-            self.notes += (f"{state}: official split, {sides[False]:,} train and {sides[True]:,} validation",)
+            self.split_notes += (f"{state}: official split, {sides[False]:,} train and {sides[True]:,} validation",)
         else:
             self.protocol_name = f"ffhq-6to1-of-{count}"
             split = f"{sides[False]:,} train and {sides[True]:,} validation"
-            self.notes += (f"{state}, none reaches 60000: split 6:1 by id (id % 7 == 6 is validation), {split}",)
+            self.split_notes += (f"{state}, none reaches 60000: split 6:1 by id (id % 7 == 6 is validation), {split}",)
 
     @staticmethod
     def _renamed(number: int, file: ImageFile) -> ImageFile:

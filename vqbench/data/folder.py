@@ -81,7 +81,7 @@ class Folder(Dataset):
             hint = unread[0] if unread else f"put the images in {root}/train/ and {root}/val/, or add more"
             raise UsageError(what, hint)
         self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
-        self.notes = (
+        self.split_notes = (
             f"{len(files)} images split by hash of the path: {len(train)} train, {len(validation)} validation",
             *unread[:3],
         )

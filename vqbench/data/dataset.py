@@ -281,7 +281,7 @@ class Looked(Images):
     def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
         self.images, self.resolution, self.is_square = images, resolution, is_square
         self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
-        self.reading = images.reading
+        self.reading = getattr(images, "reading", None)
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""

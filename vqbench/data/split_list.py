@@ -62,9 +62,9 @@ class SplitList:
     def positions(self, known: Sequence[str], reference: str) -> list[int]:
         """Where the listed ids stand among those of a dataset, which `reference` names.
 
-        An id is found by its path or by its base name, each with or without a suffix. Where all base names of the
-        dataset are numbers, it is found by the number that it ends with. Raises UsageError for ids that are unknown,
-        that stand for several images, or for one that another stands for already.
+        An id is found by its path, with or without a suffix; by its base name, where one of the two has no folder; and
+        then, where all base names of the dataset are numbers, by the number that it ends with. Raises UsageError for
+        ids that are unknown, that stand for several images, or for one that another stands for already.
         """
         names = _Names([_plain(name) for name in known])
         found = {listed: names.positions(listed) for listed in self.ids}
@@ -109,9 +109,13 @@ class _Names:
     def _ways(self, listed: str) -> Iterator[tuple[dict[str, list[int]], str]]:
         yield self._by_path, listed
         yield self._by_path, _stem(listed)
-        yield self._by_base, _base(listed)
-        yield self._by_base, _stem(_base(listed))
-        if number := _NUMBER.search(_stem(_base(listed))):
+        base = _base(listed)
+        # of a name with a folder only ids without one can be the base: in another folder there is another image
+        by_base = self._by_base if base == listed else self._by_path
+        yield by_base, base
+        yield by_base, _stem(base)
+        number = _NUMBER.search(_stem(base))
+        if number and (base == listed or not self._in_folders):
             yield self._by_number, str(int(number.group()))
 
     @functools.cached_property
@@ -127,6 +131,10 @@ class _Names:
         if not all(_stem(_base(name)).isdecimal() for name in self.ids):
             return {}
         return _places(self.ids, lambda name: {str(int(_stem(_base(name))))})
+
+    @functools.cached_property
+    def _in_folders(self) -> bool:
+        return any("/" in name for name in self.ids)
 
     @functools.cached_property
     def _sorted(self) -> list[str]:

@@ -124,6 +124,16 @@ def test_whole_ratios_are_opencv_s_too(height: int, width: int, down: int, acros
     assert np.array_equal(np.asarray(found), cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
+@given(length=st.integers(1000, 8000), target=st.integers(100, 3000))
+@settings(max_examples=40, deadline=None)
+def test_places_along_long_lines_are_opencv_s_too(length: int, target: int) -> None:
+    """Where they do not fit into the bits of a float."""
+    pixels = noise(2, length)
+    for image, size in ((pixels, (target, 2)), (pixels.transpose(1, 0, 2).copy(), (2, target))):
+        found = RESIZE_RULES["cv2-bilinear-noaa"].resized(Image.fromarray(image), size)
+        assert np.array_equal(np.asarray(found), cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_scale_leaves_room_for_the_crop(tmp_path: Path, rule: str) -> None:
     for i in range(4):
@@ -329,8 +339,8 @@ def turned(path: Path) -> np.ndarray:
 
 
 def test_a_dataset_says_whether_images_are_turned(tmp_path: Path) -> None:
-    for side in ("train", "val"):
-        as_stored = turned(tmp_path / "set" / side / "a.jpg")
+    for side, name in (("train", "a"), ("val", "b")):
+        as_stored = turned(tmp_path / "set" / side / f"{name}.jpg")
     files = [list_images(tmp_path / "set" / side) for side in ("train", "val")]
 
     @DATASETS.register("stored")
@@ -362,6 +372,10 @@ def test_a_dataset_says_whether_images_are_turned(tmp_path: Path) -> None:
     assert other.name == "stored-bicubic-refuse-40-v1"
     assert "small" not in other.as_dict()
     assert other.orientation == protocol.orientation
+    exchanged = open_dataset("stored", 40, split_list=listed(tmp_path, "a"), rules={"small": "leave_out", "scale": 1.0})
+    assert [*exchanged.train.ids, *exchanged.validation.ids] == ["b.jpg", "a.jpg"]
+    assert np.array_equal(exchanged.train.load(0), as_stored)
+    assert np.array_equal(exchanged.validation.load(0), as_stored[:, 10:50])
 
 
 def test_what_a_file_holds_decides_and_not_its_name(tmp_path: Path) -> None:

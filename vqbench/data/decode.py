@@ -49,7 +49,7 @@ def _opencv_linear(image: Image.Image, size: Size) -> Image.Image:
     pixels = np.asarray(image)
     of_rows = pixels.reshape(*pixels.shape[:2], -1)
     (left, right), across = _neighbours(image.width, size[0])
-    (top, bottom), down = _neighbours(image.height, size[1], inside=False)
+    (top, bottom), down = _neighbours(image.height, size[1])
 
     def along(rows: NDArray[np.int64]) -> NDArray[np.int32]:
         some = of_rows[rows].astype(np.int32)
@@ -62,18 +62,15 @@ def _opencv_linear(image: Image.Image, size: Size) -> Image.Image:
     return Image.fromarray(made.reshape(size[1], size[0], *pixels.shape[2:]))
 
 
-def _neighbours(length: int, target: int, inside: bool = True) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _neighbours(length: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """(2, target) samples on both sides of each place of a line of `length`, and their weights in 2048ths.
 
-    OpenCV computes places in float32. Beyond the ends it takes the last sample: alone along a row (`inside`), twice
-    along a column, which rounds otherwise.
+    OpenCV computes places in float32. Beyond an end the last sample is both.
     """
     scale = 1 / (target / length)
     place = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(place)
     share = place - first
-    if inside:
-        share[(first < 0) | (first >= length - 1)] = 0
     weights = np.rint(np.stack([1 - share, share]) * np.float32(2048)).astype(np.int32)
     samples = np.clip(np.stack([first, first + 1]).astype(np.int64), 0, length - 1)
     return samples, weights

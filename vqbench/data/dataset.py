@@ -348,6 +348,8 @@ class Dataset(ABC):
     """Under which terms the images may be used."""
     channels: int = 3
     """Of an image: the last axis of what `load` gives."""
+    reading: Reading | None = None
+    """How encoded images become pixels; None where nothing is decoded. That of `train`, once the dataset is open."""
     small_images: str = ""
     """How many images of each side are smaller than they are resized to, and what became of them."""
 
@@ -358,11 +360,6 @@ class Dataset(ABC):
     def download(cls, data_root: Path | None) -> None:
         """Get the files from where they are published. Does nothing where there is nothing to get."""
         return None
-
-    @property
-    def reading(self) -> Reading | None:
-        """How encoded images become pixels; None where nothing is decoded."""
-        return self.train.reading
 
     def read_as(self, **asked: Any) -> None:
         """Read the images by other rules: fields of `Reading`. Raises UsageError where nothing is decoded."""
@@ -378,6 +375,7 @@ class Dataset(ABC):
         if not other:
             return
         self.train, self.validation = self.train.read_as(reading, crop=False), self.validation.read_as(reading, True)
+        self.reading = reading
         self.train_digest = digest_of(self.train_digest, "read", sorted(other.items()))
         words = (f"scale{value:g}" if name == "scale" else str(value).replace("_", "") for name, value in other.items())
         self.protocol_name += "".join(f"-{path_safe(word)}" for word in words)
@@ -556,6 +554,7 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
     if not DATASETS.is_built_in(name):
         dataset.train = Looked(dataset.train, dataset.resolution, is_square=False)
         dataset.validation = Looked(dataset.validation, dataset.resolution, is_square=True)
+    dataset.reading = dataset.train.reading
     return dataset
 
 

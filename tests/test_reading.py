@@ -295,6 +295,10 @@ def test_small_images_are_left_out_and_counted(mixed: Path, tmp_path: Path) -> N
     assert is_cached(train)
     assert validation.ids == tuple(dataset.validation.ids)
     assert np.array_equal(train.load(0), decode_image(mixed / "train" / "3.png", 32))
+    by_hash = open_dataset(f"folder:{mixed / 'train'}", 32, rules={"small": "leave_out"})
+    sides = f"{len(by_hash.train)} train, {len(by_hash.validation)} validation"
+    assert by_hash.notes[-1] == f"10 images split by hash of the path: {sides}"
+    assert len(by_hash.train) + len(by_hash.validation) == 7
     large = open_dataset(f"folder:{mixed}", 20, rules={"small": "leave_out"})
     assert (len(large.train), large.notes[-1][:25]) == (10, "0 of 10 training images a")
     with pytest.raises(UsageError, match=r"all 10 training images of folder:.* are too small"):

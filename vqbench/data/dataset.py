@@ -337,7 +337,8 @@ class Dataset(ABC):
     notes: tuple[str, ...] = ()
     """What must be said aloud whenever numbers on this dataset are shown."""
     split_notes: tuple[str, ...] = ()
-    """The same of its own split: not said where another takes its place."""
+    """The same of its own split, not said where another takes its place. In them "{train}" and "{validation}" become
+    the numbers of images of both sides, without those that are left out."""
     protocol_name: str
     """Dataset and split in one word; part of the protocol's name."""
     split_rule: str
@@ -403,7 +404,7 @@ class Dataset(ABC):
             "trained on."
         )
         self.split_notes = (
-            f"split by {file.name}: {len(held):,} images are validation, the other {len(train):,} are trained on",
+            f"split by {file.name}: {{validation}} images are validation, the other {{train}} are trained on",
         )
 
     def leave_out_small(self) -> None:
@@ -428,6 +429,14 @@ class Dataset(ABC):
         """Say how many images of each side are enlarged, where the reading allows it."""
         if self.reading is not None and self.reading.small == "enlarge":
             self._say_small(self.reading)
+
+    def say_split(self) -> None:
+        """Take up what is to be said of the split."""
+        sides = {"{train}": len(self.train), "{validation}": len(self.validation)}
+        for note in self.split_notes:
+            for side, count in sides.items():
+                note = note.replace(side, f"{count:,}")
+            self.notes += (note,)
 
     def _say_small(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
         """Which images of each side are smaller than they are resized to."""
@@ -596,10 +605,10 @@ def open_dataset(
     dataset = _made(name, cls, argument, resolution, data_root)
     if split_list is not None:
         dataset.split_by(split_list)
-    dataset.notes += dataset.split_notes
     if rules:
         dataset.read_as(**rules)
     dataset.leave_out_small()
+    dataset.say_split()
     if holdout is not None:
         dataset.hold_out(holdout)
     if validation_images is not None:

@@ -82,7 +82,7 @@ class Folder(Dataset):
             raise UsageError(what, hint)
         self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
         self.split_notes = (
-            f"{len(files)} images split by hash of the path: {len(train)} train, {len(validation)} validation",
+            f"{len(files):,} images split by hash of the path: {{train}} train, {{validation}} validation",
             *unread[:3],
         )
         return train, validation

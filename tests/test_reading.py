@@ -201,6 +201,15 @@ def test_two_readings_never_share_a_protocol(images: Path) -> None:
     assert len({protocol.validation_digest for protocol, reading in whole if reading["resize_scale"] == 1.0}) == 1
 
 
+def test_every_reading_is_said_in_words_of_its_own() -> None:
+    readings = [
+        Reading(rule, scale, small, upright)
+        for rule in RULES for scale in (1.0, 1.125) for small in SMALL for upright in (True, False)
+    ]  # fmt: skip
+    assert len({protocol_for("a", 32, "0", 1, "b", **reading.in_words).hash for reading in readings}) == len(readings)
+    assert Reading().in_words == {}
+
+
 def test_as_ever_says_nothing_new(images: Path) -> None:
     plain, asked = protocol_of(images), protocol_of(images, resize="lanczos", resize_scale=1.0, small="refuse")
     assert plain.as_dict() == asked.as_dict()

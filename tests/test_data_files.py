@@ -274,7 +274,7 @@ def test_cache_gives_the_same_pixels_and_decodes_once(tmp_path: Path, monkeypatc
     validation = prepare_validation(dataset, home, lambda done, total: seen.append((done, total)))
     train = prepare_train(dataset, home)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr("vqbench.data.files.decode_image", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr("vqbench.data.encoded.decode_image", lambda *a: pytest.fail("decoded again"))
     again, train_again = prepare_validation(dataset, home), pickle.loads(pickle.dumps(prepare_train(dataset, home)))
     monkeypatch.undo()
     assert again.digest == validation.digest == prepare.pixels_digest(np.array(again.pixels), again.ids)

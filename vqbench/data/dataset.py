@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.decode import SMALL, Reading, short_side
+from vqbench.data.names import PickedNames
 from vqbench.data.sizes import remembered_short_sides
 from vqbench.data.split_list import SplitList
 from vqbench.errors import UsageError, VQBenchError
@@ -27,17 +26,39 @@ Pixels = NDArray[np.uint8]
 
 def digest_of(*lines: object) -> str:
     """sha256, as hex, over the parts in the order given; parts cannot run into one another."""
-    return hashlib.sha256("\0".join(map(repr, lines)).encode()).hexdigest()
+    return digest_of_each(lines)
 
 
-def by_hash(ids: Sequence[str], purpose: str) -> list[int]:
+def digest_of_each(lines: Iterable[object]) -> str:
+    """`digest_of` a million parts, none of which is kept."""
+    digest = hashlib.sha256()
+    for k, line in enumerate(lines):
+        digest.update((f"\0{line!r}" if k else repr(line)).encode())
+    return digest.hexdigest()
+
+
+def _hashes(names: Iterable[str], purpose: str) -> NDArray[np.uint64]:
+    """(N, 4): `digest_of(purpose, name)` of each, as numbers that sort as the digests do."""
+    before, digests = hashlib.sha256(f"{purpose!r}\0".encode()), bytearray()
+    for name in names:
+        digest = before.copy()
+        digest.update(repr(name).encode())
+        digests += digest.digest()
+    return np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64)
+
+
+def _ascending(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.lexsort(hashes.T[::-1])
+
+
+def by_hash(ids: Sequence[str], purpose: str) -> NDArray[np.int64]:
     """Positions of the ids in an order that depends on the ids alone, and on what it is for."""
-    return sorted(range(len(ids)), key=lambda i: digest_of(purpose, ids[i]))
+    return _ascending(_hashes(ids, purpose))
 
 
 def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
     """Positions, ascending, of the first `count` of the ids in the order of `by_hash`."""
-    return sorted(by_hash(ids, purpose)[:count])
+    return sorted(by_hash(ids, purpose)[:count].tolist())
 
 
 def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
@@ -68,24 +89,25 @@ class HeldOut:
         """
         if len(groups) not in (0, len(ids)):
             raise UsageError(f"{reference} names {len(groups)} groups for {len(ids)} training items", _SEE)
-        of_item = list(groups if len(groups) else ids)
-        sizes, wanted = Counter(of_item), round(share * len(ids))
-        known = list(sizes)
-        names = [known[i] for i in by_hash(known, "holdout")]
-        counts = [0, *itertools.accumulate(sizes[name] for name in names)]
-        among = next(n for n, count in enumerate(counts) if count >= wanted)
-        if not 0 < among < len(names):
-            of = f"{len(ids)} training items" + (f" in {len(names)} groups" if len(groups) else "")
+        hashes = _hashes(groups if len(groups) else ids, "holdout")
+        order = _ascending(hashes)
+        is_next = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+        rank = np.concatenate([np.zeros(min(1, len(ids)), np.int64), is_next.cumsum()])  # of the group of each item
+        counts = np.concatenate([[0], np.bincount(rank).cumsum()])  # items in the first groups
+        among, known = int(np.searchsorted(counts, round(share * len(ids)))), len(counts) - 1
+        if not 0 < among < known:
+            of = f"{len(ids)} training items" + (f" in {known} groups" if len(groups) else "")
             lacks = "train on" if among else "score"
             raise UsageError(f"--holdout {share:g} of the {of} of {reference} leaves nothing to {lacks}",
                              "for example: --holdout 0.1")  # fmt: skip
-        held, percent = {*names[:among]}, f"{100 * share:g}"
+        is_held, percent = np.zeros(len(ids), bool), f"{100 * share:g}"
+        is_held[order[rank < among]] = True
         what = f"{percent} % of the training items, by hash of the id,"
         if len(groups):
             what = f"Whole groups of training items, by hash of their names and {percent} % of the items at least,"
         return cls(
-            tuple(i for i, name in enumerate(of_item) if name in held),
-            tuple(i for i, name in enumerate(of_item) if name not in held),
+            tuple(np.flatnonzero(is_held).tolist()),
+            tuple(np.flatnonzero(~is_held).tolist()),
             f"-holdout{percent}",
             f" {what} are not trained on and take the place of the validation items.",
             f"{counts[among]} of {len(ids)} training items are held out and score, in place of the validation items",
@@ -126,6 +148,10 @@ class Images(ABC):
         height, width, _ = self.load(i).shape
         return height, width
 
+    def stored_order(self) -> NDArray[np.int64] | None:
+        """Positions in the order in which the source holds them, where any other costs much more to read."""
+        return None
+
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same images, decoded in another way, and cropped to the middle square or not.
 
@@ -149,25 +175,31 @@ class Images(ABC):
 class Part(Images):
     """Some of the images of another sequence."""
 
-    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+    def __init__(self, images: Images, positions: Sequence[int] | NDArray[np.int64]) -> None:
         self.images = images
         self.reading = images.reading
-        self.positions = tuple(positions)
-        self.ids = [images.ids[i] for i in positions]
-        self.groups = [images.groups[i] for i in positions] if len(images.groups) else ()
-        self.content_key = digest_of(images.content_key, self.positions) if images.content_key else ""
+        self.positions = np.asarray(positions, np.int64)
+        self.ids = PickedNames(images.ids, self.positions)
+        self.groups = PickedNames(images.groups, self.positions) if len(images.groups) else ()
+        chosen = tuple(self.positions.tolist()) if images.content_key else ()
+        self.content_key = digest_of(images.content_key, chosen) if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
         """Image `i` of the chosen ones, as its source gives it."""
-        return self.images.load(self.positions[i])
+        return self.images.load(int(self.positions[i]))
 
     def encoded(self, i: int) -> bytes | None:
         """Image `i` of the chosen ones, before decoding."""
-        return self.images.encoded(self.positions[i])
+        return self.images.encoded(int(self.positions[i]))
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i` of the chosen ones."""
-        return self.images.measure(self.positions[i])
+        return self.images.measure(int(self.positions[i]))
+
+    def stored_order(self) -> NDArray[np.int64] | None:
+        """Positions among the chosen ones."""
+        order = self.images.stored_order()
+        return None if order is None else np.argsort(np.argsort(order)[self.positions])
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same of the others, read so."""
@@ -179,11 +211,11 @@ class Part(Images):
 
     def short_side(self, i: int) -> int:
         """Of image `i` of the chosen ones."""
-        return self.images.short_side(self.positions[i])
+        return self.images.short_side(int(self.positions[i]))
 
     def short_sides(self) -> NDArray[np.int32]:
         """(N,) of the chosen ones."""
-        return self.images.short_sides()[list(self.positions)]
+        return self.images.short_sides()[self.positions]
 
 
 class Chosen(Part):
@@ -324,6 +356,8 @@ class Dataset(ABC):
 
     takes_argument: ClassVar[str] = ""
     """What stands behind the colon ("PATH"), or empty where nothing may."""
+    needs_argument: ClassVar[bool] = True
+    """Whether something must, where something may."""
 
     reference: str
     """What `--dataset` was, with absolute paths: "photos", "folder:/data/faces"."""
@@ -595,7 +629,7 @@ def open_dataset(
         raise UsageError(f"dataset '{name}' is no subclass of Dataset", _SEE)
     if colon and not cls.takes_argument:
         raise UsageError(f"dataset '{name}' takes nothing after the colon, not '{argument}'", f"give it as {name}")
-    if cls.takes_argument and not argument:
+    if cls.takes_argument and not argument and (cls.needs_argument or colon):
         wanted = f"{name}:{cls.takes_argument}"
         raise UsageError(f"dataset '{name}' needs to know where: {wanted}", f"give it as --dataset {wanted}")
     if resolution < 1:

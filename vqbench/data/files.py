@@ -5,27 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vqbench.data.dataset import Images, Pixels, centre_crop, digest_of
-from vqbench.data.decode import (
-    AS_EVER,
-    SUFFIXES,
-    ImageFileError,
-    Reading,
-    decode_image,
-    measure_image,
-    name_unusable,
-    short_side,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbench.data.dataset import digest_of_each
+from vqbench.data.decode import AS_EVER, SUFFIXES, ImageFileError, Reading, name_unusable
+from vqbench.data.encoded import END, EncodedImages, encoded_digest, read_each, unreadable
+from vqbench.data.index import Found, Index, IndexedImages, named, remembered_contents, state_of
 from vqbench.errors import UsageError, require_utf8
-from vqbench.machine.home import expanded, home, remembered_digest
-
-_END = 2**14
-_READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
+from vqbench.machine.home import expanded
 
 
 @dataclass(frozen=True)
@@ -56,47 +50,100 @@ def list_images(root: Path) -> list[ImageFile]:
     Links are followed; a folder that is reached twice (a loop of links, too) is listed once. Raises UsageError where
     there is no such folder or a part of it cannot be read: a set must not become smaller unnoticed.
     """
-    if not root.is_dir():
-        state = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UsageError(f"{root} {state}", "give a folder that holds images")
-    try:
-        files = list(_walk(root))
-        if bad := [file for file in files if isinstance(file, ImageFileError)]:
-            raise name_unusable(sorted(bad, key=lambda error: error.what))
-        return sorted((file for file in files if isinstance(file, ImageFile)), key=lambda file: file.id)
-    except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None
+    files = FoundFiles.below(root)
+    listed = [
+        ImageFile(name, Path(files.where(i)), files.sizes[i], files.mtimes[i], files.ctimes[i])
+        for i, name in enumerate(files.names)
+    ]
+    return sorted(listed, key=lambda file: file.id)
 
 
-def _walk(root: Path) -> Iterator[ImageFile | ImageFileError]:
-    seen: set[tuple[int, int]] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in seen:
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name, reverse=True):  # which of two links is taken: always one
-                if entry.name.startswith("."):
+class FoundFiles(Found):
+    """Files below a folder, or of a list, with what is known of them without opening one."""
+
+    def __init__(self, base: str) -> None:
+        self.base, self.watched = base, []
+        self.names: list[str] = []
+        self.sizes: array[int] = array("q")
+        self.mtimes, self.ctimes = array("q"), array("q")
+        self.bad: list[ImageFileError] = []
+
+    @classmethod
+    def below(cls, root: Path) -> FoundFiles:
+        """Every image file below a folder; see `list_images`."""
+        found = cls(str(root))
+        found.walk(root)
+        return found.whole()
+
+    def whole(self) -> FoundFiles:
+        """These. Raises UsageError where a part cannot be read."""
+        if self.bad:
+            raise name_unusable(sorted(self.bad, key=lambda error: error.what))
+        return self
+
+    def walk(self, root: Path) -> None:
+        """Look at every image file below a folder, which is the base or lies in it."""
+        if not root.is_dir():
+            state = "is a file, not a folder" if root.exists() else "does not exist"
+            raise UsageError(f"{root} {state}", "give a folder that holds images")
+        seen: set[tuple[int, int]] = set()
+        waiting, first = [str(root)], len(self.base.rstrip("/")) + 1
+        try:
+            while waiting:
+                folder = waiting.pop()
+                here = os.stat(folder)
+                if (here.st_dev, here.st_ino) in seen:
                     continue
-                if entry.is_dir():
-                    waiting.append(Path(entry.path))
-                elif entry.name.lower().endswith(SUFFIXES):
-                    yield _image_file(root, Path(entry.path))
+                seen.add((here.st_dev, here.st_ino))
+                self.watched.append(state_of(folder))
+                with os.scandir(folder) as entries:
+                    # sorted: which of two links is taken is always one
+                    for entry in sorted(entries, key=lambda e: e.name, reverse=True):
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_dir():
+                            waiting.append(entry.path)
+                        elif entry.name.lower().endswith(SUFFIXES):
+                            self.add(entry.path[first:])
+        except OSError as error:
+            raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None
 
+    def add(self, name: str) -> None:
+        """Look at one file, named from the base on."""
+        path = os.path.join(self.base, name)
+        require_utf8(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a dangling link, most often
+            self.bad.append(ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend the link, or remove it"))
+            return
+        if not stat.S_ISREG(status.st_mode):
+            self.bad.append(ImageFileError(f"{path}: not a regular file", "remove it"))
+            return
+        self.names.append(name)
+        self.sizes.append(status.st_size)
+        self.mtimes.append(status.st_mtime_ns)
+        self.ctimes.append(status.st_ctime_ns)
 
-def _image_file(root: Path, path: Path) -> ImageFile | ImageFileError:
-    name = path.relative_to(root).as_posix()
-    require_utf8(path)
-    try:
-        status = path.stat()
-    except OSError as error:  # a dangling link, most often
-        return ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend the link, or remove it")
-    if not stat.S_ISREG(status.st_mode):
-        return ImageFileError(f"{path}: not a regular file", "remove it")
-    return ImageFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    def where(self, i: int) -> str:
+        """Its path."""
+        return os.path.join(self.base, self.names[i])
+
+    def state(self, i: int) -> tuple[Any, ...]:
+        """Path, size and times."""
+        return self.where(i), self.sizes[i], self.mtimes[i], self.ctimes[i]
+
+    def ends(self, entries: Sequence[int]) -> list[str]:
+        """sha256 over both ends of each file."""
+        return read_each(lambda k: _ends(self.where(entries[k])), len(entries))
+
+    def columns(self, entries: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Path and times."""
+        times = {"mtime_ns": self.mtimes, "ctime_ns": self.ctimes}
+        return {
+            **named("paths", (self.names[i] for i in entries.tolist())),
+            **{name: np.array(column, np.int64)[entries] for name, column in times.items()},
+        }
 
 
 def contents_digest(files: Sequence[ImageFile]) -> str:
@@ -106,71 +153,83 @@ def contents_digest(files: Sequence[ImageFile]) -> str:
     remembered in `home()/prepared` until the listing changes. Raises UsageError that names files that cannot be read.
     """
 
-    def read() -> str:
-        with ThreadPoolExecutor(_READERS) as pool:
-            ends = list(pool.map(_ends, (file.path for file in files)))
-        if bad := [end for end in ends if isinstance(end, ImageFileError)]:
-            raise name_unusable(bad)
-        return digest_of(*sorted((file.id, file.size, end) for file, end in zip(files, ends, strict=True)))
-
-    return remembered_digest(home() / "prepared" / f"contents-{listing_key(files)[:24]}.txt", read)
+    return Files.of(files).digest()
 
 
 def listing_key(files: Sequence[ImageFile]) -> str:
     """Changes whenever the content of a file may have changed; valid on this machine only."""
     # Paths and change times too: an archive unpacked over another keeps names and times, and bitmaps keep sizes.
-    return digest_of(*((str(f.path), f.id, f.size, f.mtime_ns, f.ctime_ns) for f in files))
+    return digest_of_each((str(f.path), f.id, f.size, f.mtime_ns, f.ctime_ns) for f in files)
 
 
-def _ends(path: Path) -> str | ImageFileError:
-    """sha256 over the first and last 16 KiB of a file; over all of it where it is no longer than both."""
+def _ends(path: str) -> str | ImageFileError:
+    """`ends_digest` of a file, of which no more is read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            sha256 = hashlib.sha256(file.read(_END))
-            file.seek(max(_END, os.fstat(file.fileno()).st_size - _END))
-            sha256.update(file.read(_END))
+            sha256 = hashlib.sha256(file.read(END))
+            file.seek(max(END, os.fstat(file.fileno()).st_size - END))
+            sha256.update(file.read(END))
     except OSError as error:
-        return ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it")
+        return unreadable(path, error)
     return sha256.hexdigest()
 
 
-class FileImages(Images):
-    """Image files, decoded each time they are asked for."""
+class Files(IndexedImages):
+    """Encoded images that are files."""
+
+    def __init__(self, index: Index, side: str) -> None:
+        super().__init__(index, side)
+        self._paths = self.column_of_names("paths")
+        self._is_stated = "mtime_ns" in index.columns
+
+    @classmethod
+    def of(cls, files: Sequence[ImageFile]) -> Files:
+        """Files of a list that was made just now, in its order; no index is kept of them."""
+        side = {"start": 0, "stop": len(files), "key": listing_key(files), "digest": ""}
+        columns = {
+            **named("ids", (f.id for f in files)),
+            **named("paths", (str(f.path) for f in files)),
+            "size": np.array([f.size for f in files], np.int64),
+        }
+        return cls(Index({"count": len(files), "sides": {"": side}, "base": ""}, columns), "")
+
+    def digest(self) -> str:
+        """`encoded_digest`, read now where nothing remembers it."""
+
+        def read() -> str:
+            ends = read_each(lambda i: _ends(self.name(i)), len(self))
+            return encoded_digest(zip(self.ids, self.column("size").tolist(), ends, strict=True))
+
+        return super().digest() or remembered_contents(self.key, read)
+
+    def name(self, i: int) -> str:
+        """Its path."""
+        return os.path.join(self.base, self._paths[i])
+
+    def header(self, i: int) -> Path:
+        """The file, of which the first bytes are enough."""
+        return Path(self.name(i))
+
+    def read(self, i: int) -> bytes:
+        """The bytes of file `i`, if it is the one that was listed."""
+        path = self.name(i)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if self._is_stated:
+                    self._check(i, os.fstat(file.fileno()))
+                return file.read()
+        except OSError as error:
+            raise unreadable(path, error) from None
+
+    def _check(self, i: int, status: os.stat_result) -> None:
+        listed = int(self.column("size")[i]), int(self.column("mtime_ns")[i])
+        if listed != (status.st_size, status.st_mtime_ns):
+            hint = f"rm {self.index.path} has the set listed again" if self.index.path else "start the command again"
+            raise ImageFileError(f"{self.name(i)}: changed since the set was listed", hint)
+
+
+class FileImages(EncodedImages):
+    """Image files of a list, decoded each time they are asked for."""
 
     def __init__(self, files: Sequence[ImageFile], resolution: int, crop: bool, reading: Reading = AS_EVER) -> None:
-        self.files = list(files)
-        self.ids = [file.id for file in self.files]
-        self.resolution = resolution
-        self.crop = crop
-        self.reading: Reading = reading
-        self.content_key = listing_key(self.files)
-
-    def load(self, i: int) -> Pixels:
-        """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""
-        pixels = decode_image(self.files[i].path, self.resolution, self.reading)
-        return centre_crop(pixels, self.resolution) if self.crop else pixels
-
-    def encoded(self, i: int) -> bytes:
-        """The bytes of file `i`. Raises ImageFileError."""
-        path = self.files[i].path
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it") from None
-
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of `load(i)`, from the file's header."""
-        height, width = measure_image(self.files[i].path, self.resolution, self.reading)
-        return (self.resolution, self.resolution) if self.crop else (height, width)
-
-    def read_as(self, reading: Reading, crop: bool) -> FileImages:
-        """The same files, read so."""
-        return FileImages(self.files, self.resolution, crop, reading)
-
-    def contents(self) -> str:
-        """`contents_digest` of the files."""
-        return contents_digest(self.files)
-
-    def short_side(self, i: int) -> int:
-        """Of file `i`, from its header. Raises ImageFileError."""
-        return short_side(self.files[i].path)
+        super().__init__(Files.of(files), resolution, crop, reading)

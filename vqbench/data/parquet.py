@@ -1,0 +1,235 @@
+"""Images in the rows of parquet files and of Arrow files, as `datasets` writes them; pyarrow reads both.
+
+A row is read with its whole group of rows, so an order in which neighbours are neighbours is much cheaper than any
+other: `stored_order`.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbench.data.decode import ImageFileError
+from vqbench.data.encoded import Opened, ends_digest, unreadable
+from vqbench.data.index import Found, Index, IndexedImages
+from vqbench.data.source_shards import same_as_listed, states_of
+from vqbench.errors import UsageError
+
+_READERS = 4  # each has a group of rows in memory
+_USUAL = ("image", "img", "jpg", "jpeg", "png", "webp")
+"""Names of the column that is meant where several hold bytes."""
+_GROUPS_HELD = 2
+_FILES_HELD = 64
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file of rows, open."""
+
+    file: Any
+    """A ParquetFile, or the record batches of an Arrow file, mapped."""
+    column: str
+    """The column of images."""
+    has_path: bool
+    """Whether it is struct{bytes, path}, else plain bytes."""
+    groups: int
+
+    def group(self, number: int, columns: Sequence[str]) -> Any:
+        """A group of rows, as a table."""
+        import pyarrow
+
+        if isinstance(self.file, list):
+            return pyarrow.Table.from_batches([self.file[number]]).select([c.partition(".")[0] for c in columns])
+        return self.file.read_row_group(number, columns=list(columns), use_threads=False)
+
+    def images(self, number: int) -> Any:
+        """Encoded images of a group, a chunked array of bytes."""
+        column = self.group(number, [f"{self.column}.bytes" if self.has_path else self.column])[self.column]
+        return _part(column, "bytes") if self.has_path else column
+
+
+def _part(column: Any, name: str) -> Any:
+    """A field of a column of structs."""
+    import pyarrow.compute
+
+    return pyarrow.compute.struct_field(column, name)
+
+
+def _open(path: str) -> _Table:
+    """Raises UsageError for a file that is none of rows of images."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    try:
+        if path.endswith(".arrow"):
+            source = pyarrow.memory_map(path)
+            batches = list(ipc.open_stream(source))
+            if not batches:
+                raise UsageError(f"{path} holds no row", "get the shard again, or remove it")
+            return _Table(batches, *_image_column(batches[0].schema, path), len(batches))
+        file = parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
+        if not file.metadata.num_rows:
+            raise UsageError(f"{path} holds no row", "get the shard again, or remove it")
+        return _Table(file, *_image_column(file.schema_arrow, path), file.metadata.num_row_groups)
+    except pyarrow.ArrowException as error:
+        kind = "Arrow" if path.endswith(".arrow") else "parquet"
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{path}: truncated, or no {kind} file ({reason})", "get the shard again, or remove it"
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _image_column(schema: Any, path: str) -> tuple[str, bool]:
+    """Name of the column of images, found by its type, and whether it is struct{bytes, path}. Raises UsageError."""
+    import pyarrow.types as kinds
+
+    def is_bytes(kind: Any) -> bool:
+        return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
+
+    def is_image(kind: Any) -> bool:
+        return kinds.is_struct(kind) and any(f.name == "bytes" and is_bytes(f.type) for f in kind)
+
+    found = [f.name for f in schema if is_image(f.type)] or [f.name for f in schema if is_bytes(f.type)]
+    usual = [name for name in _USUAL if name in found]
+    if len(found) > 1 and usual:
+        found = usual[:1]
+    columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
+    if not found:
+        what = f"{path} has no column of images, which is struct<bytes, path> or binary; it has {columns}"
+        raise UsageError(what, "write the images themselves into it: `datasets` does for a column of type Image")
+    if len(found) > 1:
+        raise UsageError(f"{path} has several columns that may be images: {', '.join(found)}",
+                         "write a file with one of them, or call it image")  # fmt: skip
+    return found[0], is_image(schema.field(found[0]).type)
+
+
+class FoundRows(Found):
+    """Rows of parquet or Arrow files."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        """Look through `shards`: all of their bytes are read once.
+
+        Raises UsageError for a shard without images, a truncated one, and rows without bytes.
+        """
+        self.shards, self.watched = list(shards), states_of(shards)
+        self.names: list[str] = []
+        """The path that a row states, or ""."""
+        self.labels: list[int] = []
+        """Number in the column `label`, or -1."""
+        self.sizes, self.shard_of, self.group_of, self.row_of = array("q"), array("q"), array("q"), array("q")
+        self.number_of = array("q")
+        """Of the row in its file."""
+        self._ends: list[str] = []
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+            for number, rows in enumerate(pool.map(lambda shard: list(_rows(shard)), shards)):
+                for k, (group, row, name, label, size, end) in enumerate(rows):
+                    self.names.append(name)
+                    self.labels.append(label)
+                    self.sizes.append(size)
+                    self.shard_of.append(number)
+                    self.group_of.append(group)
+                    self.row_of.append(row)
+                    self.number_of.append(k)
+                    self._ends.append(end)
+
+    def where(self, i: int) -> str:
+        """File and row."""
+        return f"{self.shards[self.shard_of[i]]}: row {self.number_of[i]}"
+
+    def state(self, i: int) -> tuple[Any, ...]:
+        """Its file, and where it lies in that."""
+        return *self.watched[self.shard_of[i]], self.number_of[i], self.sizes[i]
+
+    def ends(self, entries: Sequence[int]) -> list[str]:
+        """sha256 over both ends of each row's bytes."""
+        return [self._ends[i] for i in entries]
+
+    def columns(self, entries: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """File, group and row."""
+        held = {"shard": self.shard_of, "group": self.group_of, "row": self.row_of, "number": self.number_of}
+        return {name: np.array(column, np.int32)[entries] for name, column in held.items()}
+
+
+def _rows(path: str) -> Iterator[tuple[int, int, str, int, int, str]]:
+    """Group, row in it, path, label, size and `ends_digest` of each row of a file."""
+    import pyarrow
+
+    table, number = _open(path), 0
+    for group in range(table.groups):
+        try:
+            paths, labels = _paths_and_labels(table, group)
+            for row, value in enumerate(table.images(group)):
+                data = value.as_py()
+                name = paths[row] if paths is not None else ""
+                if data is None:
+                    says = f", only the path {name}" if name else ""
+                    what = f"{path}: row {number} has no bytes{says}"
+                    raise ImageFileError(what, "write the images themselves into it, as push_to_hub of `datasets` does")
+                yield group, row, name or "", labels[row] if labels is not None else -1, len(data), ends_digest(data)
+                number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"{path}: truncated or damaged ({reason})", "get the shard again, or remove it") from None
+
+
+def _paths_and_labels(table: _Table, group: int) -> tuple[list[str | None] | None, list[int] | None]:
+    import pyarrow.types as kinds
+
+    schema = table.file[0].schema if isinstance(table.file, list) else table.file.schema_arrow
+    kind = schema.field(table.column).type
+    has_path = table.has_path and any(f.name == "path" for f in kind)
+    has_label = "label" in schema.names and kinds.is_integer(schema.field("label").type)
+    wanted = [*([f"{table.column}.path"] if has_path else []), *(["label"] if has_label else [])]
+    if not wanted:
+        return None, None
+    rows = table.group(group, wanted)
+    paths = _part(rows[table.column], "path").to_pylist() if has_path else None
+    labels = [-1 if label is None else label for label in rows["label"].to_pylist()] if has_label else None
+    return paths, labels
+
+
+_tables: Opened[_Table] = Opened(_FILES_HELD)
+_groups: Opened[Any] = Opened(_GROUPS_HELD)
+
+
+class Rows(IndexedImages):
+    """Encoded images that are rows of parquet or Arrow files."""
+
+    def __init__(self, index: Index, side: str) -> None:
+        super().__init__(index, side)
+        names = ("shard", "group", "row", "number")
+        self._shard, self._group, self._row, self._number = (self.column(name) for name in names)
+
+    def name(self, i: int) -> str:
+        """File, row and id."""
+        return f"{self.index.header['watched'][self._shard[i]][0]}: row {self._number[i]} ({self.ids[i]})"
+
+    def read(self, i: int) -> bytes:
+        """The bytes of row `i`, read with its whole group; the last groups are held."""
+        state, group = tuple(self.index.header["watched"][self._shard[i]]), int(self._group[i])
+        try:
+            images = _groups.get((state, group), lambda: _tables.get(state, lambda: _opened(state)).images(group))
+            data: bytes = images[int(self._row[i])].as_py()
+        except (ValueError, IndexError, OSError) as error:  # pyarrow's own errors are ValueErrors and OSErrors
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ImageFileError(f"{self.name(i)}: cannot be read ({reason})", "get the shard again") from None
+        return data
+
+    def stored_order(self) -> NDArray[np.int64]:
+        """Positions in the order of files and rows: any other reads a group of rows for each image."""
+        return np.lexsort((self._number, self._shard))
+
+
+def _opened(state: Sequence[Any]) -> _Table:
+    path, size, mtime_ns, _ = state
+    same_as_listed(path, size, mtime_ns, os.stat(path))
+    return _open(path)

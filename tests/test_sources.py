@@ -85,6 +85,8 @@ def test_every_layout_gives_the_same_images_under_the_same_names(
     expected = hashlib.sha256("\0".join(map(repr, ends)).encode()).hexdigest()
     assert {dataset.train_digest for dataset in found.values()} == {expected}
     assert len({dataset.split_rule for dataset in found.values()}) == 1
+    assert len({dataset.small_images for dataset in found.values()}) == 1
+    assert "23 of 160 training images" in found["tars"].small_images
     assert len({prepare_validation(dataset, tmp_path / kind).digest for kind, dataset in found.items()}) == 1
 
 

@@ -61,6 +61,10 @@ class Encoded(ABC):
         """Positions in the order in which the source holds them, where any other costs much more to read."""
         return None
 
+    def short_sides(self) -> NDArray[np.int32] | None:
+        """(N,) short sides as they are stored, 0 where there is none; None where they were not looked at."""
+        return None
+
 
 class EncodedImages(Images):
     """Encoded images of one source, decoded each time they are asked for."""
@@ -102,6 +106,11 @@ class EncodedImages(Images):
     def short_side(self, i: int) -> int:
         """Of image `i` as it is stored, from its header. Raises ImageFileError."""
         return short_side(self.source.header(i), self.source.name(i))
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) short sides as they are stored, of the listing where it has them."""
+        known = self.source.short_sides()
+        return super().short_sides() if known is None else known
 
     def stored_order(self) -> NDArray[np.int64] | None:
         """As the source holds them."""

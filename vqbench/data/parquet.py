@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import ImageFileError
+from vqbench.data.decode import ImageFileError, short_side
 from vqbench.data.encoded import Opened, ends_digest, unreadable
 from vqbench.data.index import Found, Index, IndexedImages
 from vqbench.data.source_shards import same_as_listed, states_of
@@ -126,12 +126,12 @@ class FoundRows(Found):
         self.labels: list[int] = []
         """Number in the column `label`, or -1."""
         self.sizes, self.shard_of, self.group_of, self.row_of = array("q"), array("q"), array("q"), array("q")
-        self.number_of = array("q")
-        """Of the row in its file."""
+        self.number_of, self.short_sides = array("q"), array("q")
+        """Of the row in its file, and of its image: to read them later would read every group again."""
         self._ends: list[str] = []
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
             for number, rows in enumerate(pool.map(lambda shard: list(_rows(shard)), shards)):
-                for k, (group, row, name, label, size, end) in enumerate(rows):
+                for k, (group, row, name, label, size, end, short) in enumerate(rows):
                     self.names.append(name)
                     self.labels.append(label)
                     self.sizes.append(size)
@@ -140,6 +140,7 @@ class FoundRows(Found):
                     self.row_of.append(row)
                     self.number_of.append(k)
                     self._ends.append(end)
+                    self.short_sides.append(short)
 
     def where(self, i: int) -> str:
         """File and row."""
@@ -155,12 +156,18 @@ class FoundRows(Found):
 
     def columns(self, entries: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """File, group and row."""
-        held = {"shard": self.shard_of, "group": self.group_of, "row": self.row_of, "number": self.number_of}
+        held = {
+            "shard": self.shard_of,
+            "group": self.group_of,
+            "row": self.row_of,
+            "number": self.number_of,
+            "short_side": self.short_sides,
+        }
         return {name: np.array(column, np.int32)[entries] for name, column in held.items()}
 
 
-def _rows(path: str) -> Iterator[tuple[int, int, str, int, int, str]]:
-    """Group, row in it, path, label, size and `ends_digest` of each row of a file."""
+def _rows(path: str) -> Iterator[tuple[int, int, str, int, int, str, int]]:
+    """Group, row in it, path, label, size, `ends_digest` and short side of each row of a file."""
     import pyarrow
 
     table, number = _open(path), 0
@@ -174,11 +181,19 @@ def _rows(path: str) -> Iterator[tuple[int, int, str, int, int, str]]:
                     says = f", only the path {name}" if name else ""
                     what = f"{path}: row {number} has no bytes{says}"
                     raise ImageFileError(what, "write the images themselves into it, as push_to_hub of `datasets` does")
-                yield group, row, name or "", labels[row] if labels is not None else -1, len(data), ends_digest(data)
+                label = labels[row] if labels is not None else -1
+                yield group, row, name or "", label, len(data), ends_digest(data), _short_side(data)
                 number += 1
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UsageError(f"{path}: truncated or damaged ({reason})", "get the shard again, or remove it") from None
+
+
+def _short_side(data: bytes) -> int:
+    try:
+        return short_side(data, "row")
+    except ImageFileError:  # it is named when it is decoded
+        return 0
 
 
 def _paths_and_labels(table: _Table, group: int) -> tuple[list[str | None] | None, list[int] | None]:
@@ -223,6 +238,10 @@ class Rows(IndexedImages):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ImageFileError(f"{self.name(i)}: cannot be read ({reason})", "get the shard again") from None
         return data
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) as they were found when every row was read."""
+        return self.column("short_side")
 
     def stored_order(self) -> NDArray[np.int64]:
         """Positions in the order of files and rows: any other reads a group of rows for each image."""

@@ -50,8 +50,8 @@ def absolute(path: str | Path) -> Path:
     return place
 
 
-def list_images(root: Path) -> list[ImageFile]:
-    """Every image file below `root`, sorted by id. Hidden files and folders are left out.
+def list_images(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[ImageFile]:
+    """Every file below `root` with one of the suffixes, sorted by id. Hidden files and folders are left out.
 
     Links are followed; a folder that is reached twice (a loop of links, too) is listed once. Raises UsageError where
     there is no such folder or a part of it cannot be read: a set must not become smaller unnoticed.
@@ -60,7 +60,7 @@ def list_images(root: Path) -> list[ImageFile]:
         state = "is a file, not a folder" if root.exists() else "does not exist"
         raise UsageError(f"{root} {state}", "give a folder that holds images")
     try:
-        files = list(_walk(root))
+        files = list(_walk(root, suffixes))
         if bad := [file for file in files if isinstance(file, ImageFileError)]:
             raise name_unusable(sorted(bad, key=lambda error: error.what))
         return sorted((file for file in files if isinstance(file, ImageFile)), key=lambda file: file.id)
@@ -68,7 +68,7 @@ def list_images(root: Path) -> list[ImageFile]:
         raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None
 
 
-def _walk(root: Path) -> Iterator[ImageFile | ImageFileError]:
+def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[ImageFile | ImageFileError]:
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -83,7 +83,7 @@ def _walk(root: Path) -> Iterator[ImageFile | ImageFileError]:
                     continue
                 if entry.is_dir():
                     waiting.append(Path(entry.path))
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(suffixes):
                     yield _image_file(root, Path(entry.path))
 
 

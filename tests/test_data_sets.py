@@ -273,6 +273,20 @@ def test_coco_has_the_split_of_its_folders(tmp_path: Path) -> None:
     assert "it holds train2017/, val2017.zip | unpack val2017.zip there" in refusal("coco", root)
 
 
+def test_coco_is_read_as_published_loaders_read_it(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, 2, 1)
+    path = root / "val2017" / "000000000010.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # lies on its side
+    with Image.open(path) as image:
+        stored = image.convert("RGB")
+    stored.save(path, exif=exif, quality=95)
+    dataset = open_dataset("coco", 96, root)
+    with Image.open(path) as image:
+        enlarged = image.convert("RGB").resize((96, 128), Image.Resampling.LANCZOS)
+    assert (dataset.validation.load(0) == np.asarray(enlarged)[16:112]).all()
+
+
 # lsun
 
 
@@ -474,9 +488,17 @@ def test_older_brats_has_older_names(tmp_path: Path) -> None:
     assert "cases of several collections are here: BraTS-GLI, BraTS2021, BraTS20_Training" in said
 
 
-def test_a_volume_is_sliced_once(brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_is_sliced_once(
+    brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(slices, "_SPEAKS_FROM", 16)
+    monkeypatch.setattr(slices, "_SPEAKS_EVERY", 0.0)
     dataset = open_dataset("brats:t2f", 32, brats)
+    said = capsys.readouterr()
+    assert "note: 16 volumes are cut into slices, once; kept in" in said.err
+    assert "slicing volumes 16/16, 0 min left" in said.err
+    assert not said.out
     pixels = dataset.train.load(0)
     with monkeypatch.context() as patched:
         patched.setattr(slices, "read_volume", lambda path: pytest.fail("read again"))
@@ -512,8 +534,9 @@ def test_brats_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(volume(2).parent, root / "again" / volume(2).parent.name)
     assert "BraTS image BraTS-GLI-00002-100-t1c is here twice" in refusal("brats:t2f", root)
     shutil.rmtree(root / "again")
-    shutil.copy(volume(2, "t2w"), place / volume(2).parent.name / "BraTS-GLI-00002-100-t2.nii.gz")
+    older = shutil.copy(volume(2, "t2w"), place / volume(2).parent.name / "BraTS-GLI-00002-100-t2.nii.gz")
     assert "BraTS-GLI-00002-100 has two volumes of t2w" in refusal("brats:t2w", root)
+    Path(older).unlink()
 
     bad = {1: "damaged (", 2: "voxels have one value", 4: "no finite numbers", 5: "not a volume of three axes"}
     change(volume(1), lambda data: data[: len(data) // 2])

@@ -133,7 +133,7 @@ class _Side:
 
 @DATASETS.register("brats")
 class BraTS(Dataset):
-    """Axial slices of BraTS brain MRI (one modality repeated to RGB, or all as 4 channels; needs --data-root)."""
+    """Axial slices of BraTS brain MRI (brats:t2f is one modality, brats:all four channels; needs --data-root)."""
 
     takes_argument: ClassVar[str] = "|".join((*MODALITIES, ALL))
     licence = "As registration for BraTS states; the data may not be passed on."

@@ -82,7 +82,7 @@ class _MiddleSquares(Encoded):
 
 @DATASETS.register("celeba")
 class CelebA(Dataset):
-    """CelebA, aligned (Liu et al., 2015, arXiv:1411.7766; middle 140 or 148 px of a face; needs --data-root)."""
+    """CelebA, aligned (Liu et al., 2015, arXiv:1411.7766; celeba:140 or celeba:148; needs --data-root)."""
 
     takes_argument: ClassVar[str] = "140|148"
     licence = "Non-commercial research only, as the authors state; the images are not theirs, and may not be passed on."

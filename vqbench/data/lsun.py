@@ -158,7 +158,7 @@ class _LMDB(Encoded):
 
 @DATASETS.register("lsun")
 class LSUN(Dataset):
-    """LSUN, one category (Yu et al., 2015, arXiv:1506.03365; the published LMDBs; needs --data-root)."""
+    """LSUN, as lsun:bedroom (Yu et al., 2015, arXiv:1506.03365; the published LMDBs; needs --data-root)."""
 
     takes_argument: ClassVar[str] = "CATEGORY"
     licence = "No licence is stated; the authors offer it for research. The images are of their owners."

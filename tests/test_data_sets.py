@@ -58,6 +58,10 @@ def sides(dataset: Dataset) -> tuple[list[str], list[str]]:
     return list(dataset.train.ids), list(dataset.validation.ids)
 
 
+def change(path: Path, make: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(make(path.read_bytes()))
+
+
 # all
 
 SETS = ("celebahq", "celeba:140", "coco", "lsun:bedroom", "brats:t2f")
@@ -72,8 +76,8 @@ def test_a_wrong_root_is_told_what_was_looked_for_and_what_is_there(reference: s
     (tmp_path / "notes").mkdir()
     (tmp_path / "readme.txt").touch()
     assert "it holds notes/, readme.txt | get" in refusal(reference, tmp_path).replace("BraTS is given", "get")
-    (tmp_path / "part1.zip").touch()
-    assert "part1.zip, readme.txt | unpack part1.zip there" in refusal(reference, tmp_path)
+    (tmp_path / "else.zip").touch()
+    assert "else.zip, readme.txt | get" in refusal(reference, tmp_path).replace("BraTS is given", "get")
     (tmp_path / "file").touch()
     assert "is a file, not the folder" in refusal(reference, tmp_path / "file")
 
@@ -238,6 +242,9 @@ def test_celeba_refuses(tmp_path: Path) -> None:
     write_photograph(root / "celeba" / "img_align_celeba" / "000001.jpg", 3, 178, 200)
     with pytest.raises(ImageFileError, match=r"000001.jpg: 178×200 pixels at a width of 178, where CelebA's have"):
         open_dataset("celeba:140", 32, root).train.load(0)
+    change(root / "celeba" / "img_align_celeba" / "000002.jpg", lambda data: data[:-200])
+    with pytest.raises(UsageError, match=r"000002.jpg: damaged"):
+        prepare_validation(open_dataset("celeba:140", 32, root), tmp_path / "home")
     for text, message in (
         ("000001.jpg 3\n", "line 1: '000001.jpg 3', where '000001.jpg 0' is expected"),
         ("000001.jpg 0\n000001.jpg 1\n", "line 2: image 000001 is here twice"),
@@ -513,10 +520,6 @@ def test_a_volume_is_sliced_once(
     monkeypatch.setattr(slices, "read_volume", lambda path: read.append(path) or whole(path))
     assert sides(open_dataset("brats:t2f", 32, brats)) == sides(dataset)
     assert len(read) == 1, "what is not whole is made again, and nothing else"
-
-
-def change(path: Path, make: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(make(path.read_bytes()))
 
 
 def test_brats_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

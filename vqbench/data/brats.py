@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
 from vqbench.data.decode import ImageFileError, name_unusable
@@ -55,17 +56,25 @@ def is_validation(subject: str) -> bool:
 class _Slices(Encoded):
     """The kept slices of one modality, as grey PNGs, case after case."""
 
-    def __init__(self, places: Sequence[tuple[Sliced, int]], ids: Sequence[str], key: str) -> None:
-        self.places, self.ids, self.key = places, ids, key
+    def __init__(
+        self, volumes: Sequence[Sliced], positions: Sequence[NDArray[np.int32]], ids: Sequence[str], key: str
+    ) -> None:
+        self.volumes, self.ids, self.key = volumes, ids, key
+        self.volume = np.repeat(np.arange(len(volumes)), [len(some) for some in positions])
+        self.place = np.concatenate([np.searchsorted(v.positions, z) for v, z in zip(volumes, positions, strict=True)])
 
     def read(self, i: int) -> bytes:
         """Slice `i`. Raises ImageFileError."""
-        volume, k = self.places[i]
-        return volume.read(k)
+        return self.volumes[self.volume[i]].read(self.place[i])
 
     def name(self, i: int) -> str:
         """Case, modality and position."""
         return self.ids[i]
+
+    def background(self) -> NDArray[np.float32]:
+        """Share of the pixels of each square that are 0."""
+        kept = np.concatenate([[0], np.cumsum([len(volume.positions) for volume in self.volumes])])
+        return np.concatenate([volume.background for volume in self.volumes])[kept[self.volume] + self.place]
 
 
 class _Channels(Images):
@@ -85,48 +94,41 @@ class _Channels(Images):
         return self.images[0].measure(i)
 
 
-@dataclass(frozen=True)
 class _Side:
-    """The cases of one side of the split."""
+    """The cases of one side of the split, and the slices that are kept in every modality that is read."""
 
-    name: str
-    cases: Mapping[Case, Sequence[ImageFile]]
-    volumes: Mapping[Case, Sequence[Sliced]]
-
-    @property
-    def files(self) -> list[ImageFile]:
-        return [file for volumes in self.cases.values() for file in volumes]
-
-    @functools.cached_property
-    def slices(self) -> list[tuple[Case, int]]:
-        """(case, position) of each slice that is kept in every modality that is read."""
-        kept = {case: set.intersection(*(set(v.positions) for v in self.volumes[case])) for case in self.cases}
-        return [(case, z) for case in self.cases for z in sorted(kept[case])]
-
-    def images(self, modality: str, resolution: int, crop: bool) -> Images:
-        """Its images, of which those of a subject are one group."""
-        name = "" if modality == ALL else f"-{modality}"
-        ids = [f"{case.id}{name}-z{z:03d}" for case, z in self.slices]
+    def __init__(
+        self,
+        name: str,
+        cases: Mapping[Case, Sequence[ImageFile]],
+        volumes: Mapping[Case, Sequence[Sliced]],
+        wanted: str,
+    ) -> None:
+        self.name, self.cases, self.wanted = name, cases, wanted
+        self.files = [file for files in cases.values() for file in files]
+        kept = [functools.reduce(np.intersect1d, [v.positions for v in volumes[case]]) for case in cases]
+        suffix = "" if wanted == ALL else f"-{wanted}"
+        self.ids = [f"{case.id}{suffix}-z{z:03d}" for case, some in zip(cases, kept, strict=True) for z in some]
+        self.subjects = [case.subject for case, some in zip(cases, kept, strict=True) for _ in some]
         key = digest_of(RULE_KEY, listing_key(self.files))
-        channels = [
-            EncodedImages(_Slices(self.places(k), ids, digest_of(key, k)), resolution, crop)
-            for k in range(len(next(iter(self.volumes.values()))))
+        self.modalities = [
+            _Slices([volumes[case][k] for case in cases], kept, self.ids, digest_of(key, k))
+            for k in range(len(self.files) // len(cases) if self.ids else 0)
         ]
-        images = channels[0] if modality != ALL else _Channels(channels)
-        images.groups = [case.subject for case, _ in self.slices]
-        return images
 
-    def places(self, k: int) -> list[tuple[Sliced, int]]:
-        """Of the slices of modality `k`: volume, and which of its kept slices."""
-        at = {case: {z: n for n, z in enumerate(self.volumes[case][k].positions)} for case in self.cases}
-        return [(self.volumes[case][k], at[case][z]) for case, z in self.slices]
+    def images(self, resolution: int, crop: bool) -> Images:
+        """Its images, of which those of a subject are one group."""
+        channels = [EncodedImages(slices, resolution, crop) for slices in self.modalities]
+        images: Images = _Channels(channels) if self.wanted == ALL else channels[0]
+        images.groups = self.subjects
+        return images
 
     def note(self) -> str:
         """How much there is, and how much of it is background."""
-        subjects, modalities = len({case.subject for case in self.cases}), len(next(iter(self.volumes.values())))
-        background = np.mean([v.background[n] for k in range(modalities) for v, n in self.places(k)])
+        background = np.mean([slices.background() for slices in self.modalities], dtype=np.float64)
+        subjects = len({case.subject for case in self.cases})
         return (
-            f"{self.name}: {len(self.slices):,} slices of {len(self.cases):,} cases of {subjects:,} subjects; "
+            f"{self.name}: {len(self.ids):,} slices of {len(self.cases):,} cases of {subjects:,} subjects; "
             f"{100 * background:.1f} % of their pixels are background"
         )
 
@@ -151,16 +153,16 @@ class BraTS(Dataset):
         collection = _only_collection(cases)
         volumes = _of_one_shape(cases)
         train, validation = (
-            _Side(name, {case: files for case, files in cases.items() if is_validation(case.subject) is held}, volumes)
+            _Side(name, {c: f for c, f in cases.items() if is_validation(c.subject) is held}, volumes, argument)
             for name, held in (("train", False), ("validation", True))
         )
         for side in (train, validation):
-            if not side.cases or not side.slices:
+            if not side.ids:
                 subjects = len({case.subject for case in cases})
                 what = f"the {subjects} BraTS subjects in {root} leave no {side.name} slice: one in five is validation"
                 raise UsageError(what, "unpack more cases there")
-        self.train = train.images(argument, resolution, crop=False)
-        self.validation = validation.images(argument, resolution, crop=True)
+        self.train = train.images(resolution, crop=False)
+        self.validation = validation.images(resolution, crop=True)
         self.train_digest = digest_of(RULE_KEY, argument, contents_digest(train.files))
         self.protocol_name = f"{_COLLECTIONS.get(collection, collection.lower())}-{argument}-axial"
         self.split_rule = f"A subject, with all its visits, is validation where {_BY_SUBJECT}. {RULE}."

@@ -32,21 +32,16 @@ def not_here(what: str, root: Path, looked_for: str, hint: str) -> UsageError:
         return UsageError(f"{root} does not exist; it should hold {looked_for}", hint)
     if not root.is_dir():
         return UsageError(f"{root} is a file, not the folder that holds {looked_for}", hint)
-    seen, packed = _seen_in(root)
-    return UsageError(f"no {what} in {root} (looked for {looked_for}); it holds {seen}", packed or hint)
-
-
-def _seen_in(root: Path) -> tuple[str, str]:
-    """The first entries of a folder in words, and what to do with an archive that was not unpacked."""
     try:
         entries = sorted(root.iterdir(), key=lambda entry: (not entry.is_dir(), entry.name))
     except OSError as error:
-        return f"what cannot be listed ({error.strerror})", f"mend the permissions of {root}"
+        return UsageError(f"{root}: cannot be listed ({error.strerror})", "mend its permissions")
     names = [f"{entry.name}{'/' * entry.is_dir()}" for entry in entries]
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    packed = [name for name in names if name.lower().endswith(_PACKED)]
-    unpack = f"unpack {packed[0]} there" if packed else ""
-    return (", ".join(names[:_SHOWN]) + more) or "nothing", unpack
+    seen = (", ".join(names[:_SHOWN]) + more) or "nothing"
+    packed = [name for name in names if name.endswith(_PACKED) and name.partition(".")[0] in looked_for]
+    hint = f"unpack {packed[0]} there" if packed else hint
+    return UsageError(f"no {what} in {root} (looked for {looked_for}); it holds {seen}", hint)
 
 
 def by_base_name(name: str, files: Iterable[ImageFile], pattern: re.Pattern[str]) -> tuple[dict[str, ImageFile], int]:

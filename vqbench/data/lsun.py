@@ -125,6 +125,8 @@ def _environment(folder: Path) -> Any:
 class _LMDB(Encoded):
     """The values of one LMDB, in the order of their keys."""
 
+    ids: _Keys
+
     def __init__(self, folder: Path) -> None:
         _environment(folder)
         self.folder = folder

@@ -55,16 +55,16 @@ class Sliced:
     path: Path
     shape: tuple[int, int, int]
     """Of the volume, in voxels, once it is RAS."""
-    positions: tuple[int, ...]
-    """Along the last axis, ascending."""
-    background: tuple[float, ...]
-    """Share of the pixels of each square that are 0."""
-    places: tuple[tuple[int, int], ...]
-    """(offset, bytes) of each PNG in the file."""
+    positions: NDArray[np.int32]
+    """(N,), along the last axis, ascending."""
+    background: NDArray[np.float32]
+    """(N,), share of the pixels of each square that are 0."""
+    places: NDArray[np.int64]
+    """(N, 2), offset and bytes of each PNG in the file."""
 
     def read(self, k: int) -> bytes:
         """The PNG of the `k`-th kept slice. Raises ImageFileError where the file is not there any more."""
-        offset, length = self.places[k]
+        offset, length = self.places[k].tolist()
         try:
             with open(self.path, "rb", buffering=0) as file:
                 return os.pread(file.fileno(), length, offset)
@@ -97,7 +97,7 @@ def sliced(volumes: Sequence[ImageFile]) -> list[Sliced]:
         if bad := [error for error in made if isinstance(error, ImageFileError)]:
             raise name_unusable(bad)
         for i, found in zip(waiting, made, strict=True):
-            known[i] = found
+            known[i] = found if isinstance(found, Sliced) else None
     return [found for found in known if found is not None]
 
 
@@ -131,8 +131,13 @@ def _place(volume: ImageFile) -> Path:
 def _read_facts(path: Path, size: int, mtime_ns: int) -> Sliced:
     with zipfile.ZipFile(path) as archive:
         facts = json.loads(archive.read(_FACTS))
-    shape, positions, background, places = (facts[name] for name in ("shape", "positions", "background", "places"))
-    return Sliced(path, tuple(shape), tuple(positions), tuple(background), tuple((o, n) for o, n in places))
+    return Sliced(
+        path,
+        tuple(facts["shape"]),
+        np.array(facts["positions"], np.int32),
+        np.array(facts["background"], np.float32),
+        np.array(facts["places"], np.int64).reshape(-1, 2),
+    )
 
 
 def _known(path: Path) -> Sliced | None:

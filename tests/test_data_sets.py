@@ -570,6 +570,30 @@ def test_brats_smaller_than_the_resolution_is_refused(brats: Path) -> None:
         dataset.train.load(0)
 
 
+def test_other_rules_and_another_split_leave_what_is_cut(brats: Path, tmp_path: Path) -> None:
+    own = open_dataset("brats:t2f", 32, brats)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(own.train.ids[:5]))
+    for reference, channels in (("brats:t2f", 3), ("brats:all", 4)):
+        if channels == 4:
+            listed.write_text("\n".join(name.replace("-t2f", "") for name in own.train.ids[:5]))
+        dataset = open_dataset(reference, 64, brats, split_list=listed, rules={"small": "enlarge"})
+        assert (len(dataset.validation), len(dataset.train)) == (5, len(own.train) + len(own.validation) - 5)
+        assert dataset.validation.load(0).shape == (64, 64, channels)
+        assert "padded with 0 to a square" in dataset.split_rule
+        assert list(dataset.train.groups) == [name.split("-")[2] for name in dataset.train.ids]
+        assert "5 of 5 validation images have a short side below 64 px" in dataset.small_images
+    root = write_celeba(tmp_path, {1: 0, 2: 0, 3: 1})
+    listed.write_text("000001.jpg")
+    dataset = open_dataset("celeba:140", 192, root, split_list=listed, rules={"small": "enlarge"})
+    assert sides(dataset) == (["000002", "000003"], ["000001"])
+    assert dataset.validation.load(0).shape == (192, 192, 3)
+    assert "the middle 140×140 pixels are cut out before resizing" in dataset.split_rule
+    assert dataset.protocol_name.startswith("celeba-crop140-list-")
+    with pytest.raises(UsageError, match="is not in lsun:bedroom"):
+        open_dataset("lsun:bedroom", 32, write_lsun(tmp_path, train=2, validation=1), split_list=listed)
+
+
 # used
 
 

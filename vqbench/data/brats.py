@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
-from vqbench.data.decode import ImageFileError, name_unusable
+from vqbench.data.decode import AS_EVER, ImageFileError, Reading, name_unusable
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, contents_digest, list_images, listing_key
@@ -57,9 +57,14 @@ class _Slices(Encoded):
     """The kept slices of one modality, as grey PNGs, case after case."""
 
     def __init__(
-        self, volumes: Sequence[Sliced], positions: Sequence[NDArray[np.int32]], ids: Sequence[str], key: str
+        self,
+        files: Sequence[ImageFile],
+        volumes: Sequence[Sliced],
+        positions: Sequence[NDArray[np.int32]],
+        ids: Sequence[str],
     ) -> None:
-        self.volumes, self.ids, self.key = volumes, ids, key
+        self.files, self.volumes, self.ids = files, volumes, ids
+        self.key = digest_of(RULE_KEY, listing_key(files), *(some.tolist() for some in positions))
         self.volume = np.repeat(np.arange(len(volumes)), [len(some) for some in positions])
         self.place = np.concatenate([np.searchsorted(v.positions, z) for v, z in zip(volumes, positions, strict=True)])
 
@@ -71,10 +76,28 @@ class _Slices(Encoded):
         """Case, modality and position."""
         return self.ids[i]
 
+    def digest(self) -> str:
+        """Of the volumes, and of how they are sliced."""
+        return digest_of(RULE_KEY, contents_digest(self.files))
+
     def background(self) -> NDArray[np.float32]:
         """Share of the pixels of each square that are 0."""
         kept = np.concatenate([[0], np.cumsum([len(volume.positions) for volume in self.volumes])])
         return np.concatenate([volume.background for volume in self.volumes])[kept[self.volume] + self.place]
+
+
+class _GreyImages(EncodedImages):
+    """Slices of one modality, of which those of a subject are one group."""
+
+    def __init__(
+        self, source: Encoded, subjects: Sequence[str], resolution: int, crop: bool, reading: Reading = AS_EVER
+    ) -> None:
+        super().__init__(source, resolution, crop, reading)
+        self.groups = subjects
+
+    def read_as(self, reading: Reading, crop: bool) -> _GreyImages:
+        """The same slices, read so."""
+        return _GreyImages(self.source, self.groups, self.resolution, crop, reading)
 
 
 class _Channels(Images):
@@ -82,7 +105,7 @@ class _Channels(Images):
 
     def __init__(self, images: Sequence[Images]) -> None:
         self.images = images
-        self.ids = images[0].ids
+        self.ids, self.groups, self.reading = images[0].ids, images[0].groups, images[0].reading
         self.content_key = digest_of(*(each.content_key for each in images))
 
     def load(self, i: int) -> Pixels:
@@ -92,6 +115,18 @@ class _Channels(Images):
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i`."""
         return self.images[0].measure(i)
+
+    def read_as(self, reading: Reading, crop: bool) -> _Channels:
+        """The same channels, read so."""
+        return _Channels([images.read_as(reading, crop) for images in self.images])
+
+    def contents(self) -> str:
+        """Of all channels, in order."""
+        return digest_of(*(images.contents() for images in self.images))
+
+    def short_side(self, i: int) -> int:
+        """Of image `i`."""
+        return self.images[0].short_side(i)
 
 
 class _Side:
@@ -105,23 +140,19 @@ class _Side:
         wanted: str,
     ) -> None:
         self.name, self.cases, self.wanted = name, cases, wanted
-        self.files = [file for files in cases.values() for file in files]
         kept = [functools.reduce(np.intersect1d, [v.positions for v in volumes[case]]) for case in cases]
         suffix = "" if wanted == ALL else f"-{wanted}"
         self.ids = [f"{case.id}{suffix}-z{z:03d}" for case, some in zip(cases, kept, strict=True) for z in some]
         self.subjects = [case.subject for case, some in zip(cases, kept, strict=True) for _ in some]
-        key = digest_of(RULE_KEY, listing_key(self.files))
         self.modalities = [
-            _Slices([volumes[case][k] for case in cases], kept, self.ids, digest_of(key, k))
-            for k in range(len(self.files) // len(cases) if self.ids else 0)
+            _Slices([files[k] for files in cases.values()], [volumes[case][k] for case in cases], kept, self.ids)
+            for k in range(len(_modalities(wanted)) if self.ids else 0)
         ]
 
     def images(self, resolution: int, crop: bool) -> Images:
-        """Its images, of which those of a subject are one group."""
-        channels = [EncodedImages(slices, resolution, crop) for slices in self.modalities]
-        images: Images = _Channels(channels) if self.wanted == ALL else channels[0]
-        images.groups = self.subjects
-        return images
+        """Its images."""
+        channels = [_GreyImages(slices, self.subjects, resolution, crop) for slices in self.modalities]
+        return _Channels(channels) if self.wanted == ALL else channels[0]
 
     def note(self) -> str:
         """How much there is, and how much of it is background."""
@@ -147,7 +178,7 @@ class BraTS(Dataset):
         root = required_root("brats", data_root, "its cases", _GET)
         required_library("nibabel", "brats", "medical")
         self.reference, self.slug = f"brats:{argument}", f"brats-{argument}"
-        wanted = MODALITIES if argument == ALL else (argument,)
+        wanted = _modalities(argument)
         self.channels = len(wanted) if argument == ALL else 3
         cases = _cases(root, wanted)
         collection = _only_collection(cases)
@@ -163,12 +194,22 @@ class BraTS(Dataset):
                 raise UsageError(what, "unpack more cases there")
         self.train = train.images(resolution, crop=False)
         self.validation = validation.images(resolution, crop=True)
-        self.train_digest = digest_of(RULE_KEY, argument, contents_digest(train.files))
+        self.train_digest = self.train.contents()
         self.protocol_name = f"{_COLLECTIONS.get(collection, collection.lower())}-{argument}-axial"
-        self.split_rule = f"A subject, with all its visits, is validation where {_BY_SUBJECT}. {RULE}."
+        self._cut = f"{RULE}."
         if argument == ALL:
-            self.split_rule += f" Channels are {', '.join(wanted)}; a slice is used where it is kept in each."
-        self.notes = (train.note(), validation.note())
+            self._cut += f" Channels are {', '.join(wanted)}; a slice is used where it is kept in each."
+        self.split_rule = f"A subject, with all its visits, is validation where {_BY_SUBJECT}. {self._cut}"
+        self.split_notes = (train.note(), validation.note())
+
+    def split_by(self, file: Path) -> None:
+        """As any dataset does; slices stay what they were."""
+        super().split_by(file)
+        self.split_rule += f" {self._cut}"
+
+
+def _modalities(argument: str) -> tuple[str, ...]:
+    return MODALITIES if argument == ALL else (argument,)
 
 
 def _unknown_modality(name: str) -> UsageError:

@@ -79,6 +79,10 @@ class _MiddleSquares(Encoded):
         """The file."""
         return str(self.files[i].path)
 
+    def digest(self) -> str:
+        """Of the files, and of what is cut out of them."""
+        return digest_of(contents_digest(self.files), "middle square", self.square)
+
 
 @DATASETS.register("celeba")
 class CelebA(Dataset):
@@ -95,13 +99,19 @@ class CelebA(Dataset):
         root = required_root("celeba", data_root, f"{_FOLDER}/ and {PARTITION}", _GET)
         self.reference, self.slug = f"celeba:{argument}", f"celeba-crop{argument}"
         train, validation = self._split(root)
-        self.train = EncodedImages(_MiddleSquares(train, int(argument)), resolution, crop=False)
+        squares = _MiddleSquares(train, int(argument))
+        self.train = EncodedImages(squares, resolution, crop=False)
         self.validation = EncodedImages(_MiddleSquares(validation, int(argument)), resolution, crop=True)
-        self.train_digest = digest_of(contents_digest(train), "middle square", int(argument))
-        self.split_rule = (
-            f"Of each image of {_WIDTH}×{_HEIGHT} the middle {argument}×{argument} pixels are cut out before resizing. "
-            f"CelebA's {PARTITION}: 0 is trained on, 1 is validation, 2 (test) is not used."
+        self.train_digest = squares.digest()
+        self._cut = (
+            f"Of each image of {_WIDTH}×{_HEIGHT} the middle {argument}×{argument} pixels are cut out before resizing."
         )
+        self.split_rule = f"CelebA's {PARTITION}: 0 is trained on, 1 is validation, 2 (test) is not used. {self._cut}"
+
+    def split_by(self, file: Path) -> None:
+        """As any dataset does; what is cut out stays what it was."""
+        super().split_by(file)
+        self.split_rule += f" {self._cut}"
 
     def _split(self, root: Path) -> tuple[list[ImageFile], list[ImageFile]]:
         folder = first_folder(root / "celeba" / _FOLDER, root / _FOLDER)
@@ -127,8 +137,6 @@ class CelebA(Dataset):
                 raise UsageError(what, _GET)
         self.protocol_name = f"{self.slug}{share_of(len(listed), _TOTAL)}"
         if len(listed) != _TOTAL:
-            self.notes += (
-                f"{len(listed):,} of the {_TOTAL:,} images are here: {len(train):,} train and {len(validation):,} "
-                "validation",
-            )
+            state = f"{len(listed):,} of the {_TOTAL:,} images are here"
+            self.split_notes = (f"{state}: {{train}} train and {{validation}} validation",)
         return in_order(files, train), in_order(files, validation)

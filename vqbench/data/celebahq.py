@@ -49,10 +49,10 @@ class CelebAHQ(Dataset):
         count = len(train) + len(validation)
         self.protocol_name += share_of(len(files), _TOTAL)
         if len(files) != _TOTAL:
-            sides = f"{len(train):,} train and {len(validation):,} validation"
-            self.notes += (f"{len(files):,} of the {_TOTAL:,} images are here: {sides}",)
+            state = f"{len(files):,} of the {_TOTAL:,} images are here"
+            self.split_notes += (f"{state}: {{train}} train and {{validation}} validation",)
         elif count != len(files):
-            self.notes += (f"{len(files) - count:,} images are of CelebA's test side and are not used",)
+            self.split_notes += (f"{len(files) - count:,} images are of CelebA's test side and are not used",)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
         self.train_digest = contents_digest(train)
@@ -109,7 +109,9 @@ class CelebAHQ(Dataset):
         lacks = " and ".join(name for name, file in ((_MAPPING, mapping), (PARTITION, partition)) if file is None)
         self.split_rule = "An image is validation where the sha256 of its number in five digits is 0 modulo 10."
         self.protocol_name = "celebahq-hash90"
-        self.notes += (f"split by hash of the number: for CelebA's partition, {lacks} must lie beside the images",)
+        self.split_notes += (
+            f"split by hash of the number: for CelebA's partition, {lacks} must lie beside the images",
+        )
         held_out = {n for n, file in files.items() if is_validation(file.id)}
         return in_order(files, files.keys() - held_out), in_order(files, held_out)
 

@@ -32,8 +32,8 @@ class COCO(Dataset):
         count, total = len(train) + len(validation), sum(_SIDES.values())
         self.protocol_name = f"coco2017{share_of(count, total)}"
         if count != total:
-            sides = f"{len(train):,} train and {len(validation):,} validation"
-            self.notes += (f"{count:,} of the {total:,} images are here: {sides}",)
+            state = f"{count:,} of the {total:,} images are here"
+            self.split_notes = (f"{state}: {{train}} train and {{validation}} validation",)
         self.split_rule = "train2017 is trained on, val2017 is validation."
         self.train = FileImages(train, resolution, crop=False, reading=_READING)
         self.validation = FileImages(validation, resolution, crop=True, reading=_READING)

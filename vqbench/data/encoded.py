@@ -33,6 +33,13 @@ class Encoded(ABC):
         """What the size of image `i` can be read from."""
         return self.read(i)
 
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 over all of them as far as it can be had cheaply; the same on every machine.
+
+        Raises UsageError that names those that cannot be read.
+        """
+
 
 class EncodedImages(Images):
     """Encoded images of one source, decoded each time they are asked for."""
@@ -42,7 +49,7 @@ class EncodedImages(Images):
         self.ids = source.ids
         self.resolution = resolution
         self.crop = crop
-        self.reading = reading
+        self.reading: Reading = reading
         self.content_key = source.key
 
     def load(self, i: int) -> Pixels:
@@ -58,3 +65,11 @@ class EncodedImages(Images):
         """(H, W) of `load(i)`, from the header of the image."""
         height, width = measure_image(self.source.header(i), self.resolution, self.reading, self.source.name(i))
         return (self.resolution, self.resolution) if self.crop else (height, width)
+
+    def read_as(self, reading: Reading, crop: bool) -> EncodedImages:
+        """The same images, decoded in another way."""
+        return EncodedImages(self.source, self.resolution, crop, reading)
+
+    def contents(self) -> str:
+        """The digest of the source."""
+        return self.source.digest()

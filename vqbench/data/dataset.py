@@ -631,7 +631,7 @@ def open_dataset(
         raise UsageError(f"dataset '{name}' takes nothing after the colon, not '{argument}'", f"give it as {name}")
     if cls.takes_argument and not argument and (cls.needs_argument or colon):
         wanted = f"{name}:{cls.takes_argument}"
-        raise UsageError(f"dataset '{name}' needs to know where: {wanted}", f"give it as --dataset {wanted}")
+        raise UsageError(f"dataset '{name}' needs more than its name: {wanted}", f"give it as --dataset {wanted}")
     if resolution < 1:
         raise UsageError(f"resolution must be at least 1, not {resolution}", "for example: 32, 128 or 256")
     if download:

@@ -44,13 +44,13 @@ def absolute(path: str | Path) -> Path:
     return place
 
 
-def list_images(root: Path) -> list[ImageFile]:
-    """Every image file below `root`, sorted by id. Hidden files and folders are left out.
+def list_images(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[ImageFile]:
+    """Every file below `root` with one of the suffixes, sorted by id. Hidden files and folders are left out.
 
     Links are followed; a folder that is reached twice (a loop of links, too) is listed once. Raises UsageError where
     there is no such folder or a part of it cannot be read: a set must not become smaller unnoticed.
     """
-    files = FoundFiles.below(root)
+    files = FoundFiles.below(root, suffixes)
     listed = [
         ImageFile(name, Path(files.where(i)), files.sizes[i], files.mtimes[i], files.ctimes[i])
         for i, name in enumerate(files.names)
@@ -69,10 +69,10 @@ class FoundFiles(Found):
         self.bad: list[ImageFileError] = []
 
     @classmethod
-    def below(cls, root: Path) -> FoundFiles:
-        """Every image file below a folder; see `list_images`."""
+    def below(cls, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> FoundFiles:
+        """Every file below a folder with one of the suffixes; see `list_images`."""
         found = cls(str(root))
-        found.walk(root)
+        found.walk(root, suffixes)
         return found.whole()
 
     def whole(self) -> FoundFiles:
@@ -81,8 +81,8 @@ class FoundFiles(Found):
             raise name_unusable(sorted(self.bad, key=lambda error: error.what))
         return self
 
-    def walk(self, root: Path) -> None:
-        """Look at every image file below a folder, which is the base or lies in it."""
+    def walk(self, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+        """Look at every file with one of the suffixes below a folder, which is the base or lies in it."""
         if not root.is_dir():
             state = "is a file, not a folder" if root.exists() else "does not exist"
             raise UsageError(f"{root} {state}", "give a folder that holds images")
@@ -103,7 +103,7 @@ class FoundFiles(Found):
                             continue
                         if entry.is_dir():
                             waiting.append(entry.path)
-                        elif entry.name.lower().endswith(SUFFIXES):
+                        elif entry.name.lower().endswith(suffixes):
                             self.add(entry.path[first:])
         except OSError as error:
             raise UsageError(f"{error.filename}: cannot be listed ({error.strerror})", "mend its permissions") from None

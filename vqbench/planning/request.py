@@ -47,7 +47,7 @@ class RunRequest:
 
     methods: tuple[str | Variant, ...] = ()
     dataset: str = option(
-        "", arguments.source, "photos, folder:PATH, ffhq, cifar10, or a plugin's.", "NAME",
+        "", arguments.source, "photos, folder:PATH, ffhq, … (`vqbench datasets`).", "NAME",
         has_variable=True, defines=True, complete=_datasets,
     )  # fmt: skip
     """Empty only where `features` are given."""

@@ -37,7 +37,7 @@ def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
 
 
 def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
-    """The middle (R, R, 3) of (H, W, 3); an odd margin leaves its extra pixel at the bottom or right."""
+    """The middle (R, R, C) of (H, W, C); an odd margin leaves its extra pixel at the bottom or right."""
     top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
     return pixels[top : top + resolution, left : left + resolution]
 
@@ -89,7 +89,7 @@ class HeldOut:
 
 
 class Images(ABC):
-    """A fixed sequence of RGB images with stable names."""
+    """A fixed sequence of images with stable names."""
 
     ids: Sequence[str]
     """One name for each image, the same on every machine: a path relative to the dataset, or a position in it."""
@@ -105,7 +105,7 @@ class Images(ABC):
 
     @abstractmethod
     def load(self, i: int) -> Pixels:
-        """Image `i` as (H, W, 3) uint8 RGB with its short side at the dataset's resolution.
+        """Image `i` as (H, W, C) uint8 with its short side at the dataset's resolution; C of 3 is RGB.
 
         Raises ImageFileError, which names the file, where it cannot be used.
         """
@@ -118,6 +118,10 @@ class Images(ABC):
         """(H, W) that `load(i)` will have, found as cheaply as the source allows."""
         height, width, _ = self.load(i).shape
         return height, width
+
+    def grey(self) -> Images | None:
+        """These images read as one channel in the place of RGB; None where the source cannot."""
+        return None
 
 
 class Chosen(Images):
@@ -142,6 +146,11 @@ class Chosen(Images):
         """(H, W) of image `i` of the chosen ones."""
         return self.images.measure(self.positions[i])
 
+    def grey(self) -> Images | None:
+        """The same of the other sequence in grey."""
+        images = self.images.grey()
+        return None if images is None else Chosen(images, self.positions)
+
 
 class Cropped(Images):
     """Images whose middle square is kept."""
@@ -151,35 +160,45 @@ class Cropped(Images):
         self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
-        """The middle (R, R, 3) of image `i`."""
+        """The middle (R, R, C) of image `i`."""
         return centre_crop(self.images.load(i), self.resolution)
 
     def measure(self, i: int) -> tuple[int, int]:
         """(R, R)."""
         return self.resolution, self.resolution
 
+    def grey(self) -> Images | None:
+        """The middle of the whole images in grey."""
+        images = self.images.grey()
+        return None if images is None else Cropped(images, self.resolution)
+
 
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
 
-    def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
-        self.images, self.resolution, self.is_square = images, resolution, is_square
+    def __init__(self, images: Images, resolution: int, is_square: bool, channels: int = 3) -> None:
+        self.images, self.resolution, self.is_square, self.channels = images, resolution, is_square, channels
         self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
 
     def load(self, i: int) -> Pixels:
-        """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""
-        pixels, R = self.images.load(i), self.resolution
+        """Image `i`. Raises UsageError unless it is uint8 (H, W, C) with sides and channels as `Dataset` says."""
+        pixels, R, C = self.images.load(i), self.resolution, self.channels
         shape = tuple(np.shape(pixels))
         sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == R
-        if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not sides:
+        if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != C or not sides:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
-            wanted = f"({R}, {R}, 3)" if self.is_square else f"(H, W, 3) with a short side of {R}"
+            wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {R}"
             raise UsageError(f"image {self.ids[i]} is {kind} of shape {shape}, not uint8 of shape {wanted}", _SEE)
         return pixels
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i`."""
         return self.images.measure(i)
+
+    def grey(self) -> Images | None:
+        """The plugin's images in grey, of which one channel is expected."""
+        images = self.images.grey()
+        return None if images is None else Looked(images, self.resolution, self.is_square, channels=1)
 
 
 class Dataset(ABC):
@@ -200,7 +219,7 @@ class Dataset(ABC):
     train: Images
     """Short side at the resolution, not yet cropped."""
     validation: Images
-    """(R, R, 3) each."""
+    """(R, R, C) each."""
     notes: tuple[str, ...] = ()
     """What must be said aloud whenever numbers on this dataset are shown."""
     protocol_name: str
@@ -212,7 +231,7 @@ class Dataset(ABC):
     licence: str = ""
     """Under which terms the images may be used."""
     channels: int = 3
-    """Of an image: the last axis of what `load` gives."""
+    """Of an image: the last axis of what `load` gives. 1 is grey, 3 RGB, 4 are four grey images of one place."""
 
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         self.resolution = resolution
@@ -221,6 +240,24 @@ class Dataset(ABC):
     def download(cls, data_root: Path | None) -> None:
         """Get the files from where they are published. Does nothing where there is nothing to get."""
         return None
+
+    def give_channels(self, channels: int) -> None:
+        """Give images of so many channels, as a recipe asks: image files are read as grey where that is 1.
+
+        Raises UsageError where the images have another number.
+        """
+        if channels == self.channels:
+            return
+        train, validation = self.train.grey(), self.validation.grey()
+        if (channels, self.channels) == (1, 3) and train is not None and validation is not None:
+            self.train, self.validation, self.channels = train, validation, 1
+            self.protocol_name += "-grey"
+            return
+        given = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+        raise UsageError(
+            f"the images of {self.reference} have {given}, the recipe's have image_channels={channels}",
+            f"--set image_channels={self.channels}, or give another dataset",
+        )
 
     def hold_out(self, share: float) -> None:
         """Have a share of the training images, by hash of the id, take the place of the validation images."""
@@ -274,10 +311,10 @@ class DataReference:
             known.get("holdout"),
         )
 
-    def open(self, resolution: int, download: bool = False) -> Dataset:
+    def open(self, resolution: int, channels: int = 3, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
         root, kept = self.data_root, self.validation_images
-        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout)
+        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout, channels)
 
 
 _SEE = "see docs/adding-a-dataset.md"
@@ -301,8 +338,9 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
                 f"{dataset.reference} has no {side} images", "a dataset needs both, or nothing is measured"
             )
     if not DATASETS.is_built_in(name):
-        dataset.train = Looked(dataset.train, dataset.resolution, is_square=False)
-        dataset.validation = Looked(dataset.validation, dataset.resolution, is_square=True)
+        resolution, channels = dataset.resolution, dataset.channels
+        dataset.train = Looked(dataset.train, resolution, is_square=False, channels=channels)
+        dataset.validation = Looked(dataset.validation, resolution, is_square=True, channels=channels)
     return dataset
 
 
@@ -318,12 +356,14 @@ def open_dataset(
     validation_images: int | None = None,
     download: bool = False,
     holdout: float | None = None,
+    channels: int = 3,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
     With `holdout`, a share, that of the training images takes the place of the validation images.
     `validation_images` keeps that many of these; `download` gets missing files first where the dataset
-    can. Raises UsageError for an unknown name, missing files, and a split with an empty side.
+    can; `channels` are those of an image. Raises UsageError for an unknown name, missing files, a split with an empty
+    side, and images of another number of channels.
     """
     name, colon, argument = reference.partition(":")
     cls: Any = DATASETS.get(name)
@@ -339,6 +379,7 @@ def open_dataset(
     if download:
         cls.download(data_root)
     dataset = _made(name, cls, argument, resolution, data_root)
+    dataset.give_channels(channels)
     if holdout is not None:
         dataset.hold_out(holdout)
     if validation_images is not None:

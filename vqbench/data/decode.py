@@ -1,4 +1,4 @@
-"""From a file to 8-bit RGB at the asked resolution, or a refusal that names the file and says what to do."""
+"""From a file to 8-bit RGB, or grey, at the asked resolution, or a refusal that names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Reading:
     """What becomes of an image whose short side is below the resolution."""
     upright: bool = True
     """Whether the orientation that EXIF states is applied."""
+    channels: Literal[1, 3] = 3
+    """RGB, or grey: then an image that has colours is refused, since their weights would be our choice."""
 
 
 AS_EVER = Reading()
@@ -151,6 +153,14 @@ def _without_alpha(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _grey(rgb: Image.Image, name: str) -> Image.Image:
+    red, green, blue = rgb.split()
+    if not red.tobytes() == green.tobytes() == blue.tobytes():
+        hint = "make a grey copy of it, or --set image_channels=3"
+        raise _refuse(name, "has colours, and is asked for as grey (image_channels=1)", hint)
+    return red
+
+
 def _require_side(size: tuple[int, int], resolution: int, name: str) -> None:
     if min(size) < resolution:
         what = f"{size[0]}×{size[1]} pixels, smaller than the resolution {resolution}; nothing is enlarged"
@@ -181,21 +191,25 @@ def measure_image(source: Path | bytes, resolution: int, reading: Reading = AS_E
 
 
 def decode_image(source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = "") -> Pixels:
-    """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB with its short side at `resolution`.
+    """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB with its short side at `resolution`; (H, W, 1) where
+    `reading` asks for grey.
 
     `name` is what errors call bytes. Resized by PIL's Lanczos filter; upright where `reading` says so. Grey, palette
     and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than 8 bits per
-    channel, transparency, several frames, an image larger than MAX_PIXELS, or smaller than the resolution where
-    `reading` refuses it.
+    channel, transparency, several frames, an image larger than MAX_PIXELS, one smaller than the resolution where
+    `reading` refuses it, or of colours where it asks for grey.
     """
     name = name or str(source)
     with _opened(source, name) as image:
         _check_kind(image, name)
         if reading.upright:
             ImageOps.exif_transpose(image, in_place=True)
-        rgb = _without_alpha(image, name)
+        plain = _without_alpha(image, name)
+        if reading.channels == 1:
+            plain = _grey(plain, name)
         if reading.small == "refuse":
-            _require_side(rgb.size, resolution, name)
-        if min(rgb.size) != resolution:
-            rgb = rgb.resize(target_size(*rgb.size, resolution), Image.Resampling.LANCZOS)
-        return np.asarray(rgb)
+            _require_side(plain.size, resolution, name)
+        if min(plain.size) != resolution:
+            plain = plain.resize(target_size(*plain.size, resolution), Image.Resampling.LANCZOS)
+        pixels = np.asarray(plain)
+        return pixels if pixels.ndim == 3 else pixels[..., None]

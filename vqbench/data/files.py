@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -134,7 +135,12 @@ class FileImages(Images):
         self.resolution = resolution
         self.crop = crop
         self.reading = reading
-        self.content_key = listing_key(self.files)
+        key = listing_key(self.files)
+        self.content_key = key if reading == AS_EVER else digest_of(key, *dataclasses.astuple(reading))
+
+    def grey(self) -> FileImages:
+        """The same files, decoded to one channel."""
+        return FileImages(self.files, self.resolution, self.crop, dataclasses.replace(self.reading, channels=1))
 
     def load(self, i: int) -> Pixels:
         """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""

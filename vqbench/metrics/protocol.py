@@ -12,6 +12,7 @@ from typing import Any
 
 from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric
 from vqbench.metrics.weights import BACKBONES, INCEPTION, LPIPS_HEADS
+from vqbench.wording import counted
 
 CENTRE_CROP = "centre square"
 LANCZOS = "PIL Lanczos, short side to the resolution"
@@ -29,7 +30,11 @@ def pinned_weights() -> dict[str, str]:
 
 
 class Hashed:
-    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content."""
+    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content.
+
+    `metadata={"added_later": True}` marks a field that is part of it only where it is not at its default, which is what
+    always was: hashes from before it hold.
+    """
 
     @functools.cached_property
     def hash(self) -> str:
@@ -39,7 +44,9 @@ class Hashed:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; what the hash is taken of."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        later = {f.name for f in fields if f.metadata.get("added_later") and getattr(self, f.name) == f.default}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields if f.name not in later}
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,13 @@ class Protocol(Hashed):
     version: str = VERSION
     definitions: Mapping[str, str] = field(default_factory=_sentences)
     weights: Mapping[str, str] = field(default_factory=pinned_weights)
+    image_channels: int = field(default=3, metadata={"added_later": True})
 
     def describe(self) -> str:
         """A few lines for a person."""
         size = f"{self.resolution}×{self.resolution}"
+        if self.image_channels != 3:
+            size += f" of {counted(self.image_channels, 'channel')}"
         return "\n".join(
             (
                 f"protocol {self.name} ({self.hash})",
@@ -96,6 +106,7 @@ def protocol_for(
     split_rule: str,
     crop: str = CENTRE_CROP,
     resize: str = LANCZOS,
+    image_channels: int = 3,
 ) -> Protocol:
     """The protocol of a dataset at a resolution.
 
@@ -111,4 +122,5 @@ def protocol_for(
         resolution=resolution,
         crop=crop,
         resize=resize,
+        image_channels=image_channels,
     )

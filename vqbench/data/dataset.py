@@ -197,7 +197,7 @@ class Looked(Images):
 
     def grey(self) -> Images | None:
         """The plugin's images in grey, of which one channel is expected."""
-        images = self.images.grey()
+        images = getattr(self.images, "grey", lambda: None)()
         return None if images is None else Looked(images, self.resolution, self.is_square, channels=1)
 
 
@@ -248,8 +248,10 @@ class Dataset(ABC):
         """
         if channels == self.channels:
             return
-        train, validation = self.train.grey(), self.validation.grey()
-        if (channels, self.channels) == (1, 3) and train is not None and validation is not None:
+        asks_for_grey = (channels, self.channels) == (1, 3)
+        sides = [images.grey() for images in (self.train, self.validation) if asks_for_grey]
+        train, validation = sides or (None, None)
+        if train is not None and validation is not None:
             self.train, self.validation, self.channels = train, validation, 1
             self.protocol_name += "-grey"
             return

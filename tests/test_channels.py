@@ -98,7 +98,7 @@ def test_a_score_of_each_channel_stands_beside_their_mean(trained: Trained) -> N
 def test_a_page_and_tables_are_made_of_them(trained: Trained, runs: Path, tmp_path: Path) -> None:
     for dataset in ("grey", "scans"):
         trained(dataset)
-        answer = typed("report", runs / dataset, "--output", tmp_path / dataset, VQBENCH_PAGE="1")
+        answer = typed("report", dataset, "--runs", runs, "--out", tmp_path / dataset, VQBENCH_PAGE="1")
         assert answer.code == 0, answer.err
         page = next((tmp_path / dataset).glob("*.html")).read_text().replace('"aspect": ', '"aspect":')
         assert f'"aspect":{4 if dataset == "scans" else 1}' in page

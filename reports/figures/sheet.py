@@ -47,9 +47,10 @@ def draw_sheet(sheet: Sheet, name: str, title: str, section: Section) -> Picture
     _draw_bar(figure, right.images[0], "absolute error" + ", mean of R, G, B" * (originals.shape[3] == RGB))
     ids = ", ".join(short_labels(sheet.ids[:count], 60).values())
     more = f" (the first {count} of {len(sheet.ids)})" if count < len(sheet.ids) else ""
+    apart = f", each with its {channels} channels side by side" if channels > 1 else ""
     caption = (
         f"Shown are {sheet.reason}. Left the reconstructions, right their absolute error, whose scale ends at the "
-        f"99.5th percentile. From left to right{more}: {ids}. {measured_on(section)}."
+        f"99.5th percentile. From left to right{more}{apart}: {ids}. {measured_on(section)}."
     )
     return Picture(name, title, caption + shortened_note(sheet.by_group, _LABEL), figure)
 

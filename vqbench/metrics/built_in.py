@@ -14,6 +14,7 @@ from vqbench.metrics.kinds import (
     FrechetDistance,
     Metric,
     PairMetric,
+    Sees,
 )
 from vqbench.registry import EXTRACTORS, METRICS
 
@@ -200,7 +201,7 @@ class LPIPS(PairMetric):
     """Learned perceptual similarity with the backbone that `weights` names."""
 
     better, gloss = "lower", "how different the images look to a neural network; 0 is identical"
-    sees = "rgb"
+    sees: Sees = "rgb"
 
     def load(self, weights: WeightFile, home: Path) -> nn.Module:
         """The backbone with LPIPS's linear heads."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vqbench.metrics.weights import WeightFile
 
 Better = Literal["higher", "lower"] | None
+Sees = Literal["any", "rgb", "each_channel"]
 RGB = 3
 """Channels of an image that networks of metrics and losses take as it is."""
 _SHOWN = ("title", "short", "unit", "better", "digits", "interval", "on_request", "gloss", "sentence", "few_images",
@@ -63,7 +64,7 @@ class Metric:
     """Whether each image has a value of its own (the score is their mean)."""
     companion_of: str = ""
     """The metric beside which it is computed, unasked, of the images of a method's continuous path; "" for others."""
-    sees: Literal["any", "rgb", "each_channel"] = "any"
+    sees: Sees = "any"
     """Images of any number of channels as they are; RGB alone; or each channel by itself, repeated to RGB: then the
     score is the mean over channels, and `NAME/0`, `NAME/1`… are the channels of several. By default that is computed of
     images that are no RGB, in the place of what sees RGB alone."""
@@ -126,7 +127,7 @@ class FeatureMetric(Metric, ABC):
 
     extractor = "inception"
     min_images = 2
-    sees = "rgb"
+    sees: Sees = "rgb"
 
     @abstractmethod
     def score(self, reference: NDArray[np.float32], reconstructed: NDArray[np.float32]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
@@ -10,13 +11,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.registry import DATASETS
+
+if TYPE_CHECKING:
+    from vqbench.data.decode import Reading
 
 Pixels = NDArray[np.uint8]
 
@@ -100,6 +104,9 @@ class Images(ABC):
     content_key: str = ""
     """Changes whenever the pixels may have changed; the decoded cache is kept under it. Empty: never cached."""
 
+    reading: Reading | None = None
+    """How encoded images become pixels; None where nothing is decoded, so that there is nothing to choose."""
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -119,9 +126,12 @@ class Images(ABC):
         height, width, _ = self.load(i).shape
         return height, width
 
-    def grey(self) -> Images | None:
-        """These images read as one channel in the place of RGB; None where the source cannot."""
-        return None
+    def read_as(self, reading: Reading, crop: bool) -> Images:
+        """The same images, decoded in another way, and cropped to the middle square or not.
+
+        Of images that have a `reading`.
+        """
+        raise NotImplementedError
 
 
 class Chosen(Images):
@@ -129,6 +139,7 @@ class Chosen(Images):
 
     def __init__(self, images: Images, positions: Sequence[int]) -> None:
         self.images = images
+        self.reading = images.reading
         self.positions = tuple(positions)
         self.ids = [images.ids[i] for i in positions]
         self.groups = [images.groups[i] for i in positions] if len(images.groups) else ()
@@ -146,17 +157,16 @@ class Chosen(Images):
         """(H, W) of image `i` of the chosen ones."""
         return self.images.measure(self.positions[i])
 
-    def grey(self) -> Images | None:
-        """The same of the other sequence in grey."""
-        images = self.images.grey()
-        return None if images is None else Chosen(images, self.positions)
+    def read_as(self, reading: Reading, crop: bool) -> Images:
+        """The same of the others, read so."""
+        return Chosen(self.images.read_as(reading, crop), self.positions)
 
 
 class Cropped(Images):
     """Images whose middle square is kept."""
 
     def __init__(self, images: Images, resolution: int) -> None:
-        self.images, self.resolution, self.ids = images, resolution, images.ids
+        self.images, self.resolution, self.ids, self.reading = images, resolution, images.ids, images.reading
         self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
@@ -167,10 +177,10 @@ class Cropped(Images):
         """(R, R)."""
         return self.resolution, self.resolution
 
-    def grey(self) -> Images | None:
-        """The middle of the whole images in grey."""
-        images = self.images.grey()
-        return None if images is None else Cropped(images, self.resolution)
+    def read_as(self, reading: Reading, crop: bool) -> Images:
+        """The same images, read so."""
+        images = self.images.read_as(reading, crop=False)
+        return Cropped(images, self.resolution) if crop else images
 
 
 class Looked(Images):
@@ -179,6 +189,7 @@ class Looked(Images):
     def __init__(self, images: Images, resolution: int, is_square: bool, channels: int = 3) -> None:
         self.images, self.resolution, self.is_square, self.channels = images, resolution, is_square, channels
         self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
+        self.reading = getattr(images, "reading", None)
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, C) with sides and channels as `Dataset` says."""
@@ -195,10 +206,9 @@ class Looked(Images):
         """(H, W) of image `i`."""
         return self.images.measure(i)
 
-    def grey(self) -> Images | None:
-        """The plugin's images in grey, of which one channel is expected."""
-        images = getattr(self.images, "grey", lambda: None)()
-        return None if images is None else Looked(images, self.resolution, self.is_square, channels=1)
+    def read_as(self, reading: Reading, crop: bool) -> Images:
+        """The plugin's, read so."""
+        return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop, channels=reading.channels)
 
 
 class Dataset(ABC):
@@ -248,11 +258,10 @@ class Dataset(ABC):
         """
         if channels == self.channels:
             return
-        asks_for_grey = (channels, self.channels) == (1, 3)
-        sides = [images.grey() for images in (self.train, self.validation) if asks_for_grey]
-        train, validation = sides or (None, None)
-        if train is not None and validation is not None:
-            self.train, self.validation, self.channels = train, validation, 1
+        if (channels, self.channels) == (1, 3) and self.train.reading is not None:
+            reading, self.channels = dataclasses.replace(self.train.reading, channels=1), 1
+            self.train = self.train.read_as(reading, crop=False)
+            self.validation = self.validation.read_as(reading, crop=True)
             self.protocol_name += "-grey"
             return
         given = "1 channel" if self.channels == 1 else f"{self.channels} channels"

@@ -134,13 +134,13 @@ class FileImages(Images):
         self.ids = [file.id for file in self.files]
         self.resolution = resolution
         self.crop = crop
-        self.reading = reading
+        self.reading: Reading = reading
         key = listing_key(self.files)
         self.content_key = key if reading == AS_EVER else digest_of(key, *dataclasses.astuple(reading))
 
-    def grey(self) -> FileImages:
-        """The same files, decoded to one channel."""
-        return FileImages(self.files, self.resolution, self.crop, dataclasses.replace(self.reading, channels=1))
+    def read_as(self, reading: Reading, crop: bool) -> FileImages:
+        """The same files, read so."""
+        return FileImages(self.files, self.resolution, crop, reading)
 
     def load(self, i: int) -> Pixels:
         """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""

@@ -13,6 +13,7 @@ from vqbench.reports.experiment import Group, Section
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import LEVEL, Difference, holm
+from vqbench.wording import some
 
 ALL_PAIRS = 12
 """Up to so many groups every pair is tested; beyond, each against the best alone, with p adjusted as if all were."""
@@ -59,9 +60,15 @@ class MetricComparison:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for each group that could not be tested."""
+        """A sentence for each reason for which groups could not be tested."""
         title = DEFINITIONS[self.metric].title
-        return [f"{title}: {label} is not compared with {self.best}, {why}" for label, why in self.untested.items()]
+        said: dict[str, list[str]] = {}
+        for label, why in self.untested.items():
+            said.setdefault(why, []).append(label)
+        return [
+            f"{title}: {some(labels)} {'is' if len(labels) == 1 else 'are'} not compared with {self.best}, {why}"
+            for why, labels in said.items()
+        ]
 
 
 def verdict_of(metric: str, found: Difference, p: float | None) -> Verdict:
@@ -135,6 +142,8 @@ def why_no_interval(found: Difference) -> str:
     """Why a difference has no interval and no p; empty where it has them."""
     if found.p is not None:
         return ""
+    if found.seeds == 1 and found.images is not None:
+        return "for they share one seed, and no image changes the difference alone, which is no certainty"
     if found.seeds == 1:
         return "for they share one seed, and what would be resampled was not kept for single images"
     return f"for all {found.seeds} seeds differ by exactly the same amount, which says nothing of others"

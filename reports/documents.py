@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 from vqbench.reports.grid import markdown, markdown_list, markdown_text
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.tables import tables
+from vqbench.reports.verdict import verdict
 
 if TYPE_CHECKING:
     from vqbench.reports.report import Report
 
 
 def markdown_document(report: Report) -> str:
-    """Every table with its notes, under a heading for each protocol."""
+    """The verdict in words and every table with its notes, under a heading for each protocol."""
     parts = [f"# {markdown_text(report.experiment.name)}", markdown_list(report.notes)]
     for section in report.sections:
         parts.append(f"## {'' if section.section.experiment else 'Protocol '}{markdown_text(section.section.heading)}")
+        found = verdict(section)
+        parts.append(f"**{markdown_text(found.headline)}** {markdown_text(found.measured)}")
+        parts.append(markdown_list(f"{finding.title}: {finding.sentence()}" for finding in found.findings))
         for table in tables(section, report.published):
             parts.append(f"### {markdown_text(table.title)}" if table.key != "scores" else "")
             parts += [markdown(table.grid), markdown_list(table.notes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -188,8 +189,8 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """The folder of its cells; of several, one beside them, for what is written of all."""
-        return self.runs / "-".join(self.names)
+        """The folder of the cells; of several experiments that of the first."""
+        return self.runs / self.names[0]
 
     @property
     def groups(self) -> list[Group]:
@@ -321,7 +322,13 @@ def _groups(cells: Iterable[StoredCell]) -> tuple[Group, ...]:
         found.sort(key=lambda c: (c.seed, c.folder.name))
         alike.setdefault(found[0].reference, []).append(found)
     groups = [Group(label, tuple(found)) for name, several in alike.items() for label, found in _named(name, several)]
-    return tuple(sorted(groups, key=lambda g: (g.label.lower(), g.label)))
+    return tuple(sorted(groups, key=lambda g: by_label(g.label)))
+
+
+def by_label(label: str) -> tuple[object, ...]:
+    """What to sort labels by: without case, and whole numbers by their size, so that dim=8 precedes dim=16."""
+    parts = re.split(r"([0-9]+)", label.lower())
+    return (*((len(digits := part.lstrip("0")), digits) if i % 2 else part for i, part in enumerate(parts)), label)
 
 
 def _named(name: str, several: list[list[StoredCell]]) -> list[tuple[str, list[StoredCell]]]:
@@ -349,7 +356,19 @@ def _differing(cells: Sequence[StoredCell]) -> list[str]:
     fields = dict.fromkeys(field for cell in cells for field in cell.training)
     values = {field: {json.dumps(cell.training.get(field)) for cell in cells} for field in fields}
     components = {c for cell in cells for c in cell.spec["components"]}
-    return [field for field in fields if len(values[field]) > 1 and field not in components]
+    differ = [field for field in fields if len(values[field]) > 1 and field not in components]
+    own = [field for field in differ if not field.startswith("recipe.")]
+    return [field for field in differ if field not in _ASKED or not _follows(field, own, cells)]
+
+
+_ASKED = ("recipe.codebook_size", "recipe.codebook_dim")
+"""What a recipe asks of every method, which has it in fields of its own."""
+
+
+def _follows(field: str, own: Sequence[str], cells: Sequence[StoredCell]) -> bool:
+    """Whether cells that are alike in their `own` fields are alike in this one, so that it tells nobody apart."""
+    pairs = {(json.dumps([c.training.get(o) for o in own]), json.dumps(c.training.get(field))) for c in cells}
+    return len(pairs) == len({values for values, _ in pairs})
 
 
 def setting_text(value: Any) -> str:

@@ -36,7 +36,7 @@ def csv_text(report: Report) -> str:
 def _line(section: ReportSection, group: Group) -> dict[str, Any]:
     protocol, summary = section.section.protocol, group.summary
     line = {
-        **({"experiment": found} if (found := section.section.experiment) else {}),
+        **({"experiment": whose} if (whose := section.section.experiment) else {}),
         "label": group.label,
         "method": group.method,
         "preset": group.spec.get("preset") or "",
@@ -92,7 +92,7 @@ def _cautions(section: ReportSection) -> dict[str, str]:
 
 def _section(section: ReportSection) -> dict[str, Any]:
     return {
-        **({"experiment": found} if (found := section.section.experiment) else {}),
+        **({"experiment": whose} if (whose := section.section.experiment) else {}),
         "protocol": dict(section.section.protocol),
         "cautions": _cautions(section),
         "columns": [column.key for column in section.columns],

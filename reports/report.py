@@ -10,7 +10,7 @@ from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.all_pairs import MetricComparison, compare_section
 from vqbench.reports.damage import damage
-from vqbench.reports.experiment import Experiment, Group, Section
+from vqbench.reports.experiment import Experiment, Group, Section, by_label
 from vqbench.reports.families import Ablation, ablations
 from vqbench.reports.summary import Column, all_columns, columns_of, shown_columns
 
@@ -95,8 +95,12 @@ def sorted_by(groups: Sequence[Group], key: str) -> tuple[Group, ...]:
     """Groups by their mean in `key`, the better first; those without one last, by label."""
     descending = key in DEFINITIONS and DEFINITIONS[key].better == "higher"
 
-    def place(group: Group) -> tuple[bool, float, str]:
+    def place(group: Group) -> tuple[object, ...]:
         found = group.summary.estimates.get(key)
-        return (found is None, 0.0 if found is None else -found.mean if descending else found.mean, group.label)
+        return (
+            found is None,
+            0.0 if found is None else -found.mean if descending else found.mean,
+            by_label(group.label),
+        )
 
     return tuple(sorted(groups, key=place))

@@ -102,7 +102,7 @@ def paired_resamples(base: Resampled, other: Resampled) -> Difference:
         raise ValueError(f"expected resamples of the same images, not of {base.images} and {other.images}")
     delta, error = other.score - base.score, float(np.linalg.norm(other.deviates - base.deviates))
     if delta != 0 and error <= 1e-12 * abs(delta):
-        return Difference(delta, None, None, None, 1, None, "")
+        return Difference(delta, None, None, None, 1, base.images, "")
     low, high, p = _interval(delta, (error, math.inf))
     return Difference(delta, low, high, p, 1, base.images, "images", error)
 

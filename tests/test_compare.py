@@ -283,6 +283,19 @@ def test_groups_are_compared_over_the_seeds_they_share() -> None:
     )
 
 
+def test_what_no_image_changes_is_said_so_and_once_for_all(tmp_path: Path) -> None:
+    """All codes of a cell stand in many images, so leaving one out shows nothing: kept, and no certainty."""
+    for method, used in (("all", 8), ("four", 4), ("two", 2)):
+        codes = np.tile(np.arange(used), (6, 8 // used))
+        write_cell(
+            tmp_path / "e", method, 0, {"usage": used / 8},
+            arrays={"codes.npz": {"indices": codes, "histogram": np.bincount(codes.ravel(), minlength=8)[None]}},
+        )  # fmt: skip
+    (section,) = load_experiment(tmp_path, "e").sections
+    (note,) = compare_section(section, ["usage"])["usage"].notes
+    assert "four, two are not compared with all, for they share one seed, and no image changes the difference" in note
+
+
 def test_a_group_that_beats_the_best_where_they_meet_keeps_its_mark() -> None:
     """The best mean may be of other seeds; over those that both have, the other is better."""
     first, _ = section_of({"a": np.array([50.0, 50.1, 49.9, *[1.0] * 9])}, "quantization_error")

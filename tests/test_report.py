@@ -36,6 +36,7 @@ from vqbench.metrics.definitions import DEFINITIONS, IN_PROTOCOL, cautions
 from vqbench.planning.plan import Cell, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
+from vqbench.recipe import load_recipe
 from vqbench.reports.ablation import Effect, delta_table
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
@@ -293,7 +294,8 @@ def test_two_protocols_are_two_tables_and_a_reason(tmp_path: Path) -> None:
     assert "nothing is compared across" in text
     assert "one group has scores: there is nothing to compare" in text
     assert "N = 24" in text
-    assert "**" not in text.partition("N = 24")[0].rpartition("## Protocol")[2]
+    alone = text.partition("N = 24")[0].rpartition("## Protocol")[2]
+    assert not [line for line in alone.splitlines() if line.startswith("|") and "**" in line]
     assert "n = 1, no interval" in text
 
 
@@ -635,6 +637,30 @@ def test_copies_of_several_make_one_experiment(tmp_path: Path) -> None:
     assert group.summary.seeds == 2
 
 
+def test_what_a_recipe_asks_of_all_is_said_once_and_widths_come_in_their_order(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny").as_dict()
+    for dim in (8, 16, 64):
+        for method, field in (("vqgan", "dim"), ("lfq", "")):
+            config = {field: dim} if field else {}
+            more = {"recipe": {**recipe, "codebook_dim": dim}, "config": config}
+            write_cell(tmp_path / "x", method, 0, {"psnr": 20.0}, **more)
+    write_cell(tmp_path / "x", "vqgan", 0, {"psnr": 20.0}, recipe={**recipe, "codebook_dim": 16}, config={"dim": 8})
+    (section,) = build_report(load_experiment(tmp_path, "x"), sort="method").sections
+    assert [group.label for group in section.rows] == [
+        *(f"lfq recipe.codebook_dim={dim}" for dim in (8, 16, 64)),
+        "vqgan dim=8 recipe.codebook_dim=8", "vqgan dim=8 recipe.codebook_dim=16",
+        "vqgan dim=16 recipe.codebook_dim=16", "vqgan dim=64 recipe.codebook_dim=64",
+    ]  # fmt: skip
+    shutil.rmtree(next(path for path in (tmp_path / "x" / "cells").iterdir() if _asks(path, 16, 8)))
+    (section,) = build_report(load_experiment(tmp_path, "x"), sort="method").sections
+    assert [group.label for group in section.rows][3:] == ["vqgan dim=8", "vqgan dim=16", "vqgan dim=64"]
+
+
+def _asks(cell: Path, asked: int, dim: int) -> bool:
+    spec = json.loads((cell / "spec.json").read_text())
+    return spec["recipe"]["codebook_dim"] == asked and spec["config"].get("dim") == dim
+
+
 def test_several_experiments_are_one_report_and_no_comparison(tmp_path: Path) -> None:
     """Of one protocol too: each keeps its own rows, and a method that both have stands in both."""
     for name, more in (("first", 0.0), ("the second", 5.0)):
@@ -663,11 +689,14 @@ def test_several_experiments_are_one_report_and_no_comparison(tmp_path: Path) ->
 
 def test_of_several_experiments_each_must_be_there(tmp_path: Path) -> None:
     write_cell(tmp_path / "first", "vqgan", 0, {"psnr": 20.0})
-    answer = typed("report", "first", "fist", "--runs", tmp_path)
+    nowhere = typed("report", "first", "fist", "--runs", tmp_path)
+    assert nowhere.code == 2
+    assert "--out DIR" in nowhere.err
+    answer = typed("report", "first", "fist", "--runs", tmp_path, "--out", tmp_path / "out")
     assert answer.code == 2
     assert "no experiment 'fist'" in answer.err
     assert "did you mean first?" in answer.err
-    assert not (tmp_path / "first-fist").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def track(experiment: Path) -> None:

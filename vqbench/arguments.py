@@ -245,6 +245,20 @@ def share(option: str, value: Any) -> float | None:
     return found
 
 
+def number(option: str, value: Any) -> float | None:
+    """A number that is finite, which may be text; None for empty text."""
+    value = _plain(value)
+    if isinstance(value, str) and not value:
+        return None
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"{option} takes a number, not {_shown(value)}", f"for example: {option} 1.5")
+    return found
+
+
 def names(option: str, value: Any) -> tuple[str, ...]:
     """Names between commas, one after the other, or both; a path counts as one name."""
     return tuple(name for item in _each(option, value) for name in _split(option, item))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -59,11 +60,14 @@ def section_html(
 def navigation_html(report: Report) -> str:
     """Links to the parts of the first protocol, or to each protocol where there are several."""
     if len(report.sections) > 1:
-        places = [(f"#p{i}-title", section.section.heading) for i, section in enumerate(report.sections)]
+        sections = [section.section for section in report.sections]
+        alone = {name for name, number in Counter(s.experiment for s in sections).items() if name and number == 1}
+        titles = [s.experiment if s.experiment in alone else s.heading for s in sections]
+        places = [(f"#p{i}-title", title) for i, title in enumerate(titles)]
     else:
         parts = ("verdict", "table", "figures", "images", "cells", "protocol")
-        titles = ("Verdict", "Results", "Figures", "Images", "Runs", "Protocol")
-        places = [(f"#p0-{part}", title) for part, title in zip(parts, titles, strict=True)]
+        words = ("Verdict", "Results", "Figures", "Images", "Runs", "Protocol")
+        places = [(f"#p0-{part}", word) for part, word in zip(parts, words, strict=True)]
     return "".join(f'<a href="{escaped(place)}">{escaped(title)}</a>' for place, title in places)
 
 

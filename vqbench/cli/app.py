@@ -319,8 +319,9 @@ def check(
         raise typer.Exit(1)
 
 
-_PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "holdout", "metrics",
-             "lpips", "inception_weights", "lpips_weights")  # fmt: skip
+_PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "holdout", "resize",
+             "resize_scale", "small", "split_list", "metrics", "lpips", "inception_weights",
+             "lpips_weights")  # fmt: skip
 
 
 @app.command()

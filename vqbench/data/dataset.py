@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbench.data.decode import SMALL, Reading, short_side
+from vqbench.data.sizes import remembered_short_sides
+from vqbench.data.split_list import SplitList
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.registry import DATASETS
-
-if TYPE_CHECKING:
-    from vqbench.data.decode import Reading
 
 Pixels = NDArray[np.uint8]
 
@@ -102,7 +102,7 @@ class Images(ABC):
     """One name for each image where some belong together, as crops of one photograph do: a holdout parts none."""
 
     content_key: str = ""
-    """Changes whenever the pixels may have changed; the decoded cache is kept under it. Empty: never cached."""
+    """Changes whenever the images may have changed; what is decoded is kept under it and `reading`. Empty: never."""
 
     reading: Reading | None = None
     """How encoded images become pixels; None where nothing is decoded, so that there is nothing to choose."""
@@ -112,7 +112,7 @@ class Images(ABC):
 
     @abstractmethod
     def load(self, i: int) -> Pixels:
-        """Image `i` as (H, W, C) uint8 with its short side at the dataset's resolution; C of 3 is RGB.
+        """Image `i` as (H, W, C) uint8, C of 3 being RGB, its short side at the resolution, or where `reading` has it.
 
         Raises ImageFileError, which names the file, where it cannot be used.
         """
@@ -129,12 +129,24 @@ class Images(ABC):
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same images, decoded in another way, and cropped to the middle square or not.
 
-        Of images that have a `reading`.
+        This and the next two are of images that have a `reading`.
         """
         raise NotImplementedError
 
+    def contents(self) -> str:
+        """sha256 over the images as far as it can be had without decoding; the same on every machine."""
+        raise NotImplementedError
 
-class Chosen(Images):
+    def short_side(self, i: int) -> int:
+        """Of image `i` as it is stored, from its header. Raises ImageFileError."""
+        return short_side(self.encoded(i) or b"", self.ids[i])
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) short sides of all of them as they are stored; 0 where a header cannot be read."""
+        return remembered_short_sides(self.content_key, len(self), self.short_side)
+
+
+class Part(Images):
     """Some of the images of another sequence."""
 
     def __init__(self, images: Images, positions: Sequence[int]) -> None:
@@ -159,7 +171,75 @@ class Chosen(Images):
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same of the others, read so."""
-        return Chosen(self.images.read_as(reading, crop), self.positions)
+        return type(self)(self.images.read_as(reading, crop), self.positions)
+
+    def contents(self) -> str:
+        """Of all of them, and which these are."""
+        return digest_of(self.images.contents(), list(self.ids))
+
+    def short_side(self, i: int) -> int:
+        """Of image `i` of the chosen ones."""
+        return self.images.short_side(self.positions[i])
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) of the chosen ones."""
+        return self.images.short_sides()[list(self.positions)]
+
+
+class Chosen(Part):
+    """A part that is chosen anew from command to command: what is decoded once for all of them serves every choice."""
+
+
+class LargeEnough(Part):
+    """The part that is not left out for being small; the others are never decoded."""
+
+
+class Joined(Images):
+    """The images of both sides of a split, one after the other."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self.first, self.second = first, second
+        self.reading = first.reading
+        self.ids = [*first.ids, *second.ids]
+        if len(first.groups) and len(second.groups):
+            self.groups = [*first.groups, *second.groups]
+        if first.content_key and second.content_key:
+            self.content_key = digest_of(first.content_key, second.content_key)
+
+    def _place(self, i: int) -> tuple[Images, int]:
+        return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))
+
+    def load(self, i: int) -> Pixels:
+        """Image `i` of both."""
+        images, place = self._place(i)
+        return images.load(place)
+
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` of both, before decoding."""
+        images, place = self._place(i)
+        return images.encoded(place)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i` of both."""
+        images, place = self._place(i)
+        return images.measure(place)
+
+    def read_as(self, reading: Reading, crop: bool) -> Images:
+        """Both, read so."""
+        return Joined(self.first.read_as(reading, crop), self.second.read_as(reading, crop))
+
+    def contents(self) -> str:
+        """Of both."""
+        return digest_of(*sorted((self.first.contents(), self.second.contents())))
+
+    def short_side(self, i: int) -> int:
+        """Of image `i` of both."""
+        images, place = self._place(i)
+        return images.short_side(place)
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) of both."""
+        return np.concatenate([self.first.short_sides(), self.second.short_sides()])
 
 
 class Cropped(Images):
@@ -182,6 +262,18 @@ class Cropped(Images):
         images = self.images.read_as(reading, crop=False)
         return Cropped(images, self.resolution) if crop else images
 
+    def contents(self) -> str:
+        """Of the images, whole."""
+        return self.images.contents()
+
+    def short_side(self, i: int) -> int:
+        """Of image `i`, whole."""
+        return self.images.short_side(i)
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) of the images, whole."""
+        return self.images.short_sides()
+
 
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
@@ -194,11 +286,11 @@ class Looked(Images):
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, C) with sides and channels as `Dataset` says."""
         pixels, R, C = self.images.load(i), self.resolution, self.channels
-        shape = tuple(np.shape(pixels))
-        sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == R
+        shape, short = tuple(np.shape(pixels)), self.reading.side(R) if self.reading else R
+        sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == short
         if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != C or not sides:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
-            wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {R}"
+            wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {short}"
             raise UsageError(f"image {self.ids[i]} is {kind} of shape {shape}, not uint8 of shape {wanted}", _SEE)
         return pixels
 
@@ -208,7 +300,20 @@ class Looked(Images):
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The plugin's, read so."""
-        return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop, channels=reading.channels)
+        channels = 1 if reading.channels == 1 else self.channels
+        return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop, channels=channels)
+
+    def contents(self) -> str:
+        """The plugin's."""
+        return self.images.contents()
+
+    def short_side(self, i: int) -> int:
+        """The plugin's."""
+        return self.images.short_side(i)
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """The plugin's."""
+        return self.images.short_sides()
 
 
 class Dataset(ABC):
@@ -227,11 +332,14 @@ class Dataset(ABC):
     """A short name for paths: "photos", "folder-faces"."""
     resolution: int
     train: Images
-    """Short side at the resolution, not yet cropped."""
+    """Short side at the resolution, or where its `reading` has it; not yet cropped."""
     validation: Images
     """(R, R, C) each."""
     notes: tuple[str, ...] = ()
     """What must be said aloud whenever numbers on this dataset are shown."""
+    split_notes: tuple[str, ...] = ()
+    """The same of its own split, not said where another takes its place. In them "{train}" and "{validation}" become
+    the numbers of images of both sides, without those that are left out."""
     protocol_name: str
     """Dataset and split in one word; part of the protocol's name."""
     split_rule: str
@@ -242,6 +350,10 @@ class Dataset(ABC):
     """Under which terms the images may be used."""
     channels: int = 3
     """Of an image: the last axis of what `load` gives. 1 is grey, 3 RGB, 4 are four grey images of one place."""
+    reading: Reading | None = None
+    """How encoded images become pixels; None where nothing is decoded. That of `train`, once the dataset is open."""
+    small_images: str = ""
+    """How many images of each side are smaller than they are resized to, and what became of them."""
 
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         self.resolution = resolution
@@ -260,7 +372,7 @@ class Dataset(ABC):
             return
         if (channels, self.channels) == (1, 3) and self.train.reading is not None:
             reading, self.channels = dataclasses.replace(self.train.reading, channels=1), 1
-            self.train = self.train.read_as(reading, crop=False)
+            self.train, self.reading = self.train.read_as(reading, crop=False), reading
             self.validation = self.validation.read_as(reading, crop=True)
             self.protocol_name += "-grey"
             return
@@ -269,6 +381,92 @@ class Dataset(ABC):
             f"the images of {self.reference} have {given}, the recipe's have image_channels={channels}",
             f"--set image_channels={self.channels}, or give another dataset",
         )
+
+    def read_as(self, **asked: Any) -> None:
+        """Read the images by other rules: fields of `Reading`. Raises UsageError where nothing is decoded."""
+        if self.reading is None:
+            names = [name for name, field in RULES.items() if field in asked]
+            verb = "decides" if len(names) == 1 else "decide"
+            what = (
+                f"{' and '.join(names)} {verb} how images are decoded, and those of {self.reference} are pixels already"
+            )
+            raise UsageError(what, f"leave {' and '.join(names)} out")
+        known, reading = dataclasses.asdict(self.reading), dataclasses.replace(self.reading, **asked)
+        other = {name: value for name, value in asked.items() if value != known[name]}
+        if not other:
+            return
+        self.train, self.validation = self.train.read_as(reading, crop=False), self.validation.read_as(reading, True)
+        self.reading = reading
+        self.train_digest = digest_of(self.train_digest, "read", sorted(other.items()))
+        words = (f"scale{value:g}" if name == "scale" else str(value).replace("_", "") for name, value in other.items())
+        self.protocol_name += "".join(f"-{path_safe(word)}" for word in words)
+
+    def split_by(self, file: Path) -> None:
+        """Have the images that a file lists be the validation images, and all others be trained on.
+
+        Raises UsageError for a list that does not fit, and for images that have no names of their own.
+        """
+        if self.reading is None:
+            what = f"--split-list {file}: the images of {self.reference} are no files, whose names a list could have"
+            raise UsageError(what, "leave it out, or --holdout SHARE for a split of its training images")
+        listed = SplitList.read(file)
+        whole = Joined(self.train, self.validation.read_as(self.reading, crop=False))
+        held = set(listed.positions(whole.ids, self.reference))
+        by_id = sorted(range(len(whole)), key=whole.ids.__getitem__)
+        validation, train = ([i for i in by_id if (i in held) == side] for side in (True, False))
+        if not train:
+            raise UsageError(f"--split-list {file} names every image of {self.reference}", "leave some to train on")
+        self.validation, self.train = Cropped(Chosen(whole, validation), self.resolution), Chosen(whole, train)
+        self.train_digest = digest_of(whole.contents(), "without", listed.sha256)
+        self.protocol_name = f"{self.slug}-list-{listed.sha256[:8]}"
+        self.split_rule = (
+            f"The {len(held):,} images that a list of sha256 {listed.sha256} names are validation, all others are "
+            "trained on."
+        )
+        self.split_notes = (
+            f"split by {file.name}: {{validation}} images are validation, the other {{train}} are trained on",
+        )
+
+    def leave_out_small(self) -> None:
+        """Keep the images that need not be enlarged, where the reading leaves out the others.
+
+        Raises UsageError where a side would have none.
+        """
+        if self.reading is None or self.reading.small != "leave_out":
+            return
+        small = self._say_small(self.reading)
+        for name in small:
+            if small[name].all():
+                what = f"all {small[name].size:,} {name} images of {self.reference} are too small"
+                raise UsageError(what, "use a smaller resolution, or --small enlarge")
+        if small["training"].any():
+            self.train = LargeEnough(self.train, np.flatnonzero(~small["training"]).tolist())
+            self.train_digest = digest_of(self.train_digest, "large enough", self.reading.side(self.resolution))
+        if small["validation"].any():
+            self.validation = LargeEnough(self.validation, np.flatnonzero(~small["validation"]).tolist())
+
+    def count_enlarged(self) -> None:
+        """Say how many images of each side are enlarged, where the reading allows it."""
+        if self.reading is not None and self.reading.small == "enlarge":
+            self._say_small(self.reading)
+
+    def say_split(self) -> None:
+        """Take up what is to be said of the split."""
+        sides = {"{train}": len(self.train), "{validation}": len(self.validation)}
+        for note in self.split_notes:
+            for side, count in sides.items():
+                note = note.replace(side, f"{count:,}")
+            self.notes += (note,)
+
+    def _say_small(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
+        """Which images of each side are smaller than they are resized to."""
+        short = reading.side(self.resolution)
+        sides = {"training": self.train.short_sides(), "validation": self.validation.short_sides()}
+        small = {name: (side > 0) & (side < short) for name, side in sides.items()}
+        counts = " and ".join(f"{some.sum():,} of {some.size:,} {name} images" for name, some in small.items())
+        self.small_images = f"{counts} have a short side below {short} px and are {SMALL[reading.small]}"
+        self.notes += (self.small_images,)
+        return small
 
     def hold_out(self, share: float) -> None:
         """Have a share of the training images, by hash of the id, take the place of the validation images."""
@@ -309,6 +507,28 @@ class DataReference:
     """A file of frozen features in the place of a dataset."""
     holdout: float | None = None
     """Share of the training images that scores in the place of the validation images."""
+    resize: str | None = None
+    """A rule in the place of the dataset's, as the next two."""
+    resize_scale: float | None = None
+    small: str | None = None
+    split_list: Path | None = None
+    """A file with the ids of the images that are validation, in the place of the dataset's split."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a rule that there is not, and for one that frozen features do not have."""
+        Reading(**self.rules)
+        asked = [name for name, field in RULES.items() if field in self.rules]
+        if self.split_list is not None:
+            asked.append("--split-list")
+        if self.features is not None and asked:
+            what = f"{' and '.join(asked)}: of images, and --features {self.features} holds none"
+            raise UsageError(what, "leave it out, or give a dataset")
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Field of `Reading` → what was asked for."""
+        asked = {"resize": self.resize, "scale": self.resize_scale, "small": self.small}
+        return {field: value for field, value in asked.items() if value not in (None, "")}
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> DataReference:
@@ -320,14 +540,27 @@ class DataReference:
             known["validation_images"],
             Path(features["path"]) if "path" in features else None,
             known.get("holdout"),
+            known.get("resize"),
+            known.get("resize_scale"),
+            known.get("small"),
+            Path(known["split_list"]) if "split_list" in known else None,
         )
+
+    def in_spec(self) -> dict[str, Any]:
+        """What the spec of a cell says of it where it was asked for, beside what it says of every dataset."""
+        asked = {"holdout": self.holdout, "resize": self.resize, "resize_scale": self.resize_scale, "small": self.small}
+        listed = {} if self.split_list is None else {"split_list": str(self.split_list.absolute())}
+        return {**{name: value for name, value in asked.items() if value not in (None, "")}, **listed}
 
     def open(self, resolution: int, channels: int = 3, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
-        root, kept = self.data_root, self.validation_images
-        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout, channels)
+        root, kept, listed = self.data_root, self.validation_images, self.split_list
+        asked = (self.holdout, self.rules, listed, channels)
+        return open_dataset(self.dataset, resolution, root, kept, download, *asked)
 
 
+RULES = {"--resize": "resize", "--resize-scale": "scale", "--small": "small"}
+"""Option → the field of `Reading` that it sets."""
 _SEE = "see docs/adding-a-dataset.md"
 
 
@@ -352,6 +585,7 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
         resolution, channels = dataset.resolution, dataset.channels
         dataset.train = Looked(dataset.train, resolution, is_square=False, channels=channels)
         dataset.validation = Looked(dataset.validation, resolution, is_square=True, channels=channels)
+    dataset.reading = dataset.train.reading
     return dataset
 
 
@@ -367,11 +601,14 @@ def open_dataset(
     validation_images: int | None = None,
     download: bool = False,
     holdout: float | None = None,
+    rules: Mapping[str, Any] | None = None,
+    split_list: Path | None = None,
     channels: int = 3,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
-    With `holdout`, a share, that of the training images takes the place of the validation images.
+    `rules` are fields of `Reading` in the place of the dataset's own; `split_list` is a file with the ids of the
+    validation images. With `holdout`, a share, that of the training images takes the place of the validation images.
     `validation_images` keeps that many of these; `download` gets missing files first where the dataset
     can; `channels` are those of an image. Raises UsageError for an unknown name, missing files, a split with an empty
     side, and images of another number of channels.
@@ -390,9 +627,16 @@ def open_dataset(
     if download:
         cls.download(data_root)
     dataset = _made(name, cls, argument, resolution, data_root)
+    if split_list is not None:
+        dataset.split_by(split_list)
+    if rules:
+        dataset.read_as(**rules)
     dataset.give_channels(channels)
+    dataset.leave_out_small()
+    dataset.say_split()
     if holdout is not None:
         dataset.hold_out(holdout)
     if validation_images is not None:
         dataset.keep_validation(validation_images)
+    dataset.count_enlarged()
     return dataset

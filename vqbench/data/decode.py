@@ -6,16 +6,16 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vqbench.data.dataset import Pixels
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, unknown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -33,18 +33,136 @@ _readers = contextlib.ExitStack()  # what is undone when the last reader has end
 _reading = 0
 
 
+Size = tuple[int, int]
+"""(width, height), as Pillow has it."""
+
+
+def _by_pillow(filter: Image.Resampling) -> Callable[[Image.Image, Size], Image.Image]:
+    def resized(image: Image.Image, size: Size) -> Image.Image:
+        return image.resize(size, filter)
+
+    return resized
+
+
+def _opencv_linear(image: Image.Image, size: Size) -> Image.Image:
+    """What cv2.resize(…, interpolation=cv2.INTER_LINEAR) makes of 8-bit samples, to the bit: weights of 11 bits."""
+    pixels = np.asarray(image)
+    of_rows = pixels.reshape(*pixels.shape[:2], -1)
+    (left, right), across = _neighbours(image.width, size[0])
+    (top, bottom), down = _neighbours(image.height, size[1])
+
+    def along(rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        some = of_rows[rows].astype(np.int32)
+        return some[:, left] * across[0, :, None] + some[:, right] * across[1, :, None]
+
+    above, below = (
+        (along(rows) >> 4) * weight[:, None, None] >> 16 for rows, weight in zip((top, bottom), down, strict=True)
+    )
+    made = (above + below + 2 >> 2).astype(np.uint8)
+    return Image.fromarray(made.reshape(size[1], size[0], *pixels.shape[2:]))
+
+
+def _neighbours(length: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(2, target) samples on both sides of each place of a line of `length`, and their weights in 2048ths.
+
+    OpenCV computes places in float32. Beyond an end the last sample is both.
+    """
+    scale = 1 / (target / length)
+    place = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
+    first = np.floor(place)
+    share = place - first
+    weights = np.rint(np.stack([1 - share, share]) * np.float32(2048)).astype(np.int32)
+    samples = np.clip(np.stack([first, first + 1]).astype(np.int64), 0, length - 1)
+    return samples, weights
+
+
+@dataclass(frozen=True)
+class ResizeRule:
+    """A way of making an image smaller or larger."""
+
+    words: str
+    resized: Callable[[Image.Image, Size], Image.Image]
+    halves: bool = False
+    """Whether it is first halved by a box filter, while its short side is at least twice the wanted one."""
+
+
+RESIZE_RULES = {
+    "lanczos": ResizeRule("PIL Lanczos", _by_pillow(Image.Resampling.LANCZOS)),
+    "bicubic": ResizeRule("PIL bicubic", _by_pillow(Image.Resampling.BICUBIC)),
+    "bilinear": ResizeRule("PIL bilinear", _by_pillow(Image.Resampling.BILINEAR)),
+    "box+bicubic": ResizeRule(
+        "PIL box by halves while at least twice as large, then PIL bicubic", _by_pillow(Image.Resampling.BICUBIC), True
+    ),
+    "cv2-bilinear-noaa": ResizeRule("OpenCV INTER_LINEAR without antialiasing", _opencv_linear),
+}
+SMALL: dict[str, str] = {
+    "refuse": "refused",
+    "enlarge": "enlarged",
+    "leave_out": "left out",
+}
+
+
 @dataclass(frozen=True)
 class Reading:
-    """How an encoded image becomes pixels. What is not as it always was is part of the protocol."""
+    """How an encoded image becomes pixels. What is not as it always was is part of the protocol.
 
+    Raises UsageError for a rule that there is not.
+    """
+
+    resize: str = "lanczos"
+    """One of RESIZE_RULES."""
+    scale: float = 1.0
+    """The short side is resized to so many times the resolution; the crop follows."""
     small: Literal["refuse", "enlarge", "leave_out"] = "refuse"
-    """What becomes of an image whose short side is below the resolution."""
+    """What becomes of an image whose short side is below what it is resized to."""
     upright: bool = True
     """Whether the orientation that EXIF states is applied."""
     channels: Literal[1, 3] = 3
     """RGB, or grey: then an image that has colours is refused, since their weights would be our choice."""
 
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZE_RULES:
+            raise unknown("resize rule", self.resize, RESIZE_RULES, "for example: --resize bicubic")
+        if self.small not in SMALL:
+            raise unknown("rule for small images", self.small, SMALL, "for example: --small enlarge")
+        if not 1 <= self.scale <= _LARGEST_SCALE:
+            what = f"--resize-scale {self.scale:g} is not between 1 and {_LARGEST_SCALE} times the resolution"
+            raise UsageError(what, "for example: --resize-scale 1.125")
 
+    def side(self, resolution: int) -> int:
+        """What the short side is resized to."""
+        return round(self.scale * resolution)
+
+    def steps(self, size: Size, resolution: int) -> Iterator[tuple[Callable[[Image.Image, Size], Image.Image], Size]]:
+        """What an image of a size goes through: a filter and the size that it makes, one after the other."""
+        rule, side = RESIZE_RULES[self.resize], self.side(resolution)
+        while rule.halves and min(size) >= 2 * side:
+            size = (size[0] // 2, size[1] // 2)
+            yield _by_pillow(Image.Resampling.BOX), size
+        if min(size) != side:
+            yield rule.resized, target_size(*size, side)
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """Field → value of what is not as it always was."""
+        as_ever = asdict(AS_EVER)
+        return {name: value for name, value in asdict(self).items() if value != as_ever[name]}
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """What of it is not as it always was, by the field of the protocol that says so."""
+        known, words = self.differences, {}
+        if "resize" in known or "scale" in known:
+            to = "the resolution" if self.scale == 1 else f"{self.scale} times the resolution, rounded"
+            words["resize"] = f"{RESIZE_RULES[self.resize].words}, short side to {to}"
+        if "small" in known:
+            words["small"] = SMALL[self.small]
+        if "upright" in known:
+            words["orientation"] = "as stored: what EXIF says of it is ignored"
+        return words
+
+
+_LARGEST_SCALE = 4
 AS_EVER = Reading()
 
 
@@ -161,16 +279,19 @@ def _grey(rgb: Image.Image, name: str) -> Image.Image:
     return red
 
 
-def _require_side(size: tuple[int, int], resolution: int, name: str) -> None:
-    if min(size) < resolution:
-        what = f"{size[0]}×{size[1]} pixels, smaller than the resolution {resolution}; nothing is enlarged"
-        raise _refuse(name, what, f"remove it, or use a resolution of {min(size)} or less")
+def _require_side(size: Size, resolution: int, reading: Reading, name: str) -> None:
+    side = reading.side(resolution)
+    if reading.small != "enlarge" and min(size) < side:
+        goal = f"the resolution {side}" if side == resolution else f"the {side} px that its short side is resized to"
+        least = f"use a resolution of {int(min(size) / reading.scale)} or less"
+        what = f"{size[0]}×{size[1]} pixels, smaller than {goal}; nothing is enlarged"
+        raise _refuse(name, what, f"remove it, {least}, or have small images enlarged or left out: --small")
 
 
-def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """(width, height) once the short side is `resolution`; the long side is rounded to the nearest pixel."""
+def target_size(width: int, height: int, side: int) -> Size:
+    """(width, height) once the short side is `side`; the long side is rounded to the nearest pixel."""
     short = min(width, height)
-    return round(width * resolution / short), round(height * resolution / short)
+    return round(width * side / short), round(height * side / short)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -179,25 +300,31 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
+def short_side(source: Path | bytes, name: str = "") -> int:
+    """Of an image as it is stored, from its header. Raises ImageFileError."""
+    with _opened(source, name or str(source)) as image:
+        return min(image.size)
+
+
 def measure_image(source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = "") -> tuple[int, int]:
     """(H, W) of what `decode_image` gives, from the header alone where the format lets Pillow."""
     name = name or str(source)
     with _opened(source, name) as image:
         size = _upright_size(image) if reading.upright else image.size
-    if reading.small == "refuse":
-        _require_side(size, resolution, name)
-    width, height = target_size(*size, resolution)
-    return height, width
+    _require_side(size, resolution, reading, name)
+    for _, made in reading.steps(size, resolution):
+        size = made
+    return size[1], size[0]
 
 
-def decode_image(source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = "") -> Pixels:
-    """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB with its short side at `resolution`; (H, W, 1) where
-    `reading` asks for grey.
+def decode_image(
+    source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = ""
+) -> NDArray[np.uint8]:
+    """An image, of a file or of its bytes, as uint8 (H, W, 3) RGB or (H, W, 1) grey, made as `reading` says.
 
-    `name` is what errors call bytes. Resized by PIL's Lanczos filter; upright where `reading` says so. Grey, palette
-    and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError for a damaged file, more than 8 bits per
-    channel, transparency, several frames, an image larger than MAX_PIXELS, one smaller than the resolution where
-    `reading` refuses it, or of colours where it asks for grey.
+    `name` is what errors call bytes. Grey, palette and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError
+    for a damaged file, more than 8 bits per channel, transparency, several frames, an image larger than MAX_PIXELS, or
+    smaller than it is to be unless `reading` enlarges it, and of colours where it asks for grey.
     """
     name = name or str(source)
     with _opened(source, name) as image:
@@ -207,9 +334,8 @@ def decode_image(source: Path | bytes, resolution: int, reading: Reading = AS_EV
         plain = _without_alpha(image, name)
         if reading.channels == 1:
             plain = _grey(plain, name)
-        if reading.small == "refuse":
-            _require_side(plain.size, resolution, name)
-        if min(plain.size) != resolution:
-            plain = plain.resize(target_size(*plain.size, resolution), Image.Resampling.LANCZOS)
+        _require_side(plain.size, resolution, reading, name)
+        for resized, size in reading.steps(plain.size, resolution):
+            plain = resized(plain, size)
         pixels = np.asarray(plain)
         return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -128,18 +128,21 @@ class EncodedDataset(FeatureSource):
         if recipe.image_channels != 3:  # of which the encoder always was: digests that are stored hold
             self.encoder["image_channels"] = recipe.image_channels
         side = recipe.resolution // recipe.downsampling
+        read = dataset.reading.in_words if dataset.reading is not None else {}
         self.train_digest = digest_of("features", VERSION, self.encoder, dataset.train_digest, list(self.images.ids))
         self.protocol = FeatureProtocol(
             name=f"{dataset.protocol_name}-{recipe.resolution}-features-{VERSION}",
             dataset=dataset.protocol_name,
             source=f"the recipe's encoder with weights drawn from a fixed seed, on centre crops of {recipe.resolution} "
-            f"px; training features are those of {len(self.images):,} images, the first by hash of the id",
+            f"px; training features are those of {len(self.images):,} images, the first by hash of the id"
+            + "".join(f"; {field}: {text}" for field, text in read.items()),
             split_rule=dataset.split_rule,
             # Of what they are computed from, not of their floats, whose last bits differ between machines.
             validation_digest=digest_of("features", validation.digest, self.train_digest),
             n_images=len(validation),
             channels=recipe.latent_channels,
             tokens_per_image=side * side,
+            small_images=dataset.small_images,
         )
 
     def spec(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from vqbench.data.dataset import Dataset
@@ -76,24 +75,23 @@ class FFHQ(Dataset):
         else:
             self.split_rule = "An id that is 6 modulo 7 is validation, the others are trained on (6:1, as officially)."
             held_out = {number for number in files if number % 7 == 6}
-        self._name_split(files, official, held_out)
+        self._name_split(files, official)
         ordered = sorted(files)
         train = [self._renamed(n, files[n]) for n in ordered if n not in held_out]
         return train, [self._renamed(n, files[n]) for n in ordered if n in held_out]
 
-    def _name_split(self, files: dict[int, ImageFile], official: bool, held_out: set[int]) -> None:
+    def _name_split(self, files: dict[int, ImageFile], official: bool) -> None:
         count = len(files)
-        sides = Counter(number in held_out for number in files)
         state = f"{count:,} of the {_TOTAL:,} ids are here"
         if official and count == _TOTAL:
             self.protocol_name = "ffhq"
         elif official:
             self.protocol_name = f"ffhq-{count}-of-{_TOTAL}"
-            self.notes += (f"{state}: official split, {sides[False]:,} train and {sides[True]:,} validation",)
+            self.split_notes += (f"{state}: official split, {{train}} train and {{validation}} validation",)
         else:
             self.protocol_name = f"ffhq-6to1-of-{count}"
-            split = f"{sides[False]:,} train and {sides[True]:,} validation"
-            self.notes += (f"{state}, none reaches 60000: split 6:1 by id (id % 7 == 6 is validation), {split}",)
+            split = "split 6:1 by id (id % 7 == 6 is validation), {train} train and {validation} validation"
+            self.split_notes += (f"{state}, none reaches 60000: {split}",)
 
     @staticmethod
     def _renamed(number: int, file: ImageFile) -> ImageFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import stat
@@ -12,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.data.dataset import Images, Pixels, centre_crop, digest_of
-from vqbench.data.decode import AS_EVER, SUFFIXES, ImageFileError, Reading, decode_image, measure_image, name_unusable
+from vqbench.data.decode import (
+    AS_EVER,
+    SUFFIXES,
+    ImageFileError,
+    Reading,
+    decode_image,
+    measure_image,
+    name_unusable,
+    short_side,
+)
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded, home, remembered_digest
 
@@ -135,12 +143,7 @@ class FileImages(Images):
         self.resolution = resolution
         self.crop = crop
         self.reading: Reading = reading
-        key = listing_key(self.files)
-        self.content_key = key if reading == AS_EVER else digest_of(key, *dataclasses.astuple(reading))
-
-    def read_as(self, reading: Reading, crop: bool) -> FileImages:
-        """The same files, read so."""
-        return FileImages(self.files, self.resolution, crop, reading)
+        self.content_key = listing_key(self.files)
 
     def load(self, i: int) -> Pixels:
         """Decode image `i`: resized, and centre-cropped where this is a validation set. Raises ImageFileError."""
@@ -159,3 +162,15 @@ class FileImages(Images):
         """(H, W) of `load(i)`, from the file's header."""
         height, width = measure_image(self.files[i].path, self.resolution, self.reading)
         return (self.resolution, self.resolution) if self.crop else (height, width)
+
+    def read_as(self, reading: Reading, crop: bool) -> FileImages:
+        """The same files, read so."""
+        return FileImages(self.files, self.resolution, crop, reading)
+
+    def contents(self) -> str:
+        """`contents_digest` of the files."""
+        return contents_digest(self.files)
+
+    def short_side(self, i: int) -> int:
+        """Of file `i`, from its header. Raises ImageFileError."""
+        return short_side(self.files[i].path)

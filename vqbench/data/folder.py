@@ -81,8 +81,8 @@ class Folder(Dataset):
             hint = unread[0] if unread else f"put the images in {root}/train/ and {root}/val/, or add more"
             raise UsageError(what, hint)
         self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
-        self.notes = (
-            f"{len(files)} images split by hash of the path: {len(train)} train, {len(validation)} validation",
+        self.split_notes = (
+            f"{len(files):,} images split by hash of the path: {{train}} train, {{validation}} validation",
             *unread[:3],
         )
         return train, validation

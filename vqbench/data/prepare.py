@@ -223,7 +223,8 @@ def decoded_bytes(images: Images, channels: int = 3) -> int:
 
 
 def _folder_of(dataset: Dataset, side: str, images: Images, home: Path) -> Path:
-    key = digest_of(VERSION, side, dataset.resolution, images.content_key)[:24]
+    read = sorted(images.reading.differences.items()) if images.reading is not None else []
+    key = digest_of(VERSION, side, dataset.resolution, images.content_key, *read)[:24]
     return home / "prepared" / f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vqbench.metrics.definitions import IN_FEATURE_PROTOCOL, metric
-from vqbench.metrics.protocol import Hashed
+from vqbench.metrics.protocol import NOT_HASHED, Hashed
 
 VERSION = "v1"
 """Version of these definitions and of the frozen encoder. A change in what a number means makes a new one."""
@@ -45,6 +45,8 @@ class FeatureProtocol(Hashed):
     standardisation: str = STANDARDISATION
     version: str = VERSION
     definitions: Mapping[str, str] = field(default_factory=_sentences)
+    small_images: str = field(default="", metadata=NOT_HASHED)
+    """How many images of the dataset are smaller than they are resized to, and what became of them."""
 
     def describe(self) -> str:
         """A few lines for a person."""
@@ -54,6 +56,7 @@ class FeatureProtocol(Hashed):
                 f"  {self.n_images} × {self.tokens_per_image} validation tokens of {self.channels} channels, each once",
                 f"  features: {self.source}",
                 f"  split: {self.split_rule}",
+                *([f"  small images: {self.small_images}"] if self.small_images else []),
                 f"  validation {self.validation_digest[:12]}, definitions {self.version} (docs/protocol.md)",
             )
         )

@@ -29,24 +29,31 @@ def pinned_weights() -> dict[str, str]:
     return {INCEPTION.name: INCEPTION.digest, **backbones}
 
 
-class Hashed:
-    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content.
+ADDED_LATER = {"added_later": True}
+"""Of a field of a protocol: it is there only where it is not as it always was, so that stored hashes stay."""
+NOT_HASHED = {"hashed": False, **ADDED_LATER}
+"""Of a field that says what others already depend on."""
 
-    `metadata={"added_later": True}` marks a field that is part of it only where it is not at its default, which is what
-    always was: hashes from before it hold.
-    """
+
+class Hashed:
+    """A dataclass of what must be equal for numbers to be compared, with the hash of its whole content."""
 
     @functools.cached_property
     def hash(self) -> str:
-        """First 12 hex digits of the sha256 of the protocol's canonical JSON."""
-        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """First 12 hex digits of the sha256 of the canonical JSON of what is hashed."""
+        hashed = {f.name for f in dataclasses.fields(self) if f.metadata.get("hashed", True)}  # type: ignore[arg-type]
+        content = {name: value for name, value in self.as_dict().items() if name in hashed}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what the hash is taken of."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        later = {f.name for f in fields if f.metadata.get("added_later") and getattr(self, f.name) == f.default}
-        return {f.name: _plain(getattr(self, f.name)) for f in fields if f.name not in later}
+        """JSON-ready; what the hash is taken of, and what is said beside it."""
+        fields = {f.name: (f, getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {
+            name: _plain(value)
+            for name, (known, value) in fields.items()
+            if not (known.metadata.get("added_later") and value == known.default)
+        }
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,13 @@ class Protocol(Hashed):
     version: str = VERSION
     definitions: Mapping[str, str] = field(default_factory=_sentences)
     weights: Mapping[str, str] = field(default_factory=pinned_weights)
-    image_channels: int = field(default=3, metadata={"added_later": True})
+    small: str = field(default="", metadata=ADDED_LATER)
+    """What became of images that are smaller than they are resized to; empty: such an image is refused."""
+    orientation: str = field(default="", metadata=ADDED_LATER)
+    """How images are turned; empty: as EXIF says."""
+    small_images: str = field(default="", metadata=NOT_HASHED)
+    """How many of each side are small."""
+    image_channels: int = field(default=3, metadata=ADDED_LATER)
 
     def describe(self) -> str:
         """A few lines for a person."""
@@ -86,6 +99,8 @@ class Protocol(Hashed):
                 f"  {self.n_images} validation images of {self.dataset}, {size}, each once",
                 f"  split: {self.split_rule}",
                 f"  crop: {self.crop}; resize: {self.resize}",
+                *([f"  orientation: {self.orientation}"] if self.orientation else []),
+                *([f"  small images: {self.small_images or self.small}"] if self.small else []),
                 f"  rounding: {self.rounding}",
                 f"  images {self.validation_digest[:12]}, Inception {self.weights['inception'][:12]}, "
                 f"definitions {self.version} (docs/protocol.md)",
@@ -106,12 +121,15 @@ def protocol_for(
     split_rule: str,
     crop: str = CENTRE_CROP,
     resize: str = LANCZOS,
+    small: str = "",
+    orientation: str = "",
+    small_images: str = "",
     image_channels: int = 3,
 ) -> Protocol:
     """The protocol of a dataset at a resolution.
 
     `protocol_name` is the dataset's part of the name ("photos"; "ffhq-6to1" where the split is not the official
-    one): the resolution and the version are appended.
+    one): the resolution and the version are appended. `resize`, `small` and `orientation` are `Reading.in_words`.
     """
     return Protocol(
         name=f"{protocol_name}-{resolution}-{VERSION}",
@@ -122,5 +140,8 @@ def protocol_for(
         resolution=resolution,
         crop=crop,
         resize=resize,
+        small=small,
+        orientation=orientation,
+        small_images=small_images,
         image_channels=image_channels,
     )

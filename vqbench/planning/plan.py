@@ -259,7 +259,7 @@ def _spec(
             "slug": dataset.slug,
             "data_root": str(request.data_root.absolute()) if request.data_root else None,
             "validation_images": request.validation_images,
-            **({"holdout": request.holdout} if request.holdout is not None else {}),
+            **request.data.in_spec(),
             "split_rule": dataset.split_rule,
             "training_images": len(dataset.train),
             "training_digest": dataset.train_digest,

@@ -108,6 +108,22 @@ class RunRequest:
         "Score on this share of the training images, on which nothing then trains, and look at no validation image.",
         "SHARE", defines=True,
     )  # fmt: skip
+    resize: str | None = option(
+        None, arguments.text, "How images are resized: lanczos, bicubic, bilinear, box+bicubic, cv2-bilinear-noaa.",
+        "RULE", defines=True,
+    )  # fmt: skip
+    """None, here and in the next two: as the dataset has it."""
+    resize_scale: float | None = option(
+        None, arguments.number, "Resize the short side to so many times the resolution, before the crop.", "X",
+        defines=True,
+    )  # fmt: skip
+    small: str | None = option(
+        None, arguments.text, "Images smaller than that: refuse, enlarge or leave_out.", "RULE", defines=True
+    )
+    split_list: Path | None = option(
+        None, arguments.path, "Validate on the images that a file lists, one id a line; train on all others.", "FILE",
+        defines=True,
+    )  # fmt: skip
     inception_weights: Path | None = option(
         None, arguments.path, "FID's InceptionV3, if not in its places.", "FILE", has_variable=True, defines=True
     )
@@ -147,7 +163,10 @@ class RunRequest:
         """Where the data are."""
         from vqbench.data.dataset import DataReference
 
-        return DataReference(self.dataset, self.data_root, self.validation_images, self.features, self.holdout)
+        return DataReference(
+            self.dataset, self.data_root, self.validation_images, self.features, self.holdout,
+            self.resize, self.resize_scale, self.small, self.split_list,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""

@@ -32,7 +32,7 @@ class ReportRequest:
     out: Path | None = option(
         None, arguments.path, "Where the files go; default: report, in the experiment's folder.", "DIR"
     )
-    """`NAME-report` for what comes from MLflow, and `RUNS/NAME-NAME/report` for several experiments."""
+    """`NAME-report` for what comes from MLflow; several experiments have no folder of their own."""
     columns: tuple[str, ...] = option((), arguments.names, "Columns of the tables: rfid,psnr,params_total,…", "LIST")
     """Empty: those that have a value."""
     sort: str = option("", arguments.text, "Sort by this column, the best first; or method.", "COLUMN")
@@ -58,6 +58,8 @@ def execute_report(request: ReportRequest) -> WrittenReport:
     from vqbench.reports.write import check_formats
 
     check_formats(request.formats)
+    if len(request.name) > 1 and request.out is None:
+        raise UsageError(f"where do the files of {len(request.name)} experiments go?", "--out DIR")
     if not request.from_mlflow:
         from vqbench.reports.compare import open_experiment
         from vqbench.reports.experiment import load_experiments
@@ -77,7 +79,7 @@ def execute_report(request: ReportRequest) -> WrittenReport:
             fetch_experiment(request.from_mlflow, name, Path(folder))
             _refuse_nothing(Path(folder) / name, request.from_mlflow)
         experiment = load_experiments(Path(folder), request.name)
-        return _write(request, experiment, request.out or Path(f"{experiment.folder.name}-report"))
+        return _write(request, experiment, request.out or Path(f"{experiment.name}-report"))
 
 
 def _refuse_nothing(fetched: Path, uri: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.metrics.definitions import DEFINITIONS, features_by
 from vqbench.reports.experiment import Experiment, StoredCell
 from vqbench.results.cell_files import FILES, LOG, CellFile, is_whole, track_name
 
@@ -35,5 +35,5 @@ def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     if cell.failed or not (cell.folder.path / LOG).exists():
         return False
     known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
-    of_scores = not file.of_extractor or any(metric.extractor == file.of_extractor for metric in known)
+    of_scores = not file.of_extractor or any(features_by(metric) == file.of_extractor for metric in known)
     return of_scores and track_name(cell.spec) in file.kept_by

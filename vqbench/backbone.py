@@ -32,6 +32,7 @@ class BackboneConfig:
     mid_attention: bool
     latent_channels: int
     dropout: float
+    image_channels: int = 3
 
     @classmethod
     def of(cls, recipe: Recipe) -> BackboneConfig:
@@ -163,12 +164,12 @@ class _Layers(nn.Module):
 
 
 class Encoder(_Layers):
-    """Images (B, 3, R, R) in [-1, 1] → (B, latent_channels, R/f, R/f)."""
+    """Images (B, image_channels, R, R) in [-1, 1] → (B, latent_channels, R/f, R/f)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         widths, sides = config.widths, config.sides
-        layers: list[nn.Module] = [nn.Conv2d(3, config.channels, 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(config.image_channels, config.channels, 3, padding=1)]
         for level, (before, width) in enumerate(pairwise([config.channels, *widths])):
             layers += _level(before, width, config.res_blocks, sides[level], config)
             if level < len(widths) - 1:
@@ -182,7 +183,7 @@ class Encoder(_Layers):
 
 
 class Decoder(_Layers):
-    """Latents (B, latent_channels, h, w) → images (B, 3, f h, f w), not clamped."""
+    """Latents (B, latent_channels, h, w) → images (B, image_channels, f h, f w), not clamped."""
 
     ends_before_last = False
     """Whether `forward` leaves the last convolution to its caller. The adversary's weight is found at it: a gradient
@@ -198,7 +199,7 @@ class Decoder(_Layers):
             if level < len(widths) - 1:
                 layers.append(Upsample(width))
         self.layers = nn.Sequential(*layers, _norm(widths[-1]), nn.SiLU())
-        self.last = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.last = nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
 
     def modulate_norms(self, modulation: Callable[[int], nn.Module | None]) -> bool:
         """Have the module that `modulation` makes for a number of channels follow each norm; False where it makes none.

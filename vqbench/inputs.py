@@ -25,21 +25,23 @@ def to_input(images: Tensor) -> Tensor:
     return images.to(torch.float32, copy=True).div_(divisor).sub_(1)
 
 
-def checked_images(images: Tensor, downsampling: int, like: Tensor) -> Tensor:
-    """Images (B, 3, H, W), uint8 or floats in [-1, 1] → in [-1, 1] and of the dtype of `like`, a weight.
+def checked_images(images: Tensor, channels: int, downsampling: int, like: Tensor) -> Tensor:
+    """Images (B, channels, H, W), uint8 or floats in [-1, 1] → in [-1, 1] and of the dtype of `like`, a weight.
 
     Raises TypeError for what is no such tensor, ValueError for another shape, device, NaN, and values beyond
     [-1, 1] by more than ROUNDING.
     """
-    _require_tensor(images, "images", "(B, 3, H, W)", "torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None]")
+    layout, from_array = f"(B, {channels}, H, W)", "torch.from_numpy(numpy.array(image))"
+    way = f"{from_array}[None, None]" if channels == 1 else f"{from_array}.permute(2, 0, 1)[None]"
+    _require_tensor(images, "images", layout, way)
     if images.dtype not in (torch.uint8, *_FLOATS):
         floats = "float16, bfloat16, float32 or float64 from -1 to 1"
         raise TypeError(f"images are {_name(images)}; expected uint8 from 0 to 255, or {floats}")
     _require_device(images, "images", like)
     shape, f = tuple(images.shape), downsampling
-    if images.ndim != 4 or shape[1] != 3 or any(side % f or side == 0 for side in shape[2:]):
-        wanted = f"expected images (B, 3, H, W) with H and W divisible by {f}"
-        raise ValueError(f"{wanted}, not {shape}{_towards_images(shape)}")
+    if images.ndim != 4 or shape[1] != channels or any(side % f or side == 0 for side in shape[2:]):
+        wanted = f"expected images {layout} with H and W divisible by {f}"
+        raise ValueError(f"{wanted}, not {shape}{_towards_images(shape, channels)}")
     if images.dtype == torch.uint8:
         return to_input(images).to(like.dtype)
     if len(images):
@@ -47,12 +49,12 @@ def checked_images(images: Tensor, downsampling: int, like: Tensor) -> Tensor:
     return images.to(like.dtype)
 
 
-def _towards_images(shape: tuple[int, ...]) -> str:
-    if len(shape) == 3 and shape[0] == 3:
+def _towards_images(shape: tuple[int, ...], channels: int) -> str:
+    if len(shape) == 3 and shape[0] == channels:
         return ": of one image images[None] is a batch"
-    if len(shape) == 4 and shape[1] == 1:
+    if len(shape) == 4 and (shape[1], channels) == (1, 3):
         return ": of grey images images.expand(-1, 3, -1, -1)"
-    if len(shape) == 4 and shape[1] != 3 and shape[3] == 3:
+    if len(shape) == 4 and shape[1] != channels and shape[3] == channels:
         return ": channels come first, images.permute(0, 3, 1, 2)"
     return ""
 

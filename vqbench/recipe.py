@@ -37,6 +37,9 @@ class Recipe:
 
     resolution: int = 32
     """Side of the square images in pixels."""
+    image_channels: Literal[1, 3, 4] = field(default=3, metadata=_ADDED_LATER)
+    """Channels of an image, as the dataset has them: 3 is RGB, 1 is grey, 4 are images of one place taken in four ways
+    (modalities of a scanner)."""
     random_crop: bool = True
     """Crop training images at random; otherwise at the centre. Validation is always cropped at the centre."""
     flip: bool = False

@@ -35,7 +35,7 @@ class Reconstruction:
     """One training forward: the images decoded from the quantized and, where there is one, the continuous latent."""
 
     images: Tensor
-    """(B, 3, R, R), not clamped; (B, D, h, w) where features take the place of images."""
+    """(B, C, R, R), not clamped; (B, D, h, w) where features take the place of images."""
     quantized: Quantized
     continuous: Tensor | None = None
     """Shaped like `images`, decoded from `quantized.continuous`."""
@@ -113,26 +113,27 @@ class Tokenizer(Coder):
             self.is_conditioned = self.decoder.modulate_norms(quantizer.decoder_modulation)
         self.run: Callable[..., Tensor] = run  # a training may compile, cast and divide
         self.resolution = backbone.resolution
+        self.image_channels = backbone.image_channels
         self.downsampling = 2 ** (len(backbone.channel_multipliers) - 1)
 
     def quantize(self, images: Tensor) -> Quantized:
-        """(B, 3, R, R) in [-1, 1] → what the quantizer returns for them."""
+        """(B, C, R, R) in [-1, 1] → what the quantizer returns for them."""
         return self.quantizer(self.to_quantizer(self.run(self.encoder, images)))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """(B, out_channels, h, w) → images (B, 3, R, R), not clamped."""
+        """(B, out_channels, h, w) → images (B, C, R, R), not clamped."""
         condition = (latents,) if self.is_conditioned else ()
         return self.run(self.decoder, self.from_quantizer(latents), *condition)
 
     def from_latents(self, latents: Tensor) -> Tensor:
-        """(B, out_channels, h, w), codes or what was quantized → images (B, 3, H, W) in [-1, 1]."""
+        """(B, out_channels, h, w), codes or what was quantized → images (B, C, H, W) in [-1, 1]."""
         # a quantizer's are float32, where the rest was cast to another width
         return self.decode_latents(latents.to(self.from_quantizer.weight.dtype)).clamp(-1, 1)
 
     @torch.inference_mode(False)  # what is made in that mode cannot train anything, not even after it
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) → indices (B, h, w), or (B, h, w, G) for G codebooks; int64.
+        """Images (B, C, H, W) → indices (B, h, w), or (B, h, w, G) for G codebooks; int64.
 
         Images are uint8, or floats in [-1, 1] of any width. Floats in [0, 1] look like dull images and are taken as
         they stand. No gradient passes, and the indices may train another model, whatever mode is around the call.
@@ -141,12 +142,12 @@ class Tokenizer(Coder):
         range, RuntimeError in training mode: `load` returns a tokenizer in eval mode.
         """
         self._require_eval()
-        return self.to_indices(checked_images(images, self.downsampling, self.to_quantizer.weight))
+        return self.to_indices(checked_images(images, self.image_channels, self.downsampling, self.to_quantizer.weight))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices as `encode` returned them, of any integer dtype → images (B, 3, H, W) in [-1, 1].
+        """Indices as `encode` returned them, of any integer dtype → images (B, C, H, W) in [-1, 1].
 
         No gradient passes, and the images may train another model. Raises as `encode` does.
         """
@@ -224,7 +225,7 @@ class DamagedWeightsError(UsageError):
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tokenizer:
     """A trained tokenizer in eval mode, from a cell's folder or a `tokenizer.safetensors`.
 
-    `tokenizer.encode(images)` takes (B, 3, H, W), uint8 or floats in [-1, 1]. Raises UsageError, which names the file,
+    `tokenizer.encode(images)` takes (B, C, H, W), uint8 or floats in [-1, 1]. Raises UsageError, which names the file,
     where there is none, and where it is damaged, another program's or a newer vqbench's.
     """
     weights = _weights_file(arguments.path("a tokenizer", path))

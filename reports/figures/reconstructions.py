@@ -16,9 +16,9 @@ from vqbench.results.cell_files import GRID, PER_IMAGE, RECONSTRUCTIONS
 from vqbench.results.kept_images import shown_positions
 
 Pixels = NDArray[np.uint8]
-"""(n, R, R, 3)."""
+"""(n, R, R, C)."""
 ByPosition = Mapping[int, Pixels]
-"""Position in the validation split → image (R, R, 3)."""
+"""Position in the validation split → image (R, R, C)."""
 
 
 @dataclass(frozen=True)

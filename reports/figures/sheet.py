@@ -8,50 +8,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbench.metrics.kinds import RGB, pictures_of
 from vqbench.reports.experiment import Section
 from vqbench.reports.figures.captions import measured_on
 from vqbench.reports.figures.reconstructions import Pixels, Sheet
 from vqbench.reports.figures.style import WIDTH, Picture, new_figure, short_labels, shortened_note, without_math
+from vqbench.results.kept_images import as_pictures
 
 _IMAGES = 6
 """Images in one row: more would be too small to see."""
 _LABEL = 46
 _ABOVE = 0.2  # inches above a row, for its label
-_TILE = 0.94 * WIDTH / (2 * _IMAGES)  # inches of an image
+_ROOM = 0.94 * WIDTH / 2  # inches of a row of images
 _MOST_PIXELS = 128
 """Side of an image in the figure: an SVG embeds them."""
 
 
 def draw_sheet(sheet: Sheet, name: str, title: str, section: Section) -> Picture:
     """Left the images, right the absolute error of each, on one scale for all groups."""
-    count = min(_IMAGES, len(sheet.ids))
+    channels = pictures_of(sheet.originals.shape[3])  # each a tile, side by side
+    tiles = max(_IMAGES, 2 * channels)
+    count = min(tiles // channels, len(sheet.ids))
     short = short_labels(sheet.by_group, _LABEL)
     originals = sheet.originals[:count]
-    pixels = [_strip(_reduced(own[:count])) for own in (originals, *sheet.by_group.values())]
+    pixels = [_strip(_in_colour(_reduced(own[:count]))) for own in (originals, *sheet.by_group.values())]
     errors = [_error(originals, own[:count]) for own in sheet.by_group.values()]
     ceiling = max(1.0, float(np.percentile(np.stack(errors), 99.5)))
-    maps = [_strip(_reduced(error), np.nan) for error in errors]
-    figure = new_figure(len(pixels) * (_TILE + _ABOVE) + 0.05, lay_out=False)
-    left = _show(figure, 0, _stack(pixels, 255))
+    maps = [_strip(as_pictures(_reduced(error)), np.nan) for error in errors]
+    tile = _ROOM / tiles
+    figure = new_figure(len(pixels) * (tile + _ABOVE) + 0.05, lay_out=False)
+    left = _show(figure, 0, _stack(pixels, 255, tile))
     blank = np.full_like(maps[0], np.nan)  # beside the originals stands the colour bar
-    right = _show(figure, 1, _stack([blank, *maps], np.nan), cmap=_colors(), vmin=0, vmax=ceiling)
+    right = _show(figure, 1, _stack([blank, *maps], np.nan, tile), cmap=_colors(), vmin=0, vmax=ceiling)
     side = pixels[0].shape[0]
+    above = _above(side, tile)
     for row, label in enumerate(("original", *(without_math(short[label]) for label in sheet.by_group))):
-        left.text(0, row * (side + _above(side)) + 0.8 * _above(side), label, fontsize=8)
-    _draw_bar(figure, right.images[0])
+        left.text(0, row * (side + above) + 0.8 * above, label, fontsize=8)
+    _draw_bar(figure, right.images[0], "absolute error" + ", mean of R, G, B" * (originals.shape[3] == RGB))
     ids = ", ".join(short_labels(sheet.ids[:count], 60).values())
     more = f" (the first {count} of {len(sheet.ids)})" if count < len(sheet.ids) else ""
+    apart = f", each with its {channels} channels side by side" if channels > 1 else ""
     caption = (
         f"Shown are {sheet.reason}. Left the reconstructions, right their absolute error, whose scale ends at the "
-        f"99.5th percentile. From left to right{more}: {ids}. {measured_on(section)}."
+        f"99.5th percentile. From left to right{more}{apart}: {ids}. {measured_on(section)}."
     )
     return Picture(name, title, caption + shortened_note(sheet.by_group, _LABEL), figure)
 
 
 def _error(originals: Pixels, reconstructions: Pixels) -> NDArray[np.float64]:
-    """(n, R, R) mean of |difference| over the three colours, in 8-bit levels."""
-    difference = originals.astype(np.int16) - reconstructions.astype(np.int16)
-    return np.asarray(np.abs(difference).mean(axis=3), np.float64)
+    """(n, R, R, 1) mean of |difference| over the three colours, in 8-bit levels; else (n, R, R, C), of each channel."""
+    difference = np.abs(originals.astype(np.int16) - reconstructions.astype(np.int16))
+    of_colours = originals.shape[3] == RGB
+    return np.asarray(difference.mean(axis=3, keepdims=True) if of_colours else difference, np.float64)
+
+
+def _in_colour(images: Pixels) -> Pixels:
+    """(n, R, W, 3) of images (n, R, R, C) as people see them."""
+    pictures = as_pictures(images)
+    return pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], RGB, axis=3)
 
 
 def _reduced(images: NDArray[Any]) -> NDArray[Any]:
@@ -74,15 +88,15 @@ def _strip(images: NDArray[Any], gap: float = 255) -> NDArray[Any]:
     return np.concatenate(parts[1:], axis=1)
 
 
-def _above(side: int) -> int:
-    """Pixels above a row of images of `side` pixels."""
-    return round(side * _ABOVE / _TILE)
+def _above(side: int, tile: float) -> int:
+    """Pixels above a row of images of `side` pixels, each `tile` inches wide."""
+    return round(side * _ABOVE / tile)
 
 
-def _stack(strips: Sequence[NDArray[Any]], gap: float) -> NDArray[Any]:
+def _stack(strips: Sequence[NDArray[Any]], gap: float, tile: float) -> NDArray[Any]:
     """Strips below each other, with room for a label above each."""
     side, width = strips[0].shape[:2]
-    above = np.full((_above(side), width, *strips[0].shape[2:]), gap, strips[0].dtype)
+    above = np.full((_above(side, tile), width, *strips[0].shape[2:]), gap, strips[0].dtype)
     return np.concatenate([part for strip in strips for part in (above, strip)])
 
 
@@ -103,11 +117,11 @@ def _colors() -> Any:
     return sns.color_palette("rocket_r", as_cmap=True)
 
 
-def _draw_bar(figure: Any, image: Any) -> None:
+def _draw_bar(figure: Any, image: Any, label: str) -> None:
     height = figure.get_size_inches()[1]
     axes = figure.add_axes((0.53, 1 - (_ABOVE + 0.14) / height, 0.42, 0.1 / height))
     figure.colorbar(
         image, cax=axes, orientation="horizontal", extend="max",
-        label="absolute error, mean of R, G, B (8-bit grey levels)",
+        label=f"{label} (8-bit grey levels)",
     )  # fmt: skip
     axes.xaxis.label.set_size(8)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.results.kept_images import as_pictures
+
 if TYPE_CHECKING:
     from vqbench.reports.figures import Drawn
     from vqbench.reports.figures.reconstructions import Pixels, Sheet
@@ -38,7 +40,10 @@ def cell_figure(figure: Drawn | None) -> dict[str, str] | None:
 
 
 def lossless(pixels: Pixels) -> str:
-    """One image (R, R, 3) as WebP or PNG, whichever is smaller: its values survive, and the page computes with them."""
+    """One picture, (H, W, 3) or grey (H, W), as WebP or PNG, whichever is smaller.
+
+    Its values survive, and the page computes with them.
+    """
     from PIL import Image, features
 
     image, contents = Image.fromarray(pixels), []
@@ -62,13 +67,14 @@ def sheet_data(sheets: Sequence[Sheet], order: Sequence[str], budget: int = BUDG
 
 
 def _sheet(sheet: Sheet, labels: list[str], budget: int) -> dict[str, Any]:
-    originals, rows = [lossless(sheet.originals[0])], {label: [lossless(sheet.by_group[label][0])] for label in labels}
+    shown, by_group = as_pictures(sheet.originals), {label: as_pictures(sheet.by_group[label]) for label in labels}
+    originals, rows = [lossless(shown[0])], {label: [lossless(by_group[label][0])] for label in labels}
     most = max(2, int(budget / 2 / max(1, len(originals[0]))) - 1)  # methods: two images of each must find room
     kept = labels[:most]
     used = len(originals[0]) + sum(len(rows[label][0]) for label in kept)
     for i in range(1, len(sheet.ids)):
-        encoded = {label: lossless(sheet.by_group[label][i]) for label in kept}
-        original = lossless(sheet.originals[i])
+        encoded = {label: lossless(by_group[label][i]) for label in kept}
+        original = lossless(shown[i])
         used += len(original) + sum(map(len, encoded.values()))
         if used > budget:
             break
@@ -79,6 +85,7 @@ def _sheet(sheet: Sheet, labels: list[str], budget: int) -> dict[str, Any]:
         "reason": sheet.reason,
         "ids": list(sheet.ids[: len(originals)]),
         "side": int(sheet.originals.shape[1]),
+        "aspect": shown.shape[2] // shown.shape[1],
         "originals": originals,
         "methods": [{"label": label, "images": rows[label]} for label in kept],
         "left_out": _left_out(len(sheet.ids) - len(originals), labels[most:]),

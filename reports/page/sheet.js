@@ -25,6 +25,7 @@ function makeSheets(section, host) {
   /** What depends on the sheet: which images and which methods there are. */
   function build() {
     const why = sheet().reason;
+    host.style.setProperty("--aspect", sheet().aspect); // of channels side by side
     note.textContent = `${why[0].toUpperCase()}${why.slice(1)}. ${sheet().left_out}`;
     thumbs.replaceChildren(...sheet().originals.map((uri, i) =>
       el("button", { type: "button", "aria-label": `image ${i + 1}`, onclick: () => turnTo(i) }, el("img", { src: uri, alt: "" }))));

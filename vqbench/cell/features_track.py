@@ -72,7 +72,7 @@ class FeaturesTrack(Track):
         self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
     ) -> list[str]:
         """Get the dataset, check its images, and compute the features of both sides."""
-        dataset = reference.open(recipe.resolution, download=True)
+        dataset = reference.open(recipe.resolution, recipe.image_channels, download=True)
         both_or_name(
             lambda: prepare_validation(
                 dataset, home(), lambda done, total: preparing("validation images", done, total)

@@ -83,7 +83,7 @@ def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedIm
     from vqbench.machine.home import home
 
     wanted = spec["dataset"]
-    dataset = DataReference.of_spec(spec).open(recipe.resolution)
+    dataset = DataReference.of_spec(spec).open(recipe.resolution, recipe.image_channels)
     validation = prepare_validation(dataset, home())
     if validation.digest != spec["protocol"]["validation_digest"] or dataset.train_digest != wanted["training_digest"]:
         raise VQBenchError(
@@ -250,14 +250,16 @@ def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: Prep
     import numpy as np
     from PIL import Image
 
-    from vqbench.results.kept_images import kept_positions, shown_positions
+    from vqbench.results.kept_images import as_pictures, kept_positions, shown_positions
 
-    kept = kept_positions(len(validation), validation.pixels.shape[1])
+    _, resolution, _, channels = validation.pixels.shape
+    kept = kept_positions(len(validation), resolution, channels)
     originals = validation.pixels[kept]
     write_arrays_atomically(folder.path / RECONSTRUCTIONS, positions=kept, pixels=evaluation.reconstructions)
     if not is_whole(folder.validation_images):
         write_arrays_atomically(folder.validation_images, positions=kept, pixels=originals)
     shown = [kept.index(position) for position in shown_positions(len(validation))]
-    rows = [np.concatenate(list(images[shown]), axis=1) for images in (originals, evaluation.reconstructions)]
+    both = (as_pictures(images[shown]) for images in (originals, evaluation.reconstructions))
+    rows = [np.concatenate(list(images), axis=1) for images in both]
     with replacing(folder.path / GRID) as partial:  # above the input, below its reconstruction
         Image.fromarray(np.concatenate(rows)).save(partial, format="PNG")

@@ -125,13 +125,13 @@ def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any],
 def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, device: Any) -> bool:
     """Whether the features of all validation images exist; true where no metric asks for them."""
     from vqbench.machine.home import home
-    from vqbench.metrics.definitions import metric
+    from vqbench.metrics.definitions import features_by, metric
     from vqbench.metrics.extraction import extractor_digest, reference_path
 
-    wanted = {known.extractor for known in map(metric, spec["metrics"]) if known.extractor}
+    wanted = {by: known for known in map(metric, spec["metrics"]) if (by := features_by(known))}
     return all(
-        reference_path(validation.pixels, validation.digest, extractor_digest(name), device, home()).is_file()
-        for name in wanted
+        reference_path(validation.pixels, validation.digest, extractor_digest(known), device, home()).is_file()
+        for known in wanted.values()
     )
 
 
@@ -142,7 +142,7 @@ def _bytes_of_an_image(folder: CellFolder, sample: PreparedImages, validation: P
     """
     if len(sample) == len(validation):
         return 0.0
-    resolution = validation.pixels.shape[1]
-    kept, in_sample = (len(kept_positions(len(images), resolution)) for images in (validation, sample))
+    _, resolution, _, channels = validation.pixels.shape
+    kept, in_sample = (len(kept_positions(len(images), resolution, channels)) for images in (validation, sample))
     pictures = bytes_of([folder.path / RECONSTRUCTIONS]) / in_sample * kept / len(validation)
     return bytes_of(folder.path / name for name in names(by_image=True)) / len(sample) + pictures

@@ -40,14 +40,14 @@ class ImagesTrack(Track):
         self, recipe: Recipe, reference: DataReference, progress: Callable[[int, int], None] | None = None
     ) -> tuple[Dataset, Protocol]:
         """The dataset, and the protocol on its validation images, which are decoded for it (cached)."""
-        dataset = reference.open(recipe.resolution)
+        dataset = reference.open(recipe.resolution, recipe.image_channels)
         return dataset, _protocol(dataset, recipe, prepare_validation(dataset, home(), progress))
 
     def prepare_training(
         self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
     ) -> None:
         """Decode the training images, or say what it costs that they are not kept decoded."""
-        dataset = reference.open(recipe.resolution)
+        dataset = reference.open(recipe.resolution, recipe.image_channels)
         train = prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
         _say_if_not_kept(dataset, train, note, preparing)
 
@@ -55,7 +55,7 @@ class ImagesTrack(Track):
         self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
     ) -> list[str]:
         """Get the dataset and decode both sides of it."""
-        dataset = reference.open(recipe.resolution, download=True)
+        dataset = reference.open(recipe.resolution, recipe.image_channels, download=True)
         for text in dataset.notes:
             note(text)
         validation, train = prepare_both(dataset, home(), preparing)
@@ -93,5 +93,6 @@ def _say_if_not_kept(dataset: Dataset, train: Images, note: Callable[[str], None
 def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> Protocol:
     return protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule,
-        small_images=dataset.small_images, **(dataset.reading.in_words if dataset.reading is not None else {}),
+        small_images=dataset.small_images, image_channels=dataset.channels,
+        **(dataset.reading.in_words if dataset.reading is not None else {}),
     )  # fmt: skip

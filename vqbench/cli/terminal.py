@@ -103,7 +103,7 @@ class TerminalView:
         if row["error"]:
             self.console.print(Text(f"{title} failed after {took}: {row['error']['message']}", style="red"))
             return
-        names = cell.spec.get("asked") or ("rfid", "psnr", "quantization_error", "usage")
+        names = cell.spec.get("asked") or ("rfid", "rfid_per_channel", "psnr", "quantization_error", "usage")
         shown = {name: row["scores"].get(name) for name in names}
         few = dict.fromkeys(row.get("cautions", {}), " (of few images)")  # the table has the whole sentence
         scores = ", ".join(f"{name} {v:.3f}{few.get(name, '')}" for name, v in shown.items() if v is not None)

@@ -18,6 +18,7 @@ from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_
 from vqbench.data.prepare import Advance, decode_or_name, not_kept
 from vqbench.errors import UsageError
 from vqbench.machine.home import expanded
+from vqbench.metrics.kinds import RGB, pictures_of
 from vqbench.metrics.weights import pin_of
 from vqbench.registry import file_digest
 from vqbench.wording import counted
@@ -45,17 +46,21 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
     """
     if artifact.rule == "file":
         return digest_of("file", artifact.shape, file_digest(_checked_file(artifact)))
-    found = artifact.patches * min(artifact.images, len(dataset.train))
+    each = artifact.patches * pictures_of(dataset.channels)
+    found = each * min(artifact.images, len(dataset.train))
     if found < artifact.shape[0]:
-        images = counted(found // artifact.patches, "image")
+        images = counted(found // each, "image")
         what = f"{artifact.shape[0]:,} centres cannot be made of the {found:,} patches of {images}"
         raise UsageError(what, "take more images, fewer codes, or a file of centres")
-    of_image = 4 * artifact.patches * artifact.shape[1]
-    if (count := found // artifact.patches) * of_image > _MOST_BYTES:
+    of_image = 4 * each * artifact.shape[1]
+    if (count := found // each) * of_image > _MOST_BYTES:
         what = f"the patches of {count:,} images take {count * of_image / 2**30:.1f} GiB at one time"
         raise UsageError(what, f"take at most {_MOST_BYTES // of_image:,} images")
     made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
-    return digest_of(VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution)
+    of_channels = () if dataset.channels == RGB else (dataset.channels,)  # digests of RGB are older than others
+    return digest_of(
+        VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution, *of_channels
+    )
 
 
 def load_artifact(
@@ -111,7 +116,7 @@ def _patches(
     """(N, channels): what the network sees at each place of each image."""
     images = Chosen(dataset.train, first_by_hash(dataset.train.ids, artifact.images, _ORDER))
     crops = (centre_crop(pixels, dataset.resolution) for pixels in decode_or_name(images, None))
-    network, done, each = _network(weights, home), 0, artifact.patches
+    network, done, each = _network(weights, home), 0, artifact.patches * pictures_of(dataset.channels)
     found = np.empty((len(images) * each, artifact.shape[1]), np.float32)
     for batch in _batches(crops):
         found[done * each : (done + len(batch)) * each] = network(batch)
@@ -129,6 +134,7 @@ def _batches(crops: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
 def _network(weights: Path | None, home: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     import torch
 
+    from vqbench.metrics.channels import for_rgb
     from vqbench.metrics.inception import load
     from vqbench.metrics.weights import require_weights
     from vqbench.precision import plain_float32
@@ -136,9 +142,9 @@ def _network(weights: Path | None, home: Path) -> Callable[[NDArray[np.uint8]], 
     inception = load(require_weights("inception", weights, False, home), home)
 
     def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (B, R, R, 3) → (B · 289, 768)."""
+        """uint8 (B, R, R, C) → (B · 289, 768); where that is not RGB (B · C · 289, 768), of each channel repeated."""
         with torch.inference_mode(), plain_float32(torch.device("cpu")):
-            seen = inception.patches(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+            seen = inception.patches(for_rgb(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
             rows: NDArray[np.float32] = seen.flatten(2).mT.flatten(0, 1).numpy()
         return rows
 

@@ -62,7 +62,7 @@ def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
 
 
 def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
-    """The middle (R, R, 3) of (H, W, 3); an odd margin leaves its extra pixel at the bottom or right."""
+    """The middle (R, R, C) of (H, W, C); an odd margin leaves its extra pixel at the bottom or right."""
     top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
     return pixels[top : top + resolution, left : left + resolution]
 
@@ -115,7 +115,7 @@ class HeldOut:
 
 
 class Images(ABC):
-    """A fixed sequence of RGB images with stable names."""
+    """A fixed sequence of images with stable names."""
 
     ids: Sequence[str]
     """One name for each image, the same on every machine: a path relative to the dataset, or a position in it."""
@@ -134,7 +134,7 @@ class Images(ABC):
 
     @abstractmethod
     def load(self, i: int) -> Pixels:
-        """Image `i` as (H, W, 3) uint8 RGB with its short side at the dataset's resolution, or where `reading` has it.
+        """Image `i` as (H, W, C) uint8, C of 3 being RGB, its short side at the resolution, or where `reading` has it.
 
         Raises ImageFileError, which names the file, where it cannot be used.
         """
@@ -282,7 +282,7 @@ class Cropped(Images):
         self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
-        """The middle (R, R, 3) of image `i`."""
+        """The middle (R, R, C) of image `i`."""
         return centre_crop(self.images.load(i), self.resolution)
 
     def measure(self, i: int) -> tuple[int, int]:
@@ -310,19 +310,19 @@ class Cropped(Images):
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
 
-    def __init__(self, images: Images, resolution: int, is_square: bool) -> None:
-        self.images, self.resolution, self.is_square = images, resolution, is_square
+    def __init__(self, images: Images, resolution: int, is_square: bool, channels: int = 3) -> None:
+        self.images, self.resolution, self.is_square, self.channels = images, resolution, is_square, channels
         self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
         self.reading = getattr(images, "reading", None)
 
     def load(self, i: int) -> Pixels:
-        """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""
-        pixels, R = self.images.load(i), self.resolution
+        """Image `i`. Raises UsageError unless it is uint8 (H, W, C) with sides and channels as `Dataset` says."""
+        pixels, R, C = self.images.load(i), self.resolution, self.channels
         shape, short = tuple(np.shape(pixels)), self.reading.side(R) if self.reading else R
         sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == short
-        if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not sides:
+        if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != C or not sides:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
-            wanted = f"({R}, {R}, 3)" if self.is_square else f"(H, W, 3) with a short side of {short}"
+            wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {short}"
             raise UsageError(f"image {self.ids[i]} is {kind} of shape {shape}, not uint8 of shape {wanted}", _SEE)
         return pixels
 
@@ -332,7 +332,8 @@ class Looked(Images):
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The plugin's, read so."""
-        return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop)
+        channels = 1 if reading.channels == 1 else self.channels
+        return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop, channels=channels)
 
     def contents(self) -> str:
         """The plugin's."""
@@ -367,7 +368,7 @@ class Dataset(ABC):
     train: Images
     """Short side at the resolution, or where its `reading` has it; not yet cropped."""
     validation: Images
-    """(R, R, 3) each."""
+    """(R, R, C) each."""
     notes: tuple[str, ...] = ()
     """What must be said aloud whenever numbers on this dataset are shown."""
     split_notes: tuple[str, ...] = ()
@@ -382,7 +383,7 @@ class Dataset(ABC):
     licence: str = ""
     """Under which terms the images may be used."""
     channels: int = 3
-    """Of an image: the last axis of what `load` gives."""
+    """Of an image: the last axis of what `load` gives. 1 is grey, 3 RGB, 4 are four grey images of one place."""
     reading: Reading | None = None
     """How encoded images become pixels; None where nothing is decoded. That of `train`, once the dataset is open."""
     small_images: str = ""
@@ -395,6 +396,25 @@ class Dataset(ABC):
     def download(cls, data_root: Path | None) -> None:
         """Get the files from where they are published. Does nothing where there is nothing to get."""
         return None
+
+    def give_channels(self, channels: int) -> None:
+        """Give images of so many channels, as a recipe asks: image files are read as grey where that is 1.
+
+        Raises UsageError where the images have another number.
+        """
+        if channels == self.channels:
+            return
+        if (channels, self.channels) == (1, 3) and self.train.reading is not None:
+            reading, self.channels = dataclasses.replace(self.train.reading, channels=1), 1
+            self.train, self.reading = self.train.read_as(reading, crop=False), reading
+            self.validation = self.validation.read_as(reading, crop=True)
+            self.protocol_name += "-grey"
+            return
+        given = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+        raise UsageError(
+            f"the images of {self.reference} have {given}, the recipe's have image_channels={channels}",
+            f"--set image_channels={self.channels}, or give another dataset",
+        )
 
     def read_as(self, **asked: Any) -> None:
         """Read the images by other rules: fields of `Reading`. Raises UsageError where nothing is decoded."""
@@ -566,10 +586,11 @@ class DataReference:
         listed = {} if self.split_list is None else {"split_list": str(self.split_list.absolute())}
         return {**{name: value for name, value in asked.items() if value not in (None, "")}, **listed}
 
-    def open(self, resolution: int, download: bool = False) -> Dataset:
+    def open(self, resolution: int, channels: int = 3, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
         root, kept, listed = self.data_root, self.validation_images, self.split_list
-        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout, self.rules, listed)
+        asked = (self.holdout, self.rules, listed, channels)
+        return open_dataset(self.dataset, resolution, root, kept, download, *asked)
 
 
 RULES = {"--resize": "resize", "--resize-scale": "scale", "--small": "small"}
@@ -595,8 +616,9 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
                 f"{dataset.reference} has no {side} images", "a dataset needs both, or nothing is measured"
             )
     if not DATASETS.is_built_in(name):
-        dataset.train = Looked(dataset.train, dataset.resolution, is_square=False)
-        dataset.validation = Looked(dataset.validation, dataset.resolution, is_square=True)
+        resolution, channels = dataset.resolution, dataset.channels
+        dataset.train = Looked(dataset.train, resolution, is_square=False, channels=channels)
+        dataset.validation = Looked(dataset.validation, resolution, is_square=True, channels=channels)
     dataset.reading = dataset.train.reading
     return dataset
 
@@ -615,13 +637,15 @@ def open_dataset(
     holdout: float | None = None,
     rules: Mapping[str, Any] | None = None,
     split_list: Path | None = None,
+    channels: int = 3,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
     `rules` are fields of `Reading` in the place of the dataset's own; `split_list` is a file with the ids of the
     validation images. With `holdout`, a share, that of the training images takes the place of the validation images.
     `validation_images` keeps that many of these; `download` gets missing files first where the dataset
-    can. Raises UsageError for an unknown name, missing files, and a split with an empty side.
+    can; `channels` are those of an image. Raises UsageError for an unknown name, missing files, a split with an empty
+    side, and images of another number of channels.
     """
     name, colon, argument = reference.partition(":")
     cls: Any = DATASETS.get(name)
@@ -641,6 +665,7 @@ def open_dataset(
         dataset.split_by(split_list)
     if rules:
         dataset.read_as(**rules)
+    dataset.give_channels(channels)
     dataset.leave_out_small()
     dataset.say_split()
     if holdout is not None:

@@ -1,4 +1,4 @@
-"""From a file to 8-bit RGB at the asked resolution, or a refusal that names the file and says what to do."""
+"""From a file to 8-bit RGB, or grey, at the asked resolution, or a refusal that names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -117,6 +117,8 @@ class Reading:
     """What becomes of an image whose short side is below what it is resized to."""
     upright: bool = True
     """Whether the orientation that EXIF states is applied."""
+    channels: Literal[1, 3] = 3
+    """RGB, or grey: then an image that has colours is refused, since their weights would be our choice."""
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZE_RULES:
@@ -269,6 +271,14 @@ def _without_alpha(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _grey(rgb: Image.Image, name: str) -> Image.Image:
+    red, green, blue = rgb.split()
+    if not red.tobytes() == green.tobytes() == blue.tobytes():
+        hint = "make a grey copy of it, or --set image_channels=3"
+        raise _refuse(name, "has colours, and is asked for as grey (image_channels=1)", hint)
+    return red
+
+
 def _require_side(size: Size, resolution: int, reading: Reading, name: str) -> None:
     side = reading.side(resolution)
     if reading.small != "enlarge" and min(size) < side:
@@ -310,19 +320,22 @@ def measure_image(source: Path | bytes, resolution: int, reading: Reading = AS_E
 def decode_image(
     source: Path | bytes, resolution: int, reading: Reading = AS_EVER, name: str = ""
 ) -> NDArray[np.uint8]:
-    """An image, of a file or of its bytes, as (H, W, 3) uint8 RGB, resized and upright as `reading` says.
+    """An image, of a file or of its bytes, as uint8 (H, W, 3) RGB or (H, W, 1) grey, made as `reading` says.
 
     `name` is what errors call bytes. Grey, palette and CMYK become RGB; opaque alpha is dropped. Raises ImageFileError
     for a damaged file, more than 8 bits per channel, transparency, several frames, an image larger than MAX_PIXELS, or
-    smaller than it is to be unless `reading` enlarges it.
+    smaller than it is to be unless `reading` enlarges it, and of colours where it asks for grey.
     """
     name = name or str(source)
     with _opened(source, name) as image:
         _check_kind(image, name)
         if reading.upright:
             ImageOps.exif_transpose(image, in_place=True)
-        rgb = _without_alpha(image, name)
-        _require_side(rgb.size, resolution, reading, name)
-        for resized, size in reading.steps(rgb.size, resolution):
-            rgb = resized(rgb, size)
-        return np.asarray(rgb)
+        plain = _without_alpha(image, name)
+        if reading.channels == 1:
+            plain = _grey(plain, name)
+        _require_side(plain.size, resolution, reading, name)
+        for resized, size in reading.steps(plain.size, resolution):
+            plain = resized(plain, size)
+        pixels = np.asarray(plain)
+        return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -125,6 +125,8 @@ class EncodedDataset(FeatureSource):
         self.reference, self.slug = dataset.reference, dataset.slug
         self.split_rule, self.notes = dataset.split_rule, dataset.notes
         self.encoder = {name: recipe.as_dict()[name] for name in ("resolution", *ENCODER_FIELDS)}
+        if recipe.image_channels != 3:  # of which the encoder always was: digests that are stored hold
+            self.encoder["image_channels"] = recipe.image_channels
         side = recipe.resolution // recipe.downsampling
         read = dataset.reading.in_words if dataset.reading is not None else {}
         self.train_digest = digest_of("features", VERSION, self.encoder, dataset.train_digest, list(self.images.ids))
@@ -194,7 +196,7 @@ class EncodedDataset(FeatureSource):
             encoder = Encoder(BackboneConfig.of(self.recipe)).eval()
 
         def encode(pixels: NDArray[np.uint8]) -> Features:
-            """uint8 (B, R, R, 3) → (B, h, w, D)."""
+            """uint8 (B, R, R, C) → (B, h, w, D)."""
             with torch.inference_mode(), plain_float32(torch.device("cpu")):
                 images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
                 features: Features = encoder(images).permute(0, 2, 3, 1).contiguous().numpy()
@@ -316,5 +318,5 @@ def open_features(
     """The source that a command or a spec names: a file, or else the images of a dataset. Raises UsageError."""
     if reference.features is not None:
         return FeatureFile(reference.features, reference.validation_images, reference.holdout)
-    dataset = reference.open(recipe.resolution)
+    dataset = reference.open(recipe.resolution, recipe.image_channels)
     return EncodedDataset(dataset, prepare_validation(dataset, home, progress), recipe)

@@ -47,7 +47,7 @@ class PreparedImages:
     """The validation images as the tokenizer gets them and as every metric's reference."""
 
     pixels: Pixels
-    """(N, R, R, 3) uint8; a read-only map of a file, or an array."""
+    """(N, R, R, C) uint8; a read-only map of a file, or an array."""
     ids: tuple[str, ...]
     digest: str
     """sha256 over shape, pixels and ids."""
@@ -59,11 +59,12 @@ class PreparedImages:
 class CachedImages(Images):
     """Decoded images of any shape, one after the other in one file."""
 
-    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+    def __init__(self, folder: Path, ids: Sequence[str], channels: int = 3) -> None:
         self.folder = folder
         self.ids = list(ids)
+        self.channels = channels
         self.shapes: NDArray[np.int64] = np.load(folder / _SHAPES)
-        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1) * 3)])
+        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1) * channels)])
 
     @functools.cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -75,7 +76,7 @@ class CachedImages(Images):
     def load(self, i: int) -> Pixels:
         """Image `i` as it was decoded, a read-only view of the file."""
         height, width = self.shapes[i]
-        return self._bytes[self.starts[i] : self.starts[i + 1]].reshape(height, width, 3)
+        return self._bytes[self.starts[i] : self.starts[i + 1]].reshape(height, width, self.channels)
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i`."""
@@ -91,17 +92,17 @@ def pixels_digest(pixels: Pixels, ids: Sequence[str]) -> str:
 
 
 def prepare_validation(dataset: Dataset, home: Path, progress: Advance | None = None) -> PreparedImages:
-    """All validation images of `dataset`, (R, R, 3) each, decoded now or by an earlier call.
+    """All validation images of `dataset`, (R, R, C) each, decoded now or by an earlier call.
 
     Raises UsageError that names every image that cannot be used (up to 20), and where the disk is too small.
     """
-    images, R = dataset.validation, dataset.resolution
+    images, R, C = dataset.validation, dataset.resolution, dataset.channels
     ids = tuple(images.ids)
     if not images.content_key:  # in memory already: a copy on disk would be slower to check than to make
         pixels = np.stack([images.load(i) for i in range(len(images))])
         return PreparedImages(pixels, ids, pixels_digest(pixels, ids))
-    folder = _decoded(dataset, "validation", images, len(images) * R * R * 3, home, progress)
-    pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(images), R, R, 3))
+    folder = _decoded(dataset, "validation", images, len(images) * R * R * C, home, progress)
+    pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(images), R, R, C))
     return PreparedImages(pixels, ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"])
 
 
@@ -152,13 +153,13 @@ def _prepared(
     limit = room(home) if limit_bytes is None else Room(limit_bytes, "", True)
     folder = _folder_of(dataset, "train", images, home)
     if not limit.is_chosen and is_whole(folder, (_SHAPES,)):
-        return CachedImages(folder, images.ids)
-    if len(images) * dataset.resolution**2 * 3 > limit.bytes:  # no image is smaller than its centre crop
+        return CachedImages(folder, images.ids, dataset.channels)
+    if len(images) * dataset.resolution**2 * dataset.channels > limit.bytes:  # no image is smaller than its centre crop
         return images
-    expected = decoded_bytes(images)
+    expected = decoded_bytes(images, dataset.channels)
     if expected > limit.bytes:
         return images
-    return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
+    return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids, dataset.channels)
 
 
 def prepare_both(
@@ -209,12 +210,15 @@ def verify(images: Images, progress: Advance | None = None) -> None:
         pass
 
 
-def decoded_bytes(images: Images) -> int:
-    """What `images` take decoded, from the headers of 64 of them: reading all takes minutes on a network disk."""
+def decoded_bytes(images: Images, channels: int = 3) -> int:
+    """What `images` of so many channels take decoded, from the headers of 64 of them.
+
+    Reading all takes minutes on a network disk.
+    """
     sizes = []
     for i in range(0, len(images), max(1, len(images) // 64)):
         with contextlib.suppress(ImageFileError):  # it is named with all the others when they are decoded
-            sizes.append(3.0 * np.prod(images.measure(i)))
+            sizes.append(float(channels * np.prod(images.measure(i))))
     return int(np.mean(sizes) * len(images)) if sizes else 0
 
 
@@ -232,7 +236,7 @@ def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: P
             what = f"{home} needs {expected / 2**30:.2f} GiB for the decoded {side} images, and has less free"
             raise UsageError(what, f"free some space, or {_elsewhere(side)}")
         _write(images, folder, progress)
-        _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
+        _write_meta(folder, dataset if side == "validation" else None)
 
     try:
         return cached_folder(folder.parent, folder.name, fill, (_SHAPES,))
@@ -277,12 +281,13 @@ def decode_or_name(images: Images, progress: Advance | None) -> Iterator[Pixels]
         raise name_unusable(bad, stopped=done < len(images))
 
 
-def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> None:
-    """The length that a whole cache has; for (ids, resolution) of a validation set, its digest too."""
+def _write_meta(folder: Path, validation_of: Dataset | None) -> None:
+    """The length that a whole cache has; of the validation images of a dataset, their digest too."""
     meta: dict[str, object] = {"version": VERSION, "bytes": (folder / PIXELS).stat().st_size}
-    if validation is not None:
-        ids, R = validation
-        meta["digest"] = pixels_digest(np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(ids), R, R, 3)), ids)
+    if validation_of is not None:
+        ids, R = validation_of.validation.ids, validation_of.resolution
+        pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(ids), R, R, validation_of.channels))
+        meta["digest"] = pixels_digest(pixels, ids)
     (folder / META).write_text(json.dumps(meta), encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ class Order:
 
 
 class TrainingStream(Dataset[Tensor]):
-    """Position in the stream → image, cropped and flipped, as uint8 (3, R, R).
+    """Position in the stream → image, cropped and flipped, as uint8 (C, R, R).
 
     Whoever loads images sends bytes, a quarter of what floats are; `to_input` makes floats of a whole batch, on the
     device that trains. Position p is the p-th training image that a run sees, counted over all epochs, devices and

@@ -14,6 +14,7 @@ from vqbench.metrics.kinds import (
     FrechetDistance,
     Metric,
     PairMetric,
+    Sees,
 )
 from vqbench.registry import EXTRACTORS, METRICS
 
@@ -58,6 +59,18 @@ class RFID(FrechetDistance):
         "float64 mean and unbiased covariance."
     )
     few_images = 2048  # the features: of fewer images their covariance has not even full rank
+
+
+@METRICS.register("rfid_per_channel")
+class RFIDPerChannel(RFID):
+    """rFID of each channel."""
+
+    title, short, sees, in_place_of = "rFID (per channel)", "rFID per ch.", "each_channel", "rfid"
+    gloss = "rFID of each channel as a grey image, averaged"
+    sentence = (
+        "Fréchet distance, all else as for rfid, of each channel by itself, repeated to RGB, of reconstructions and "
+        "validation images alike; mean over channels. rfid_per_channel/0, rfid_per_channel/1 … are the channels."
+    )
 
 
 @METRICS.register("rfid_continuous")
@@ -111,6 +124,21 @@ class PSNR(PairMetric):
         return psnr(references, reconstructions)
 
 
+_CHANNELS = (
+    " of each channel of an image by itself, repeated to RGB; mean over channels. {name}/0, {name}/1 … are the "
+    "channels."
+)
+
+
+@METRICS.register("psnr_per_channel")
+class PSNRPerChannel(PSNR):
+    """PSNR of each channel."""
+
+    title, short, sees, on_request = "PSNR (per channel)", "PSNR per ch.", "each_channel", True
+    gloss = "PSNR of each channel, averaged"
+    sentence = "PSNR, all else as for psnr," + _CHANNELS.format(name="psnr_per_channel")
+
+
 @METRICS.register("psnr_continuous")
 class ContinuousPSNR(PSNR):
     """PSNR without quantization."""
@@ -139,6 +167,15 @@ class SSIM(PairMetric):
         return ssim(references, reconstructions)
 
 
+@METRICS.register("ssim_per_channel")
+class SSIMPerChannel(SSIM):
+    """SSIM of each channel."""
+
+    title, short, sees, on_request = "SSIM (per channel)", "SSIM per ch.", "each_channel", True
+    gloss = "SSIM of each channel, averaged"
+    sentence = "SSIM, all else as for ssim," + _CHANNELS.format(name="ssim_per_channel")
+
+
 @METRICS.register("ms_ssim")
 class MSSSIM(PairMetric):
     """Multi-scale structural similarity (Wang et al., 2003, doi:10.1109/ACSSC.2003.1292216)."""
@@ -164,6 +201,7 @@ class LPIPS(PairMetric):
     """Learned perceptual similarity with the backbone that `weights` names."""
 
     better, gloss = "lower", "how different the images look to a neural network; 0 is identical"
+    sees: Sees = "rgb"
 
     def load(self, weights: WeightFile, home: Path) -> nn.Module:
         """The backbone with LPIPS's linear heads."""
@@ -208,6 +246,38 @@ class LPIPSSqueeze(LPIPS):
 
     title, short, weights, min_resolution = "LPIPS (squeeze)", "LPIPS sqz", "squeeze", 17
     sentence = _lpips("SqueezeNet 1.1")
+
+
+def _lpips_per_channel(name: str) -> str:
+    return f"LPIPS, all else as for {name}," + _CHANNELS.format(name=f"{name}_per_channel")
+
+
+_EACH = "how different each channel, as a grey image, looks to a neural network; averaged, 0 is identical"
+
+
+@METRICS.register("lpips_alex_per_channel")
+class LPIPSAlexPerChannel(LPIPSAlex):
+    """LPIPS with AlexNet, of each channel."""
+
+    title, short, sees, in_place_of = "LPIPS (alex, per channel)", "LPIPS alex per ch.", "each_channel", "lpips_alex"
+    sentence, gloss = _lpips_per_channel("lpips_alex"), _EACH
+
+
+@METRICS.register("lpips_vgg_per_channel")
+class LPIPSVGGPerChannel(LPIPSVGG):
+    """LPIPS with VGG-16, of each channel."""
+
+    title, short, sees, in_place_of = "LPIPS (vgg, per channel)", "LPIPS vgg per ch.", "each_channel", "lpips_vgg"
+    sentence, gloss = _lpips_per_channel("lpips_vgg"), _EACH
+
+
+@METRICS.register("lpips_squeeze_per_channel")
+class LPIPSSqueezePerChannel(LPIPSSqueeze):
+    """LPIPS with SqueezeNet, of each channel."""
+
+    title, short, sees = "LPIPS (squeeze, per channel)", "LPIPS sqz per ch.", "each_channel"
+    in_place_of = "lpips_squeeze"
+    sentence, gloss = _lpips_per_channel("lpips_squeeze"), _EACH
 
 
 _NEIGHBOURS = (

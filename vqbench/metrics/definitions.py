@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.kinds import Metric
+from vqbench.metrics.kinds import RGB, Metric
 from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.wording import counted
 
@@ -86,6 +86,13 @@ def weights_of(metric: Metric) -> str:
     return EXTRACTORS.get(metric.extractor).weights if metric.extractor else metric.weights
 
 
+def features_by(metric: Metric) -> str:
+    """What makes the features that a metric compares: its extractor, on images or on each channel; "" for none."""
+    return (
+        f"{metric.extractor}, {metric.sees}" if metric.extractor and metric.sees == "each_channel" else metric.extractor
+    )
+
+
 class _Definitions(Mapping[str, Metric]):
     """Every metric by name: what stored cells told of it, else what is registered.
 
@@ -146,20 +153,45 @@ def _can_be_asked(known: Metric, track: str) -> bool:
     return track in known.tracks and not known.companion_of
 
 
-def default_metrics(track: str = "images") -> tuple[str, ...]:
+def default_metrics(track: str = "images", channels: int = RGB) -> tuple[str, ...]:
     """The metrics that are computed when none is asked for, those of files that were given among them."""
-    return tuple(known.name for known in _unasked() if known.default and _can_be_asked(known, track))
+    idle = "each_channel" if channels == RGB else "rgb"
+    return tuple(
+        known.name for known in _unasked() if known.default and known.sees != idle and _can_be_asked(known, track)
+    )
 
 
-def select_metrics(asked: Iterable[str] = (), track: str = "images") -> tuple[str, ...]:
+def of_channels(name: str, channels: int) -> str:
+    """The metric that stands for `name` where images have so many channels: itself, or what takes its place."""
+    if channels == RGB or metric(name).sees != "rgb":
+        return name
+    return next((known.name for known in _unasked() if known.in_place_of == name), name)
+
+
+def refuse_other_channels(metrics: Iterable[str], channels: int) -> None:
+    """Raise UsageError where a metric sees RGB alone, and the images have another number of channels."""
+    for name in metrics:
+        if channels == RGB or metric(name).sees != "rgb":
+            continue
+        other = of_channels(name, channels)
+        fits = (
+            f"--metrics {other}" if other != name else f"choose among {', '.join(default_metrics(channels=channels))}"
+        )
+        images = counted(channels, "channel")
+        raise UsageError(f"{name} is defined for RGB images, and these have {images}", fits)
+
+
+def select_metrics(asked: Iterable[str] = (), track: str = "images", channels: int = RGB) -> tuple[str, ...]:
     """Names as typed (repeated, or between commas) → metric names in the table's order; nothing asked → the defaults.
 
-    Raises UsageError, with the nearest names, for one that does not exist or that the track does not have.
+    Raises UsageError, with the nearest names, for one that does not exist, that the track does not have, or that is not
+    defined for images of so many channels.
     """
     names = [part.strip() for text in asked for part in text.split(",") if part.strip()]
     for name in names:
         _refuse_stray(name, track)
-    return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track)
+    refuse_other_channels(names, channels)
+    return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track, channels)
 
 
 def _refuse_stray(name: str, track: str) -> None:

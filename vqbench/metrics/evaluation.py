@@ -20,8 +20,17 @@ from torch import Tensor, nn
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.inputs import to_input
 from vqbench.machine.home import home as default_home
+from vqbench.metrics.channels import each_as_rgb
 from vqbench.metrics.codes import CodeHistogram, code_scores, different_codes
-from vqbench.metrics.definitions import companions, metric, refuse_few_images, too_small, weights_of
+from vqbench.metrics.definitions import (
+    companions,
+    features_by,
+    metric,
+    refuse_few_images,
+    refuse_other_channels,
+    too_small,
+    weights_of,
+)
 from vqbench.metrics.extraction import FeatureExtractor, batches, load_extractor, reference_features
 from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
 from vqbench.metrics.weights import pin_of, require_weights
@@ -30,7 +39,7 @@ from vqbench.results.kept_images import kept_positions
 from vqbench.tokenizer import Coder
 
 Pixels = NDArray[np.uint8]
-"""(N, R, R, 3) uint8 images."""
+"""(N, R, R, C) uint8 images."""
 _Made = TypeVar("_Made")
 
 
@@ -43,10 +52,10 @@ class Codec(Protocol):
     quantizer: Any
 
     def to_indices(self, images: Tensor) -> Tensor:
-        """(B, 3, R, R) in [-1, 1] → indices."""
+        """(B, C, R, R) in [-1, 1] → indices."""
 
     def from_indices(self, indices: Tensor) -> Tensor:
-        """Indices → (B, 3, R, R)."""
+        """Indices → (B, C, R, R)."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,14 @@ def to_8_bits(images: Tensor) -> Tensor:
 
 
 def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_size: int) -> None:
-    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or pixels.shape[1] != pixels.shape[2]:
-        raise ValueError(f"pixels must be uint8 (N, R, R, 3), not {pixels.dtype} {pixels.shape}")
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] != pixels.shape[2]:
+        raise ValueError(f"pixels must be uint8 (N, R, R, C), not {pixels.dtype} {pixels.shape}")
     if len(ids) != len(pixels) or batch_size < 1:
         raise ValueError(f"{len(pixels)} images need as many ids, not {len(ids)}, and a batch of at least one image")
     if len(pixels) == 0:
         raise UsageError("the validation split holds no image", "give a dataset with validation images")
     refuse_few_images(metrics, len(pixels))
+    refuse_other_channels(metrics, pixels.shape[3])
     for name in metrics:
         if too_small(name, pixels.shape[1]):
             raise UsageError(
@@ -162,14 +172,15 @@ class _Reconstructions:
         self.pairs = [known for known in listed if isinstance(known, PairMetric)]
         self.of_features = [known for known in listed if isinstance(known, FeatureMetric)]
         self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
-        self._extract = {known.extractor: extractors[known.extractor] for known in self.of_features}
+        self._extract = {by: extractors[by] for by in map(features_by, self.of_features)}
         self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
         self._waiting: list[Tensor] = []  # for their features
 
     def add(self, references: Tensor, reconstructions: Tensor) -> None:
-        """8-bit references and reconstructions (B, 3, R, R) of one batch."""
+        """8-bit references and reconstructions (B, C, R, R) of one batch."""
         for known in self.pairs:
-            self.columns[known.name] += _values(known, references, reconstructions)
+            for name, values in _values(known, references, reconstructions).items():
+                self.columns.setdefault(name, []).extend(values)
         if self._extract:
             self._waiting.append(reconstructions)
             if self.waiting >= max(extract.awaits for extract in self._extract.values()):
@@ -189,27 +200,47 @@ class _Reconstructions:
         for name, extract in self._extract.items():
             self._features[name].append(extract(together))
 
-    def features(self, extractor: str) -> NDArray[np.float32] | None:
-        """(N, D), or None where no metric asked for them."""
+    def features(self, by: str) -> NDArray[np.float32] | None:
+        """(N, D) by what `features_by` names, or None where no metric asked for them."""
         self.make_features()
-        parts = self._features.get(extractor)
+        parts = self._features.get(by)
         return np.concatenate(parts) if parts else None
 
     def scores(self, references: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
-        """Of all images; `references` are their features, by extractor. None of a path that no image took."""
+        """Of all images; `references` are their features, by what made them. None of a path that no image took."""
         scores = {name: float(np.mean(values)) for name, values in self.columns.items() if values}
         for known in self.of_features:
-            if (found := self.features(known.extractor)) is not None:
-                scores[known.name] = float(known.score(references[known.extractor], found))
+            by = features_by(known)
+            if (found := self.features(by)) is not None:
+                parts = max(1, self._extract[by].each)
+                both = (np.split(features, parts, axis=1) for features in (references[by], found))
+                of_parts = [float(known.score(own, made)) for own, made in zip(*both, strict=True)]
+                scores |= _with_channels(known, of_parts, float(np.mean(of_parts)))
         return scores
 
 
-def _values(known: PairMetric, references: Tensor, reconstructions: Tensor) -> list[float]:
-    values = known.score(references, reconstructions)
-    if values.shape != (len(references),):
-        what = f"metric '{known.name}' gave {tuple(values.shape)} for {len(references)} images"
-        raise VQBenchError(what, f"its `score` must return one value for each, ({len(references)},)")
-    return values.tolist()
+def _with_channels(known: Metric, of_channels: Sequence[_Made], mean: _Made) -> dict[str, _Made]:
+    """What is found of an image, or of all, under the metric's name; and of each channel where it saw several."""
+    return {known.name: mean} | (
+        {f"{known.name}/{c}": value for c, value in enumerate(of_channels)} if len(of_channels) > 1 else {}
+    )
+
+
+def _values(known: PairMetric, references: Tensor, reconstructions: Tensor) -> dict[str, list[float]]:
+    """The values of the images of a batch; with those of each channel, where it has its own."""
+    count, channels = references.shape[:2]
+    if known.sees == "each_channel":
+        found = known.score(each_as_rgb(references), each_as_rgb(reconstructions))
+        seen = count * channels
+    else:
+        found, seen = known.score(references, reconstructions), count
+    if found.shape != (seen,):
+        what = f"metric '{known.name}' gave {tuple(found.shape)} for {seen} images"
+        raise VQBenchError(what, f"its `score` must return one value for each, ({seen},)")
+    if known.sees != "each_channel":
+        return {known.name: found.tolist()}
+    by_image = found.view(count, channels)
+    return _with_channels(known, by_image.mT.tolist(), by_image.mean(1).tolist())
 
 
 class _Pass:
@@ -235,7 +266,7 @@ class _Pass:
         self.kept: dict[int, Pixels] = {}
 
     def add(self, images: Tensor, ids: Sequence[object]) -> int:
-        """One batch of 8-bit images (B, 3, R, R). Returns how many images have been scored by it, earlier ones too."""
+        """One batch of 8-bit images (B, C, R, R). Returns how many images have been scored by it, earlier ones too."""
         waited = self.decoded.waiting
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
@@ -278,16 +309,16 @@ class _Pass:
 
 
 def _loaded(
-    metrics: Iterable[Metric], explicit: Mapping[str, Path | None], device: torch.device, home: Path
+    metrics: Iterable[Metric], explicit: Mapping[str, Path | None], device: torch.device, home: Path, channels: int
 ) -> dict[str, FeatureExtractor]:
-    """Load what `metrics` need: networks become theirs, extractors are returned by name. Each file is read once."""
+    """Load what `metrics` need: networks become theirs; extractors are returned, by `features_by`."""
     extractors: dict[str, FeatureExtractor] = {}
     networks: dict[str, nn.Module] = {}
     for known in metrics:
         weights = weights_of(known)
         given = explicit.get(pin_of(weights).option) if weights else None
-        if known.extractor and known.extractor not in extractors:
-            extractors[known.extractor] = load_extractor(known.extractor, given, device, home)
+        if (by := features_by(known)) and by not in extractors:
+            extractors[by] = load_extractor(known, given, device, home, channels)
         if isinstance(known, PairMetric) and weights:
             if weights not in networks:
                 networks[weights] = known.load(require_weights(weights, given, False, home), home).to(device).eval()
@@ -322,17 +353,18 @@ def evaluate(
 ) -> Evaluation:
     """Score a tokenizer on validation images, each of them once.
 
-    pixels: uint8 (N, R, R, 3) after crop and resize; they are both input and reference. The tokenizer is moved to
+    pixels: uint8 (N, R, R, C) after crop and resize; they are both input and reference. The tokenizer is moved to
     `device`, runs in eval mode and float32, and has its training mode back afterwards. `progress(done, total)`
-    counts images, those whose reference features are made too. Raises UsageError for missing weights or images
-    too small for a metric, VQBenchError for an index outside the codebook or a reconstruction that is not finite.
+    counts images, those whose reference features are made too. Raises UsageError for missing weights, images
+    too small for a metric, or of other channels than it sees; VQBenchError for an index outside the codebook or a
+    reconstruction that is not finite.
     """
     _check(pixels, ids, metrics, batch_size)
     device, home = device or torch.device("cpu"), home or default_home()
     asked, beside = ([copy.copy(metric(name)) for name in names] for names in (metrics, companions(metrics)))
     explicit = {"inception_weights": inception_weights, "lpips_weights": lpips_weights}
-    extractors = _loaded([*asked, *beside], explicit, device, home)
-    kept = kept_positions(len(pixels), pixels.shape[1])
+    extractors = _loaded([*asked, *beside], explicit, device, home, pixels.shape[3])
+    kept = kept_positions(len(pixels), pixels.shape[1], pixels.shape[3])
     seen = _Pass(tokenizer, asked, beside, extractors, kept, device)
     step = _counter(progress, len(pixels) * (1 + len(extractors)))
     if isinstance(tokenizer, nn.Module):

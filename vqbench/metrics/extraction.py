@@ -17,6 +17,9 @@ from torch import Tensor
 
 from vqbench.errors import VQBenchError
 from vqbench.machine.home import keeping, remembered_digest
+from vqbench.metrics.channels import each_as_rgb
+from vqbench.metrics.definitions import weights_of
+from vqbench.metrics.kinds import RGB, Metric
 from vqbench.metrics.weights import pin_of, require_weights
 from vqbench.registry import EXTRACTORS
 
@@ -26,7 +29,7 @@ _RESTED_SECONDS = 2.0  # since a file was written, after which another write can
 
 
 def batches(pixels: NDArray[np.uint8], size: int, device: torch.device) -> Iterator[Tensor]:
-    """uint8 (N, R, R, 3) → uint8 (B, 3, R, R) on the device, at most `size` at a time.
+    """uint8 (N, R, R, C) → uint8 (B, C, R, R) on the device, at most `size` at a time.
 
     A thread reads the next images from the disk while whoever asks is busy with these; for a GPU it puts them where
     they can be copied without waiting.
@@ -62,31 +65,47 @@ def images_at_a_time(device: torch.device) -> int:
     return chunk_for(device) if device.type == "cuda" else 1
 
 
-def load_extractor(name: str, explicit: Path | None, device: torch.device, home: Path) -> FeatureExtractor:
-    """The network of a registered extractor. Raises UsageError where its weights cannot be had."""
-    kind = EXTRACTORS.get(name)
+def load_extractor(
+    known: Metric, explicit: Path | None, device: torch.device, home: Path, channels: int = RGB
+) -> FeatureExtractor:
+    """What makes the features that a metric compares, of images of so many channels.
+
+    Raises UsageError where its weights cannot be had.
+    """
+    kind = EXTRACTORS.get(known.extractor)
     net = kind().load(require_weights(kind.weights, explicit, False, home), home)
-    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(name))
+    each = channels if known.sees == "each_channel" else 0
+    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(known), each)
 
 
-def extractor_digest(name: str) -> str:
-    """What features of a registered extractor depend on: its weights and, of a plugin, its text."""
-    pinned, source = pin_of(EXTRACTORS.get(name).weights), EXTRACTORS.source_of(name).digest
-    return pinned.digest + (f" {source}" if source else "")
+def extractor_digest(known: Metric) -> str:
+    """What the features that a metric compares depend on: weights, whether of each channel, of a plugin its text."""
+    pinned, source = pin_of(weights_of(known)), EXTRACTORS.source_of(known.extractor).digest
+    of_each = " each channel" if known.sees == "each_channel" else ""
+    return pinned.digest + (f" {source}" if source else "") + of_each
 
 
 class FeatureExtractor:
-    """A network on a device, in chunks that suit it."""
+    """A network on a device, in chunks that suit it; with `each`, on that many channels of an image one by one."""
 
-    def __init__(self, net: torch.nn.Module, device: torch.device, dimensions: int = 2048, digest: str = "") -> None:
-        self.net, self.device, self.dimensions = net.to(device).eval(), device, dimensions
+    def __init__(
+        self, net: torch.nn.Module, device: torch.device, dimensions: int = 2048, digest: str = "", each: int = 0
+    ) -> None:
+        self.net, self.device, self.each = net.to(device).eval(), device, each
+        self.dimensions = dimensions * max(1, each)
         self.digest = digest or str(net.digest)
         self.chunk, self.awaits = chunk_for(device), images_at_a_time(device)
 
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """uint8 (B, 3, H, W) → float32 (B, D). Raises VQBenchError for what are no such features."""
-        features = np.concatenate([self.net(chunk).float().cpu().numpy() for chunk in torch.split(images, self.chunk)])
+        """uint8 (B, C, H, W) → float32 (B, D); of `each` channel (B, C · D), one after the other.
+
+        Raises VQBenchError for what are no such features.
+        """
+        seen = each_as_rgb(images) if self.each else images
+        features = np.concatenate([self.net(chunk).float().cpu().numpy() for chunk in torch.split(seen, self.chunk)])
         wanted = (len(images), self.dimensions)
+        if self.each and features.shape == (len(seen), self.dimensions // self.each):
+            features = features.reshape(wanted)
         if features.shape != wanted or not np.isfinite(features).all():
             found = "values that are not finite" if features.shape == wanted else str(features.shape)
             raise VQBenchError(
@@ -149,7 +168,7 @@ def reference_features(
     home: Path,
     step: Callable[[int], None],
 ) -> NDArray[np.float32]:
-    """(N, D) of uint8 (N, R, R, 3), from the cache or computed and cached; `step(n)` after every n images."""
+    """(N, D) of uint8 (N, R, R, C), from the cache or computed and cached; `step(n)` after every n images."""
     path = reference_path(pixels, validation_digest, extract.digest, extract.device, home)
     features = _read(path, (len(pixels), extract.dimensions))
     if features is not None:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from vqbench.metrics.weights import WeightFile
 
 Better = Literal["higher", "lower"] | None
+Sees = Literal["any", "rgb", "each_channel"]
+RGB = 3
+"""Channels of an image that networks of metrics and losses take as it is."""
 _SHOWN = ("title", "short", "unit", "better", "digits", "interval", "on_request", "gloss", "sentence", "few_images",
-          "per_image", "companion_of", "extractor")  # fmt: skip
+          "per_image", "companion_of", "extractor", "sees")  # fmt: skip
 
 
 class Metric:
@@ -61,6 +64,12 @@ class Metric:
     """Whether each image has a value of its own (the score is their mean)."""
     companion_of: str = ""
     """The metric beside which it is computed, unasked, of the images of a method's continuous path; "" for others."""
+    sees: Sees = "any"
+    """Images of any number of channels as they are; RGB alone; or each channel by itself, repeated to RGB: then the
+    score is the mean over channels, and `NAME/0`, `NAME/1`… are the channels of several. By default that is computed of
+    images that are no RGB, in the place of what sees RGB alone."""
+    in_place_of: str = ""
+    """The metric that sees RGB alone and whose place it takes for images of other channels."""
     tracks: tuple[str, ...] = ("images",)
     """Whether it is computed for recipes of images, of features, or both."""
     extractor: str = ""
@@ -88,6 +97,11 @@ class Metric:
         return {key: value for key, value in said.items() if value != getattr(Metric, key)}
 
 
+def pictures_of(channels: int) -> int:
+    """How many RGB pictures an image of so many channels makes for what looks at RGB: itself, or each channel."""
+    return 1 if channels == RGB else channels
+
+
 class PairMetric(Metric, ABC):
     """A value for each image and its reconstruction; the score is their mean."""
 
@@ -105,7 +119,7 @@ class PairMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, references: Tensor, reconstructions: Tensor) -> Tensor:
-        """8-bit references and reconstructions, uint8 (B, 3, R, R) in RGB → (B,) finite values."""
+        """8-bit references and reconstructions, uint8 (B, C, R, R), three channels are RGB → (B,) finite values."""
 
 
 class FeatureMetric(Metric, ABC):
@@ -113,6 +127,7 @@ class FeatureMetric(Metric, ABC):
 
     extractor = "inception"
     min_images = 2
+    sees: Sees = "rgb"
 
     @abstractmethod
     def score(self, reference: NDArray[np.float32], reconstructed: NDArray[np.float32]) -> float:
@@ -169,7 +184,7 @@ class CodecMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, codec: Any, pixels: NDArray[np.uint8]) -> float:
-        """A codec (`vqbench.metrics.evaluation.Codec`) and the validation images (N, R, R, 3) → the score."""
+        """A codec (`vqbench.metrics.evaluation.Codec`) and the validation images (N, R, R, C) → the score."""
 
 
 class Extractor(ABC):

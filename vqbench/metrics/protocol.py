@@ -12,6 +12,7 @@ from typing import Any
 
 from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric
 from vqbench.metrics.weights import BACKBONES, INCEPTION, LPIPS_HEADS
+from vqbench.wording import counted
 
 CENTRE_CROP = "centre square"
 LANCZOS = "PIL Lanczos, short side to the resolution"
@@ -85,10 +86,13 @@ class Protocol(Hashed):
     """How images are turned; empty: as EXIF says."""
     small_images: str = field(default="", metadata=NOT_HASHED)
     """How many of each side are small."""
+    image_channels: int = field(default=3, metadata=ADDED_LATER)
 
     def describe(self) -> str:
         """A few lines for a person."""
         size = f"{self.resolution}×{self.resolution}"
+        if self.image_channels != 3:
+            size += f" of {counted(self.image_channels, 'channel')}"
         return "\n".join(
             (
                 f"protocol {self.name} ({self.hash})",
@@ -120,6 +124,7 @@ def protocol_for(
     small: str = "",
     orientation: str = "",
     small_images: str = "",
+    image_channels: int = 3,
 ) -> Protocol:
     """The protocol of a dataset at a resolution.
 
@@ -138,4 +143,5 @@ def protocol_for(
         small=small,
         orientation=orientation,
         small_images=small_images,
+        image_channels=image_channels,
     )

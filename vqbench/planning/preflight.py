@@ -17,7 +17,8 @@ from vqbench.cell.tracks import track_of
 from vqbench.data.artifacts import weights_for
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.machine.home import home
-from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
+from vqbench.metrics.definitions import metric, needed_weights, of_channels, select_metrics, too_small, weights_of
+from vqbench.metrics.kinds import RGB
 from vqbench.planning.choice import MethodChoice, read_settings
 from vqbench.planning.plan import Cell, Plan, Resolved, check_request, resolve_recipe
 from vqbench.planning.request import RunRequest, refuse_odd_bytes
@@ -73,7 +74,8 @@ def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
     scored_as = track_of(recipe).scored_as
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
-    asked = select_metrics(request.metrics, scored_as)
+    channels = recipe.image_channels if scored_as == "images" else RGB
+    asked = select_metrics(request.metrics, scored_as, channels)
     if request.lpips is not None:
         if scored_as not in metric(f"lpips_{request.lpips}").tracks:
             raise UsageError(
@@ -81,7 +83,7 @@ def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
                 "leave --lpips (VQBENCH_LPIPS) out",
             )
         others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
-        asked = select_metrics([*others, f"lpips_{request.lpips}"])
+        asked = select_metrics([*others, of_channels(f"lpips_{request.lpips}", channels)], channels=channels)
     return asked
 
 
@@ -126,7 +128,8 @@ def prepare_training(plan: Plan, cells: Iterable[Cell], request: RunRequest, vie
 
     plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
     different = {cell.spec["artifact"]["digest"]: cell.spec for cell in cells if "artifact" in cell.spec}
-    dataset = request.data.open(plan.recipe.resolution) if different and not plan.track.stand_in else None
+    made, recipe = different and not plan.track.stand_in, plan.recipe
+    dataset = request.data.open(recipe.resolution, recipe.image_channels) if made else None
     for spec in different.values():
         artifact(spec, dataset, lambda done, total: view.preparing("images for a codebook", done, total))
 
@@ -261,7 +264,8 @@ def _made(asked: Resolved, preparing: Callable[[str, int, int], None]) -> Iterat
     from vqbench.data.artifacts import load_artifact
 
     for choice, needed in _artifacts(asked):
-        source = None if needed.rule == "file" else asked.request.data.open(asked.recipe.resolution)
+        recipe = asked.recipe
+        source = None if needed.rule == "file" else asked.request.data.open(recipe.resolution, recipe.image_channels)
         advance = functools.partial(preparing, f"images for the codebook of {choice.label}")
         load_artifact(needed, source, asked.request.inception_weights, home(), advance)
         vectors, channels = needed.shape

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, R, R) → logits (B, 1, h, w), one for each overlapping patch; positive means real.
+    """Images (B, image_channels, R, R) → logits (B, 1, h, w), one for each overlapping patch; positive means real.
 
     `layers` strided 4×4 convolutions, one that is not strided, and the logits; BatchNorm from the second on.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, image_channels: int = 3) -> None:
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
-        blocks: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        blocks: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i, (before, width) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < layers else 1
             blocks += [

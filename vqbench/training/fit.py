@@ -83,7 +83,7 @@ class _Stretches:
 
 
 def _loader(stream: TrainingStream, training: TokenizerTraining, workers: int, on_gpu: bool) -> DataLoader[Tensor]:
-    """Batches of uint8 images (B, 3, R, R), one stretch at each pass; its processes live as long as it does."""
+    """Batches of uint8 images (B, C, R, R), one stretch at each pass; its processes live as long as it does."""
     return DataLoader(
         stream,
         batch_sampler=_Stretches(training),  # type: ignore[arg-type]

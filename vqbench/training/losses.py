@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqbench.metrics.channels import for_rgb
 from vqbench.metrics.perceptual import Perceptual
 from vqbench.training.parts import Parts
 
@@ -17,6 +18,8 @@ Adversary = Literal["hinge", "non_saturating"]
 
 class ReconstructionLoss:
     """w_p · |x − x̂|₁ or w_p · ‖x − x̂‖² (means over all values) + w_l · LPIPS(x, x̂) (mean over images).
+
+    Of images that are no RGB, LPIPS is the mean over channels of that of each, repeated to RGB.
 
     Not a module: the perceptual network is frozen, is no part of a checkpoint, and holds a Dropout that a
     parent's `train()` would switch on.
@@ -40,6 +43,7 @@ class ReconstructionLoss:
         """What the perceptual network sees in targets, to be found once and handed to each call for the same ones."""
         if not isinstance(self.perceptual, Perceptual):
             return None
+        images = for_rgb(images)
         with torch.no_grad():
             if self.parts is not None:
                 return self.parts.features(self.perceptual, images)
@@ -48,11 +52,13 @@ class ReconstructionLoss:
     def __call__(
         self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None = None
     ) -> dict[str, Tensor]:
-        """Images and reconstructions (B, 3, R, R) in [-1, 1] → weighted terms by name; `seen` as of `seen_in`."""
+        """Images and reconstructions (B, C, R, R) in [-1, 1] → weighted terms by name; `seen` as of `seen_in`."""
         reconstructions = reconstructions.float()
         terms = {"pixel": self.pixel_weight * self._distance(reconstructions, images)}
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual_weight * self._perceived(images, reconstructions, seen).mean()
+            terms["perceptual"] = (
+                self.perceptual_weight * self._perceived(for_rgb(images), for_rgb(reconstructions), seen).mean()
+            )
         return terms
 
     def _perceived(self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None) -> Tensor:

@@ -174,7 +174,7 @@ def _counted(
             accelerator="cpu", devices=1, precision="bf16-mixed" if recipe.precision == "bf16" else "32-true"
         )
         module, *_ = fabric.setup(training, *training.configure_optimizers(), move_to_device=False)
-        batch = torch.empty(images, 3, recipe.resolution, recipe.resolution)
+        batch = torch.empty(images, recipe.image_channels, recipe.resolution, recipe.resolution)
         flops, before = [0.0, 0.0], 0
         both = recipe.gan != "none" and recipe.gan_start_images < recipe.steps * recipe.batch_size
         for images_seen in (0, recipe.gan_start_images if both else 0):  # the second finds the optimiser's moments

@@ -45,7 +45,7 @@ class Parts:
         return output.contiguous() if self.compiles else output
 
     def judged(self, network: nn.Module, images: Tensor) -> Tensor:
-        """The discriminator on images (B, 3, R, R), whose BatchNorm sees them all."""
+        """The discriminator on images (B, C, R, R), whose BatchNorm sees them all."""
         cast = torch.autocast(self.device.type, torch.bfloat16) if self.casts else contextlib.nullcontext()
         with cast:
             logits: Tensor = self._whole(network)(images)

@@ -62,7 +62,7 @@ class TokenizerTraining(lightning.LightningModule):
         )
         with seeded("discriminator", seed):
             self.discriminator = (
-                PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
+                PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers, recipe.image_channels)
                 if recipe.gan != "none"
                 else None
             )
@@ -116,11 +116,11 @@ class TokenizerTraining(lightning.LightningModule):
         self.reconstruction_loss.to(self.device)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        """Pixels (B, 3, R, R) as loaders send them, uint8 → images in [-1, 1], made on this device."""
+        """Pixels (B, C, R, R) as loaders send them, uint8 → images in [-1, 1], made on this device."""
         return to_input(batch)
 
     def training_step(self, images: Tensor, batch_index: int) -> None:
-        """One optimiser step on this device's share of a batch, images (B, 3, R, R) in [-1, 1]."""
+        """One optimiser step on this device's share of a batch, images (B, C, R, R) in [-1, 1]."""
         seed_noise(self.device, derive_seed("noise", self.seed, self.global_rank, self.images_seen))
         self._begin_step(images)
         if self._adversary_is_on() and self.images_seen - self.recipe.batch_size < self.recipe.gan_start_images:

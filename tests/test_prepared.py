@@ -25,7 +25,7 @@ from PIL import Image
 
 from vqbench.data.cache import is_whole
 from vqbench.data.dataset import DataReference, Dataset, Images, Reencoded, digest_of
-from vqbench.data.kept import CachedImages, EncodedImages, Making
+from vqbench.data.kept import CachedImages, KeptEncoded, Making
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
@@ -287,7 +287,7 @@ def test_original_bytes_are_decoded_to_the_same_pixels(tmp_path: Path) -> None:
     assert "training images are kept as original" in said
     dataset = opened(root)
     train = prepare_train(dataset, home)  # as a run does, which was told of no format
-    assert isinstance(train, EncodedImages)
+    assert isinstance(train, KeptEncoded)
     assert equal(train, dataset.train)
     files = sorted((root / "train").iterdir())
     assert [train.encoded(i) for i in range(90)] == [path.read_bytes() for path in files]
@@ -310,7 +310,7 @@ def test_jpeg_trains_on_what_jpeg_makes_and_says_so(tmp_path: Path) -> None:
     assert "training images are re-encoded as JPEG of quality 60; validation images never are" in said
     plain, dataset = opened(root), opened(root, format="jpeg:60")
     train = prepare_train(dataset, home)
-    assert isinstance(train, EncodedImages)
+    assert isinstance(train, KeptEncoded)
     for i in range(70):
         kept = io.BytesIO()
         Image.fromarray(plain.train.load(i)).save(kept, "JPEG", quality=60, subsampling=2)

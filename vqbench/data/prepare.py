@@ -22,8 +22,8 @@ from vqbench.data.kept import (
     PLAIN,
     Advance,
     CachedImages,
-    EncodedImages,
     Kept,
+    KeptEncoded,
     Making,
     kinds_of,
     pixels_digest,
@@ -224,7 +224,7 @@ def both_or_name(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]
 
 def is_cached(images: Images) -> bool:
     """Whether `prepare_train` gave kept images, every one of which was found to be usable."""
-    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages | EncodedImages)
+    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages | KeptEncoded)
 
 
 def is_reencoded(images: Any) -> bool:

@@ -466,6 +466,23 @@ def test_brats_modalities_are_the_channels_of_all(brats: Path) -> None:
     assert list(dataset.train.groups) == [name.split("-")[2] for name in dataset.train.ids]
 
 
+def test_a_slice_of_all_is_one_that_each_modality_keeps(tmp_path: Path) -> None:
+    root = write_brats(tmp_path, subjects=8)
+    name = "BraTS-GLI-00007-100"
+    voxels = brain(3)
+    voxels[:, :, :8] = 0
+    write_volume(root / "training_data1_v2" / name / f"{name}-t1c.nii.gz", voxels)
+    side = max(BRAIN[:2])
+    whole, cut, every = (open_dataset(f"brats:{m}", side, root) for m in ("t2f", "t1c", "all"))
+    expected = [name[-3:] for name in whole.validation.ids if int(name[-3:]) >= 8]
+    assert 0 < len(expected) < len(whole.validation)
+    assert [name[-3:] for name in cut.validation.ids] == [name[-3:] for name in every.validation.ids] == expected
+    first = whole.validation.load(len(whole.validation) - len(expected))
+    assert (every.validation.load(0)[:, :, 3] == first[:, :, 0]).all(), "t2f has slices before the first of t1c"
+    share = np.mean([every.validation.load(i) == 0 for i in range(len(expected))])
+    assert f"validation: {len(expected)} slices of 1 cases of 1 subjects; {100 * share:.1f} % of" in every.notes[-1]
+
+
 def test_brats_lies_in_any_orientation(brats: Path, tmp_path: Path) -> None:
     """A volume that is stored front to back, or as slices first, is the same volume."""
     one = open_dataset("brats:t2f", 32, brats)

@@ -393,7 +393,7 @@ def test_what_the_version_before_kept_is_read(tmp_path: Path, monkeypatch: pytes
         meta = {"version": 2, "bytes": sum(one.nbytes for one in pixels)} | ({"digest": "d"} if side != "train" else {})
         (folder / "meta.json").write_text(json.dumps(meta))
     expected = [dataset.train.load(i) for i in range(9)], [dataset.validation.load(i) for i in range(4)]
-    monkeypatch.setattr("vqbench.data.files.decode_image", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr("vqbench.data.encoded.decode_image", lambda *a: pytest.fail("decoded again"))
     train = pickle.loads(pickle.dumps(prepare_train(dataset, tmp_path)))
     assert all(np.array_equal(train.load(i), expected[0][i]) for i in range(9))
     assert train.measure(3) == expected[0][3].shape[:2]

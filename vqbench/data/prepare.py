@@ -238,7 +238,7 @@ def verify(images: Images, progress: Advance | None = None) -> None:
         pass
 
 
-def decoded_bytes(images: Images, channels: int) -> int:
+def decoded_bytes(images: Images, channels: int = 3) -> int:
     """What `images` take decoded, from the headers of 64 of them: reading all takes minutes on a network disk."""
     return _of_a_sample(images, lambda i: float(channels * np.prod(images.measure(i))))
 

@@ -318,19 +318,19 @@ def test_half_written_or_cut_cache_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", b"garbage"])
-def test_a_cache_whose_list_of_shapes_is_damaged_is_made_again(tmp_path: Path, content: bytes | None) -> None:
+def test_a_cache_whose_index_is_damaged_is_made_again(tmp_path: Path, content: bytes | None) -> None:
     dataset = opened(folder(tmp_path / "set"))
     first = prepare_train(dataset, tmp_path)
     (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
     if content is None:
-        (cache / "shapes.npy").unlink()
+        (cache / "index.npy").unlink()
     else:
-        (cache / "shapes.npy").write_bytes(content)
+        (cache / "index.npy").write_bytes(content)
     again = prepare_train(dataset, tmp_path)
     assert [again.measure(i) for i in range(len(again))] == [first.measure(i) for i in range(len(first))]
 
 
-def test_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_writer_leaves_nothing_that_is_read(tmp_path: Path) -> None:
     dataset = opened(folder(tmp_path / "set"))
 
     def interrupt(done: int, total: int) -> None:
@@ -338,10 +338,13 @@ def test_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prepare_train(dataset, tmp_path, interrupt)
-    assert [p for p in (tmp_path / "prepared").iterdir() if p.is_dir()] == []
+    (left,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    assert not is_whole(left)
+    assert is_cached(prepare_train(dataset, tmp_path))
+    assert not (left / "claims").exists()
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_leaves_is_finished_by_the_next(tmp_path: Path) -> None:
     dataset = opened(folder(tmp_path / "set"))
     code = (
         "import os, sys, pathlib; from vqbench.data.dataset import open_dataset\n"
@@ -355,6 +358,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert not is_whole(left)
     prepare_train(dataset, tmp_path)
     (cache,) = (p for p in (tmp_path / "prepared").iterdir() if p.is_dir())
+    assert cache == left
     assert is_whole(cache)
 
 
@@ -420,6 +424,7 @@ def test_users_of_a_home_that_is_open_to_them_share_its_caches(open_place: Path,
     assert prepared_as(5001, open_place, "022", 12) == "decoded 0"
     cache = next((home / "prepared").glob("folder-set-16px-validation*"))
     (cache / "meta.json").unlink()
+    (cache / "shard-000.json").unlink()
     again = prepared_as(5002, open_place, "077")  # under the lock that the other user made
     assert again == "decoded 3" if mode == 0o2770 else "user 5001, who owns" in again
 
@@ -464,7 +469,8 @@ def test_two_at_once_decode_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(counts) == [0, 10]
+    assert sorted(counts)[0] <= 1, "one decodes, the other hears that all is done"
+    assert max(counts) == 10
     assert results[0] == results[1] is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.track import Preparing, Track, refuse_no_data
 from vqbench.data.dataset import DataReference
 from vqbench.data.features import ENCODER_FIELDS, FeatureSource, fitted_images, open_features
+from vqbench.data.kept import Making
 from vqbench.data.prepare import both_or_name, prepare_validation, verify
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
@@ -29,6 +31,7 @@ class FeaturesTrack(Track):
     watched = ("distance", False)
     fixed = ENCODER_FIELDS
     has_decoder = False
+    kept_sides = ("validation",)
     stand_in = "of features there are no patches: the vectors that it would be built around are drawn at random here"
 
     def artifact_digest(self, artifact: Artifact, source: FeatureSource) -> str | None:
@@ -44,6 +47,7 @@ class FeaturesTrack(Track):
             )
         if reference.features is None:
             refuse_no_data(reference, ", or your own: --features FILE.npy")
+        _refuse_format(reference)
         if devices != 1:
             raise UsageError(
                 f"--devices {devices}, but a quantizer alone is fitted on one",
@@ -69,13 +73,19 @@ class FeaturesTrack(Track):
         source.load(home(), lambda done, total: preparing("features", done, total))
 
     def prepare(
-        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+        self,
+        recipe: Recipe,
+        reference: DataReference,
+        note: Callable[[str], None],
+        preparing: Preparing,
+        workers: int = 1,
     ) -> list[str]:
-        """Get the dataset, check its images, and compute the features of both sides."""
+        """Get the dataset, check its images, validation images by so many processes, and compute all features."""
+        _refuse_format(reference)
         dataset = reference.open(recipe.resolution, download=True)
         both_or_name(
             lambda: prepare_validation(
-                dataset, home(), lambda done, total: preparing("validation images", done, total)
+                dataset, home(), functools.partial(preparing, "validation images"), Making(workers=workers, say=note)
             ),
             lambda: verify(fitted_images(dataset), lambda done, total: preparing("training images", done, total)),
         )
@@ -102,3 +112,11 @@ class FeaturesTrack(Track):
         from vqbench.cell.feature_cell import probe
 
         return probe(folder, recipe, watch, started, spawned)
+
+
+def _refuse_format(reference: DataReference) -> None:
+    if reference.format:
+        raise UsageError(
+            f"--format {reference.format} is of training images, of which this recipe keeps features alone",
+            "leave --format (VQBENCH_FORMAT) out",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.track import Preparing, Track, refuse_no_data
 from vqbench.data.dataset import DataReference, Dataset, Images
+from vqbench.data.kept import Making
 from vqbench.data.prepare import PreparedImages, is_cached, prepare_both, prepare_train, prepare_validation
 from vqbench.data.uncached import cost_of_decoding
 from vqbench.errors import UsageError
@@ -48,17 +50,24 @@ class ImagesTrack(Track):
     ) -> None:
         """Decode the training images, or say what it costs that they are not kept decoded."""
         dataset = reference.open(recipe.resolution)
-        train = prepare_train(dataset, home(), lambda done, total: preparing("training images", done, total))
+        advance, making = functools.partial(preparing, "training images"), Making(reference.format)
+        train = prepare_train(dataset, home(), advance, making=making)
         _say_if_not_kept(dataset, train, note, preparing)
 
     def prepare(
-        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+        self,
+        recipe: Recipe,
+        reference: DataReference,
+        note: Callable[[str], None],
+        preparing: Preparing,
+        workers: int = 1,
     ) -> list[str]:
-        """Get the dataset and decode both sides of it."""
+        """Get the dataset and decode both sides of it, by so many processes."""
         dataset = reference.open(recipe.resolution, download=True)
         for text in dataset.notes:
             note(text)
-        validation, train = prepare_both(dataset, home(), preparing)
+        making = Making(reference.format, insists=bool(reference.format), workers=workers, say=note)
+        validation, train = prepare_both(dataset, home(), preparing, making)
         _say_if_not_kept(dataset, train, note, preparing)
         protocol = _protocol(dataset, recipe, validation)
         lines = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vqbench.data.dataset import Dataset
-    from vqbench.data.prepare import Advance
+    from vqbench.data.kept import Advance
     from vqbench.quantizer import Quantizer
 
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vqbench.artifact import Artifact
 from vqbench.cell.progress import Progress
 from vqbench.data.artifacts import artifact_digest
+from vqbench.data.checking import verify_kept
 from vqbench.data.dataset import DataReference
+from vqbench.data.kept import Side
 from vqbench.errors import UsageError
+from vqbench.machine.home import home
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.plugin import Plugin
@@ -86,12 +89,28 @@ class Track(ABC):
 
     @abstractmethod
     def prepare(
-        self, recipe: Recipe, reference: DataReference, note: Callable[[str], None], preparing: Preparing
+        self,
+        recipe: Recipe,
+        reference: DataReference,
+        note: Callable[[str], None],
+        preparing: Preparing,
+        workers: int = 1,
     ) -> list[str]:
-        """Get and check both sides of the data and cache them; a line for each thing that is ready.
+        """Get and check both sides of the data and cache them, by so many processes; a line for each thing ready.
 
         Raises UsageError that names what is missing or broken.
         """
+
+    kept_sides: ClassVar[tuple[Side, ...]] = ("validation", "train")
+    """The sides of a dataset whose images are kept."""
+
+    def verify(self, recipe: Recipe, reference: DataReference, preparing: Preparing) -> list[str]:
+        """Check that what is kept is what was written, and of files as they are now; a line for each side.
+
+        Raises UsageError that says what is damaged or missing and what mends it.
+        """
+        dataset = reference.open(recipe.resolution)
+        return verify_kept(dataset, home(), self.kept_sides, reference.format, preparing)
 
     @abstractmethod
     def train_and_evaluate(

@@ -320,7 +320,7 @@ def check(
 
 
 _PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "holdout", "resize",
-             "resize_scale", "small", "split_list", "metrics", "lpips", "inception_weights",
+             "resize_scale", "small", "split_list", "metrics", "format", "lpips", "inception_weights",
              "lpips_weights")  # fmt: skip
 
 
@@ -329,16 +329,26 @@ _PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validatio
 def prepare(
     dataset: str,
     methods: Annotated[list[str] | None, _of_methods("Methods whose codebook is made of the data; or ALL.")] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes that decode here; other machines may share the work.")
+    ] = 1,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Make nothing: compare what is kept with what was written, and with the files."),
+    ] = False,
     **options: Any,
 ) -> None:
     """Check and cache the data and weights that a run needs, before a machine goes offline."""
     from vqbench.cli.terminal import TerminalView, print_text
-    from vqbench.planning.preflight import prepare_everything
+    from vqbench.planning.preflight import prepare_everything, verify_everything
 
-    request = arguments.asked(RunRequest, methods=methods, dataset=dataset, **options)
+    request = arguments.asked(RunRequest, methods=methods, dataset=dataset, workers=workers, **options)
     _add_plugins(options["plugins"])
     with TerminalView() as view:
-        lines = prepare_everything(request, view.note, view.preparing)
+        if verify:
+            lines = verify_everything(request, view.preparing)
+        else:
+            lines = prepare_everything(request, view.note, view.preparing)
     print_text("\n".join(lines))
 
 

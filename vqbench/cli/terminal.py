@@ -62,6 +62,7 @@ class TerminalView:
         self._spoke: dict[str, float] = {}
         self._titles: dict[str, str] = {}
         self._since: dict[str, float] = {}
+        self._preparing: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> TerminalView:
         self.progress.start()
@@ -76,10 +77,14 @@ class TerminalView:
         self.console.print(Text(masked_text(f"note: {text}")), soft_wrap=True)
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Images are being decoded."""
-        self._show("", f"preparing {what}", done, total, "")
+        """Images are being decoded; those that were done before the first call count for no rate."""
+        started, before = self._preparing.setdefault(what, (time.monotonic(), done))
+        rate = (done - before) / max(time.monotonic() - started, 1e-9)
+        text = f"{rate:.1f} images/s, {clock((total - done) / rate)} left" if rate > 0 else ""
+        self._show("", f"preparing {what}", done, total, text)
         if done >= total:
             self._clear("")
+            del self._preparing[what]
 
     def cell_started(self, cell: Cell, position: int, total: int) -> None:
         """A cell is about to start."""

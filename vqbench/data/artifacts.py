@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from vqbench.artifact import Artifact
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_by_hash
-from vqbench.data.prepare import Advance, decode_or_name, not_kept
+from vqbench.data.kept import Advance
+from vqbench.data.prepare import decode_or_name, not_kept
 from vqbench.errors import UsageError
 from vqbench.machine.home import expanded
 from vqbench.metrics.weights import pin_of

@@ -27,28 +27,29 @@ def cached_folder(base: Path, name: str, fill: Callable[[Path], None], arrays: t
     if is_whole(final, arrays):
         return final
     folder_in_home(base)
-    with _locked(base / f".{name}.lock"):
+    with locked(base / f".{name}.lock"):
         if not is_whole(final, arrays):
-            _refuse_unreadable(final)
+            refuse_unreadable(final)
             _remove_leftovers(base, name)
             _make(base, name, fill, arrays)
     return final
 
 
 def is_whole(folder: Path, arrays: tuple[str, ...] = ()) -> bool:
-    """Whether the folder was finished and its pixels, and its .npy files, still have their full length."""
+    """Whether the folder was finished and its files, and its .npy files, still have their full length."""
     import numpy as np
 
     try:
         for name in arrays:
             np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        expected = json.loads((folder / META).read_text(encoding="utf-8"))["bytes"]
-        return bool((folder / PIXELS).stat().st_size == expected)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        said = json.loads((folder / META).read_text(encoding="utf-8"))
+        files = said["files"] if "files" in said else {PIXELS: said["bytes"]}  # of shards, or of what is in one file
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _refuse_unreadable(folder: Path) -> None:
+def refuse_unreadable(folder: Path) -> None:
     """Raise PermissionError for a folder that is another user's: it may be whole, and cannot be replaced."""
     for name in (META, PIXELS):
         with contextlib.suppress(FileNotFoundError), open(folder / name, "rb"):
@@ -113,7 +114,8 @@ def _alive(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, where the disk knows locks; waits for whoever holds it."""
     with contextlib.ExitStack() as held:
         for mode in ("a", "r"):  # another user's can be locked too where it can be read, on most disks
             try:

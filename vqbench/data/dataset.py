@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import re
 from abc import ABC, abstractmethod
@@ -121,6 +122,13 @@ class Images(ABC):
         """Image `i` as its source holds it, before decoding; None where there is no such thing."""
         return None
 
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """What `load(i)` gives, of what `encoded(i)` gives. A source that has the one has the other.
+
+        Raises ImageFileError, which names the file, where it cannot be used.
+        """
+        raise NotImplementedError(f"{type(self).__name__} decodes no bytes")
+
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) that `load(i)` will have, found as cheaply as the source allows."""
         height, width, _ = self.load(i).shape
@@ -164,6 +172,10 @@ class Part(Images):
     def encoded(self, i: int) -> bytes | None:
         """Image `i` of the chosen ones, before decoding."""
         return self.images.encoded(self.positions[i])
+
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """Image `i` of the chosen ones, of these bytes."""
+        return self.images.decode(self.positions[i], encoded)
 
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i` of the chosen ones."""
@@ -219,6 +231,11 @@ class Joined(Images):
         images, place = self._place(i)
         return images.encoded(place)
 
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """Image `i` of both, of these bytes."""
+        images, place = self._place(i)
+        return images.decode(place, encoded)
+
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i` of both."""
         images, place = self._place(i)
@@ -253,6 +270,14 @@ class Cropped(Images):
         """The middle (R, R, 3) of image `i`."""
         return centre_crop(self.images.load(i), self.resolution)
 
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` before decoding, and so before the crop."""
+        return self.images.encoded(i)
+
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """The middle (R, R, 3) of image `i`, of these bytes."""
+        return centre_crop(self.images.decode(i, encoded), self.resolution)
+
     def measure(self, i: int) -> tuple[int, int]:
         """(R, R)."""
         return self.resolution, self.resolution
@@ -275,6 +300,45 @@ class Cropped(Images):
         return self.images.short_sides()
 
 
+class Reencoded(Images):
+    """Images as JPEG makes them: what is lost in a smaller cache, whether or not there is one."""
+
+    def __init__(self, images: Images, quality: int) -> None:
+        self.images, self.quality, self.ids, self.reading = images, quality, images.ids, images.reading
+        self.groups = getattr(images, "groups", ())
+        self.content_key = digest_of(images.content_key, "JPEG", quality) if images.content_key else ""
+
+    def load(self, i: int) -> Pixels:
+        """Image `i`, encoded and decoded again."""
+        return self.decode(i, self.encoded(i))
+
+    def encoded(self, i: int) -> bytes:
+        """Image `i` as JPEG, at its resolution."""
+        return self.compressed(self.images.load(i))
+
+    def compressed(self, pixels: Pixels) -> bytes:
+        """The JPEG of (H, W, 3) or (H, W, 1) pixels; colours at half the resolution, as most JPEGs have them."""
+        from PIL import Image
+
+        grey = pixels.shape[2] == 1
+        kept = io.BytesIO()
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels))
+        image.save(kept, "JPEG", quality=self.quality, subsampling="4:2:0")
+        return kept.getvalue()
+
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """The pixels of a JPEG that `compressed` has made."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+            pixels = np.asarray(image)
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`."""
+        return self.images.measure(i)
+
+
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
 
@@ -285,7 +349,18 @@ class Looked(Images):
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, 3) with its sides as `Dataset` says."""
-        pixels, R = self.images.load(i), self.resolution
+        return self._looked_at(i, self.images.load(i))
+
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` before decoding, where the plugin has such a thing."""
+        return self.images.encoded(i) if isinstance(self.images, Images) else None
+
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """Image `i` of these bytes. Raises UsageError as `load` does."""
+        return self._looked_at(i, self.images.decode(i, encoded))
+
+    def _looked_at(self, i: int, pixels: Pixels) -> Pixels:
+        R = self.resolution
         shape, short = tuple(np.shape(pixels)), self.reading.side(R) if self.reading else R
         sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == short
         if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3 or not sides:
@@ -458,6 +533,18 @@ class Dataset(ABC):
         self.split_rule += held.rule
         self.notes += (held.note,)
 
+    def reencode(self, quality: int) -> None:
+        """Have the training images be what JPEG of a quality makes of them. Raises UsageError where JPEG cannot."""
+        if self.channels not in (1, 3):
+            what = f"JPEG holds 1 or 3 channels, and the images of {self.reference} have {self.channels}"
+            raise UsageError(what, "keep them as --format pixels, or as --format original")
+        if isinstance(self.train, Chosen):  # below a holdout's choice: what is encoded once serves every share
+            self.train = Chosen(Reencoded(self.train.images, quality), self.train.positions)
+        else:
+            self.train = Reencoded(self.train, quality)
+        self.train_digest = digest_of(self.train_digest, "JPEG", quality)
+        self.notes += (f"training images are re-encoded as JPEG of quality {quality}; validation images never are",)
+
     def keep_validation(self, count: int) -> None:
         """Keep only the first `count` validation images, in an order that depends on their ids alone."""
         available = len(self.validation)
@@ -493,6 +580,8 @@ class DataReference:
     small: str | None = None
     split_list: Path | None = None
     """A file with the ids of the images that are validation, in the place of the dataset's split."""
+    format: str = ""
+    """How training images are kept: "pixels", "original" or "jpeg:QUALITY". Empty: decoded, where there is room."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a rule that there is not, and for one that frozen features do not have."""
@@ -510,6 +599,12 @@ class DataReference:
         asked = {"resize": self.resize, "scale": self.resize_scale, "small": self.small}
         return {field: value for field, value in asked.items() if value not in (None, "")}
 
+    @property
+    def jpeg_quality(self) -> int | None:
+        """At which training images are re-encoded; None where they are not."""
+        kind, _, quality = self.format.partition(":")
+        return int(quality) if kind == "jpeg" else None
+
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> DataReference:
         """What the plan of a cell was made for."""
@@ -524,18 +619,20 @@ class DataReference:
             known.get("resize_scale"),
             known.get("small"),
             Path(known["split_list"]) if "split_list" in known else None,
+            known.get("format", ""),
         )
 
     def in_spec(self) -> dict[str, Any]:
         """What the spec of a cell says of it where it was asked for, beside what it says of every dataset."""
         asked = {"holdout": self.holdout, "resize": self.resize, "resize_scale": self.resize_scale, "small": self.small}
         listed = {} if self.split_list is None else {"split_list": str(self.split_list.absolute())}
-        return {**{name: value for name, value in asked.items() if value not in (None, "")}, **listed}
+        jpeg = {} if self.jpeg_quality is None else {"format": self.format}  # the others change no pixel
+        return {**{name: value for name, value in asked.items() if value not in (None, "")}, **listed, **jpeg}
 
     def open(self, resolution: int, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
-        root, kept, listed = self.data_root, self.validation_images, self.split_list
-        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout, self.rules, listed)
+        root, kept, listed, jpeg = self.data_root, self.validation_images, self.split_list, self.jpeg_quality
+        return open_dataset(self.dataset, resolution, root, kept, download, self.holdout, self.rules, listed, jpeg)
 
 
 RULES = {"--resize": "resize", "--resize-scale": "scale", "--small": "small"}
@@ -581,13 +678,15 @@ def open_dataset(
     holdout: float | None = None,
     rules: Mapping[str, Any] | None = None,
     split_list: Path | None = None,
+    jpeg_quality: int | None = None,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
     `rules` are fields of `Reading` in the place of the dataset's own; `split_list` is a file with the ids of the
     validation images. With `holdout`, a share, that of the training images takes the place of the validation images.
     `validation_images` keeps that many of these; `download` gets missing files first where the dataset
-    can. Raises UsageError for an unknown name, missing files, and a split with an empty side.
+    can. With a `jpeg_quality` training images are re-encoded, and those that score never: those of a holdout are
+    taken first. Raises UsageError for an unknown name, missing files, and a split with an empty side.
     """
     name, colon, argument = reference.partition(":")
     cls: Any = DATASETS.get(name)
@@ -614,4 +713,6 @@ def open_dataset(
     if validation_images is not None:
         dataset.keep_validation(validation_images)
     dataset.count_enlarged()
+    if jpeg_quality is not None:
+        dataset.reencode(jpeg_quality)
     return dataset

@@ -30,7 +30,8 @@ from vqbench.data.dataset import (
     first_by_hash,
     path_safe,
 )
-from vqbench.data.prepare import Advance, PreparedImages, decode_or_name, not_kept, prepare_validation
+from vqbench.data.kept import Advance
+from vqbench.data.prepare import PreparedImages, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded
 from vqbench.metrics.feature_protocol import VERSION, FeatureProtocol

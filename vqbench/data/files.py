@@ -158,6 +158,11 @@ class FileImages(Images):
         except OSError as error:
             raise ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend it, or remove it") from None
 
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """What `load(i)` makes of file `i`, of its bytes. Raises ImageFileError, which names the file."""
+        pixels = decode_image(encoded, self.resolution, self.reading, str(self.files[i].path))
+        return centre_crop(pixels, self.resolution) if self.crop else pixels
+
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of `load(i)`, from the file's header."""
         height, width = measure_image(self.files[i].path, self.resolution, self.reading)

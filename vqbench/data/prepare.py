@@ -1,33 +1,35 @@
-"""Decode once: validation as one array, training images as a ragged one, in a cache that is whole or absent."""
+"""Decode once: validation as one array, training images as a ragged one, in a cache that is read when it is whole."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import itertools
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vqbench.data.cache import META, PIXELS, cached_folder, free_bytes, is_whole
-from vqbench.data.dataset import Chosen, Dataset, Images, Pixels, digest_of
+from vqbench.data.cache import META, PIXELS, free_bytes
+from vqbench.data.dataset import Chosen, Dataset, Images, Pixels, Reencoded
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
+from vqbench.data.filling import ahead
+from vqbench.data.kept import (
+    BAD_IMAGES_SOUGHT,
+    PLAIN,
+    Advance,
+    CachedImages,
+    EncodedImages,
+    Kept,
+    Making,
+    kinds_of,
+    pixels_digest,
+)
 from vqbench.errors import UsageError, remedy
-
-VERSION = 2
-"""Goes up when decoding or the layout of the cache changes, so that no older cache is read."""
-
-Advance = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+from vqbench.machine.cores import cores
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,9 +39,7 @@ SHARE_OF_FREE = 0.5
 """What decoded training images may take of the disk that is free, unless a limit is given. One half, for then a set
 leaves as much as it takes: checkpoints and results find room, and no number of sets fills the disk."""
 _LIMIT_VARIABLE = "VQBENCH_CACHE_LIMIT_GB"
-_SHAPES = "shapes.npy"
-_CHUNK = 128  # images decoded ahead of the writer: bounds memory to about 25 MB at 256 px
-_BAD_IMAGES_SOUGHT = 20  # where none before was usable, the folder is wrong rather than a file: no need to read on
+_AHEAD = 128  # images decoded ahead of the reader: bounds memory to about 25 MB at 256 px
 
 
 @dataclass(frozen=True)
@@ -56,53 +56,36 @@ class PreparedImages:
         return len(self.ids)
 
 
-class CachedImages(Images):
-    """Decoded images of any shape, one after the other in one file."""
+def prepare_validation(
+    dataset: Dataset, home: Path, progress: Advance | None = None, making: Making = PLAIN
+) -> PreparedImages:
+    """All validation images of `dataset`, (R, R, C) each, decoded now or by an earlier call.
 
-    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
-        self.folder = folder
-        self.ids = list(ids)
-        self.shapes: NDArray[np.int64] = np.load(folder / _SHAPES)
-        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1) * 3)])
-
-    @functools.cached_property
-    def _bytes(self) -> NDArray[np.uint8]:
-        return np.memmap(self.folder / PIXELS, np.uint8, "r")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_bytes"}  # a pickled map would be a copy of it all
-
-    def load(self, i: int) -> Pixels:
-        """Image `i` as it was decoded, a read-only view of the file."""
-        height, width = self.shapes[i]
-        return self._bytes[self.starts[i] : self.starts[i + 1]].reshape(height, width, 3)
-
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i`."""
-        return int(self.shapes[i, 0]), int(self.shapes[i, 1])
-
-
-def pixels_digest(pixels: Pixels, ids: Sequence[str]) -> str:
-    """sha256 over shape, pixel values and ids of a set of images."""
-    digest = hashlib.sha256(repr((pixels.shape, list(ids))).encode())
-    for image in pixels:
-        digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
-
-
-def prepare_validation(dataset: Dataset, home: Path, progress: Advance | None = None) -> PreparedImages:
-    """All validation images of `dataset`, (R, R, 3) each, decoded now or by an earlier call.
-
-    Raises UsageError that names every image that cannot be used (up to 20), and where the disk is too small.
+    Raises UsageError that names every image that cannot be used (up to 20), where the disk is too small, and for
+    images that JPEG has changed.
     """
-    images, R = dataset.validation, dataset.resolution
+    images, R, C = dataset.validation, dataset.resolution, dataset.channels
+    if is_reencoded(images):
+        what = (
+            f"the validation images of {dataset.reference} would be re-encoded as JPEG, and scores be of other images"
+        )
+        raise UsageError(what, "keep JPEG to the training images: --format jpeg does")
     ids = tuple(images.ids)
     if not images.content_key:  # in memory already: a copy on disk would be slower to check than to make
         pixels = np.stack([images.load(i) for i in range(len(images))])
         return PreparedImages(pixels, ids, pixels_digest(pixels, ids))
-    folder = _decoded(dataset, "validation", images, len(images) * R * R * 3, home, progress)
-    pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(images), R, R, 3))
-    return PreparedImages(pixels, ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"])
+    of = Kept(dataset, "validation", images, "pixels", home)
+    folder = of.found() or _made(of, len(images) * R * R * C, progress, making)
+    return PreparedImages(
+        of.validation_pixels(folder), ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"]
+    )
+
+
+def _has_bytes(images: Images) -> bool:
+    try:
+        return images.encoded(0) is not None
+    except ImageFileError:  # it is named with all the others
+        return True
 
 
 @dataclass(frozen=True)
@@ -131,38 +114,78 @@ def room(home: Path) -> Room:
 
 
 def prepare_train(
-    dataset: Dataset, home: Path, progress: Advance | None = None, limit_bytes: int | None = None
+    dataset: Dataset,
+    home: Path,
+    progress: Advance | None = None,
+    limit_bytes: int | None = None,
+    making: Making = PLAIN,
 ) -> Images:
-    """The training images of `dataset`, decoded into a cache where there is room for it: `limit_bytes`, or `room`.
+    """The training images of `dataset`, kept in a cache where there is room for it: `limit_bytes`, or `room`.
 
     A larger set is returned as it is and decodes on the fly (`is_cached` tells which, `verify` reads it all
     beforehand). Raises UsageError like `prepare_validation`; a set that is not cached raises it when a bad image is
     first read.
     """
-    return _prepared(dataset, dataset.train, home, progress, limit_bytes)
+    return _prepared(dataset, dataset.train, home, progress, limit_bytes, making)
 
 
 def _prepared(
-    dataset: Dataset, images: Images, home: Path, progress: Advance | None, limit_bytes: int | None
+    dataset: Dataset, images: Images, home: Path, progress: Advance | None, limit_bytes: int | None, making: Making
 ) -> Images:
     if isinstance(images, Chosen):  # of a holdout: what is decoded once serves every share
-        return Chosen(_prepared(dataset, images.images, home, progress, limit_bytes), images.positions)
+        kept = _prepared(dataset, images.images, home, progress, limit_bytes, making)
+        return Chosen(kept, images.positions)
+    if making.format == "original" and not _has_bytes(images):
+        what = f"--format original keeps images as files hold them, and {dataset.reference} has no such files"
+        raise UsageError(what, "leave --format out, or take --format pixels")
     if not images.content_key:
         return images
+    kinds = kinds_of(images, making.format)
     limit = room(home) if limit_bytes is None else Room(limit_bytes, "", True)
-    folder = _folder_of(dataset, "train", images, home)
-    if not limit.is_chosen and is_whole(folder, (_SHAPES,)):
-        return CachedImages(folder, images.ids)
-    if len(images) * dataset.resolution**2 * 3 > limit.bytes:  # no image is smaller than its centre crop
+    for kind in kinds:
+        of = Kept(dataset, "train", images, kind, home)
+        if (folder := of.found()) is not None:
+            shards = of.open(folder)
+            if not limit.is_chosen or shards.bytes <= limit.bytes:
+                return of.images_of(shards)
+    of = Kept(dataset, "train", images, kinds[0], home)
+    least = len(images) * dataset.resolution**2 * dataset.channels  # no image is smaller than its centre crop
+    made = of.made_bytes()
+    allowed = limit.bytes if limit.is_chosen else limit.bytes + int(SHARE_OF_FREE * made)
+    expected = 0
+    fits = kinds[0] == "encoded" or making.insists or least <= allowed
+    if fits:
+        expected = decoded_bytes(images, dataset.channels) if kinds[0] == "pixels" else encoded_bytes(images)
+        fits = expected <= allowed
+    if making.insists and limit.is_chosen and not fits:
+        raise UsageError(
+            f"--format {making.format} takes {_gib(expected)} for the training images, and {limit.reason}",
+            f"raise {_LIMIT_VARIABLE}, or leave --format out to decode as needed",
+        )
+    if not (fits or making.insists):
         return images
-    expected = decoded_bytes(images)
-    if expected > limit.bytes:
-        return images
-    return CachedImages(_decoded(dataset, "train", images, expected, home, progress), images.ids)
+    return of.images_of(of.open(_made(of, expected, progress, making)))
+
+
+def _made(of: Kept, expected: int, progress: Advance | None, making: Making) -> Path:
+    """The folder, made where there is room for what is missing of `expected` bytes."""
+    needs, free = expected - of.made_bytes(), free_bytes(of.home)
+    making.say(f"{of.name} are kept as {of.form}: {_gib(needs)} to write to {of.folder}, and {_gib(free)} are free")
+    if needs > free:
+        what = f"{of.home} needs {_gib(needs)} for the {of.name} as {of.form}, and has less free ({_gib(free)})"
+        raise UsageError(what, f"free some space, or {_elsewhere(of.side)}")
+    try:
+        return of.make(progress, making)
+    except OSError as error:
+        raise not_kept(of.home, error, _elsewhere(of.side)) from None
+
+
+def _gib(count: int) -> str:
+    return f"{max(count, 0) / 2**30:.2f} GiB"
 
 
 def prepare_both(
-    dataset: Dataset, home: Path, progress: Callable[[str, int, int], None]
+    dataset: Dataset, home: Path, progress: Callable[[str, int, int], None], making: Making = PLAIN
 ) -> tuple[PreparedImages, Images]:
     """Validation and training images of `dataset`, every one decoded, cached as far as they are kept.
 
@@ -171,13 +194,14 @@ def prepare_both(
     """
 
     def decode_train() -> Images:
-        train = prepare_train(dataset, home, lambda done, total: progress("training images", done, total))
+        advance = functools.partial(progress, "training images")
+        train = prepare_train(dataset, home, advance, making=making)
         if not is_cached(train):  # too many to keep decoded, but a broken one should be found now
-            verify(train, lambda done, total: progress("training images", done, total))
+            verify(train, advance)
         return train
 
     return both_or_name(
-        lambda: prepare_validation(dataset, home, lambda done, total: progress("validation images", done, total)),
+        lambda: prepare_validation(dataset, home, functools.partial(progress, "validation images"), making),
         decode_train,
     )
 
@@ -199,8 +223,13 @@ def both_or_name(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]
 
 
 def is_cached(images: Images) -> bool:
-    """Whether `prepare_train` gave decoded images, every one of which was found to be usable."""
-    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages)
+    """Whether `prepare_train` gave kept images, every one of which was found to be usable."""
+    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages | EncodedImages)
+
+
+def is_reencoded(images: Any) -> bool:
+    """Whether JPEG has changed the images, whatever is chosen or cropped of them."""
+    return isinstance(images, Reencoded) or (hasattr(images, "images") and is_reencoded(images.images))
 
 
 def verify(images: Images, progress: Advance | None = None) -> None:
@@ -209,35 +238,22 @@ def verify(images: Images, progress: Advance | None = None) -> None:
         pass
 
 
-def decoded_bytes(images: Images) -> int:
+def decoded_bytes(images: Images, channels: int) -> int:
     """What `images` take decoded, from the headers of 64 of them: reading all takes minutes on a network disk."""
+    return _of_a_sample(images, lambda i: float(channels * np.prod(images.measure(i))))
+
+
+def encoded_bytes(images: Images) -> int:
+    """What `images` take as `encoded` gives them, from 64 of them."""
+    return _of_a_sample(images, lambda i: float(len(images.encoded(i) or b"")))
+
+
+def _of_a_sample(images: Images, size: Callable[[int], float]) -> int:
     sizes = []
     for i in range(0, len(images), max(1, len(images) // 64)):
         with contextlib.suppress(ImageFileError):  # it is named with all the others when they are decoded
-            sizes.append(3.0 * np.prod(images.measure(i)))
+            sizes.append(size(i))
     return int(np.mean(sizes) * len(images)) if sizes else 0
-
-
-def _folder_of(dataset: Dataset, side: str, images: Images, home: Path) -> Path:
-    read = sorted(images.reading.differences.items()) if images.reading is not None else []
-    key = digest_of(VERSION, side, dataset.resolution, images.content_key, *read)[:24]
-    return home / "prepared" / f"{dataset.slug}-{dataset.resolution}px-{side}-{key}"
-
-
-def _decoded(dataset: Dataset, side: str, images: Images, expected: int, home: Path, progress: Advance | None) -> Path:
-    folder = _folder_of(dataset, side, images, home)
-
-    def fill(folder: Path) -> None:
-        if expected > free_bytes(home):
-            what = f"{home} needs {expected / 2**30:.2f} GiB for the decoded {side} images, and has less free"
-            raise UsageError(what, f"free some space, or {_elsewhere(side)}")
-        _write(images, folder, progress)
-        _write_meta(folder, (images.ids, dataset.resolution) if side == "validation" else None)
-
-    try:
-        return cached_folder(folder.parent, folder.name, fill, (_SHAPES,))
-    except OSError as error:
-        raise not_kept(home, error, _elsewhere(side)) from None
 
 
 def not_kept(home: Path, error: OSError, elsewhere: str = ELSEWHERE) -> UsageError:
@@ -251,16 +267,6 @@ def _elsewhere(side: str) -> str:
     return ELSEWHERE + (f", or {_LIMIT_VARIABLE}=0 to decode as needed" if side == "train" else "")
 
 
-def _write(images: Images, folder: Path, progress: Advance | None) -> None:
-    """Pixels and shapes into `folder`. Plain writes, since a full disk under a memory map kills the process."""
-    shapes: list[tuple[int, int]] = []
-    with open(folder / PIXELS, "wb") as file:
-        for pixels in decode_or_name(images, progress):
-            file.write(np.ascontiguousarray(pixels).data)
-            shapes.append((pixels.shape[0], pixels.shape[1]))
-    np.save(folder / _SHAPES, np.array(shapes, np.int64))
-
-
 def decode_or_name(images: Images, progress: Advance | None) -> Iterator[Pixels]:
     """Every image in order; those that cannot be used are named by the UsageError that follows the last."""
     bad: list[ImageFileError] = []
@@ -271,19 +277,10 @@ def decode_or_name(images: Images, progress: Advance | None) -> Iterator[Pixels]
             yield pixels
         if progress is not None:
             progress(done, len(images))
-        if len(bad) == done == _BAD_IMAGES_SOUGHT:
+        if len(bad) == done == BAD_IMAGES_SOUGHT:
             break
     if bad:
         raise name_unusable(bad, stopped=done < len(images))
-
-
-def _write_meta(folder: Path, validation: tuple[Sequence[str], int] | None) -> None:
-    """The length that a whole cache has; for (ids, resolution) of a validation set, its digest too."""
-    meta: dict[str, object] = {"version": VERSION, "bytes": (folder / PIXELS).stat().st_size}
-    if validation is not None:
-        ids, R = validation
-        meta["digest"] = pixels_digest(np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(ids), R, R, 3)), ids)
-    (folder / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _decode_all(images: Images) -> Iterator[Pixels | ImageFileError]:
@@ -295,11 +292,4 @@ def _decode_all(images: Images) -> Iterator[Pixels | ImageFileError]:
         except ImageFileError as error:
             return error
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Iterator[Pixels | ImageFileError]] = deque()
-        for start in range(0, len(images), _CHUNK):
-            waiting.append(pool.map(load, range(start, min(start + _CHUNK, len(images)))))
-            if len(waiting) == 2:  # one is decoded while the other is written
-                yield from waiting.popleft()
-        yield from itertools.chain.from_iterable(waiting)
+    return ahead(load, range(len(images)), cores(), _AHEAD)

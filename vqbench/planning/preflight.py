@@ -20,7 +20,7 @@ from vqbench.machine.home import home
 from vqbench.metrics.definitions import metric, needed_weights, select_metrics, too_small, weights_of
 from vqbench.planning.choice import MethodChoice, read_settings
 from vqbench.planning.plan import Cell, Plan, Resolved, check_request, resolve_recipe
-from vqbench.planning.request import RunRequest, refuse_odd_bytes
+from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.view import View
 from vqbench.recipe import Recipe
 
@@ -233,15 +233,10 @@ def _prepared(
 ) -> list[str]:
     from vqbench.metrics.weights import find_weights
 
-    if request.methods:
-        asked = check_request(request)
-    else:
-        refuse_odd_bytes(request)
-        recipe = resolve_recipe(request, read_settings(request.settings))
-        asked = Resolved(request, recipe, track_of(recipe), ())
+    asked = _resolved(request)
     recipe = asked.recipe
     _asked(request, recipe)  # a typing error, before anything is downloaded
-    lines = asked.track.prepare(recipe, request.data, note, preparing)
+    lines = asked.track.prepare(recipe, request.data, note, preparing, request.workers)
     metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:
         note(text)
@@ -254,6 +249,21 @@ def _prepared(
             found = find_weights(weights, _given(request, weights))
             lines.append(f"weights   {weights}: {getattr(found, 'path', found)}")
     return [*lines, *_made(asked, preparing), "ready"]
+
+
+def _resolved(request: RunRequest) -> Resolved:
+    if request.methods:
+        return check_request(request)
+    refuse_odd_bytes(request)
+    refuse_odd_engine(request)
+    recipe = resolve_recipe(request, read_settings(request.settings))
+    return Resolved(request, recipe, track_of(recipe), ())
+
+
+def verify_everything(request: RunRequest, preparing: Callable[[str, int, int], None]) -> list[str]:
+    """Check what `prepare_everything` has kept of a dataset; a line for each side. Raises UsageError as it does."""
+    asked = _resolved(request)
+    return [*asked.track.verify(asked.recipe, request.data, preparing), "whole"]
 
 
 def _made(asked: Resolved, preparing: Callable[[str, int, int], None]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqbench import arguments
 from vqbench.arguments import option
-from vqbench.errors import UsageError, require_utf8
+from vqbench.errors import UsageError, require_utf8, unknown
 from vqbench.planning.variant import Variant
 from vqbench.registry import DATASETS
 
@@ -32,6 +32,25 @@ def _methods(words: str, value: Any) -> tuple[str | Variant, ...]:
         each = [(item,) if isinstance(item, Variant) else arguments.names(words, [item]) for item in value]
         return tuple(itertools.chain.from_iterable(each))
     return (value,) if isinstance(value, Variant) else arguments.names(words, value)
+
+
+_QUALITY = 95
+"""Of JPEG where none is stated: a third of the bytes of pixels."""
+
+
+def _kept_as(words: str, value: Any) -> str:
+    """ "pixels", "original", or "jpeg:QUALITY" with its quality; empty for empty text."""
+    text = arguments.text(words, value)
+    kind, colon, quality = text.partition(":")
+    if kind == "jpeg" and not colon:
+        return f"jpeg:{_QUALITY}"
+    if kind == "jpeg" and quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100:
+        return f"jpeg:{int(quality)}"
+    if text in ("", "pixels", "original"):
+        return text
+    if kind == "jpeg":
+        raise UsageError(f"{words} {text}: the quality of a JPEG is from 1 to 100", f"for example: {words} jpeg:90")
+    raise unknown("format", text, ("pixels", "original", "jpeg"), f"for example: {words} pixels")
 
 
 def _datasets(incomplete: str) -> list[str]:
@@ -124,6 +143,12 @@ class RunRequest:
         None, arguments.path, "Validate on the images that a file lists, one id a line; train on all others.", "FILE",
         defines=True,
     )  # fmt: skip
+    format: str = option(
+        "", _kept_as,
+        "How training images are kept: pixels, original (the files' bytes), or jpeg:QUALITY, which trains on what JPEG "
+        "makes of them; default: pixels, where there is room.",
+        "pixels|original|jpeg", has_variable=True, defines=True,
+    )  # fmt: skip
     inception_weights: Path | None = option(
         None, arguments.path, "FID's InceptionV3, if not in its places.", "FILE", has_variable=True, defines=True
     )
@@ -165,7 +190,7 @@ class RunRequest:
 
         return DataReference(
             self.dataset, self.data_root, self.validation_images, self.features, self.holdout,
-            self.resize, self.resize_scale, self.small, self.split_list,
+            self.resize, self.resize_scale, self.small, self.split_list, self.format,
         )  # fmt: skip
 
     def __post_init__(self) -> None:

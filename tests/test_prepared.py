@@ -457,6 +457,7 @@ def test_verify_finds_what_is_damaged_and_says_what_mends_it(tmp_path: Path) -> 
         assert answer.code == 2
         return answer.err
 
+    assert "--verify reads with all cores" in typed(*command(root, "--verify", "--workers", 2)).err
     assert "the validation images of folder:" in found()
     assert "are not prepared at 16 px" in found()
     said = prepared(root, home=home)

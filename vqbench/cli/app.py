@@ -342,6 +342,8 @@ def prepare(
     from vqbench.cli.terminal import TerminalView, print_text
     from vqbench.planning.preflight import prepare_everything, verify_everything
 
+    if verify and workers != 1:
+        raise UsageError(f"--verify reads with all cores, not with {workers} workers", "leave --workers out")
     request = arguments.asked(RunRequest, methods=methods, dataset=dataset, workers=workers, **options)
     _add_plugins(options["plugins"])
     with TerminalView() as view:

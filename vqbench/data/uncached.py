@@ -12,7 +12,7 @@ from vqbench.data.cache import free_bytes
 from vqbench.data.dataset import Dataset, Images, Pixels
 from vqbench.data.decode import ImageFileError
 from vqbench.data.kept import Advance
-from vqbench.data.prepare import decoded_bytes, room
+from vqbench.data.prepare import decoded_bytes, encoded_bytes, is_reencoded, room
 
 MEASURED = 200
 """Images: some seconds, and files of every kind that a set has many of."""
@@ -71,7 +71,8 @@ def loading_rates(images: Images, resolution: int, progress: Advance | None = No
 def cost_of_decoding(dataset: Dataset, home: Path, progress: Advance | None = None) -> str:
     """Why the training images of `dataset` are not kept decoded, what that costs, and what would change it."""
     images, limit = dataset.train, room(home)
-    expected, rates = decoded_bytes(images, dataset.channels), loading_rates(images, dataset.resolution, progress)
+    expected = encoded_bytes(images) if is_reencoded(images) else decoded_bytes(images, dataset.channels)
+    rates = loading_rates(images, dataset.resolution, progress)
     why = f"they would take {expected / 2**30:.2f} GiB, and {limit.reason}"
     ways = [] if limit.is_chosen else ["set VQBENCH_HOME to a folder on a larger disk"]
     if expected < free_bytes(home):

@@ -39,7 +39,7 @@ _QUALITY = 95
 
 
 def _kept_as(words: str, value: Any) -> str:
-    """ "pixels", "original", or "jpeg:QUALITY" with its quality; empty for empty text."""
+    """A format as `DataReference` has it: the quality of JPEG is filled in; empty text stays empty."""
     text = arguments.text(words, value)
     kind, colon, quality = text.partition(":")
     if kind == "jpeg" and not colon:

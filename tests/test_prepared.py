@@ -549,7 +549,7 @@ class Numbers(Images):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> CachedImages:
     home = tmp_path_factory.mktemp("many")
-    dataset = DrawnDataset(Numbers(20_000))
+    dataset = DrawnDataset(Numbers(8_000))
     dataset.resolution = 1
     images = prepare_train(dataset, home)
     assert isinstance(images, CachedImages)
@@ -561,11 +561,11 @@ def test_a_kept_image_holds_no_memory_of_its_own(many: CachedImages) -> None:
     TrainingStream(pickle.loads(passed_on), 1, 0, True, True)[0]  # what is imported once
     tracemalloc.start()
     stream = TrainingStream(pickle.loads(passed_on), 1, 0, True, True)
-    for position in range(0, 20_000, 7):
+    for position in range(0, 8_000, 7):
         stream[position]
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held < 8 * 20_000 + 128 * 2000, "the order of an epoch, and a map for each shard: the index would be 640 kB"
+    assert held < 8 * 8_000 + 125 * 1700, "the order of an epoch and a map for each shard; the index would be 256 kB"
     assert len(pickle.dumps(stream.images)) < 5000
     assert len(passed_on) < 5000
 
@@ -573,7 +573,7 @@ def test_a_kept_image_holds_no_memory_of_its_own(many: CachedImages) -> None:
 def test_kept_images_open_few_files(many: CachedImages) -> None:
     before = len(os.listdir("/proc/self/fd"))
     again = pickle.loads(pickle.dumps(many))
-    for i in range(20_000):
+    for i in range(8_000):
         assert again.load(i)[0, 0, 0] == i % 256
     assert len(os.listdir("/proc/self/fd")) - before <= 128 + 1
 

@@ -109,7 +109,7 @@ class Track(ABC):
 
         Raises UsageError that says what is damaged or missing and what mends it.
         """
-        dataset = reference.open(recipe.resolution)
+        dataset = reference.open(recipe.resolution, recipe.image_channels)
         return verify_kept(dataset, home(), self.kept_sides, reference.format, preparing)
 
     @abstractmethod

@@ -563,8 +563,8 @@ def test_no_file_is_held_open_for_each_image_or_shard(tmp_path: Path, monkeypatc
     for k in range(8):
         layouts.tar(tmp_path / f"{k}.tar", [(f"{k}-{n}.jpg", layouts.jpeg(n)) for n in range(3)])
     monkeypatch.setattr(tars, "_tars", encoded.Opened(2))
-    train = open_dataset(f"wds:{tmp_path}/*.tar", 16).train
     before = len(os.listdir("/proc/self/fd"))
+    train = open_dataset(f"wds:{tmp_path}/*.tar", 16).train
     for i in range(len(train)):
         train.load(i)
     assert len(os.listdir("/proc/self/fd")) - before <= 2
@@ -725,6 +725,7 @@ def test_a_home_that_cannot_be_written_costs_the_listing_each_time(
 ) -> None:
     root = few(tmp_path / "set")
     expected = opened(root).train_digest
+    monkeypatch.setattr(index, "SETTLED_S", -3600.0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "file"))
     dataset = opened(root)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from vqbench.data import encoded, index, tars
-from vqbench.data.dataset import Chosen, Dataset, HeldOut, Images, by_hash, digest_of, open_dataset
+from vqbench.data import encoded, index, parquet, tars
+from vqbench.data.checking import verify_kept
+from vqbench.data.dataset import Chosen, DataReference, Dataset, HeldOut, Images, by_hash, digest_of, open_dataset
 from vqbench.data.decode import ImageFileError, Reading, decode_image
 from vqbench.data.files import FileImages, contents_digest, list_images
+from vqbench.data.kept import Making
 from vqbench.data.names import Names, PickedNames
-from vqbench.data.prepare import prepare_validation
+from vqbench.data.prepare import is_cached, prepare_train, prepare_validation
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 
@@ -580,6 +583,39 @@ def test_rows_say_in_which_order_they_lie(roots: dict[str, Path]) -> None:
     rank = {name: k for k, name in enumerate(train.ids[i] for i in order)}
     assert [chosen.ids[i] for i in chosen.stored_order()] == sorted(chosen.ids, key=rank.__getitem__)
     assert opened(roots["tars"]).train.stored_order() is None
+
+
+@pytest.mark.parametrize("form", ["pixels", "original", "jpeg:90"])
+def test_rows_are_kept_in_the_order_in_which_they_lie(
+    form: str, roots: dict[str, Path], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any other, each image would cost a group of rows; they come back under their own names all the same."""
+    reference = DataReference("imagenet", roots["parquet"], format=form)
+    dataset = reference.open(32)
+    order = dataset.train.stored_order()
+    assert order is not None
+    assert list(order) != sorted(order)
+    groups, read = set(), []
+    real = parquet._Table.group
+
+    def counted(table: Any, number: int, *more: Any) -> Any:
+        groups.add((id(table), number))
+        read.append(number)
+        return real(table, number, *more)
+
+    monkeypatch.setattr(parquet._Table, "group", counted)
+    monkeypatch.setattr("vqbench.data.kept.cores", lambda: 1)
+    kept = prepare_train(dataset, own_home, making=Making(form, insists=True))
+    assert is_cached(kept)
+    assert len(read) <= 2 * len(groups) + 1, "once, once for the sizes that are looked at, and one for the first image"
+    monkeypatch.undo()
+    direct = DataReference("imagenet", roots["folders"], format=form if form.startswith("jpeg") else "").open(32).train
+    assert list(kept.ids) == list(direct.ids)
+    for i in (0, 1, 7, 80, len(kept) - 1):
+        assert (kept.load(i) == direct.load(i)).all()
+        assert kept.measure(i) == direct.measure(i)
+    (line, _) = verify_kept(dataset, own_home, ("train", "train"), form, lambda *_: None)
+    assert "as their files are" in line
 
 
 # the index

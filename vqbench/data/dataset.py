@@ -370,6 +370,10 @@ class Reencoded(Images):
         """(H, W) of image `i`."""
         return self.images.measure(i)
 
+    def stored_order(self) -> NDArray[np.int64] | None:
+        """As the images that are encoded anew lie."""
+        return self.images.stored_order()
+
 
 class Looked(Images):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, is_whole, locked, refuse_unreadable
-from vqbench.data.dataset import Dataset, Images, Pixels, Reencoded, digest_of
+from vqbench.data.dataset import Dataset, Images, Part, Pixels, Reencoded, digest_of
 from vqbench.data.decode import ImageFileError, name_unusable
 from vqbench.data.filling import Filling, Kind
 from vqbench.data.shards import CLAIMS, Layout, Shards, fill, finish, read_marker
@@ -163,13 +163,17 @@ class Kept:
     """One side of a dataset in one form, below a home."""
 
     def __init__(self, dataset: Dataset, side: Side, images: Images, kind: Kind, home: Path) -> None:
-        self.dataset, self.side, self.images, self.kind, self.home = dataset, side, images, kind, home
+        self.dataset, self.side, self.kind, self.home = dataset, side, kind, home
+        self.order = images.stored_order() if side == "train" else None  # validation images are one array, by their ids
+        self.given = images
+        self.images = images if self.order is None else _ordered(images, self.order)
+        """In the order in which they lie in shards: that of the source, where any other would cost it much more."""
         R, C = dataset.resolution, dataset.channels
         fixed = R * R * C if side == "validation" else 0
         self.layout = Layout.of(len(images), fixed)
         self.prefix = f"{dataset.slug}-{R}px-{side}-"
         read = sorted(images.reading.differences.items()) if images.reading is not None else []
-        key = digest_of(VERSION, kind, side, R, C, images.content_key, *read)[:24]
+        key = digest_of(VERSION, kind, side, R, C, self.images.content_key, *read)[:24]
         self.folder = home / "prepared" / f"{self.prefix}{key}"
         self._old: Path | None = None
         if kind == "pixels" and C == 3:
@@ -200,9 +204,12 @@ class Kept:
 
     def images_of(self, shards: Shards | OldShards) -> Images:
         """The images that lie in shards."""
-        if isinstance(shards, OldShards) or self.kind == "pixels":
-            return CachedImages(shards, self.images.ids, self.dataset.channels)
-        return KeptEncoded(shards, self.images)
+        if isinstance(shards, OldShards):
+            return CachedImages(shards, self.given.ids, self.dataset.channels)
+        kept: Images = KeptEncoded(shards, self.images)
+        if self.kind == "pixels":
+            kept = CachedImages(shards, self.images.ids, self.dataset.channels)
+        return kept if self.order is None else Part(kept, np.argsort(self.order))
 
     def made_bytes(self) -> int:
         """Bytes of the shards that an interrupted making has left."""
@@ -262,6 +269,12 @@ class Kept:
     def digest(self, folder: Path | None = None) -> str:
         """`pixels_digest` of what a folder, or else this one, holds of validation images."""
         return pixels_digest(self.validation_pixels(folder or self.folder), self.images.ids)
+
+
+def _ordered(images: Images, order: NDArray[np.int64]) -> Images:
+    if isinstance(images, Reencoded):
+        return Reencoded(_ordered(images.images, order), images.quality)
+    return Part(images, order)
 
 
 def kinds_of(images: Images, form: str) -> tuple[Kind, ...]:

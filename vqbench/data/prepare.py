@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vqbench.data.cache import META, PIXELS, free_bytes
-from vqbench.data.dataset import Chosen, Dataset, Images, Pixels, Reencoded
+from vqbench.data.dataset import Chosen, Dataset, Images, Part, Pixels, Reencoded
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
 from vqbench.data.filling import ahead
 from vqbench.data.kept import (
@@ -155,7 +155,7 @@ def _prepared(
     expected = 0
     fits = kinds[0] == "encoded" or making.insists or least <= allowed
     if fits:
-        expected = decoded_bytes(images, dataset.channels) if kinds[0] == "pixels" else encoded_bytes(images)
+        expected = decoded_bytes(of.images, dataset.channels) if kinds[0] == "pixels" else encoded_bytes(of.images)
         fits = expected <= allowed
     if making.insists and limit.is_chosen and not fits:
         raise UsageError(
@@ -224,7 +224,7 @@ def both_or_name(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]
 
 def is_cached(images: Images) -> bool:
     """Whether `prepare_train` gave kept images, every one of which was found to be usable."""
-    return is_cached(images.images) if isinstance(images, Chosen) else isinstance(images, CachedImages | KeptEncoded)
+    return is_cached(images.images) if isinstance(images, Part) else isinstance(images, CachedImages | KeptEncoded)
 
 
 def is_reencoded(images: Any) -> bool:

@@ -198,7 +198,7 @@ def test_the_tracks_have_nothing_in_common_and_image_cells_keep_their_hash(tmp_p
     assert features.protocol.name == "photos-32-features-v1"
     # The hash as it was computed before a recipe had a track: from the fields that there were.
     spec, recipe = image.cells[0].spec, image.recipe
-    bookkeeping = {"name", "checkpoint_images", "log_images", "track"}
+    bookkeeping = {"name", "checkpoint_images", "log_images", "track", "image_channels"}
     identity = {
         "schema": 1,
         "method": "vqgan",

@@ -80,9 +80,10 @@ def metric_column(name: str, digest: str) -> str:
 
 
 def asked_columns(spec: Mapping[str, Any]) -> list[str]:
-    """The columns of those metrics of a cell that were asked for by name."""
+    """The columns of those metrics of a cell that were asked for by name, or are usual for its images alone."""
     known = spec.get("digests", {})
-    return [metric_column(name, known.get(name, "")) for name in asked_metrics(spec)]
+    own = [name for name in spec.get("metrics") or () if name in DEFINITIONS and DEFINITIONS[name].in_place_of]
+    return [metric_column(name, known.get(name, "")) for name in dict.fromkeys((*own, *asked_metrics(spec)))]
 
 
 def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
@@ -194,8 +195,9 @@ def address_of(here: str, view: str) -> str:
 
 
 def _usual_scores() -> list[str]:
-    """What ranks methods and is shown unasked."""
-    return [name for name in DEFINITIONS if DEFINITIONS[name].better and not DEFINITIONS[name].on_request]
+    """What ranks methods and is shown unasked, of RGB: what stands in its place for other images comes with them."""
+    usual = (metric for metric in DEFINITIONS.values() if metric.better and not metric.on_request)
+    return [metric.name for metric in usual if not metric.in_place_of]
 
 
 def experiment_tags(asked: Iterable[str] = ()) -> dict[str, str]:

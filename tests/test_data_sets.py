@@ -481,7 +481,7 @@ def test_a_slice_of_all_is_one_that_each_modality_keeps(tmp_path: Path) -> None:
     first = whole.validation.load(len(whole.validation) - len(expected))
     assert (every.validation.load(0)[:, :, 3] == first[:, :, 0]).all(), "t2f has slices before the first of t1c"
     share = np.mean([every.validation.load(i) == 0 for i in range(len(expected))])
-    assert f"validation: {len(expected)} slices of 1 cases of 1 subjects; {100 * share:.1f} % of" in every.notes[-1]
+    assert f"validation: {len(expected)} slices of 1 case of 1 subject; {100 * share:.1f} % of" in every.notes[-1]
 
 
 def test_brats_lies_in_any_orientation(brats: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vqbench.data.layout import by_base_name, not_here, required_root
 from vqbench.data.slices import RULE, RULE_KEY, Sliced, sliced
 from vqbench.errors import UsageError, unknown
 from vqbench.registry import DATASETS
+from vqbench.wording import counted
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 ALL = "all"
@@ -159,7 +160,8 @@ class _Side:
         background = np.mean([slices.background() for slices in self.modalities], dtype=np.float64)
         subjects = len({case.subject for case in self.cases})
         return (
-            f"{self.name}: {len(self.ids):,} slices of {len(self.cases):,} cases of {subjects:,} subjects; "
+            f"{self.name}: {counted(len(self.ids), 'slice')} of {counted(len(self.cases), 'case')} of "
+            f"{counted(subjects, 'subject')}; "
             f"{100 * background:.1f} % of their pixels are background"
         )
 

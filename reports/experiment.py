@@ -358,17 +358,16 @@ def _differing(cells: Sequence[StoredCell]) -> list[str]:
     components = {c for cell in cells for c in cell.spec["components"]}
     differ = [field for field in fields if len(values[field]) > 1 and field not in components]
     own = [field for field in differ if not field.startswith("recipe.")]
-    return [field for field in differ if field not in _ASKED or not _follows(field, own, cells)]
+    return [field for field in differ if field not in _ASKED or not _is_said(field, own, cells)]
 
 
 _ASKED = ("recipe.codebook_size", "recipe.codebook_dim")
 """What a recipe asks of every method, which has it in fields of its own."""
 
 
-def _follows(field: str, own: Sequence[str], cells: Sequence[StoredCell]) -> bool:
-    """Whether cells that are alike in their `own` fields are alike in this one, so that it tells nobody apart."""
-    pairs = {(json.dumps([c.training.get(o) for o in own]), json.dumps(c.training.get(field))) for c in cells}
-    return len(pairs) == len({values for values, _ in pairs})
+def _is_said(field: str, own: Sequence[str], cells: Sequence[StoredCell]) -> bool:
+    """Whether one of the `own` fields has the same value in every cell, and so says it."""
+    return any(all(cell.training.get(name) == cell.training.get(field) for cell in cells) for name in own)
 
 
 def setting_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.reports.report import Report
-from vqbench.results.cell_files import names
+from vqbench.results.cell_files import RESULT, names
 
 FORMATS = ("md", "csv", "tex", "json", "html")
 CELLS = "cells"
@@ -30,8 +30,8 @@ def write_report(report: Report, out: Path, formats: Sequence[str] = FORMATS) ->
 
     Returns what was written, the page last. What the tables say depends on the stored results alone: not on where they
     lie, nor on the day. cells/ makes `out` an experiment's folder, of which every table can be made again; cells that
-    are there already stay, so that several experiments can be put into one. Raises UsageError for an unknown format
-    and a folder that cannot be written.
+    are there already stay, so that several experiments can be put into one. Raises UsageError for an unknown format,
+    a folder that cannot be written, and a cell that is there with another result.
     """
     check_formats(formats)
     try:
@@ -61,6 +61,10 @@ def _copy_cells(report: Report, target: Path) -> list[Path]:
     """The files of each cell that its numbers are read from; weights, features and pictures stay where they are."""
     written = []
     for cell in (cell for group in report.experiment.groups for cell in group.cells):
+        kept, own = target / cell.folder.name / RESULT, cell.folder.path / RESULT
+        if kept.is_file() and kept.read_bytes() != own.read_bytes():
+            what = f"{kept.parent} has another result of this cell than {cell.folder.path}"
+            raise UsageError(what, "remove the one that shall not count, or choose another folder: --out DIR")
         for name in names(in_copy=True):
             source, copy = cell.folder.path / name, target / cell.folder.name / name
             if source.is_file() and not (copy.exists() and copy.samefile(source)):

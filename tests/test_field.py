@@ -12,54 +12,66 @@ from helpers.commands import typed
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "docs" / "field"
-SCRIPTS = ("vaevq_curves_table", "vaevq_search_table", "vaevq_gradient_table")
 OF_WORDS = ("Paper and code", "The forms", "Which claims hold, fail or stay open")
 """Sections of docs/vaevq.md whose tables are words, or are read off the others."""
 
 
-def tables(page: str) -> dict[str, list[str]]:
-    """Heading → the lines of the tables below it."""
-    found: dict[str, list[str]] = {}
-    heading = ""
-    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
-        elif line.startswith("|"):
-            found.setdefault(heading, []).append(line)
+def tables(text: str) -> list[tuple[str, str]]:
+    """(heading, table) of each table, whole, in the order of a page."""
+    found, heading = [], ""
+    for part in re.findall(r"^#.*$|(?:^\|.*\n)+", text, re.MULTILINE):
+        if part.startswith("#"):
+            heading = part.lstrip("# ")
+        else:
+            found.append((heading, part))
     return found
+
+
+def page_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def missing(wanted: list[tuple[str, str]], made: list[str]) -> list[str]:
+    """The headings of tables that were not made, or not in this order."""
+    there = iter(made)
+    return [heading for heading, table in wanted if not any(table == other for other in there)]
 
 
 def command(page: str) -> list[str]:
     """The command of a page that makes its tables from docs/field."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    text = page_of(page).replace("\\\n", " ")
     (line,) = re.findall(r"^vqbench report .*--runs docs/field.*$", text, re.MULTILINE)
     return shlex.split(line)
 
 
 def made_again(page: str, folder: Path, *more: object) -> list[str]:
-    """The lines of report.md that its command writes."""
+    """The tables of report.md that its command writes."""
     words = command(page)
     words[words.index("--out") + 1] = str(folder)
     answer = typed(*words[1:], *more, cwd=ROOT)
     assert answer.code == 0, answer.err
     assert not re.search("gone|left out|whole|no result", answer.err), answer.err
-    return (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    return [table for _, table in tables((folder / "report.md").read_text(encoding="utf-8"))]
 
 
 def test_the_field_is_made_again_from_its_cells(tmp_path: Path) -> None:
-    lines = made_again("field.md", tmp_path, "--format", "md")
-    for heading, rows in tables("field.md").items():
-        assert [row for row in rows if row not in lines] == [], heading
+    made = made_again("field.md", tmp_path, "--format", "md")
+    wanted = tables(page_of("field.md"))
+    assert wanted
+    assert missing(wanted, made) == []
 
 
 def test_vaevq_is_made_again_from_its_cells_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = {*made_again("vaevq.md", tmp_path, "--format", "md")}
-    for name in SCRIPTS:
-        runpy.run_path(str(ROOT / "tests" / "studies" / f"{name}.py"), run_name="__main__")
-    lines |= {*capsys.readouterr().out.splitlines()}
-    for heading, rows in tables("vaevq.md").items():
-        if heading not in OF_WORDS:
-            assert [row for row in rows if row not in lines] == [], heading
+    text = page_of("vaevq.md")
+    of_cells = made_again("vaevq.md", tmp_path, "--format", "md")
+    for script in re.findall(r"^python (tests/studies/\w+\.py)$", text, re.MULTILINE):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        print()
+    of_data = [table for _, table in tables(capsys.readouterr().out)]
+    assert len(of_data) == 3
+    wanted = [(heading, table) for heading, table in tables(text) if heading not in OF_WORDS]
+    assert missing([pair for pair in wanted if pair[1] not in of_data], of_cells) == []
+    assert {table for _, table in wanted} >= {*of_data}
 
 
 def test_what_is_committed_has_no_weights_and_no_pictures() -> None:

@@ -628,6 +628,18 @@ def test_a_copy_without_weights_is_an_experiment_of_its_own(experiment: Path, tm
     assert again.code == 0  # onto itself
 
 
+def test_a_copy_does_not_mix_two_results_of_one_cell(tmp_path: Path) -> None:
+    for name, psnr in (("a", 20.0), ("b", 25.0)):
+        write_cell(tmp_path / name, "vqgan", 0, {"psnr": psnr})
+    both = tmp_path / "both"
+    assert typed("report", "a", "--runs", tmp_path, "--format", "cells", "--out", both).code == 0
+    answer = typed("report", "b", "--runs", tmp_path, "--format", "cells", "--out", both)
+    assert answer.code == 2
+    assert "has another result of this cell than" in answer.err
+    (group,) = load_experiment(tmp_path, "both").groups
+    assert group.summary.estimates["psnr"].mean == 20.0
+
+
 def test_copies_of_several_make_one_experiment(tmp_path: Path) -> None:
     for name, seed, psnr in (("a", 0, 20.0), ("b", 1, 22.0)):
         write_cell(tmp_path / name, "vqgan", seed, {"psnr": psnr})
@@ -650,6 +662,12 @@ def test_what_a_recipe_asks_of_all_is_said_once_and_widths_come_in_their_order(t
         *(f"lfq recipe.codebook_dim={dim}" for dim in (8, 16, 64)),
         "vqgan dim=8 recipe.codebook_dim=8", "vqgan dim=8 recipe.codebook_dim=16",
         "vqgan dim=16 recipe.codebook_dim=16", "vqgan dim=64 recipe.codebook_dim=64",
+    ]  # fmt: skip
+    for beta, dim in ((0.1, 8), (0.2, 64)):  # which goes with another setting, and is not said by it
+        write_cell(tmp_path / "y", "lfq", 0, {"psnr": 20.0}, recipe={**recipe, "codebook_dim": dim}, config={"beta": beta})
+    (apart,) = load_experiment(tmp_path, "y").sections
+    assert [group.label for group in apart.groups] == [
+        "lfq beta=0.1 recipe.codebook_dim=8", "lfq beta=0.2 recipe.codebook_dim=64"
     ]  # fmt: skip
     shutil.rmtree(next(path for path in (tmp_path / "x" / "cells").iterdir() if _asks(path, 16, 8)))
     (section,) = build_report(load_experiment(tmp_path, "x"), sort="method").sections

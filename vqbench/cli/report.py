@@ -35,16 +35,13 @@ def report(
     written = execute_report(request)
     for note in written.report.notes:
         say(f"note: {note}")
-    _print_files(written.files)
+    _print_files(written.out, written.files)
     if not written.report.experiment.has_scores:
         say("note: no cell has scores; the tables list what failed")
         raise typer.Exit(1)
 
 
-def _print_files(files: tuple[Path, ...]) -> None:
+def _print_files(out: Path, files: tuple[Path, ...]) -> None:
     """One path a line; of figures and cells their folder; the page last."""
-    from vqbench.reports.write import CELLS, FIGURES
-
-    folders = [next((p for p in path.parents if p.name in (CELLS, FIGURES)), path) for path in files]
-    for path in dict.fromkeys(folders):
-        print(path)
+    for name in dict.fromkeys(path.relative_to(out).parts[0] for path in files):
+        print(out / name)

@@ -49,6 +49,8 @@ class WrittenReport:
     """What a request came to."""
 
     report: Report
+    out: Path
+    """The folder of the files."""
     files: tuple[Path, ...]
     """The page last, where there is one."""
 
@@ -58,27 +60,30 @@ def execute_report(request: ReportRequest) -> WrittenReport:
     from vqbench.reports.write import check_formats
 
     check_formats(request.formats)
-    if len(request.name) > 1 and request.out is None:
-        raise UsageError(f"where do the files of {len(request.name)} experiments go?", "--out DIR")
+    names = tuple(dict.fromkeys(request.name))
+    if len(names) > 1 and request.out is None:
+        raise UsageError(f"where do the files of {len(names)} experiments go?", "--out DIR")
+    if len(names) > 1 and (paths := [name for name in names if name != Path(name).name]):
+        raise UsageError(f"'{paths[0]}' is a path, and several experiments are named", "--runs DIR, and names in it")
     if not request.from_mlflow:
         from vqbench.reports.compare import open_experiment
         from vqbench.reports.experiment import load_experiments
 
-        if request.name:
-            experiment = load_experiments(request.runs, request.name)
+        if names:
+            experiment = load_experiments(request.runs, names)
         else:
             experiment = open_experiment(request.runs, option="vqbench report ")
         return _write(request, experiment, request.out or experiment.folder / "report")
-    if not request.name:
+    if not names:
         raise UsageError("which experiment of the MLflow server?", "--experiment NAME")
     with tempfile.TemporaryDirectory(prefix="vqbench-report-") as folder:
         from vqbench.reports.experiment import load_experiments
         from vqbench.tracking.fetch import fetch_experiment
 
-        for name in dict.fromkeys(request.name):
+        for name in names:
             fetch_experiment(request.from_mlflow, name, Path(folder))
             _refuse_nothing(Path(folder) / name, request.from_mlflow)
-        experiment = load_experiments(Path(folder), request.name)
+        experiment = load_experiments(Path(folder), names)
         return _write(request, experiment, request.out or Path(f"{experiment.name}-report"))
 
 
@@ -105,7 +110,7 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
     report = build_report(experiment, request.columns, request.sort, request.published)
     files = write_report(report, out, request.formats or FORMATS)
     report.notes  # noqa: B018  what is fetched is gone when they are read
-    return WrittenReport(report, tuple(files))
+    return WrittenReport(report, out, tuple(files))
 
 
 @arguments.offers(ReportRequest)

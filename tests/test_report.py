@@ -664,7 +664,8 @@ def test_what_a_recipe_asks_of_all_is_said_once_and_widths_come_in_their_order(t
         "vqgan dim=16 recipe.codebook_dim=16", "vqgan dim=64 recipe.codebook_dim=64",
     ]  # fmt: skip
     for beta, dim in ((0.1, 8), (0.2, 64)):  # which goes with another setting, and is not said by it
-        write_cell(tmp_path / "y", "lfq", 0, {"psnr": 20.0}, recipe={**recipe, "codebook_dim": dim}, config={"beta": beta})
+        more = {"recipe": {**recipe, "codebook_dim": dim}, "config": {"beta": beta}}
+        write_cell(tmp_path / "y", "lfq", 0, {"psnr": 20.0}, **more)
     (apart,) = load_experiment(tmp_path, "y").sections
     assert [group.label for group in apart.groups] == [
         "lfq beta=0.1 recipe.codebook_dim=8", "lfq beta=0.2 recipe.codebook_dim=64"

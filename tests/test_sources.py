@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -616,6 +617,43 @@ def test_rows_are_kept_in_the_order_in_which_they_lie(
         assert kept.measure(i) == direct.measure(i)
     (line, _) = verify_kept(dataset, own_home, ("train", "train"), form, lambda *_: None)
     assert "as their files are" in line
+
+
+def test_rows_of_both_sides_lie_in_an_order_too(roots: dict[str, Path], tmp_path: Path) -> None:
+    own = opened(roots["parquet"])
+    (tmp_path / "list.txt").write_text("\n".join(own.train.ids[i] for i in (3, 50, 7)))
+    train = open_dataset("imagenet", 32, roots["parquet"], split_list=tmp_path / "list.txt").train
+    order = train.stored_order()
+    assert order is not None
+    assert sorted(order) == list(range(len(train)))
+    assert list(order) != sorted(order)
+
+
+def test_an_image_of_imagenet_is_on_one_side(roots: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(roots["folders"], tmp_path / "both")
+    trained = next((tmp_path / "both" / "train").glob("*/*.JPEG"))
+    shutil.copy(trained, tmp_path / "both" / "val" / trained.parent.name / trained.name)
+    with pytest.raises(UsageError, match="1 images are on both sides of the split"):
+        opened(tmp_path / "both")
+
+
+def test_two_folders_of_one_side_are_refused(roots: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(roots["folders"], tmp_path / "set")
+    shutil.copytree(tmp_path / "set" / "val", tmp_path / "set" / "validation")
+    with pytest.raises(UsageError, match="are both here"):
+        opened(tmp_path / "set")
+
+
+def test_where_tars_lie_says_nothing_of_their_split(roots: dict[str, Path], tmp_path: Path) -> None:
+    found = []
+    for place in ("training-data", "dev", "disk"):
+        folder = tmp_path / place / "set"
+        shutil.copytree(roots["tars"], folder)
+        for path in folder.rglob("*.tar"):
+            path.rename(folder / f"{'val' if 'val' in path.name else 'b'}-{path.name.rpartition('-')[2]}")
+        dataset = open_dataset(f"wds:{folder}/*.tar", 32)
+        found.append((dataset.protocol_name, list(dataset.train.ids)))
+    assert found[0] == found[1] == found[2]
 
 
 # the index

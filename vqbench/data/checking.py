@@ -55,7 +55,7 @@ def verify_kept(
 
 def _check(dataset: Dataset, side: Side, home: Path, form: str, progress: Callable[[str, int, int], None]) -> Finding:
     images: Images = dataset.train if side == "train" else dataset.validation
-    if side == "train" and isinstance(images, Chosen):
+    while side == "train" and isinstance(images, Chosen):
         images = images.images
     name = f"{'training' if side == 'train' else 'validation'} images"
     if not images.content_key:

@@ -290,6 +290,14 @@ class Joined(Images):
         """(N,) of both."""
         return np.concatenate([self.first.short_sides(), self.second.short_sides()])
 
+    def stored_order(self) -> NDArray[np.int64] | None:
+        """Those of the first as they lie, then those of the second; None where neither says how."""
+        orders = [(images.stored_order(), len(images)) for images in (self.first, self.second)]
+        if all(order is None for order, _ in orders):
+            return None
+        first, second = (np.arange(count) if order is None else order for order, count in orders)
+        return np.concatenate([first, second + len(self.first)])
+
 
 class Cropped(Images):
     """Images whose middle square is kept."""
@@ -540,14 +548,14 @@ class Dataset(ABC):
             f"split by {file.name}: {{validation}} images are validation, the other {{train}} are trained on",
         )
 
-    def leave_out_small(self) -> None:
+    def leave_out_small(self, when: str = "") -> None:
         """Keep the images that need not be enlarged, where the reading leaves out the others.
 
         Raises UsageError where a side would have none.
         """
         if self.reading is None or self.reading.small != "leave_out":
             return
-        small = self._say_small(self.reading)
+        small = self._say_small(self.reading, when)
         for name in small:
             if small[name].all():
                 what = f"all {small[name].size:,} {name} images of {self.reference} are too small"
@@ -571,13 +579,13 @@ class Dataset(ABC):
                 note = note.replace(side, f"{count:,}")
             self.notes += (note,)
 
-    def _say_small(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
+    def _say_small(self, reading: Reading, when: str = "") -> dict[str, NDArray[np.bool_]]:
         """Which images of each side are smaller than they are resized to."""
         short = reading.side(self.resolution)
         sides = {"training": self.train.short_sides(), "validation": self.validation.short_sides()}
         small = {name: (side > 0) & (side < short) for name, side in sides.items()}
         counts = " and ".join(f"{some.sum():,} of {some.size:,} {name} images" for name, some in small.items())
-        self.small_images = f"{counts} have a short side below {short} px and are {SMALL[reading.small]}"
+        self.small_images = f"{counts}{when} have a short side below {short} px and are {SMALL[reading.small]}"
         self.notes += (self.small_images,)
         return small
 
@@ -769,7 +777,7 @@ def open_dataset(
     if rules:
         dataset.read_as(**rules)
     dataset.give_channels(channels)
-    dataset.leave_out_small()
+    dataset.leave_out_small("" if holdout is None else ", before the holdout,")
     dataset.say_split()
     if holdout is not None:
         dataset.hold_out(holdout)

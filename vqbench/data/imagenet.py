@@ -187,7 +187,10 @@ def find_layout(root: Path) -> Layout:
         raise UsageError(f"{root} {state}", _GET)
     for inner in _INNER:
         base = root / inner
-        folders = {side: base / name for side, names in _FOLDERS.items() for name in names if (base / name).is_dir()}
+        there = {side: [base / name for name in names if (base / name).is_dir()] for side, names in _FOLDERS.items()}
+        if twice := next((found for found in there.values() if len(found) > 1), None):
+            raise UsageError(f"{twice[0]} and {twice[1]} are both here", "remove the one that shall not count")
+        folders = {side: found[0] for side, found in there.items() if found}
         if len(folders) == 2 and not _holds_shards(folders):
             return _tree(root, base, folders)
         if folders and not _holds_shards(folders):
@@ -307,6 +310,8 @@ def _indexed(found: tuple[Found, Sequence[str]], layout: Layout, subset: Subset 
         else:
             unknown += 1
     _require_sides(wanted, entries, names, subset, unknown)
+    if not names.unmapped:  # keys of shards may count anew on each side
+        _refuse_both_sides(wanted, entries, names)
     notes = [f"{unlike:,} images are not named like ImageNet's and are not used"] if unlike else []
     if names.unmapped:
         notes.append(
@@ -320,6 +325,17 @@ def _indexed(found: tuple[Found, Sequence[str]], layout: Layout, subset: Subset 
     labels = np.array([number.get(synset, -1) for synset in names.synsets], np.int16)
     entries.watched = [*entries.watched, *states]
     return make_index(entries, names.ids, wanted, {"classes": classes, "notes": notes}, {"label": labels})
+
+
+def _refuse_both_sides(wanted: Mapping[str, Sequence[int]], entries: Found, names: _Named) -> None:
+    trained = {names.ids[i]: i for i in wanted[TRAIN]}
+    twins = [(trained[names.ids[i]], i) for i in wanted[VALIDATION] if names.ids[i] in trained]
+    if twins:
+        a, b = twins[0]
+        what = (
+            f"{len(twins):,} images are on both sides of the split: {entries.where(a)} is {entries.where(b)}, by name"
+        )
+        raise UsageError(what, "validation images would be trained on: remove them from one side")
 
 
 class _Named:

@@ -35,7 +35,9 @@ class WebDataset(Dataset):
 
         def make() -> Index:
             found = FoundMembers(shards)
-            split = split_of(found.names, found.shard_of, shards)
+            fixed = re.split(r"[*?\[{]", pattern)[0]  # where the set lies says nothing of its split
+            places = [path[fixed.rfind("/") + 1 :] for path in shards]
+            split = split_of(found.names, found.shard_of, places)
             return make_index(found, found.names, split.sides, split.facts())
 
         index = kept_index(("wds", pattern), make, states_of(shards))

@@ -629,6 +629,17 @@ def test_rows_of_both_sides_lie_in_an_order_too(roots: dict[str, Path], tmp_path
     assert list(order) != sorted(order)
 
 
+def test_what_is_kept_of_a_listed_split_and_a_holdout_is_whole(
+    roots: dict[str, Path], tmp_path: Path, own_home: Path
+) -> None:
+    ids = opened(roots["folders"]).train.ids
+    (tmp_path / "list.txt").write_text("\n".join(ids[i] for i in range(0, 40, 2)))
+    dataset = DataReference("imagenet", roots["folders"], holdout=0.2, split_list=tmp_path / "list.txt").open(32)
+    assert is_cached(prepare_train(dataset, own_home))
+    (line,) = verify_kept(dataset, own_home, ("train",), "", lambda *_: None)
+    assert "as their files are" in line
+
+
 def test_an_image_of_imagenet_is_on_one_side(roots: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(roots["folders"], tmp_path / "both")
     trained = next((tmp_path / "both" / "train").glob("*/*.JPEG"))

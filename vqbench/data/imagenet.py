@@ -187,10 +187,10 @@ def find_layout(root: Path) -> Layout:
         raise UsageError(f"{root} {state}", _GET)
     for inner in _INNER:
         base = root / inner
-        there = {side: [base / name for name in names if (base / name).is_dir()] for side, names in _FOLDERS.items()}
-        if twice := next((found for found in there.values() if len(found) > 1), None):
+        named = {side: [base / name for name in names if (base / name).is_dir()] for side, names in _FOLDERS.items()}
+        if twice := next((found for found in named.values() if len(found) > 1), None):
             raise UsageError(f"{twice[0]} and {twice[1]} are both here", "remove the one that shall not count")
-        folders = {side: found[0] for side, found in there.items() if found}
+        folders = {side: found[0] for side, found in named.items() if found}
         if len(folders) == 2 and not _holds_shards(folders):
             return _tree(root, base, folders)
         if folders and not _holds_shards(folders):

@@ -49,10 +49,23 @@ class Browser:
         """Press the first element that the selector finds, with this text if any."""
         for node in self.driver.find_elements("css selector", selector):
             if text in node.text:
-                self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
-                node.click()
+                self._press(node)
                 return
         raise AssertionError(f"no {selector} with '{text}'")
+
+    def _press(self, node: Any) -> None:
+        from selenium.common.exceptions import ElementClickInterceptedException
+
+        end = time.monotonic() + 5
+        while True:  # a page that is still being laid out moves what was scrolled to
+            self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
+            try:
+                node.click()
+                return
+            except ElementClickInterceptedException:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
 
     def type(self, *keys: str) -> None:
         from selenium.webdriver import ActionChains

@@ -14,7 +14,7 @@ from vqbench.data.dataset import Dataset, centre_crop, digest_of
 from vqbench.data.decode import ImageFileError, decode_image, measure_image
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.files import ImageFile, contents_digest, listing_key
-from vqbench.data.layout import first_folder, in_order, not_here, numbered, required_root, share_of
+from vqbench.data.layout import first_folder, in_order, lines_of, not_here, numbered, required_root, share_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -38,12 +38,7 @@ def find_partition(*folders: Path) -> Path | None:
 def read_partition(path: Path) -> dict[int, int]:
     """Number of a CelebA image → its side (0 train, 1 validation, 2 test). Raises UsageError for any other line."""
     sides: dict[int, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"{path}: cannot be read ({reason})", _GET) from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path, _GET), start=1):
         if not line.strip() or (number == 1 and line.startswith("image_id")):
             continue
         match = re.fullmatch(r"\s*(\d+)\.(?:jpg|png)[\s,]+([012])\s*", line)

@@ -10,7 +10,7 @@ from vqbench.data.celeba import PARTITION, TRAIN, VALIDATION, find_partition, re
 from vqbench.data.dataset import Dataset
 from vqbench.data.files import FileImages, ImageFile, contents_digest
 from vqbench.data.folder import is_validation
-from vqbench.data.layout import first_folder, in_order, not_here, numbered, required_root, share_of
+from vqbench.data.layout import first_folder, in_order, lines_of, not_here, numbered, required_root, share_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -119,12 +119,7 @@ class CelebAHQ(Dataset):
 def _read_mapping(path: Path) -> dict[int, int]:
     """Number of a CelebA-HQ image → number of the CelebA image that it is made of."""
     originals: dict[int, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"{path}: cannot be read ({reason})", _GET) from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path, _GET), start=1):
         if not line.strip() or (number == 1 and line.split()[0] == "idx"):
             continue
         match = re.fullmatch(r"\s*(\d+)\s+\d+\s+(\d+)\.jpg\s*", line)

@@ -88,3 +88,12 @@ def in_order(files: Mapping[int, ImageFile], numbers: Iterable[int]) -> list[Ima
 def share_of(count: int, total: int) -> str:
     """What a protocol's name says of a set of which only a part is here: "-113-of-70000", or nothing."""
     return f"-{count}-of-{total}" if count != total else ""
+
+
+def lines_of(path: Path, hint: str) -> list[str]:
+    """The lines of a list that belongs to a set. Raises UsageError, with `hint`, for one that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"{path}: cannot be read ({reason})", hint) from None

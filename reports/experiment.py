@@ -16,6 +16,7 @@ from vqbench.errors import UsageError
 from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.metrics.row import cell_row
+from vqbench.pretrained.facts import Facts
 from vqbench.recipe import Execution, Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.cell_files import DONE, FAILED
@@ -51,6 +52,11 @@ class StoredCell:
         return str(self.spec.get("label") or self.spec["method"] + (f"@{preset}" if preset else ""))
 
     @property
+    def is_trained_here(self) -> bool:
+        """Whether its cell trained it, and did not find it trained already."""
+        return "pretrained" not in self.spec
+
+    @property
     def precision(self) -> str:
         """The arithmetic that its training did: a word of `Recipe.precision`, or unknown.
 
@@ -65,7 +71,12 @@ class StoredCell:
 
     @functools.cached_property
     def training(self) -> dict[str, Any]:
-        """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests."""
+        """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests.
+
+        Of what was not trained here that is its file.
+        """
+        if "pretrained" in self.spec:
+            return {**Facts.of(self.spec["pretrained"]).in_hash}
         recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
         share = recipe["batch_size"] // self.spec.get("devices", 1)
         code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")

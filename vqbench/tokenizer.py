@@ -211,7 +211,8 @@ def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
         save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The weights of a cell's folder, or the file itself. Raises UsageError where there are none."""
     for candidate in (path, path / WEIGHTS_FILE, path / WEIGHTS):
         if candidate.is_file():
             return candidate
@@ -228,7 +229,11 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     `tokenizer.encode(images)` takes (B, C, H, W), uint8 or floats in [-1, 1]. Raises UsageError, which names the file,
     where there is none, and where it is damaged, another program's or a newer vqbench's.
     """
-    weights = _weights_file(arguments.path("a tokenizer", path))
+    return load_with_header(weights_file(arguments.path("a tokenizer", path)))[0].to(device).eval()
+
+
+def load_with_header(weights: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a file that `save` wrote, on the CPU and in eval mode; and what its header says of it."""
     header, tensors = _read(weights)
     _refuse_without_encoder(header, tensors, weights)
     _make_plugin_known(header, weights)
@@ -246,7 +251,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise _damaged(weights, f"its tensors do not fit what its header says: {reason}") from error
-    return tokenizer.to(device).eval()
+    return tokenizer.eval(), header
 
 
 _HEADER: dict[str, Any] = {

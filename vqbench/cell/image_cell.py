@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from vqbench.data.dataset import Dataset
     from vqbench.data.prepare import PreparedImages
-    from vqbench.metrics.evaluation import Evaluation
+    from vqbench.metrics.evaluation import Codec, Evaluation
+    from vqbench.pretrained.facts import Facts
     from vqbench.recipe import Execution, Recipe
     from vqbench.tokenizer import Tokenizer
 
@@ -50,30 +51,59 @@ def train_and_evaluate(
 
     progress.enter("data")
     dataset, validation = open_data(spec, recipe)
-    progress.enter("train")
-    tokenizer, training = trained(folder, spec, recipe, dataset, progress)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "pretrained" in spec:
+        progress.enter("open")
+        codec, facts = opened(spec, validation)
+        training = {"device": device.type, "pretrained": facts.as_dict()}
+        params = dict(facts.parameters)
+    else:
+        progress.enter("train")
+        codec, training = trained(folder, spec, recipe, dataset, progress)
+        params = codec.parameter_counts()
     if is_secondary():
         return None  # evaluation is on the first device alone, each image once
     progress.enter("evaluate")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    evaluation = evaluated(tokenizer.to(device), spec, validation, device, progress, home())
+    evaluation = evaluated(codec, spec, validation, device, progress, home())
     write_artifacts(folder, evaluation, validation)
-    return findings(tokenizer, training, evaluation)
+    return findings(params, training, evaluation)
 
 
-def findings(tokenizer: Tokenizer, training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """What the result of a cell of images says of its training and evaluation."""
+def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """What the result of a cell of images says of its training, if it had one, and evaluation."""
     import torch
 
+    histogram = evaluation.histogram
     return {
         "scores": evaluation.scores,
-        "params": tokenizer.parameter_counts(),
+        "params": params,
         **with_device_name(training),
         **peak_memory(torch.device(training["device"]), training),
-        "collapse": collapse_of(training, evaluation.histogram),
+        "collapse": collapse_of(training, histogram) if histogram is not None and "images_seen" in training else None,
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
+        **({"tokens_per_image": evaluation.tokens} if evaluation.tokens else {}),
+        **({"bits_per_image": round(evaluation.bits, 4)} if evaluation.bits else {}),
     }
+
+
+def opened(spec: dict[str, Any], validation: PreparedImages) -> tuple[Codec, Facts]:
+    """The tokenizer of a cell that trains none, and what is known of it.
+
+    Raises VQBenchError where it is not the one of the plan, UsageError where it cannot be opened.
+    """
+    from vqbench.pretrained.facts import Facts
+    from vqbench.pretrained.opening import open_source
+
+    said = spec["pretrained"]
+    planned = Facts.of(said)
+    found = open_source(said["source"], said["as"], said["trust"], validation)
+    if found.facts.in_hash != planned.in_hash:
+        raise VQBenchError(
+            f"{planned.path} has changed since this cell was planned",
+            "give the command again: it plans cells for the file as it is now",
+        )
+    return found.codec, found.facts
 
 
 def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
@@ -85,7 +115,8 @@ def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedIm
     wanted = spec["dataset"]
     dataset = DataReference.of_spec(spec).open(recipe.resolution, recipe.image_channels)
     validation = prepare_validation(dataset, home())
-    if validation.digest != spec["protocol"]["validation_digest"] or dataset.train_digest != wanted["training_digest"]:
+    trains_on_others = "pretrained" not in spec and dataset.train_digest != wanted["training_digest"]
+    if validation.digest != spec["protocol"]["validation_digest"] or trains_on_others:
         raise VQBenchError(
             f"the images of {wanted['reference']} have changed since this cell was planned",
             "give the command again: it plans cells for the images as they are now",
@@ -192,7 +223,7 @@ def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:
 
 
 def evaluated(
-    tokenizer: Tokenizer, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, home: Path
+    tokenizer: Codec, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, home: Path
 ) -> Evaluation:
     """The spec's metrics on `validation`; weights and reference features are found and kept below `home`."""
     from vqbench.metrics.evaluation import evaluate
@@ -224,7 +255,8 @@ def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Prep
         table = table.join(earlier[[name for name in earlier if name not in table]])
     with replacing(target) as partial:
         table.to_parquet(partial, index=False)
-    write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, indices=evaluation.indices)
+    if evaluation.histogram is not None:
+        write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, indices=evaluation.indices)
     if evaluation.features is not None:
         write_arrays_atomically(folder.path / FEATURES, features=evaluation.features)
         if not is_whole(folder.reference_features):  # the same for all cells of the protocol

@@ -59,7 +59,7 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
     write_artifacts(folder, evaluation, sample)
     writing = time.monotonic() - scored
     image_bytes = _bytes_of_an_image(folder, sample, validation)
-    write_result(folder, started, findings(tokenizer, training, evaluation))
+    write_result(folder, started, findings(tokenizer.parameter_counts(), training, evaluation))
     times = training_times(watch.of("train"), short)
     passed = evaluation_times(watch.of("evaluate"), len(sample), scored - watch.entered["evaluate"])
     growing = writing / len(sample) if len(sample) < len(validation) else 0.0

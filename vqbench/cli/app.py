@@ -24,7 +24,7 @@ from vqbench.cli.report import report
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.machine import interrupts, streams
 from vqbench.machine.home import working_folder
-from vqbench.planning.request import AblateRequest, RunRequest
+from vqbench.planning.request import OF_TRAINING, AblateRequest, EvalRequest, RunRequest
 from vqbench.registry import DATASETS, METHODS, add_plugin
 from vqbench.sweeps.request import SweepRequest, asked_sweep
 from vqbench.wording import counted, masked, reason_of_library
@@ -89,6 +89,27 @@ def run(
 
     asked = check_request(options.run(methods))
     _show_plan(asked, options.as_json, options.probe) if options.dry_run else _run(asked, options.as_json)
+
+
+@app.command("eval")
+@takes(EvalRequest, RunRequest, without=(*OF_TRAINING, "probe"))
+def evaluate(
+    options: Typed,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A checkpoint, a diffusers folder, adapter.py:function, images:RECONSTRUCTIONS[,ORIGINALS], a "
+            "finished cell's folder or its weights; NAME=SOURCE names its row.",
+        ),
+    ],
+) -> None:
+    """Score tokenizers that are trained already, whoever trained them, under one protocol."""
+    from vqbench.running.evaluate import check_evaluation
+
+    request = EvalRequest(options.run(tuple(map(Path, sources))), **options.fields[EvalRequest])
+    asked = check_evaluation(request)
+    _show_plan(asked, options.as_json) if options.dry_run else _run(asked, options.as_json, "eval")
 
 
 @app.command()
@@ -189,12 +210,12 @@ def _show_sweep_plan(request: SweepRequest, as_json: bool, with_costs: bool) -> 
         raise typer.Exit(1)
 
 
-def _run(asked: Resolved, as_json: bool) -> None:
+def _run(asked: Resolved, as_json: bool, kind: str = "run") -> None:
     from vqbench.cli.terminal import TerminalView, print_comparison
     from vqbench.running.run import execute, make_tracker
 
     with TerminalView() as view:
-        outcome = execute(asked, view, make_tracker(asked.request))
+        outcome = execute(asked, view, make_tracker(asked.request), kind=kind)
     if as_json:
         print_rows(outcome.rows)
     else:

@@ -106,10 +106,13 @@ class Typed:
         return arguments.asked(RunRequest, methods=methods, **self.fields[RunRequest])
 
 
-def takes(*requests: type[Any], only: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    *requests: type[Any], only: Sequence[str] = (), without: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of these requests beside its own; its parameter `options` holds what was typed.
 
-    With `only` it gets these options of the one request as arguments of these names, and no `options`.
+    With `only` it gets these options of the one request as arguments of these names, and no `options`. The options
+    `without` which it makes sense are left at their defaults.
     """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -120,10 +123,11 @@ def takes(*requests: type[Any], only: Sequence[str] = ()) -> Callable[[Callable[
             mine = [_of_shared(p, named[p.name]) if p.name in named else p for p in own.values()]
             mine = [p for p in mine if p.kind is not inspect.Parameter.VAR_KEYWORD]
             return _with_signature(command, [*mine, *(p for f, p in named.items() if f not in own)], command)
-        shared = {key: _parameter(key[0], known) for key, known in every.items() if known.field not in own}
+        kept = {key: known for key, known in every.items() if known.field not in (*own, *without)}
+        shared = {key: _parameter(key[0], known) for key, known in kept.items()}
         hints = typing.get_type_hints(Typed, include_extras=True)
         trains = RunRequest in requests
-        around = [f for f in dataclasses.fields(Typed) if trains and f.name != "fields"]
+        around = [f for f in dataclasses.fields(Typed) if trains and f.name not in ("fields", *without)]
 
         def call(**values: Any) -> None:
             fields: dict[type[Any], dict[str, Any]] = {request: {} for request in requests}

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.kinds import RGB, Metric
+from vqbench.metrics.kinds import RGB, CodecMetric, CodeMetric, Metric
 from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.wording import counted
 
@@ -192,6 +192,11 @@ def select_metrics(asked: Iterable[str] = (), track: str = "images", channels: i
         _refuse_stray(name, track)
     refuse_other_channels(names, channels)
     return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track, channels)
+
+
+def without_codes(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Those of the metrics that look at images alone: of a folder of reconstructions there is nothing else."""
+    return tuple(name for name in metrics if not isinstance(metric(name), CodeMetric | CodecMetric))
 
 
 def _refuse_stray(name: str, track: str) -> None:

@@ -46,7 +46,8 @@ _Made = TypeVar("_Made")
 class Codec(Protocol):
     """What evaluation asks of a tokenizer; its quantizer tells codebook_size, num_codebooks and bits_per_token.
 
-    One that is a `Coder` may have a continuous path besides, which is scored too.
+    One that is a `Coder` may have a continuous path besides, which is scored too. Of one whose quantizer is None the
+    indices are of no codebook, and nothing is said of them.
     """
 
     quantizer: Any
@@ -66,10 +67,12 @@ class Evaluation:
     """Every value is finite, so it is valid JSON."""
     per_image: pd.DataFrame
     """`id`, one column per per-image score, `codes`: how many different codes (tuples, for G codebooks) it uses."""
-    histogram: NDArray[np.int64]
-    """(G, K) counts over the whole split."""
-    indices: NDArray[np.unsignedinteger]
+    histogram: NDArray[np.int64] | None
+    """(G, K) counts over the whole split; None, as the indices, of what has no codebook."""
+    indices: NDArray[np.unsignedinteger] | None
     """(N, tokens of an image, G) code of every token, in the smallest type that holds K."""
+    bits: float | None
+    """Of the tokens of one image."""
     reconstructions: Pixels
     """Of the images at `kept_positions`."""
     features: NDArray[np.float32] | None
@@ -78,6 +81,11 @@ class Evaluation:
     """Those of the images themselves, in the same order."""
     encode_images_per_s: float
     decode_images_per_s: float
+
+    @property
+    def tokens(self) -> int | None:
+        """Of one image."""
+        return None if self.indices is None else self.indices.shape[1]
 
 
 @contextmanager
@@ -258,9 +266,10 @@ class _Pass:
         quantizer = tokenizer.quantizer
         self.tokenizer, self.wanted = tokenizer, set(wanted)
         self.encoding, self.decoding = _Stopwatch(device), _Stopwatch(device)
-        self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks)
+        self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks) if quantizer else None
         self.decoded = _Reconstructions(asked, extractors)
         self.continuous = _Reconstructions(beside, extractors) if beside else None
+        self.seen = 0
         self.codes: list[int] = []
         self.indices: list[NDArray[np.unsignedinteger]] = []
         self.kept: dict[int, Pixels] = {}
@@ -271,10 +280,12 @@ class _Pass:
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
         _check_reconstruction(reconstructions, images.shape, ids)
-        rounded, first = to_8_bits(reconstructions), len(self.codes)
-        self._count(indices)
+        rounded, first = to_8_bits(reconstructions), self.seen
+        self.seen += len(images)
+        if self.histogram is not None:
+            self._count(indices, self.histogram)
         self.decoded.add(images, rounded)
-        for i in self.wanted & set(range(first, len(self.codes))):
+        for i in self.wanted & set(range(first, self.seen)):
             self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
         if undiscretised is not None and self.continuous is not None:
             without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
@@ -290,11 +301,11 @@ class _Pass:
                 path.make_features()
         return waited
 
-    def _count(self, indices: Tensor) -> None:
-        self.histogram.update(indices)
-        by_position = indices.reshape(len(indices), -1, len(self.histogram.counts)).cpu()
-        self.codes += different_codes(by_position, self.histogram.counts.shape[1])
-        self.indices.append(by_position.numpy().astype(np.min_scalar_type(self.histogram.counts.shape[1] - 1)))
+    def _count(self, indices: Tensor, histogram: CodeHistogram) -> None:
+        histogram.update(indices)
+        by_position = indices.reshape(len(indices), -1, len(histogram.counts)).cpu()
+        self.codes += different_codes(by_position, histogram.counts.shape[1])
+        self.indices.append(by_position.numpy().astype(np.min_scalar_type(histogram.counts.shape[1] - 1)))
 
     @property
     def columns(self) -> dict[str, list[float]]:
@@ -375,19 +386,25 @@ def evaluate(
             for name, extract in extractors.items()
         }
         for images in batches(pixels, batch_size, device):
-            first = len(seen.codes)
+            first = seen.seen
             step(seen.add(images, ids[first : first + len(images)]))
         step(seen.finish())
         of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
-    facts = CodeFacts(float(tokenizer.quantizer.bits_per_token), len(pixels), pixels.shape[1] * pixels.shape[2])
-    scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], seen.histogram.counts, facts)
+    scores, counts, bits = {}, None, None
+    if seen.histogram is not None:
+        counts, bits = seen.histogram.counts, float(tokenizer.quantizer.bits_per_token)
+        facts = CodeFacts(bits, len(pixels), pixels.shape[1] * pixels.shape[2])
+        scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], counts, facts)
     scores |= seen.scores(references) | of_codec
     _refuse_not_finite(scores, seen.columns, ids)
+    codes = {"codes": seen.codes} if counts is not None else {}
+    indices = np.concatenate(seen.indices) if counts is not None else None
     return Evaluation(
         scores=scores,
-        per_image=pd.DataFrame({"id": list(ids), **seen.columns, "codes": seen.codes}),
-        histogram=seen.histogram.counts,
-        indices=np.concatenate(seen.indices),
+        per_image=pd.DataFrame({"id": list(ids), **seen.columns, **codes}),
+        histogram=counts,
+        indices=indices,
+        bits=None if indices is None or bits is None else bits * indices.shape[1],
         reconstructions=np.stack([seen.kept[i] for i in kept]),
         features=seen.decoded.features("inception"),
         reference_features=references.get("inception"),

@@ -42,6 +42,9 @@ def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], Resolved,
         raise UsageError("ablate takes one method apart, not ALL", "name one: `vqbench methods` lists them")
     asked = check_request(request.run)
     (full,) = asked.choices
+    if full.pretrained:
+        what = f"{full.label} is trained already: it has no component to switch off and train without"
+        raise UsageError(what, "name a method: `vqbench methods`")
     settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)
     _refuse_nothing_to_switch(request.reference, tuple(full.components), on)

@@ -52,6 +52,9 @@ class MethodChoice:
     """What a cell keeps of it (`Plugin.packed`)."""
     code: str | None
     """sha256 of the method's source, neighbours included, unless it is one of vqbench's own."""
+    pretrained: dict[str, Any] | None = None
+    """What is known of a tokenizer that is trained already (`vqbench.pretrained.facts.Facts`), and the text that named
+    it; None for a method to train."""
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -81,15 +84,15 @@ def choose_method(asked: str | Variant, recipe: Recipe, settings: dict[str, dict
         return _choose(variant, recipe, settings)
     typed = {owner: values for owner, values in settings.items() if owner in (name, variant.reference)}
     asked_for = [variant.reference, sorted(variant.off), recipe.codebook_size, recipe.codebook_dim, typed]
-    key = hashlib.sha256(json.dumps([asked_for, _own_source()], sort_keys=True).encode()).hexdigest()
-    return _remembered(key, variant, lambda: _choose(variant, recipe, settings))
+    key = hashlib.sha256(json.dumps([asked_for, own_source()], sort_keys=True).encode()).hexdigest()
+    return remembered(key, variant.label, lambda: _choose(variant, recipe, settings))
 
 
-def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) -> MethodChoice:
+def remembered(key: str, label: str, choose: Callable[[], MethodChoice]) -> MethodChoice:
     """The choice that was made for `key` before, so that a command that trains nothing need not import torch."""
     file = home() / "choices" / f"{key[:32]}.json"
     try:
-        return MethodChoice(**{**json.loads(file.read_text(encoding="utf-8")), "label": variant.label})
+        return MethodChoice(**{**json.loads(file.read_text(encoding="utf-8")), "label": label})
     except (OSError, ValueError, TypeError):
         choice = choose()
     with contextlib.suppress(OSError):  # a home that cannot be written costs two seconds each time, no more
@@ -98,8 +101,8 @@ def _remembered(key: str, variant: Variant, choose: Callable[[], MethodChoice]) 
 
 
 @functools.cache
-def _own_source() -> str:
-    """sha256 of all source that a choice of a built-in method may depend on."""
+def own_source() -> str:
+    """sha256 of all source that a choice may depend on, but plugins'."""
     digest = hashlib.sha256()
     methods = importlib.util.find_spec("vqbench.methods")
     folders = [Path(__file__).parents[1], *map(Path, methods.submodule_search_locations or () if methods else ())]

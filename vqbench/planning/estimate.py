@@ -60,7 +60,7 @@ def estimates(cells: Iterable[Cell]) -> list[Estimate]:
     """One for each method of `cells` whose training is large, in their order."""
     by_label: dict[str, list[Cell]] = {}
     for cell in cells:
-        if is_large(cell.recipe):
+        if cell.trains and is_large(cell.recipe):
             by_label.setdefault(cell.label, []).append(cell)
     return [_estimate(label, same) for label, same in by_label.items()]
 

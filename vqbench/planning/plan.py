@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,15 @@ from vqbench.artifact import Artifact
 from vqbench.config import build
 from vqbench.errors import ArtifactError, UsageError, unknown
 from vqbench.machine.home import expanded, working_folder
-from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric
+from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric, without_codes
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
 from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
+from vqbench.planning.source_choice import apart, choose_source, names_source, refuse_unfit
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
+from vqbench.pretrained.facts import Facts
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
@@ -56,6 +58,11 @@ class Cell:
     def seed(self) -> int:
         """The seed among --seeds."""
         return int(self.spec["seed"])
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is of a method to train, and not of a tokenizer that is trained already."""
+        return "pretrained" not in self.spec
 
     @property
     def recipe(self) -> Recipe:
@@ -158,8 +165,19 @@ def resolve(request: RunRequest) -> Resolved:
         raise UsageError("no method to run", "for example: --methods vaevq,vqgan")
     if not request.seeds:
         raise UsageError("no seed to run", "for example: --seeds 0,1,2")
-    choices = (choose_method(asked, recipe, settings) for asked in dict.fromkeys(request.methods))
-    return Resolved(request, recipe, track, tuple(choices))
+    return Resolved(request, recipe, track, _chosen(request, recipe, settings))
+
+
+def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, str]]) -> tuple[MethodChoice, ...]:
+    choices = [
+        choose_source(str(asked), request) if names_source(asked) else choose_method(asked, recipe, settings)
+        for asked in dict.fromkeys(request.methods)
+    ]
+    if recipe.track == "features" and (stray := [choice.label for choice in choices if choice.pretrained]):
+        what = f"{stray[0]} is a tokenizer of images, and recipe {recipe.name} fits features"
+        raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
+    refuse_unfit((choice for choice in choices if choice.pretrained), recipe.resolution, recipe.image_channels)
+    return tuple(apart(choices))
 
 
 def make_plan(
@@ -192,20 +210,29 @@ def make_plan(
         without = "what it does in the decoder is not seen here, where there is none"
         remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
     cells = []
-    for seed in dict.fromkeys(request.seeds):
-        for choice in choices:
-            others = [plugin for digest, plugin in beside.items() if digest != choice.code]
-            spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others, artifacts[choice.label])
-            name = f"{folder_name(choice.name)}-{dataset.slug}-s{seed}-{spec['hash'][:8]}"
-            if len(name) > _LONGEST_NAME:
-                raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
-            cell_folder = CellFolder(folder / "cells" / name)
-            found, state = cell_folder.stamp(), cell_folder.state(functools.partial(has_scores, spec=spec))
-            own = () if choice.plugin_source is None else (choice.plugin_source,)
-            sources = (*own, *(plugin.packed() for plugin in others))
-            cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
+    for seed, choice in _each_cell(request.seeds, choices):
+        others = [plugin for digest, plugin in beside.items() if digest != choice.code]
+        spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others, artifacts[choice.label])
+        name = f"{folder_name(choice.name)}-{dataset.slug}-s{spec['seed']}-{spec['hash'][:8]}"
+        if len(name) > _LONGEST_NAME:
+            raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
+        cell_folder = CellFolder(folder / "cells" / name)
+        found, state = cell_folder.stamp(), cell_folder.state(functools.partial(has_scores, spec=spec))
+        own = () if choice.plugin_source is None else (choice.plugin_source,)
+        sources = (*own, *(plugin.packed() for plugin in others))
+        cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
     _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, asked.track, protocol, (*dataset.notes, *remarks))
+
+
+def _each_cell(seeds: Iterable[int], choices: Collection[MethodChoice]) -> Iterator[tuple[int, MethodChoice]]:
+    """Seeds and choices in the order in which their cells run; what is trained already has one cell, of seed 0."""
+    for k, seed in enumerate(dict.fromkeys(seeds)):
+        for choice in choices:
+            if not choice.pretrained:
+                yield seed, choice
+            elif k == 0:
+                yield 0, choice
 
 
 def _spec(
@@ -222,19 +249,24 @@ def _spec(
     request, recipe = asked.request, asked.recipe
     paths = {artifact["field"]: artifact["path"]} if artifact and artifact["field"] else {}
     of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
-    identity = {
-        "schema": SCHEMA,
+    if choice.pretrained and choice.pretrained.get("codebook_size") is None:
+        metrics = without_codes(metrics)
+    of_training = {
         "method": choice.name,
         "config": {field: value for field, value in choice.config.items() if field not in paths},
         "code": choice.code,
         "recipe": recipe.identity(),
         "training_images": dataset.train_digest,
-        "protocol": protocol.hash,
         "seed": seed,
         "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
-        **of_dataset,
         **asked.execution_identity,
         **({"artifact": artifact["digest"]} if artifact else {}),
+    }
+    identity = {
+        "schema": SCHEMA,
+        "protocol": protocol.hash,
+        **of_dataset,
+        **({"pretrained": Facts.of(choice.pretrained).in_hash} if choice.pretrained else of_training),
     }
     return {
         "hash": cell_hash(identity),
@@ -248,6 +280,7 @@ def _spec(
         "part_of": choice.part_of,
         "size": choice.size,
         **({"artifact": artifact} if artifact else {}),
+        **({"pretrained": choice.pretrained} if choice.pretrained else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,

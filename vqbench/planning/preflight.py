@@ -126,6 +126,8 @@ def prepare_training(plan: Plan, cells: Iterable[Cell], request: RunRequest, vie
     """Cache what `cells` of a plan are trained on and built around, so that they do not all make it."""
     from vqbench.cell.planned import artifact
 
+    if not (cells := [cell for cell in cells if cell.trains]):
+        return
     plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
     different = {cell.spec["artifact"]["digest"]: cell.spec for cell in cells if "artifact" in cell.spec}
     made, recipe = different and not plan.track.stand_in, plan.recipe
@@ -173,9 +175,14 @@ def estimated_bytes(cells: Sequence[Cell]) -> float:
 
 
 def model_size(cell: Cell) -> int:
-    """How many values the model of a cell has, trained or not; a quantizer that cannot be built counts for nothing."""
+    """How many values the model of a cell has, trained or not; a quantizer that cannot be built counts for nothing.
+
+    One that is trained already is not written to the runs directory, and has none.
+    """
     from vqbench.backbone import BackboneConfig
 
+    if not cell.trains:
+        return 0
     config = json.dumps(cell.spec["config"], sort_keys=True)
     return _model_size(BackboneConfig.of(cell.recipe), cell.spec["method"], cell.spec["code"], config)
 

@@ -155,6 +155,13 @@ class RunRequest:
     lpips_weights: Path | None = option(
         None, arguments.path, "Backbone of --lpips, if not in its places.", "FILE", has_variable=True, defines=True
     )
+    family: str = option(
+        "", arguments.text, "Layout of checkpoints that are not recognised: taming, llamagen, …", "FAMILY",
+        typed_as="as", defines=True,
+    )  # fmt: skip
+    trust: bool = option(
+        False, arguments.flag, "Run what a file of weights holds besides weights: it is a program, and may do anything."
+    )
     rerun: bool = option(False, arguments.flag, "Train again what has a result.", engine=True)
     ignore_memory: bool = option(
         False, arguments.flag, "Train even where a step seems to have no room on the GPU.", engine=True
@@ -226,6 +233,28 @@ class AblateRequest:
         """method or method@preset."""
         (method,) = self.run.methods
         return method.reference if isinstance(method, Variant) else method
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What `vqbench eval` was asked for."""
+
+    run: RunRequest
+    """Where the images are and what is computed; its methods are the sources."""
+    resolution: int | None = option(
+        None, arguments.whole, "Side of the images; default: what the tokenizers were trained on, or 256.", "R"
+    )
+
+    def __post_init__(self) -> None:
+        """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
+        arguments.settle(self)
+
+
+OF_TRAINING = (
+    "features", "recipe", "seeds", "images", "devices", "settings", "holdout", "format", "ignore_memory",
+    "stop_on_collapse", "compile", "deterministic", "micro_batch", "activation_checkpointing",
+)  # fmt: skip
+"""Options of RunRequest that say nothing where nothing is trained."""
 
 
 def make_request(

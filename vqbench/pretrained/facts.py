@@ -38,6 +38,11 @@ class Facts:
     bits_per_token: float | None = None
     downsampling: int | None = None
     """Pixels per token along one side; None where tokens are no grid."""
+    resolution: int | None = None
+    """The side of the images that it was trained on; None where it is not known."""
+    sizes: tuple[int, ...] = ()
+    """The sides that it takes, where it takes no others."""
+    image_channels: int = 3
     parameters: Mapping[str, int] = field(default_factory=dict)
     """By part, with "total"; empty where they cannot be counted."""
     unread: tuple[str, ...] = ()
@@ -56,6 +61,11 @@ class Facts:
         blank = {f.name: f.default for f in dataclasses.fields(self)}
         said = {name: value for name, value in dataclasses.asdict(self).items() if value not in (blank[name], {}, ())}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+
+    @property
+    def in_hash(self) -> dict[str, str]:
+        """What of it decides the numbers of its cell, and so its hash: neither its name nor its place."""
+        return {"kind": self.kind, "sha256": self.sha256, "family": self.family, "weights": self.weights}
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Facts:

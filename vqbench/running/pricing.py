@@ -48,7 +48,8 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     Writes nothing below the runs directory; decoded training images are cached as for a run. A method that fails is
     said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
     """
-    waiting = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
+    waiting = [cell for cell in plan.cells if cell.trains and (request.rerun or cell.state != "cached")]
+    _say_untrained(plan, view)
     if waiting:
         prepare_probes(request, plan, view)
     answers: dict[str, Answer] = {}
@@ -59,6 +60,13 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     of_each = [answers[_configuration(cell)] if cell.folder.name in names else None for cell in plan.cells]
     measured = any(isinstance(answer, Measured) for answer in answers.values())
     return priced(request, plan, of_each, scoring_seconds(plan, waiting) if measured else 0.0)
+
+
+def _say_untrained(plan: Plan, view: View) -> None:
+    """Say which rows have no costs here: nothing of them is trained."""
+    for cell in plan.cells:
+        if not cell.trains:
+            view.note(f"{cell.label} is trained already: what its evaluation takes is not measured here")
 
 
 def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:

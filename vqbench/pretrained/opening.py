@@ -1,0 +1,126 @@
+"""Which door a text leads to that names a tokenizer, and what is behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqbench.errors import UsageError
+from vqbench.machine.home import expanded
+from vqbench.pretrained.facts import Facts, Opened
+from vqbench.results.cell_files import SPEC, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from vqbench.data.prepare import PreparedImages
+
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".pkl", ".jit", ".pt2")
+"""Of files that hold weights."""
+IMAGES = "images:"
+"""Before a folder of reconstructions."""
+EXAMPLES = "a checkpoint, a diffusers folder, adapter.py:function, images:FOLDER, or a finished cell's folder"
+_ADAPTER = re.compile(r"(.+\.py):(\w+)")
+
+
+def is_source(text: str) -> bool:
+    """Whether a text can only be meant as a tokenizer that is trained already, there or not."""
+    looks_so = text.startswith(IMAGES) or _ADAPTER.fullmatch(text) or text.endswith(SUFFIXES)
+    return bool(looks_so) or os.sep in text or expanded(Path(text)).exists()
+
+
+def open_source(source: str, family: str = "", trust: bool = False, validation: PreparedImages | None = None) -> Opened:
+    """The tokenizer that a text names, and what is known of it.
+
+    `family` is the layout of a file of weights where it is not to be guessed; `trust` lets a file that is a program
+    run. A folder of reconstructions is matched with the images of `validation`. Raises UsageError for what is not
+    there, is damaged, or is no tokenizer.
+    """
+    if source.startswith(IMAGES):
+        from vqbench.pretrained.reconstructions import open_reconstructions
+
+        made, originals = folders_of(source)
+        if validation is None:
+            what = f"{source} is a folder of reconstructions: it can be scored, and neither encodes nor decodes"
+            raise UsageError(what, f"vqbench eval {source} --dataset …")
+        return open_reconstructions(made, originals, validation)
+    if adapter := _ADAPTER.fullmatch(source):
+        from vqbench.pretrained.adapter import open_adapter
+
+        return open_adapter(expanded(Path(adapter[1])), adapter[2])
+    path = expanded(Path(source))
+    if is_own(path):
+        from vqbench.pretrained.own import open_own
+
+        return open_own(path)
+    if (path / "config.json").is_file():
+        from vqbench.pretrained.diffusers import open_diffusers
+
+        return open_diffusers(path)
+    if path.is_file():
+        from vqbench.pretrained.checkpoint import open_checkpoint
+
+        return open_checkpoint(path, family, trust)
+    if (path / SPEC).is_file():
+        raise UsageError(f"{source} is a cell without weights: it has not been trained to its end", "run it first")
+    if path.is_dir():
+        what = f"{source} is a folder without config.json (diffusers) and without {WEIGHTS} (a finished cell)"
+        raise UsageError(what, f"of reconstructions it is {IMAGES}{source}")
+    raise UsageError(f"there is no {source}", f"a tokenizer is {EXAMPLES}")
+
+
+def absolute(source: str) -> str:
+    """The same source from whatever folder it is opened."""
+    if source.startswith(IMAGES):
+        return IMAGES + ",".join(str(folder.absolute()) for folder in folders_of(source) if folder is not None)
+    if adapter := _ADAPTER.fullmatch(source):
+        return f"{expanded(Path(adapter[1])).absolute()}:{adapter[2]}"
+    return str(expanded(Path(source)).absolute())
+
+
+def folders_of(source: str) -> tuple[Path, Path | None]:
+    """The folder of reconstructions, and that of the originals where it is named."""
+    made, comma, originals = source.removeprefix(IMAGES).partition(",")
+    return expanded(Path(made)), expanded(Path(originals)) if comma else None
+
+
+def is_own(path: Path) -> bool:
+    """Whether vqbench wrote what lies there: a cell's folder, or its weights."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (WEIGHTS, Path(WEIGHTS).name))
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:  # type: ignore[no-untyped-call]
+            return "vqbench" in (file.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return False
+
+
+def facts_of(source: str, family: str = "", trust: bool = False) -> Facts:
+    """What is known of a source, without images to score. Raises UsageError as `open_source` does."""
+    if source.startswith(IMAGES):
+        from vqbench.pretrained.reconstructions import facts_of_reconstructions
+
+        return facts_of_reconstructions(*folders_of(source))
+    return open_source(source, family, trust).facts
+
+
+def load(
+    source: str | os.PathLike[str], device: str | torch.device = "cpu", *, family: str = "", trust: bool = False
+) -> Any:
+    """A tokenizer that is trained already, in eval mode: `encode` makes indices of images, `decode` images of indices.
+
+    `source` is a finished cell's folder or its `tokenizer.safetensors`, and whatever `vqbench eval` takes: a published
+    checkpoint (`family` where its layout is not recognised), a diffusers folder, `adapter.py:function`. Images are
+    (B, 3, H, W), uint8 or floats in [-1, 1]. With `trust` a file that is a program is run. Raises UsageError, which
+    names the file, where there is none, and for what is no tokenizer.
+    """
+    from vqbench import arguments
+
+    codec: Any = open_source(os.fspath(arguments.path("a tokenizer", source)), family, trust).codec
+    return codec.to(device).eval() if hasattr(codec, "to") else codec

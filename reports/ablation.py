@@ -204,7 +204,7 @@ def notes(rows: Sequence[AnalysedRow]) -> list[str]:
     """What must be said below the two tables together."""
     (scored, *of_scores), (delta, *of_deltas) = score_notes(rows), delta_notes(rows)
     of_scores = [text for text in of_scores if text not in of_deltas]
-    of_rows = [text for row in rows for text in (*row.summary.matched, *row.summary.collapses)]
+    of_rows = [text for row in rows for text in (*row.summary.remarks, *row.summary.collapses)]
     return [f"{scored}; {delta}", *of_deltas, *of_scores, *of_rows]
 
 

@@ -14,7 +14,7 @@ from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.all_pairs import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
-from vqbench.reports.pairs import difference, paired_rows, paired_scores
+from vqbench.reports.pairs import by_seed, difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference
 from vqbench.wording import shell_command, some
@@ -51,7 +51,8 @@ class Versus:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of which both have scores."""
-        return tuple(sorted({row["seed"] for row in self.a.finished} & {row["seed"] for row in self.b.finished}))
+        first, second = by_seed(self.a.finished, self.b.finished)
+        return tuple(sorted(first.keys() & second.keys()))
 
     @property
     def overall(self) -> str:
@@ -77,12 +78,12 @@ class Versus:
         said = [*self.cautions.values()]
         for group in (self.a, self.b):
             said += [
-                *group.summary.matched,
+                *group.summary.remarks,
                 *group.summary.collapses,
                 *(f"failed, {text}" for text in group.summary.failures),
             ]
             alone = sorted({row["seed"] for row in group.finished} - set(self.seeds))
-            if alone:
+            if alone and group.is_trained_here:
                 said.append(f"{group.label} s{', s'.join(map(str, alone))}: left out, for the other has no such seed")
         return said
 
@@ -213,7 +214,7 @@ def _versus(section: Section, a: Group, b: Group, metrics: Sequence[str], reader
             reason = f", the first: {group.summary.failures[0]}" if group.summary.failures else ""
             hint = "`vqbench run` with the options that began it tries failed cells again"
             raise UsageError(f"every cell of {group.label} failed{reason}", hint)
-    seeds = [sorted({row["seed"] for row in group.finished}) for group in (a, b)]
+    seeds = [sorted(found) for found in by_seed(a.finished, b.finished)]
     if not set(seeds[0]) & set(seeds[1]):
         raise UsageError(
             f"no seed in common: {a.label} has {_numbers(seeds[0])}, {b.label} has {_numbers(seeds[1])}",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.metrics.row import cell_row
-from vqbench.pretrained.facts import Facts
 from vqbench.recipe import Execution, Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.cell_files import DONE, FAILED
@@ -50,11 +50,6 @@ class StoredCell:
         """The method as it was first asked for: its row's name, or METHOD@PRESET."""
         preset = self.spec.get("preset")
         return str(self.spec.get("label") or self.spec["method"] + (f"@{preset}" if preset else ""))
-
-    @property
-    def is_trained_here(self) -> bool:
-        """Whether its cell trained it, and did not find it trained already."""
-        return "pretrained" not in self.spec
 
     @property
     def precision(self) -> str:
@@ -117,6 +112,11 @@ class Group:
     def method(self) -> str:
         """The name of the method, without preset."""
         return str(self.spec["method"])
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether it is a method, and no tokenizer that was found trained already."""
+        return "pretrained" not in self.spec
 
     @property
     def components(self) -> dict[str, bool]:

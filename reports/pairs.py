@@ -47,9 +47,22 @@ def difference(
 
 def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[tuple[Row, Row]]:
     """The cells that have a partner of the same seed, and both a score, by seed."""
-    by_seed = {row["seed"]: row for row in base if metric in row["scores"]}
-    partners = {row["seed"]: row for row in other if metric in row["scores"]}
-    return [(by_seed[seed], partners[seed]) for seed in sorted(by_seed.keys() & partners.keys())]
+    scored = [[row for row in rows if metric in row["scores"]] for rows in (base, other)]
+    first, second = by_seed(*scored)
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def by_seed(a: Sequence[Row], b: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
+    """Seed → cell, of both. What was trained already has no seed: it stands beside each of the other's, whose noise of
+    training is then all that there is."""
+    return _seeds_of(a, b), _seeds_of(b, a)
+
+
+def _seeds_of(rows: Sequence[Row], beside: Sequence[Row]) -> dict[int, Row]:
+    fixed = next((row for row in rows if "pretrained" in row), None)
+    if fixed is not None and beside and not any("pretrained" in row for row in beside):
+        return {row["seed"]: fixed for row in beside}
+    return {row["seed"]: row for row in rows}
 
 
 def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> list[tuple[float, float]]:

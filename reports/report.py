@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,10 @@ def _check_column(experiment: Experiment, key: str) -> None:
 def _section(section: Section, columns: Sequence[str], sort: str) -> ReportSection:
     shown = tuple(columns_of([key])[key] for key in dict.fromkeys(columns)) or _default_columns(section)
     key = sort or next((c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better), "")
-    return ReportSection(section, shown, sorted_by(section.groups, key), compare_section(section))
+    rows = sorted_by(section.groups, key)
+    if not sort and not all(group.is_trained_here for group in rows):
+        rows = by_size(rows)
+    return ReportSection(section, shown, rows, compare_section(section))
 
 
 def _default_columns(section: Section) -> tuple[Column, ...]:
@@ -89,6 +93,17 @@ def _default_columns(section: Section) -> tuple[Column, ...]:
         place = next(i for i, column in enumerate(shown) if column.key == counted[-1])
         shown.insert(place + 1, columns_of(["tokens"])["tokens"])
     return tuple(shown)
+
+
+def by_size(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups of as many bits an image together, and among them those of as many tokens: one size is one comparison."""
+
+    def size(group: Group) -> tuple[float, float]:
+        known = group.summary.estimates
+        bits, tokens = (known.get(name) for name in ("bits_per_image", "tokens_per_image"))
+        return bits.mean if bits else math.inf, tokens.mean if tokens else math.inf
+
+    return tuple(sorted(groups, key=size))
 
 
 def sorted_by(groups: Sequence[Group], key: str) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.grid import Grid, markdown, markdown_text
 
@@ -37,6 +38,13 @@ class MethodSummary:
     """The metrics that were asked for by name."""
     matched: tuple[str, ...] = ()
     """What it was matched to, where its size is not what was asked for."""
+    origin: str = ""
+    """What is known of a tokenizer that was not trained here; empty for one that was."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What must be said below a table that shows it."""
+        return (*([f"{self.method}: not trained here: {self.origin}"] if self.origin else []), *self.matched)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,9 @@ _BESIDE = (
     Column("params_quantizer", "quantizer M", 3, interval=False, scale=1e-6, on_request=True),
     Column("params_projections", "projections M", 3, interval=False, scale=1e-6, on_request=True),
     Column("params_decoder", "decoder M", 3, interval=False, scale=1e-6, on_request=True),
+    Column("tokens_per_image", "tokens/image", 0, interval=False, on_request=True, gloss="tokens of one image"),
+    Column("bits_per_image", "bits/image", 0, interval=False, on_request=True,
+           gloss="bits of one image's tokens, as they are stored"),
     Column("train_images_per_s", "images/s", 1, interval=False,
            gloss="training speed on the machine that ran it; compare within one machine only"),
 )  # fmt: skip
@@ -107,7 +118,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 def _values(row: dict[str, Any]) -> dict[str, float]:
     params = {f"params_{part}": float(count) for part, count in row["params"].items()}
     speed = row["train_images_per_s"]
-    return {**row["scores"], **params, **({"train_images_per_s": speed} if speed else {})}
+    sizes = {name: float(row[name]) for name in _SIZES if row.get(name)}
+    return {**row["scores"], **params, **sizes, **({"train_images_per_s": speed} if speed else {})}
+
+
+_SIZES = ("tokens_per_image", "bits_per_image")
+"""What is shown beside tokenizers that were not trained here: nothing else makes them of one size."""
 
 
 def _failure(row: dict[str, Any]) -> str:
@@ -143,13 +159,16 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
     failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
     collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
     matched = tuple(dict.fromkeys(f"{method}: {row['matched']}" for row in rows if row.get("matched")))
-    return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched)
+    known = rows[0].get("pretrained")
+    origin = Facts.of(known).in_words() if known else ""
+    return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched, origin)
 
 
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
     """The columns for which at least one method has a value: the usual ones, and what was asked for."""
     known = list(summaries)
     asked = {key for summary in known for key in summary.asked}
+    asked |= set(_SIZES) if any(summary.origin for summary in known) else set()
     return [
         column
         for key, column in columns_of(key for summary in known for key in summary.estimates).items()
@@ -172,7 +191,7 @@ def markdown_table(summaries: Sequence[MethodSummary], protocol: str, cautions: 
     table = markdown(Grid(titles, (False, *(True for _ in titles[1:])), tuple(rows)))
     said = [f"protocol {protocol}; {interval_note(summaries)}", *cautions]
     said += [f"failed: {text}" for summary in summaries for text in summary.failures]
-    said += [text for summary in summaries for text in (*summary.matched, *summary.collapses)]
+    said += [text for summary in summaries for text in (*summary.remarks, *summary.collapses)]
     return "\n".join([table, "", *map(markdown_text, said)]) + "\n"
 
 

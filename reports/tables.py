@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
 from vqbench.reports.experiment import Group
@@ -31,13 +32,16 @@ class Table:
 
 def tables(section: ReportSection, published: bool) -> list[Table]:
     """What a report prints of one protocol: scores, failed and collapsed cells, ablations, published numbers."""
-    stated = Stated(section.rows, section.columns if published else ())
+    outside = [group for group in section.rows if not group.is_trained_here]
+    stated = Stated(section.rows if published else outside, section.columns)
     notes = _legend(section)
     if published and not stated.numbers:
         notes += (
             "no published numbers: the papers print none in these columns, or an older vqbench did not store them",
         )
     found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), notes)]
+    if outside:
+        found.append(Table("origins", "Not trained here", origins(outside), ()))
     if (problems := problem_cells(section.rows)).rows:
         found.append(Table("problems", "Failed and collapsed cells", problems, ()))
     for i, ablation in enumerate(section.ablations, start=1):
@@ -72,6 +76,24 @@ def scores(section: ReportSection, stated: Stated) -> Grid:
     numeric = (False, *(True for _ in titles[1:]))
     grey = frozenset(range(1 + len(columns), len(titles) - 1))
     return Grid(titles, numeric, tuple(rows), frozenset(bold), grey)
+
+
+def origins(groups: Iterable[Group]) -> Grid:
+    """A line for each tokenizer that was not trained here: what it is, and where it is from."""
+    titles = ("row", "family", "K", "d", "f", "weights", "trained on", "licence", "sha256")
+    lines = []
+    for group in groups:
+        known = Facts.of(group.spec["pretrained"])
+        size = "–" if known.codebook_size is None else f"{known.codebook_size:,}"
+        books = f"{known.num_codebooks} × " if known.num_codebooks > 1 else ""
+        numbers = (f"{books}{size}", _or_dash(known.code_dim), _or_dash(known.downsampling))
+        words = (known.weights, known.trained_on, known.licence)
+        lines.append((group.label, known.family or known.kind, *numbers, *map(_or_dash, words), known.sha256[:12]))
+    return Grid(titles, (False, False, True, True, True, False, False, False, False), tuple(lines))
+
+
+def _or_dash(value: object) -> str:
+    return "–" if value in (None, "") else str(value)
 
 
 def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
@@ -172,10 +194,11 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     elif scored:
         said.append("one group has scores: there is nothing to compare, so nothing is bold")
     said += [text for group in scored if (text := _unlike_artifacts(group))]
-    if scored:
-        said.append(f"trained in {_precisions(scored)}")
-    if any(column.key == "train_images_per_s" for column in section.columns) and scored:
-        said.append(f"images/s: in training, on {_devices(scored)}; it depends on what else the machine did")
+    trained = [group for group in scored if group.is_trained_here]
+    if trained:
+        said.append(f"trained in {_precisions(trained)}")
+    if any(column.key == "train_images_per_s" for column in section.columns) and trained:
+        said.append(f"images/s: in training, on {_devices(trained)}; it depends on what else the machine did")
     return tuple(said)
 
 

@@ -8,8 +8,10 @@ from typing import Literal
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.all_pairs import Pair
+from vqbench.reports.experiment import Group
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import Column, Estimate
+from vqbench.wording import counted, some
 
 MOST_NAMES = 4
 """So many methods are named in a sentence; the others are counted."""
@@ -189,14 +191,25 @@ def _labels(findings: Iterable[Ranking]) -> list[str]:
 
 
 def _measured(section: ReportSection) -> str:
-    groups, protocol = section.rows, section.section.protocol
-    seeds = sorted({g.summary.seeds for g in groups if g.summary.seeds})
-    budgets = sorted({g.images for g in groups})
-    methods = f"{len(groups)} methods" if len(groups) > 1 else "One method"
-    trained = f"with {_range(seeds)} {'seed' if seeds == [1] else 'seeds'} each" if seeds else "without a finished seed"
-    images = protocol.get("n_images")
+    images, (trained, others) = section.section.protocol.get("n_images"), _by_training(section)
     on = f"{images:,} validation images" if isinstance(images, int) else "the validation images"
-    return f"{methods}, {trained}, trained on {_range(budgets)} images and measured on {on} ({section.section.title})."
+    said = [f"{counted(len(others), 'tokenizer')} not trained here"] if others else []
+    if trained:
+        seeds = sorted({g.summary.seeds for g in trained if g.summary.seeds})
+        budgets = sorted({g.images for g in trained})
+        methods = f"{len(trained)} methods" if len(trained) > 1 else "One method"
+        with_seeds = f"with {_range(seeds)} {'seed' if seeds == [1] else 'seeds'} each"
+        said.insert(0, f"{methods}, {with_seeds if seeds else 'without a finished seed'}, "
+                       f"trained on {_range(budgets)} images")  # fmt: skip
+    return (
+        f"{', and '.join(said)}{' and' if trained and not others else ','} measured on {on} ({section.section.title})."
+    )
+
+
+def _by_training(section: ReportSection) -> tuple[list[Group], list[Group]]:
+    """The groups that were trained here, and the others."""
+    groups = section.rows
+    return [g for g in groups if g.is_trained_here], [g for g in groups if not g.is_trained_here]
 
 
 def _range(values: Sequence[int]) -> str:
@@ -216,9 +229,15 @@ def _problems(section: ReportSection) -> tuple[str, ...]:
 
 
 def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, ...]:
-    seeds = sorted({g.summary.seeds for g in section.rows if g.summary.seeds})
-    budgets = sorted({g.images for g in section.rows})
+    trained, others = _by_training(section)
+    seeds = sorted({g.summary.seeds for g in trained if g.summary.seeds})
+    budgets = sorted({g.images for g in trained})
     said = []
+    if others:
+        said.append(
+            f"Not trained here: {some([g.label for g in others])}. Data, backbone, losses and budget are of whoever "
+            "did it, so a difference is one of tokenizers and not of quantizers, and tests run over the images alone."
+        )
     if seeds == [1]:
         said.append(
             "Each method was trained once. Tests run over the images alone and leave out the noise of training: "

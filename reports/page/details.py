@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from vqbench.facts import Facts
 from vqbench.machine.json_files import read_json
 from vqbench.reports.experiment import Group, StoredCell
 from vqbench.results.cell_files import MLFLOW_RUN
@@ -43,11 +44,19 @@ class Pool:
 def settings_of_group(group: Group) -> dict[str, Any]:
     """All that decides the trained weights of a group but the seed, flat, and what its paper leaves open."""
     first = group.cells[0]
+    if not group.is_trained_here:
+        return {"not trained here": Facts.of(first.spec["pretrained"]).in_words(), **_from(first.spec["pretrained"])}
     return {
         "method": group.method,
         **({"preset": first.spec["preset"]} if first.spec.get("preset") else {}),
         **first.training,
     }
+
+
+def _from(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it is from, of what a spec says of a tokenizer that was not trained here."""
+    shown = ("path", "sha256", "unread", "remarks")
+    return {name: said[name] for name in shown if said.get(name)}
 
 
 def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, root: Path) -> dict[str, Any]:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from vqbench.data.dataset import Dataset
     from vqbench.data.prepare import PreparedImages
+    from vqbench.facts import Facts
     from vqbench.metrics.evaluation import Codec, Evaluation
-    from vqbench.pretrained.facts import Facts
     from vqbench.recipe import Execution, Recipe
     from vqbench.tokenizer import Tokenizer
 
@@ -92,7 +92,7 @@ def opened(spec: dict[str, Any], validation: PreparedImages) -> tuple[Codec, Fac
 
     Raises VQBenchError where it is not the one of the plan, UsageError where it cannot be opened.
     """
-    from vqbench.pretrained.facts import Facts
+    from vqbench.facts import Facts
     from vqbench.pretrained.opening import open_source
 
     said = spec["pretrained"]

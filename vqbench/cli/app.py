@@ -107,7 +107,7 @@ def evaluate(
     """Score tokenizers that are trained already, whoever trained them, under one protocol."""
     from vqbench.running.evaluate import check_evaluation
 
-    request = EvalRequest(options.run(tuple(map(Path, sources))), **options.fields[EvalRequest])
+    request = EvalRequest(options.run([Path(source) for source in sources]), **options.fields[EvalRequest])
     asked = check_evaluation(request)
     _show_plan(asked, options.as_json) if options.dry_run else _run(asked, options.as_json, "eval")
 

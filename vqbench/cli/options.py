@@ -99,7 +99,7 @@ class Typed:
     as_json: AsJson = False
     config: _Config = None
 
-    def run(self, methods: Sequence[str] | str | None) -> RunRequest:
+    def run(self, methods: Sequence[str | Path] | str | None) -> RunRequest:
         """What these options ask of `methods`. Raises UsageError as RunRequest does, and for a stray --probe."""
         if self.probe and not self.dry_run:
             raise UsageError("--probe measures what a run will cost, and a run needs none", "add --dry-run")

@@ -244,7 +244,7 @@ def print_comparison(outcome: Outcome) -> None:
         left_out = ", ".join(column.title for column in columns if column not in kept)
         table, notes = narrower, [*notes, f"{left_out}: only in the report, there is no room here"]
     table.print(console)
-    of_methods = (text for s in summaries for text in (*s.matched, *s.collapses))
+    of_methods = (text for s in summaries for text in (*s.remarks, *s.collapses))
     _print_foot(outcome, [*notes, *outcome.cautions.values(), *of_methods])
 
 

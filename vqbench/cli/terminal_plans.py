@@ -47,9 +47,9 @@ def print_plan(plan: Plan) -> None:
     states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     console.print(f"\n{counted(len(plan.cells), 'cell')}: {states}")
     recipe = plan.recipe
-    console.print(
-        Text(f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}")
-    )
+    trains = f"recipe {recipe.name}: {recipe.images:,} images each, {recipe.resolution} px, batch {recipe.batch_size}"
+    is_training = any(cell.trains for cell in plan.cells)
+    console.print(Text(trains if is_training else f"nothing is trained; images of {recipe.resolution} px"))
     console.print(Text(f"protocol {plan.protocol.name} {plan.protocol.hash}, N = {plan.protocol.n_images}"))
     console.print(Text(f"results {plan.folder}"), soft_wrap=True)
 

@@ -26,7 +26,8 @@ _FIRST_DIGESTS = {"rfid_continuous": "206500a229a2", "psnr_continuous": "43de4e3
 """Of metrics whose scores were stored without a digest at first."""
 _SEE = "see docs/adding-a-metric.md"
 _TAKEN = ("id", "codes", "images", "method", "dataset", "recipe", "seed", "cell", "protocol", "state", "path", "error",
-          "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s")  # fmt: skip
+          "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s", "pretrained",
+          "tokens_per_image", "bits_per_image")  # fmt: skip
 
 
 @cache

@@ -36,6 +36,8 @@ def cell_row(
         **({"digests": known} if (known := _digests(result)) else {}),
         "collapse": stored.get("collapse"),
         "matched": size_text(spec.get("size")) or None,
+        **({"pretrained": spec["pretrained"]} if "pretrained" in spec else {}),
+        **{name: result[name] for name in ("tokens_per_image", "bits_per_image") if name in result},
         "error": (error or folder.error) if state == FAILED else None,
         **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
     }

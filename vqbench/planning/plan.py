@@ -17,6 +17,7 @@ from vqbench.arguments import options
 from vqbench.artifact import Artifact
 from vqbench.config import build
 from vqbench.errors import ArtifactError, UsageError, unknown
+from vqbench.facts import Facts
 from vqbench.machine.home import expanded, working_folder
 from vqbench.metrics.definitions import asked_metrics, companions, digests, has_scores, metric, without_codes
 from vqbench.metrics.feature_protocol import FeatureProtocol
@@ -26,7 +27,6 @@ from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_o
 from vqbench.planning.source_choice import apart, choose_source, names_source, refuse_unfit
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
-from vqbench.pretrained.facts import Facts
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA

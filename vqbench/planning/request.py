@@ -258,7 +258,7 @@ OF_TRAINING = (
 
 
 def make_request(
-    methods: str | Variant | Iterable[str | Variant],
+    methods: str | os.PathLike[str] | Variant | Iterable[str | os.PathLike[str] | Variant],
     dataset: str | os.PathLike[str] = "",
     asked_by: Callable[..., Any] | None = None,
     **options: Any,

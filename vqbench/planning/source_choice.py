@@ -13,11 +13,11 @@ from typing import Any
 
 from vqbench.data.dataset import path_safe
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.machine.home import expanded
 from vqbench.planning.choice import MethodChoice, own_source, remembered, split_reference
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
-from vqbench.pretrained.facts import Facts
 from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source
 from vqbench.registry import METHODS
 from vqbench.wording import counted
@@ -89,7 +89,7 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
         unspecified={},
         part_of={},
         paper={"published": published} if published else {},
-        remark="; ".join([_described(facts), *said]),
+        remark="; ".join([facts.in_words(), *said]),
         size=size if has_codes else None,
         artifact=None,
         conditions_decoder=False,
@@ -98,19 +98,6 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
         code=None,
         pretrained={**facts.as_dict(), **dict(zip(("source", "as", "trust"), options, strict=True))},
     )
-
-
-def _described(facts: Facts) -> str:
-    """ "taming, K = 1,024, d = 256, f = 16, EMA weights": what a command says of a source."""
-    said = [facts.family or facts.kind]
-    if facts.codebook_size is not None:
-        books = f"{facts.num_codebooks} × " if facts.num_codebooks > 1 else ""
-        said.append(f"K = {books}{facts.codebook_size:,}")
-    said += [f"d = {facts.code_dim}"] if facts.code_dim is not None else []
-    said += [f"f = {facts.downsampling}"] if facts.downsampling is not None else []
-    said += [{"ema": "EMA weights", "raw": "raw weights, not their EMA"}[facts.weights]] if facts.weights else []
-    said += [f"trained on {facts.trained_on}"] if facts.trained_on else []
-    return ", ".join(said)
 
 
 def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.cell.tracks import track_of
+from vqbench.config import build
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.machine.home import working_folder
 from vqbench.planning.choice import MethodChoice
 from vqbench.planning.plan import Resolved
 from vqbench.planning.request import EvalRequest, RunRequest, make_request, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.source_choice import apart, choose_source, names_source, refuse_unfit, split_name
-from vqbench.pretrained.facts import Facts
 from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, add_plugin
@@ -77,7 +78,9 @@ def _recipe(choices: Iterable[MethodChoice], resolution: int | None) -> Recipe:
     side = resolution if resolution is not None else next(iter(sides), _USUAL)
     if side < 1:
         raise UsageError(f"--resolution {side} is no side of an image", f"for example: --resolution {_USUAL}")
-    return Recipe(name="eval", resolution=side, channel_multipliers=(1,), image_channels=known[0].image_channels)
+    said = {"name": "eval", "resolution": side, "channel_multipliers": (1,), "image_channels": known[0].image_channels}
+    recipe: Recipe = build(Recipe, said, "recipe", "vqbench show tiny")
+    return recipe
 
 
 @arguments.offers(EvalRequest, RunRequest)

@@ -183,14 +183,19 @@ def make_tracker(request: RunRequest) -> Tracker:
     return Tracker(request.runs.absolute())
 
 
+_OWN_COLUMNS = ("scores", "params", "error", "cautions", "digests", "pretrained")
+"""Keys of a row that make columns of their own."""
+
+
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows of `row_of` as a table: scores and parameter counts in columns of their own."""
     import pandas as pd
 
     flat = []
     for row in rows:
-        plain = {k: v for k, v in row.items() if k not in ("scores", "params", "error", "cautions", "digests")}
+        plain = {k: v for k, v in row.items() if k not in _OWN_COLUMNS}
         said = {"cautions": "; ".join(row["cautions"].values())} if "cautions" in row else {}
+        said |= {"source": row["pretrained"]["source"]} if "pretrained" in row else {}
         params = {f"params_{part}": count for part, count in row["params"].items()}
         error = row["error"]["message"] if row["error"] else None
         flat.append({**plain, **row["scores"], **params, **said, "error": error})

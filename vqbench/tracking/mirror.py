@@ -272,6 +272,7 @@ class Mirror:
         run_id = self._run(experiment_id, "vqbench.cell", value, name, tags, record.get("started"))
         params = {f"recipe.{k}": v for k, v in spec["recipe"].items()}
         params |= {f"{spec['method']}.{k}": v for k, v in spec["config"].items()}
+        params |= {f"pretrained.{k}": v for k, v in spec.get("pretrained", {}).items() if k not in ("as", "trust")}
         params |= {"method": label, "seed": spec["seed"], "dataset": spec["dataset"]["reference"]}
         from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -63,6 +63,7 @@ def cell_tags(label: str, spec: Mapping[str, Any], setup: str, group: str) -> di
         "protocol": spec["protocol"]["hash"],
         "protocol_name": spec["protocol"]["name"],
         "seed": str(spec["seed"]),
+        **({"trained_here": "no", "sha256": spec["pretrained"]["sha256"]} if "pretrained" in spec else {}),
         "state": "running",
         "collapsed": "no",
         **({"caution": "; ".join(said.values())} if (said := _cautions(spec)) else {}),
@@ -92,7 +93,7 @@ def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     numbers |= {f"params_{k}": v for k, v in result.get("params", {}).items()}
     keys = ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes",
             "peak_reserved_bytes")  # fmt: skip
-    numbers |= {key: result[key] for key in keys if key in result}
+    numbers |= {key: result[key] for key in (*keys, "tokens_per_image", "bits_per_image") if key in result}
     flag = result.get("collapse") or {}
     return numbers | ({"collapse_images": flag["images"]} if flag else {})
 

@@ -135,7 +135,7 @@ class Tracker:
         folder = plan.folder / "commands"
         number = _take_number(folder)
         methods = list(dict.fromkeys(cell.label for cell in plan.cells))
-        named = f"{kind} {some(methods, 4) if kind == 'run' else plan.cells[0].spec['method']}"
+        named = f"{kind} {some(methods, 4) if kind in ('run', 'eval') else plan.cells[0].spec['method']}"
         record = {
             "id": uuid.uuid4().hex,
             "kind": kind,

@@ -1,0 +1,86 @@
+"""What is known of a tokenizer that is trained already, as a spec, a result and a row say it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["checkpoint", "diffusers", "adapter", "images", "vqbench"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a tokenizer is from and what it is, JSON-ready."""
+
+    kind: Kind
+    """The door that it came through: a file of weights, a diffusers folder, an adapter's function, a folder of
+    reconstructions, or a tokenizer that vqbench trained."""
+    name: str
+    """What its row is called, unless it is given another name: the file's."""
+    path: str
+    """Absolute; of an adapter with its function, `/where/adapter.py:function`."""
+    sha256: str
+    """Of all bytes that its numbers depend on: one file's own, or over the files' in a fixed order."""
+    family: str = ""
+    """The layout that its weights are in ("taming", "llamagen"…), or our method."""
+    weights: Literal["", "raw", "ema"] = ""
+    """Which weights of a file that holds two sets were read; empty where it holds one."""
+    codebook_size: int | None = None
+    """K of one codebook; None where there are no indices (a folder of reconstructions)."""
+    num_codebooks: int = 1
+    code_dim: int | None = None
+    """Channels of a code; None where it is not known."""
+    bits_per_token: float | None = None
+    downsampling: int | None = None
+    """Pixels per token along one side; None where tokens are no grid."""
+    resolution: int | None = None
+    """The side of the images that it was trained on; None where it is not known."""
+    sizes: tuple[int, ...] = ()
+    """The sides that it takes, where it takes no others."""
+    image_channels: int = 3
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """By part, with "total"; empty where they cannot be counted."""
+    unread: tuple[str, ...] = ()
+    """What the file holds beside the tokenizer, in words: "loss.*: 45 tensors"."""
+    trained_on: str = ""
+    """Data and resolution of its training, where they are known."""
+    licence: str = ""
+    """Of the weights, where it is stated."""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Protocol in words → metric → the score that its authors print: shown, never compared."""
+    remarks: tuple[str, ...] = ()
+    """What must be said of it aloud, each a sentence without a full stop: "computes in bfloat16"."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: what is not as by default."""
+        blank = {f.name: f.default for f in dataclasses.fields(self)}
+        said = {name: value for name, value in dataclasses.asdict(self).items() if value not in (blank[name], {}, ())}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+
+    def in_words(self) -> str:
+        """ "taming, K = 1,024, d = 256, f = 16, EMA weights, sha256 0123456789ab": what is said of it in a line."""
+        said = [self.family or {"images": "a folder of reconstructions"}.get(self.kind, self.kind)]
+        if self.codebook_size is not None:
+            books = f"{self.num_codebooks} × " if self.num_codebooks > 1 else ""
+            said.append(f"K = {books}{self.codebook_size:,}")
+        said += [f"d = {self.code_dim}"] if self.code_dim is not None else []
+        said += [f"f = {self.downsampling}"] if self.downsampling is not None else []
+        said += [{"ema": "EMA weights", "raw": "raw weights, not their EMA"}[self.weights]] if self.weights else []
+        said += [f"trained on {self.trained_on}"] if self.trained_on else []
+        said += [f"licence {self.licence}"] if self.licence else []
+        return ", ".join([*said, f"sha256 {self.sha256[:12]}"])
+
+    @property
+    def in_hash(self) -> dict[str, str]:
+        """What of it decides the numbers of its cell, and so its hash: neither its name nor its place."""
+        return {"kind": self.kind, "sha256": self.sha256, "family": self.family, "weights": self.weights}
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Facts:
+        """What `as_dict` said, of a newer vqbench too: what is not known here is left out."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        plain = {name: value for name, value in said.items() if name in known}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+        return cls(**values)

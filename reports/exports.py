@@ -13,7 +13,7 @@ from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import objects
 from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
-from vqbench.reports.summary import Estimate
+from vqbench.reports.summary import SIZES, Estimate
 
 if TYPE_CHECKING:
     from vqbench.reports.report import Report, ReportSection
@@ -42,7 +42,7 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         "preset": group.spec.get("preset") or "",
         "protocol": protocol["name"],
         "protocol_hash": protocol["hash"],
-        "training_images": group.images,
+        "training_images": group.images if group.is_trained_here else None,
         "n": summary.seeds,
         "failed": len(summary.failures),
         "collapsed": len(summary.collapses),
@@ -50,6 +50,8 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         "collapses": "; ".join(summary.collapses),
         "matched": "; ".join(summary.matched),
     }
+    if summary.origin:
+        line["not_trained_here"] = summary.origin
     if said := _cautions(section):
         line["cautions"] = "; ".join(said.values())
     for name in section.section.metrics:
@@ -59,8 +61,9 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
             line[f"{name}_tied"] = "" if found is None else str(_is_not_separated(section, group, name)).lower()
     speed = summary.estimates.get("train_images_per_s")
     line["train_images_per_s"] = None if speed is None else speed.mean
+    of_images = {key: summary.estimates[key].mean for key in SIZES if key in summary.estimates}
     fixed = {key: found.mean for key, found in summary.estimates.items() if key.startswith("params_")}
-    return _finite(line | {key: int(value) for key, value in fixed.items()})
+    return _finite(line | of_images | {key: int(value) for key, value in fixed.items()})
 
 
 def _ends(found: Estimate | None) -> dict[str, float | None]:
@@ -128,6 +131,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "collapses": list(summary.collapses),
         "matched": list(summary.matched),
         "paper": spec.get("paper"),
+        **({"pretrained": spec["pretrained"]} if not group.is_trained_here else {}),
         "cells": [_cell(row) for row in group.rows],
     }
 

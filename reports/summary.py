@@ -118,11 +118,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 def _values(row: dict[str, Any]) -> dict[str, float]:
     params = {f"params_{part}": float(count) for part, count in row["params"].items()}
     speed = row["train_images_per_s"]
-    sizes = {name: float(row[name]) for name in _SIZES if row.get(name)}
+    sizes = {name: float(row[name]) for name in SIZES if row.get(name)}
     return {**row["scores"], **params, **sizes, **({"train_images_per_s": speed} if speed else {})}
 
 
-_SIZES = ("tokens_per_image", "bits_per_image")
+SIZES = ("tokens_per_image", "bits_per_image")
 """What is shown beside tokenizers that were not trained here: nothing else makes them of one size."""
 
 
@@ -168,7 +168,7 @@ def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
     """The columns for which at least one method has a value: the usual ones, and what was asked for."""
     known = list(summaries)
     asked = {key for summary in known for key in summary.asked}
-    asked |= set(_SIZES) if any(summary.origin for summary in known) else set()
+    asked |= set(SIZES) if any(summary.origin for summary in known) else set()
     return [
         column
         for key, column in columns_of(key for summary in known for key in summary.estimates).items()

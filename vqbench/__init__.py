@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.version import __version__
 
-__all__ = ["__version__", "ablate", "compare", "load", "report", "run", "sweep"]
+__all__ = ["__version__", "ablate", "compare", "evaluate", "load", "report", "run", "sweep"]
 
 if TYPE_CHECKING:
     from vqbench.pretrained.opening import load
     from vqbench.reports.compare import compare
     from vqbench.running.ablate import ablate
+    from vqbench.running.evaluate import evaluate
     from vqbench.running.report import report
     from vqbench.running.run import run
     from vqbench.sweeps.sweep import sweep
 
 
 _PLACES = {
-    "run": "running.run", "ablate": "running.ablate", "sweep": "sweeps.sweep", "compare": "reports.compare",
+    "run": "running.run", "evaluate": "running.evaluate",
+    "ablate": "running.ablate", "sweep": "sweeps.sweep", "compare": "reports.compare",
     "report": "running.report", "load": "pretrained.opening",
 }  # fmt: skip
 

@@ -1,0 +1,184 @@
+"""`vqbench eval`: tokenizers that are trained already as rows beside others. Here they are our own cells; what is
+read of other programs' files has tests of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import Answer, Background, settings, typed, until
+from scipy import stats
+
+import vqbench
+
+METRICS = ("--metrics", "psnr,usage")
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cells of vqgan and fsq, two seeds of the one."""
+    root = tmp_path_factory.mktemp("trained")
+    some = ("--dataset", f"folder:{images}", *METRICS, "--images", 32, "--runs", root, *settings())
+    assert typed("run", "--methods", "vqgan", "--seeds", "0,1", "--name", "own", *some).code == 0
+    assert typed("run", "--methods", "fsq", "--name", "own", *some).code == 0
+    return root / "own" / "cells"
+
+
+def cell(trained: Path, start: str) -> Path:
+    (found,) = trained.glob(f"{start}-*")
+    return found
+
+
+def weights(trained: Path, start: str) -> Path:
+    return cell(trained, start) / "checkpoints" / "tokenizer.safetensors"
+
+
+def scores(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "result.json").read_text())["scores"])
+
+
+def evaluated(*words: object, images: Path, runs: Path) -> Answer:
+    return typed("eval", *words, "--dataset", f"folder:{images}", *METRICS, "--runs", runs)
+
+
+def test_our_own_cells_score_what_they_did_wherever_they_are(trained: Path, images: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copy(weights(trained, "fsq-*-s0"), tmp_path / "brought.safetensors")
+    own = cell(trained, "vqgan-*-s1")
+    answer = evaluated(f"there={elsewhere}", own, "--json", images=images, runs=tmp_path / "runs")
+    assert answer.code == 0, answer.err
+    second, first = answer.objects
+    assert first["scores"] == scores(own)
+    assert second["scores"] == scores(cell(trained, "fsq-*-s0"))
+    assert (second["method"], first["tokens_per_image"], first["bits_per_image"]) == ("there", 64, 64 * 5)
+    assert first["params"] == json.loads((own / "result.json").read_text())["params"]
+    assert first["train_images_per_s"] is None
+    known = json.loads((Path(first["path"]) / "spec.json").read_text())["pretrained"]
+    assert known["trained_on"] == f"folder:{images}, 32 px"
+    again = evaluated(f"there={elsewhere}", own, "--json", images=images, runs=tmp_path / "runs")
+    assert [row["state"] for row in again.objects] == ["cached", "cached"]
+    (experiment,) = [folder.name for folder in (tmp_path / "runs").iterdir() if folder.is_dir()]
+    for sort, bits in (((), [64 * 5, 64 * 6]), (("--sort", "usage"), [64 * 6, 64 * 5])):  # of one size first, or as asked
+        out = ("--out", tmp_path / "out", "--format", "csv", *sort)
+        assert typed("report", experiment, "--runs", tmp_path / "runs", *out).code == 0
+        assert pd.read_csv(tmp_path / "out" / "report.csv")["bits_per_image"].tolist() == bits
+
+
+def test_another_size_than_it_was_trained_on(trained: Path, images: Path, tmp_path: Path) -> None:
+    own = cell(trained, "vqgan-*-s0")
+    answer = evaluated(own, "--resolution", 16, "--json", images=images, runs=tmp_path)
+    assert answer.code == 0, answer.err
+    (row,) = answer.objects
+    assert row["tokens_per_image"] == 16
+    assert "-16-v1" in json.loads((Path(row["path"]) / "spec.json").read_text())["protocol"]["name"]
+    refused = evaluated(own, "--resolution", 18, images=images, runs=tmp_path)
+    assert refused.code == 2
+    assert "divisible by 4, not 18" in refused.err
+
+
+def test_beside_methods_it_is_one_row_and_stands_beside_every_seed(trained: Path, images: Path, tmp_path: Path) -> None:
+    """The difference to a method of two seeds is a t test of that method's scores against one number."""
+    own = cell(trained, "fsq-*-s0")
+    some = ("--dataset", f"folder:{images}", *METRICS, "--images", 32, "--runs", tmp_path, *settings())
+    answer = typed("run", "--methods", f"vqgan,fixed={own}", "--seeds", "3,4", "--name", "both", "--json", *some)
+    assert answer.code == 0, answer.err
+    rows = answer.objects
+    assert [(row["method"], row["seed"]) for row in rows].count(("fixed", 0)) == 1
+    assert sorted(row["seed"] for row in rows if row["method"] == "vqgan") == [3, 4]
+    compared = typed("compare", "vqgan", "fixed", "--name", "both", "--runs", tmp_path, "--json")
+    assert compared.code == 0, compared.err
+    found = {line["metric"]: line for line in compared.objects if "metric" in line}["usage"]
+    mine = [row["scores"]["usage"] for row in rows if row["method"] == "vqgan"]
+    expected = stats.ttest_1samp(mine, scores(own)["usage"])
+    assert found["p"] == pytest.approx(expected.pvalue, rel=1e-6)
+    report = typed("report", "both", "--runs", tmp_path, "--out", tmp_path / "out", "--format", "md")
+    assert report.code == 0, report.err
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "### Not trained here" in text
+    assert ", and 1 tokenizer not trained here, measured on 12 validation images" in text
+
+
+def test_loaded_in_python_it_is_the_same_object(trained: Path) -> None:
+    own = vqbench.load(weights(trained, "vqgan-*-s0"))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    indices = own.encode(images)
+    assert torch.equal(own.encode(images), indices)
+    assert own.decode(indices).shape == images.shape
+
+
+def test_python_has_the_command_too(trained: Path, images: Path, tmp_path: Path) -> None:
+    own = cell(trained, "vqgan-*-s0")
+    table = vqbench.evaluate(own, images, metrics="psnr", runs=tmp_path, track=False, page=False)
+    assert table["psnr"].tolist() == [scores(own)["psnr"]]
+    assert table["source"].tolist() == [str(own)]
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "hint"),
+    [
+        ("nowhere.ckpt", "there is no ", "adapter.py:function"),
+        ("vqgan", "vqgan is a method", "vqbench run --methods vqgan"),
+        ("vqagn", "there is no vqagn", "a checkpoint"),
+        ("EMPTY", "without config.json", "images:"),
+        ("UNFINISHED", "a cell without weights", "run it first"),
+        ("CUT", "damaged", "bring back a copy"),
+    ],
+)
+def test_what_is_no_tokenizer_is_one_error_and_one_hint(
+    trained: Path, images: Path, tmp_path: Path, source: str, said: str, hint: str
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    shutil.copytree(cell(trained, "vqgan-*-s0"), tmp_path / "UNFINISHED", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(cell(trained, "vqgan-*-s0"), tmp_path / "CUT")
+    cut = tmp_path / "CUT" / "checkpoints" / "tokenizer.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    given = tmp_path / source if (tmp_path / source).exists() else source
+    answer = evaluated(given, images=images, runs=tmp_path / "runs")
+    assert answer.code == 2
+    error, hinted = answer.err.strip().splitlines()[-2:]
+    assert said in error
+    assert hint in hinted
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_changes_after_the_plan_fails_its_cell_alone(trained: Path, images: Path, tmp_path: Path) -> None:
+    """The spec that is left of an earlier plan names the file as it was then."""
+    source = Path(shutil.copy(weights(trained, "vqgan-*-s0"), tmp_path / "mine.safetensors"))
+    answer = evaluated(source, "--json", images=images, runs=tmp_path / "runs")
+    (row,) = answer.objects
+    shutil.copy(weights(trained, "vqgan-*-s1"), source)
+    (other,) = evaluated(source, "--dry-run", "--json", images=images, runs=tmp_path / "runs").objects
+    assert (other["state"], other["cell"] == row["cell"]) == ("missing", False)
+    from vqbench.cell.__main__ import main
+
+    (Path(row["path"]) / "result.json").unlink()
+    assert main([str(Path(row["path"]) / "spec.json")]) == 1
+    assert "has changed since" in json.loads((Path(row["path"]) / "result.json").read_text())["error"]["message"]
+
+
+def test_ablations_and_features_refuse_it(trained: Path, images: Path, tmp_path: Path) -> None:
+    own = cell(trained, "vqgan-*-s0")
+    ablated = typed("ablate", own, "--dataset", f"folder:{images}", "--runs", tmp_path)
+    assert (ablated.code, "trained already" in ablated.err) == (2, True)
+    on_features = typed("run", "--recipe", "atomic", "--methods", own, "--dataset", f"folder:{images}")
+    assert (on_features.code, "fits features" in on_features.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_the_cells_that_are_left(trained: Path, images: Path, tmp_path: Path) -> None:
+    own = [f"{name}={cell(trained, name)}" for name in ("vqgan-*-s0", "vqgan-*-s1", "fsq-*-s0")]
+    named = [text.replace("-*-", ".").partition("=")[0] + "=" + text.partition("=")[2] for text in own]
+    words = ("eval", *named, "--dataset", f"folder:{images}", *METRICS, "--runs", tmp_path)
+    running = Background(*words)
+    until(lambda: [*tmp_path.glob("*/cells/*/result.json")], "a cell has its scores", running.process)
+    running.process.kill()
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/cells/*/result.json")}
+    answer = typed(*words, "--json")
+    assert answer.code == 0, answer.err
+    assert [row["state"] for row in answer.objects].count("cached") >= 1
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert np.isfinite([row["scores"]["psnr"] for row in answer.objects]).all()

@@ -62,7 +62,10 @@ def test_our_own_cells_score_what_they_did_wherever_they_are(trained: Path, imag
     again = evaluated(f"there={elsewhere}", own, "--json", images=images, runs=tmp_path / "runs")
     assert [row["state"] for row in again.objects] == ["cached", "cached"]
     (experiment,) = [folder.name for folder in (tmp_path / "runs").iterdir() if folder.is_dir()]
-    for sort, bits in (((), [64 * 5, 64 * 6]), (("--sort", "params_total"), [64 * 6, 64 * 5])):  # of one size first, or as asked
+    for sort, bits in (
+        ((), [64 * 5, 64 * 6]),
+        (("--sort", "params_total"), [64 * 6, 64 * 5]),
+    ):  # of one size first, or as asked
         out = ("--out", tmp_path / "out", "--format", "csv", *sort)
         assert typed("report", experiment, "--runs", tmp_path / "runs", *out).code == 0
         assert pd.read_csv(tmp_path / "out" / "report.csv")["bits_per_image"].tolist() == bits

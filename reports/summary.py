@@ -160,7 +160,8 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
     collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
     matched = tuple(dict.fromkeys(f"{method}: {row['matched']}" for row in rows if row.get("matched")))
     known = rows[0].get("pretrained")
-    origin = Facts.of(known).in_words() if known else ""
+    facts = Facts.of(known) if known else None
+    origin = "; ".join([facts.in_words(), *facts.remarks]) if facts else ""
     return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched, origin)
 
 

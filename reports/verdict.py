@@ -236,8 +236,8 @@ def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, .
     if others:
         said.append(
             f"Not trained here: {some([g.label for g in others])}. Data, backbone, losses and budget are of whoever "
-            "did it, so a difference is one of tokenizers and not of quantizers; how another training would score, nobody "
-            "can tell."
+            "did it, so a difference is one of tokenizers and not of quantizers; how another training of theirs would "
+            "score is not known."
         )
     if seeds == [1]:
         said.append(

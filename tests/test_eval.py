@@ -185,3 +185,12 @@ def test_a_killed_command_goes_on_with_the_cells_that_are_left(trained: Path, im
     assert [row["state"] for row in answer.objects].count("cached") >= 1
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert np.isfinite([row["scores"]["psnr"] for row in answer.objects]).all()
+
+
+def test_another_split_of_what_it_was_trained_on_is_said(trained: Path, images: Path, tmp_path: Path) -> None:
+    own, listed = cell(trained, "vqgan-*-s0"), tmp_path / "list.txt"
+    listed.write_text("train/0000.png\ntrain/0001.png\n")
+    seen = evaluated(own, "--split-list", listed, "--dry-run", images=images, runs=tmp_path / "runs")
+    assert (seen.code, "may have been trained on some" in seen.err) == (0, True), seen.err
+    same = evaluated(own, "--validation-images", 5, "--dry-run", images=images, runs=tmp_path / "runs")
+    assert (same.code, "may have been trained on some" in same.err) == (0, False), same.err

@@ -31,7 +31,7 @@ def section_of(
     """A section of one metric, as a comparison of these means would leave it."""
     best = max(means, key=lambda label: means[label])
     groups = tuple(
-        SimpleNamespace(label=label, images=512, summary=SimpleNamespace(
+        SimpleNamespace(label=label, images=512, is_trained_here=True, summary=SimpleNamespace(
             estimates={"psnr": Estimate(mean, 0.5 if seeds > 1 else None, seeds)}, seeds=seeds,
             failures=more.get("failures", {}).get(label, ()), collapses=()))
         for label, mean in means.items()

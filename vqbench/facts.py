@@ -46,6 +46,8 @@ class Facts:
     """What the file holds beside the tokenizer, in words: "loss.*: 45 tensors"."""
     trained_on: str = ""
     """Data and resolution of its training, where they are known."""
+    training: Mapping[str, str] = field(default_factory=dict)
+    """The dataset's "reference" and the "digest" of the images that vqbench trained it on, where a cell tells them."""
     licence: str = ""
     """Of the weights, where it is stated."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -58,6 +60,10 @@ class Facts:
         blank = {f.name: f.default for f in dataclasses.fields(self)}
         said = {name: value for name, value in dataclasses.asdict(self).items() if value not in (blank[name], {}, ())}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+
+    def may_have_seen(self, reference: str, digest: str) -> bool:
+        """Whether images of a dataset may be scored on which it was trained: by another split of the same dataset."""
+        return self.training.get("reference") == reference and self.training.get("digest") != digest
 
     def in_words(self) -> str:
         """ "taming, K = 1,024, d = 256, f = 16, EMA weights, sha256 0123456789ab": what is said of it in a line."""

@@ -24,7 +24,7 @@ from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
 from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
-from vqbench.planning.source_choice import apart, choose_source, names_source, refuse_unfit
+from vqbench.planning.source_choice import SEEN, apart, choose_source, names_source, refuse_unfit, told_of
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
@@ -209,6 +209,9 @@ def make_plan(
     if not asked.track.has_decoder:
         without = "what it does in the decoder is not seen here, where there is none"
         remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
+    remarks += tuple(
+        f"{choice.label}: {SEEN}" for choice in choices if choice.pretrained and _has_seen(choice, dataset)
+    )
     cells = []
     for seed, choice in _each_cell(request.seeds, choices):
         others = [plugin for digest, plugin in beside.items() if digest != choice.code]
@@ -223,6 +226,10 @@ def make_plan(
         cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
     _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, asked.track, protocol, (*dataset.notes, *remarks))
+
+
+def _has_seen(choice: MethodChoice, dataset: Any) -> bool:
+    return SEEN in told_of(choice, dataset.reference, dataset.train_digest).get("remarks", [])
 
 
 def _each_cell(seeds: Iterable[int], choices: Collection[MethodChoice]) -> Iterator[tuple[int, MethodChoice]]:
@@ -280,7 +287,7 @@ def _spec(
         "part_of": choice.part_of,
         "size": choice.size,
         **({"artifact": artifact} if artifact else {}),
-        **({"pretrained": choice.pretrained} if choice.pretrained else {}),
+        **({"pretrained": told_of(choice, dataset.reference, dataset.train_digest)} if choice.pretrained else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,

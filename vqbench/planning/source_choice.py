@@ -100,6 +100,17 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
     )
 
 
+SEEN = "it may have been trained on some of the images that are scored: the split is another than in its training"
+
+
+def told_of(choice: MethodChoice, reference: str, training_digest: str) -> dict[str, Any]:
+    """What the spec says of a source that is scored on a dataset, of which nothing else is to be trained on."""
+    said = dict(choice.pretrained or {})
+    if Facts.of(said).may_have_seen(reference, training_digest):
+        said["remarks"] = [*said.get("remarks", []), SEEN]
+    return said
+
+
 def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:
     """Raise UsageError for a source that does not take square images of this side, or of so many channels."""
     for choice in choices:

@@ -18,7 +18,8 @@ def open_own(path: Path) -> Opened:
     weights = weights_file(path)
     tokenizer, header = load_with_header(weights)
     spec, quantizer = CellFolder(weights.parent.parent).spec, tokenizer.quantizer
-    data = spec["dataset"]["reference"] if spec.get("hash") == header["hash"] else ""
+    known = spec["dataset"] if spec.get("hash") == header["hash"] else {}
+    data, digest = known.get("reference", ""), known.get("training_digest", "")
     side = tokenizer.resolution
     facts = Facts(
         kind="vqbench",
@@ -34,6 +35,7 @@ def open_own(path: Path) -> Opened:
         resolution=side,
         image_channels=tokenizer.image_channels,
         parameters=tokenizer.parameter_counts(),
+        training={"reference": data, "digest": digest} if data else {},
         trained_on=f"{data}, {side} px" if data else f"{side} px",
     )
     return Opened(tokenizer, facts)

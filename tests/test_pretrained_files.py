@@ -346,6 +346,8 @@ def test_what_almost_is_of_a_family(tmp_path: Path) -> None:
     tried({"encoder.norm_out.bias": None}, "'encoder.norm_out.bias' is missing")
     tried({"encoder.down.0.block.0.conv1.bias": None}, "'encoder.down.0.block.0.conv1.bias' is missing")
     tried({"quantize.used": torch.arange(3)}, "'quantize.used' does not fit")
+    tried({"decoder.conv_in.bias": torch.zeros(64, dtype=torch.int64)}, "'decoder.conv_in.bias' holds int64")
+    tried({"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)}, "'encoder.conv_in.weight' has the shape (0, 3, 3, 3)")
     tried({"quant_conv.weight": torch.zeros(6, 12, 3, 3)}, "'quant_conv.weight' has the shape (6, 12, 3, 3)")
     tried({"quantize.embedding.weight": torch.zeros(K, 7)}, "'quant_conv.weight' has the shape (6, 12, 1, 1)")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqbench.backbone import BackboneConfig
 from vqbench.errors import VQBenchError
-from vqbench.tokenizer import Tokenizer, build_quantizer
+from vqbench.tokenizer import Tokenizer, seeded_quantizer
 
 NOMINAL = 256
 """Pixels at which attention is placed where a file does not say at which it was trained: levels alone count."""
@@ -176,8 +176,9 @@ def network(family: Family, tensors: Mapping[str, Tensor], kind: type[Tokenizer]
     """
     found = architecture(family, tensors)
     try:
-        with torch.device("meta"):
-            tokenizer = kind(found.backbone, build_quantizer(found.method, dict(found.config)))
+        quantizer = seeded_quantizer(found.method, dict(found.config), seed=0)
+        with torch.device("meta"):  # nothing is drawn that is to be replaced
+            tokenizer = kind(found.backbone, quantizer)
     except (VQBenchError, ValueError, RuntimeError) as error:
         raise MisfitError(f"its tensors make no tokenizer: {error}") from None
     shapes = {name: tensor.shape for name, tensor in tokenizer.state_dict().items()}
@@ -194,9 +195,10 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, like: str = "") 
     if name not in tensors:
         other = next((n for n in tensors if n.startswith(like) and like), "")
         raise MisfitError(f"'{other}' does not fit, where '{name}' is expected" if other else f"'{name}' is missing")
-    if tensors[name].ndim != axes:
-        raise MisfitError(f"'{name}' has the shape {tuple(tensors[name].shape)}, and {axes} axes are expected")
-    return tensors[name].shape
+    shape = tensors[name].shape
+    if len(shape) != axes or 0 in shape:
+        raise MisfitError(f"'{name}' has the shape {tuple(shape)}, and {axes} axes are expected")
+    return shape
 
 
 def _backbone(layout: Layout, tensors: Mapping[str, Tensor]) -> BackboneConfig:
@@ -307,7 +309,7 @@ def _places(backbone: BackboneConfig, layout: Layout, ours: Mapping[str, object]
         elif f"{norm}.modulation.scale.weight" in ours:
             within.append("norm_layer")
         modulated = {"norm": layout.modulated_norm} if f"{norm}.modulation.scale.weight" in ours else {}
-        theirs = [(layout.leaves | modulated).get(word, word) for word in within]  # type: ignore[operator]
+        theirs = [{**layout.leaves, **modulated}.get(word, word) for word in within]
         places[".".join([modules[module], *theirs, leaf])] = name
     return places
 
@@ -324,6 +326,8 @@ def _fitted(
         shape = shapes[places[name]]
         if tensor.shape != shape and tensor.shape + (1,) * (len(shape) - tensor.ndim) != shape:  # linear, for 1×1
             raise MisfitError(f"'{name}' has the shape {tuple(tensor.shape)}, and {tuple(shape)} is expected")
+        if not tensor.is_floating_point():
+            raise MisfitError(f"'{name}' holds {str(tensor.dtype).removeprefix('torch.')}, and floats are expected")
         # of its own: a file that is mapped may be written over
         fitted[places[name]] = tensor.reshape(shape).to(torch.float32, copy=True).contiguous()
     if missing := next((name for name in places if name not in tensors), ""):

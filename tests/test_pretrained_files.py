@@ -68,7 +68,12 @@ def test_taming(tmp_path: Path, legacy: bool) -> None:
     network, tensors, images = taming(multipliers=(1, 1, 2), blocks=2, attention=(2,))
     beside = {"loss.discriminator.main.0.weight": torch.zeros(2, 3), "loss.logvar": torch.zeros(())}
     content = {"state_dict": {**tensors, **beside}, "epoch": 3, "optimizer_states": [{"state": {}}]}
-    opened = open_checkpoint(saved(tmp_path / "last.ckpt", content, legacy))
+    path = saved(tmp_path / "last.ckpt", content, legacy)
+    state = torch.get_rng_state()
+    opened = open_checkpoint(path)
+    assert torch.equal(torch.get_rng_state(), state)
+    with path.open("r+b") as file:  # what was read stays, whatever becomes of the file
+        file.write(bytes(path.stat().st_size))
     codes = tensors["quantize.embedding.weight"]
     indices = nearest(network.latents(images), codes)
     holds(opened, images, indices, network.images(at(indices, codes)))
@@ -76,7 +81,7 @@ def test_taming(tmp_path: Path, legacy: bool) -> None:
     assert (facts.kind, facts.name, facts.family, facts.weights) == ("checkpoint", "last", "taming", "")
     assert (facts.codebook_size, facts.code_dim, facts.num_codebooks, facts.downsampling) == (K, 6, 1, 4)
     assert facts.parameters["total"] == sum(t.numel() for t in tensors.values())
-    assert facts.unread == ("loss.*: 2 tensors", "no weights: epoch, optimizer_states")
+    assert facts.unread == ("loss.*: 2 tensors", "epoch, optimizer_states (no tensors)")
     assert "nearest code" in facts.remarks[0]
     assert len(facts.sha256) == 64
 
@@ -119,8 +124,8 @@ def test_llamagen_reads_the_averages_and_gives_the_decoder_unit_codes(tmp_path: 
     indices = nearest(normalize(network.latents(images), dim=1), codes)
     holds(opened, images, indices, network.images(at(indices, codes)))
     assert (opened.facts.family, opened.facts.weights) == ("llamagen", "ema")
-    assert opened.facts.unread == (f"model: {len(other)} tensors", "quantize.*: 1 tensor", "no weights: steps")
-    raw = open_checkpoint(path, weights="raw")
+    assert opened.facts.unread == (f"model: {len(other)} tensors", "quantize.*: 1 tensor", "steps (no tensors)")
+    raw = open_checkpoint(path, ":raw")
     assert raw.facts.weights == "raw"
     assert torch.equal(raw.codec.state_dict()["to_quantizer.bias"], network.quant_conv.bias + 1)  # type: ignore[attr-defined]
 
@@ -178,10 +183,11 @@ def test_averages_under_names_without_dots_are_read_whole_or_not_at_all(tmp_path
     assert "encoder.*: " in " ".join(opened.facts.unread)
     del content["state_dict"]["model_ema.quantizeembeddingweight"]
     path = saved(tmp_path / "half.ckpt", content)
-    refused(lambda: open_checkpoint(path), "none of 'quantize.embedding.weight'", 'weights="raw"')
-    assert torch.equal(open_checkpoint(path, weights="raw").codec.quantizer.embedding, raw["quantize.embedding.weight"])
+    refused(lambda: open_checkpoint(path), "none of 'quantize.embedding.weight'", "--as :raw")
+    assert torch.equal(open_checkpoint(path, ":raw").codec.quantizer.embedding, raw["quantize.embedding.weight"])
     only = saved(tmp_path / "only.ckpt", {"state_dict": tensors})
-    refused(lambda: open_checkpoint(only, weights="ema"), "no averaged weights", "one set")
+    refused(lambda: open_checkpoint(only, "taming:ema"), "no averaged weights", "one set")
+    refused(lambda: open_checkpoint(only, "taming:best"), "no weights 'best'", "taming:raw")
 
 
 def test_weights_of_other_widths_are_said(tmp_path: Path) -> None:
@@ -235,7 +241,9 @@ def test_a_model_of_diffusers_through_both_doors(
         holds(opened, images, indices, made.clamp(-1, 1))
         facts = opened.facts
         assert (facts.family, facts.codebook_size, facts.code_dim, facts.downsampling) == ("diffusers", K, 5, 2)
-        assert facts.unread == facts.remarks == ()
+        assert facts.unread == ()
+    assert facts.remarks[0].startswith("its norms are taken to have 32 groups")
+    assert open_diffusers(tmp_path / "movq").facts.remarks == ()
     assert open_diffusers(tmp_path / "movq").facts.name == "movq"
 
 
@@ -463,7 +471,7 @@ def test_foreign_classes_are_read_over(tmp_path: Path, foreign: types.ModuleType
     }
     path = saved(tmp_path / "last.ckpt", content, legacy)
     del sys.modules[foreign.__name__]
-    assert open_checkpoint(path).facts.unread == ("no weights: callbacks, hyper_parameters",)
+    assert open_checkpoint(path).facts.unread == ("callbacks, hyper_parameters (no tensors)",)
 
 
 def test_a_program_is_run_only_where_it_is_trusted(tmp_path: Path, foreign: types.ModuleType) -> None:

@@ -7,56 +7,66 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from vqbench import arguments
 from vqbench.errors import UsageError, unknown
-from vqbench.pretrained.facts import Facts, Kind, Opened
+from vqbench.facts import Facts, Kind
+from vqbench.machine.home import expanded
+from vqbench.pretrained.facts import Opened
 from vqbench.pretrained.layouts import ANCHOR, FAMILIES, Family, MisfitError, network, recognised
 from vqbench.pretrained.tensors import read_tensors, sha256_of, tensors_in
 from vqbench.tokenizer import Tokenizer
 from vqbench.wording import counted, some
 
 Weights = Literal["", "raw", "ema"]
-_ADAPTER = "for another network write an adapter: adapter.py:function"
+OTHERWISE = "for another network write an adapter: adapter.py:function"
 
 
-def open_checkpoint(path: Path, family: str = "", trust: bool = False, weights: Weights = "") -> Opened:
+def open_checkpoint(path: Path, family: str = "", trust: bool = False) -> Opened:
     """The tokenizer in somebody else's file of weights.
 
-    `family` is one of FAMILIES, or recognised by the names of the tensors. Of a file with averaged weights beside the
-    raw ones the averaged are read, unless `weights` says otherwise. Raises UsageError for a file that is no such
-    tokenizer, naming the first tensor that does not fit; nothing in the file is run unless `trust`.
+    `family` is one of FAMILIES, or empty to have it recognised by the names of the tensors. Of a file with averaged
+    weights beside the raw ones the averaged are read, unless `family` ends with `:raw`. Raises UsageError for a file
+    that is no such tokenizer, naming the first tensor that does not fit; nothing in the file is run unless `trust`.
     """
-    if family and family not in FAMILIES:
-        raise unknown("family", family, FAMILIES, f"--as takes one of: {_families()}")
-    path = arguments.path("a checkpoint", path).expanduser().absolute()
+    asked, weights = _asked(family)
+    path = expanded(arguments.path("a checkpoint", path)).absolute()
     content = read_tensors(path, trust)
     sets = _sets(content)
     if not sets:
         names = [name for _, tensors in _mappings(content) for name in tensors]
         what = f"its tensors are {some(names, 4)}" if names else "it has no named tensors"
-        raise UsageError(f"{path} holds no tokenizer that vqbench knows: {what}, and none is {ANCHOR}", _ADAPTER)
-    name = family or recognised(sets[0].tensors)
+        raise UsageError(f"{path} holds no tokenizer that vqbench knows: {what}, and none is {ANCHOR}", OTHERWISE)
+    name = asked or recognised(sets[0].tensors)
     if not name:
         others = [n for n in sets[0].tensors if n.startswith(("encoder.", "decoder."))]
         what = f"{path} is of no family that vqbench knows: it has {some(others, 4)}"
-        raise UsageError(what, f"{_ADAPTER}; families are {', '.join(FAMILIES)}")
+        raise UsageError(what, f"{OTHERWISE}; families are {', '.join(FAMILIES)}")
     chosen, said = _chosen(path, sets, FAMILIES[name], weights)
-    tokenizer = fitted(path, name, chosen.tensors, given=bool(family))
-    remarks = [*remarks_of(FAMILIES[name], chosen.tensors, given=bool(family))]
+    tokenizer = fitted(path, name, chosen.tensors, given=bool(asked))
+    remarks = [*remarks_of(FAMILIES[name], chosen.tensors, given=bool(asked))]
     if name == "movq" and said == "ema":
-        remarks.append("its averaged weights were read, where its authors' own loader reads the raw ones")
+        remarks.append(
+            "its averaged weights were read, where its authors' own loader reads the raw ones (--as movq:raw)"
+        )
     unread = _unread(content, chosen, FAMILIES[name])
     return Opened(
         tokenizer, described("checkpoint", path, path.stem, sha256_of(path), name, tokenizer, unread, remarks, said)
     )
 
 
-def _families() -> str:
-    return "; ".join(f"{name} ({family.summary})" for name, family in FAMILIES.items())
+def _asked(family: str) -> tuple[str, Weights]:
+    """A family, or "" for whichever it is, and which of its weights."""
+    name, _, weights = family.partition(":")
+    if name and name not in FAMILIES:
+        known = "; ".join(f"{name} ({family.summary})" for name, family in FAMILIES.items())
+        raise unknown("family", name, FAMILIES, f"--as takes one of: {known}")
+    if weights not in ("", "raw", "ema"):
+        raise UsageError(f"there are no weights '{weights}'", f"--as {name}:raw or {name}:ema")
+    return name, cast("Weights", weights)
 
 
 def fitted(
@@ -68,10 +78,10 @@ def fitted(
     except MisfitError as error:
         if given:
             found = recognised(tensors)
-            hint = f"by its names it is {found}" if found not in ("", family) else _ADAPTER
+            hint = f"by its names it is {found}" if found not in ("", family) else OTHERWISE
             raise UsageError(f"{path} does not fit the family {family}: {error}", hint) from None
         what = f"{path} has names of the family {family}, and does not fit it: {error}"
-        raise UsageError(what, f"--as reads it as another ({', '.join(FAMILIES)}); {_ADAPTER}") from None
+        raise UsageError(what, f"--as reads it as another ({', '.join(FAMILIES)}); {OTHERWISE}") from None
 
 
 def remarks_of(family: Family, tensors: Mapping[str, Tensor], given: bool) -> Iterable[str]:
@@ -108,6 +118,7 @@ def described(
         code_dim=quantizer.out_channels,
         bits_per_token=quantizer.bits_per_token,
         downsampling=tokenizer.downsampling,
+        image_channels=tokenizer.image_channels,
         parameters=tokenizer.parameter_counts(),
         unread=tuple(unread),
         remarks=tuple(remarks),
@@ -158,7 +169,7 @@ def _chosen(path: Path, sets: list[_Set], family: Family, weights: Weights) -> t
     chosen = {"raw": raw, "ema": averaged, "": averaged or raw}[weights]
     if chosen is None:
         word = {"raw": "raw", "ema": "averaged"}[weights]
-        raise UsageError(f"{path} holds no {word} weights", "leave the choice of weights out: it holds one set")
+        raise UsageError(f"{path} holds no {word} weights", f"without :{weights} it is read as it is: it has one set")
     if raw is None or averaged is None:
         return chosen, ""
     return chosen, "raw" if chosen is raw else "ema"
@@ -175,7 +186,7 @@ def _averages_of(path: Path, raw: _Set, family: Family, needed: bool) -> _Set | 
         return None
     if needed and (lacking := next((name for name, at in stored.items() if not at), "")):
         what = f"{path} holds averaged weights, but none of '{lacking}'"
-        raise UsageError(what, 'read the raw ones: open_checkpoint(…, weights="raw")')
+        raise UsageError(what, "read the raw ones: --as :raw")
     tensors = {name: raw.shadows[at] for name, at in stored.items() if at}
     return _Set(tensors, stored, raw.wrapper, raw.prefix, True, raw.shadows)
 
@@ -194,4 +205,4 @@ def _unread(content: Mapping[str, Any], chosen: _Set, family: Family) -> Iterabl
         yield from (f"{part}: {counted(number, 'tensor')}" for part, number in sorted(left.items()))
     rest = [str(name) for name, value in content.items() if not isinstance(value, Tensor) and not tensors_in(value)]
     if rest:
-        yield f"no weights: {some(sorted(rest))}"
+        yield f"{some(sorted(rest))} (no tensors)"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vqbench import arguments
 from vqbench.errors import UsageError
-from vqbench.pretrained.checkpoint import described, fitted, remarks_of
+from vqbench.machine.home import expanded
+from vqbench.pretrained.checkpoint import OTHERWISE, described, fitted, remarks_of
 from vqbench.pretrained.facts import Opened
 from vqbench.pretrained.layouts import FAMILIES, Architecture, architecture
 from vqbench.pretrained.tensors import read_tensors, sha256_of, tensors_in
@@ -32,7 +33,6 @@ _DEFAULTS: Mapping[str, Any] = {
 _WITHOUT_EFFECT = {"sample_size", "scaling_factor", "force_upcast"}
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """How attention was named before diffusers 0.17."""
-_OTHER = "for another network write an adapter: adapter.py:function"
 
 
 class UnitRangeTokenizer(Tokenizer):
@@ -53,7 +53,7 @@ def open_diffusers(folder: Path) -> Opened:
     Raises UsageError where there is none, where config and weights do not fit each other, and for a setting that
     vqbench's backbone does not have.
     """
-    given = arguments.path("a diffusers folder", folder).expanduser().absolute()
+    given = expanded(arguments.path("a diffusers folder", folder)).absolute()
     folder = _model_folder(given)
     config, files = _config(folder / _CONFIG), _files(folder)
     tensors = {_spelt_today(name): tensor for file in files for name, tensor in tensors_in(read_tensors(file)).items()}
@@ -66,7 +66,7 @@ def open_diffusers(folder: Path) -> Opened:
     if odd := [name for name in config if not name.startswith("_") and name not in {*_DEFAULTS, *_WITHOUT_EFFECT}]:
         remarks.append(f"its config also says {some(odd)}, which vqbench does not know")
     unread = [name for name in tensors if not FAMILIES["diffusers"].reads(name)]
-    unread += [f"{file.name}: not read" for file in sorted(folder.glob(f"{_WEIGHTS}*")) if file not in files]
+    unread += [file.name for file in sorted(folder.glob(f"{_WEIGHTS}*")) if file not in files]
     digest = hashlib.sha256()
     for file in (folder / _CONFIG, *files):
         digest.update(f"{file.name} {sha256_of(file)}\n".encode())
@@ -83,7 +83,7 @@ def _model_folder(folder: Path) -> Path:
     found = [part.parent for part in sorted(folder.glob(f"*/{_CONFIG}")) if _read(part).get("_class_name") == "VQModel"]
     if len(found) != 1:
         what = f"the pipeline in {folder} has {len(found) or 'no'} VQModel{'s' if len(found) > 1 else ''} in it"
-        raise UsageError(what, f"give one of {some([part.name for part in found])}" if found else _OTHER)
+        raise UsageError(what, f"give one of {some([part.name for part in found])}" if found else OTHERWISE)
     return found[0]
 
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path.parent} is no folder of diffusers: it has no {path.name}", _OTHER) from None
+        raise UsageError(f"{path.parent} is no folder of diffusers: it has no {path.name}", OTHERWISE) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "bring back the file that came with the weights") from None
     if not isinstance(value, dict):
@@ -103,7 +103,7 @@ def _config(path: Path) -> dict[str, Any]:
     """A VQModel's settings, with those that it leaves out. Raises UsageError for another model's."""
     said = _read(path)
     if said.get("_class_name") != "VQModel":
-        raise UsageError(f"{path} is of {said.get('_class_name', 'no class')}, and VQModel is expected", _OTHER)
+        raise UsageError(f"{path} is of {said.get('_class_name', 'no class')}, and VQModel is expected", OTHERWISE)
     config = {**_DEFAULTS, **said}
     if config["vq_embed_dim"] is None:
         config["vq_embed_dim"] = config["latent_channels"]
@@ -159,4 +159,4 @@ def _hold(path: Path, config: Mapping[str, Any], found: Architecture) -> None:
     for name, values in ours.items():
         if config[name] not in values:
             wanted = " or ".join(map(str, values)) or "one number of groups for all widths"
-            raise UsageError(f"{path} says {name} {config[name]}, and vqbench's backbone has {wanted}", _OTHER)
+            raise UsageError(f"{path} says {name} {config[name]}, and vqbench's backbone has {wanted}", OTHERWISE)

@@ -110,6 +110,7 @@ FAMILIES: Mapping[str, Family] = {
         "vqgan",
         modulated="movq",
         layout=_DIFFUSERS,
+        assumes="its norms are taken to have 32 groups and its pixels to be from -1 to 1: the config beside it says",
     ),
     "rqvae": Family(
         "RQ-VAE: residual quantization, a token is the sum of the nearest codes of several levels",

@@ -225,7 +225,9 @@ def _program(path: Path, kind: str, trust: bool, is_script: bool) -> Mapping[str
         raise UsageError(f"{path} is {kind}, a program and not only weights", _TRUST)
     try:
         if is_script:
-            content = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # files of today's are read as long as torch can
+                content = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         else:
             content = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # foreign code may raise anything

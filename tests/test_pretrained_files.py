@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import typed
 from helpers.published import Network, at, codes_near, nearest, shake
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -400,6 +401,32 @@ def test_a_file_that_is_cut_off(tmp_path: Path, kind: str, share: float) -> None
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     refused(lambda: open_checkpoint(path), "is cut off or damaged", "sha256")
+
+
+def test_a_file_is_a_row_of_eval(tmp_path: Path, images: Path) -> None:
+    _, tensors, _ = taming(blocks=4)
+    path = saved(tmp_path / "gan.ckpt", {"state_dict": tensors, "epoch": 1})
+    words = (
+        "--dataset",
+        f"folder:{images}",
+        "--resolution",
+        16,
+        "--metrics",
+        "psnr,usage",
+        "--runs",
+        tmp_path / "runs",
+    )
+    answer = typed("eval", path, *words, "--json")
+    assert answer.code == 0, answer.err
+    (row,) = answer.objects
+    assert (row["method"], row["tokens_per_image"]) == ("gan", 64)
+    known = json.loads((Path(row["path"]) / "spec.json").read_text())["pretrained"]
+    assert (known["family"], known["codebook_size"]) == ("ibq", K)
+    wrong = typed("eval", path, *words, "--as", "llamagen")
+    assert wrong.code == 2
+    error, hint = wrong.err.strip().splitlines()[-2:]
+    assert "'encoder.down.0.block.0.norm1.weight' does not fit" in error
+    assert "by its names it is ibq" in hint
 
 
 # What is in a file and is not tensors

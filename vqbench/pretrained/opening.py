@@ -55,7 +55,7 @@ def open_source(source: str, family: str = "", trust: bool = False, validation: 
         from vqbench.pretrained.own import open_own
 
         return open_own(path)
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in ("config.json", "model_index.json")):
         from vqbench.pretrained.diffusers import open_diffusers
 
         return open_diffusers(path)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vqbench.checks.suite import Property, judged
 from vqbench.checks.toy import NotApplicableError, require, same
+from vqbench.data.dataset import Images
 from vqbench.data.photos import Photos
 from vqbench.errors import UsageError
 from vqbench.inputs import to_input
@@ -100,13 +101,18 @@ def photographs(height: int, width: int, channels: int = 3, count: int = BATCH) 
     """
     if channels not in (1, 3):
         raise NotApplicableError(f"there are no photographs of {channels} channels")
-    crops = Photos("", SIDE, None).validation
+    crops = _crops()
     chosen = (
         Image.fromarray(crops.load(i)) for i in np.linspace(0, len(crops) - 1, count).round().astype(int).tolist()
     )
     shown = (crop.convert("RGB" if channels == 3 else "L").resize((width, height)) for crop in chosen)
     pixels = np.stack([np.asarray(crop).reshape(height, width, channels) for crop in shown])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _crops() -> Images:
+    return Photos("", SIDE, None).validation
 
 
 def shapes(trial: Trial) -> str:
@@ -131,7 +137,7 @@ def index_range(trial: Trial) -> str:
     """Every index is in [0, codebook_size)."""
     low, high, size = int(trial.indices.min()), int(trial.indices.max()), trial.codec.quantizer.codebook_size
     require(low >= 0 and high < size, f"indices reach from {low} to {high}, outside [0, {size})")
-    return f"{low} to {high} in [0, {size}), {len(trial.indices.unique()):,} different"
+    return f"{low} to {high} in [0, {size}), {len(set(trial.indices.flatten().tolist())):,} different"
 
 
 def image_range(trial: Trial) -> str:
@@ -153,13 +159,14 @@ def image_range(trial: Trial) -> str:
                 found[taken, given] = float(psnr(trial.pixels, pictures).mean())
     ours, best = found[own, own], max(found, key=lambda pair: found[pair])
     if found[best] < _PICTURE:
-        raise NotApplicableError(f"no picture in any range ({found[best]:.1f} dB at best): is it trained?")
+        what = f"no picture in any range, {found[best]:.1f} dB at best"
+        raise NotApplicableError(f"{what}: it is hardly trained, or not on anything like photographs")
     if found[best] - ours > _GAIN:
-        taken, given = (f"[{low:g}, {high:g}]" for low, high in best)
-        fits = f"input_range = ({best[0][0]:g}, {best[0][1]:g})"
-        way = fits if taken == given else f"encode takes {taken} and decode gives {given}: convert one of them"
-        what = f"{ours:.1f} dB with values in [{own[0]:g}, {own[1]:g}], {found[best]:.1f} dB in {taken}"
-        raise AssertionError(f"{what}: it was trained on that; {way}")
+        inside, outside = (f"[{low:g}, {high:g}]" for low, high in best)
+        declare = f"input_range = ({best[0][0]:g}, {best[0][1]:g})"
+        convert = f"encode takes {inside} and decode gives {outside}: convert one of them"
+        what = f"{ours:.1f} dB with values in [{own[0]:g}, {own[1]:g}], {found[best]:.1f} dB in {inside}"
+        raise AssertionError(f"{what}: it was trained on that; {declare if inside == outside else convert}")
     return f"{ours:.1f} dB with values in [{own[0]:g}, {own[1]:g}], no more in any other range"
 
 
@@ -220,7 +227,7 @@ def changes_nothing(trial: Trial) -> str:
 def other_sizes(trial: Trial) -> str:
     """Images of another size come back in it, or are refused in a sentence."""
     (height, width), step = trial.size, trial.step
-    tried = dict.fromkeys([(height + step, width), (height + 1, width)])
+    tried = dict.fromkeys([(height + step, width + step), (height + 1, width + 1)])
     return "; ".join(_at(trial, *size) for size in tried)
 
 

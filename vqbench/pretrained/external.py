@@ -94,8 +94,8 @@ class Declared:
         if missing:
             what = f"{where} returned {_kind(external)} without {' and '.join(missing)}"
             raise UsageError(what, "return an object with codebook_size, encode(images) and decode(indices)")
-        read = {**_READERS, "source": lambda value: _source(value, folder)}
-        found = {}
+        read: dict[str, Callable[[Any], Any]] = {**_READERS, "source": lambda value: _source(value, folder)}
+        found: dict[str, Any] = {}
         for known in dataclasses.fields(cls):
             value = getattr(external, known.name, None)
             if value is None and known.name != "codebook_size":

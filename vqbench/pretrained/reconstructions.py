@@ -24,6 +24,7 @@ from vqbench.data.decode import (
     Reading,
     decode_image,
     measure_image,
+    name_unusable,
     short_side,
 )
 from vqbench.data.encoded import read_each, unreadable
@@ -203,7 +204,8 @@ class _Matched:
         shared = _common_folder(ids)
         times = Counter(wanted)
         self.files: list[ImageFile] = []
-        missing, ambiguous = [], []
+        missing: list[str] = []
+        ambiguous: list[str] = []
         for name, stem in zip(ids, wanted, strict=True):
             names = (name, name.removeprefix(shared))
             candidates = by_stem.get(stem) or by_stem.get(stem.removeprefix(shared)) or []
@@ -247,20 +249,28 @@ def _common_folder(ids: Sequence[str]) -> str:
 
 
 def _other_sizes(files: Sequence[ImageFile], validation: Prepared) -> Iterator[str]:
-    """Names of reconstructions that are not as large as their images, where each image has one."""
+    """Names of reconstructions that are not as large as their images, where each image has one.
+
+    Raises UsageError that names those whose header, or whatever of them says their size, is broken.
+    """
     if len(files) < len(validation.ids):
         return
 
-    def size(k: int) -> tuple[int, int]:
+    def size(k: int) -> tuple[int, int] | ImageFileError:
         path = files[k].path
-        return measure_image(path, short_side(path))
+        try:
+            return measure_image(path, short_side(path))
+        except ImageFileError as error:
+            return error
 
     sizes = list(_in_order(size, len(files)))
-    wanted = [image.shape[:2] for image in validation.pixels]
+    if bad := [found for found in sizes if isinstance(found, ImageFileError)]:
+        raise name_unusable(bad)
+    wanted = (image.shape[:2] for image in validation.pixels)
     odd = [
         f"{file.id} ({found[0]}×{found[1]} for {size[0]}×{size[1]})"
         for file, found, size in zip(files, sizes, wanted, strict=True)
-        if found != size
+        if not isinstance(found, ImageFileError) and found != size
     ]
     if odd:
         yield f"{len(odd):,} of {len(files):,} reconstructions are not of the size of their images: {some(odd, SHOWN)}"

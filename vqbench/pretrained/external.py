@@ -178,7 +178,7 @@ class ExternalCodec(nn.Module):
     def encoded(self, values: Tensor) -> Tensor:
         """What the object makes of images in its own range: int64."""
         found = self._ask("encode", values.to(self._device, _DTYPES[self.quantizer.dtype]))
-        return self._checked_indices(found, "encode gave", len(values)).to(values.device, torch.int64)
+        return self._checked_indices(found, "encode gave", len(values)).to(values.device)
 
     def decoded(self, indices: Tensor) -> Tensor:
         """What the object makes of indices: float32, in its own range, not clamped."""
@@ -240,13 +240,14 @@ class ExternalCodec(nn.Module):
         if sizes.num_codebooks > 1 and (len(shape) < 3 or shape[-1] != sizes.num_codebooks):
             what = f"{said} {_kind(found)}; {wanted}, the last axis that of {sizes.num_codebooks} codebooks"
             raise self._error(what, "codebooks come last: num_codebooks is their number")
+        wide = found.to(torch.int64)  # torch has no smallest value of some others
         if batch:
-            low, high = int(found.min()), int(found.max())
+            low, high = int(wide.min()), int(wide.max())
             if low < 0 or high >= sizes.codebook_size:
                 odd = low if low < 0 else high
                 what = f"{said} index {odd}; codebook_size {sizes.codebook_size} means 0 to {sizes.codebook_size - 1}"
                 raise self._error(what, "indices begin at 0, and codebook_size is that of one codebook")
-        return found
+        return wide
 
     def _checked_images(self, found: Any, batch: int) -> Tensor:
         wanted = f"expected floats (B, 3, H, W) of {batch} images"

@@ -49,9 +49,13 @@ _AHEAD = 64  # images
 class Prepared(Protocol):
     """Of `data.prepare.PreparedImages` what is needed here."""
 
-    pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-    """(H, W, C) of each image."""
-    ids: Sequence[str]
+    @property
+    def pixels(self) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
+        """(H, W, C) of each image."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Their names."""
 
 
 def reconstruction_facts(folder: Path) -> Facts:

@@ -13,7 +13,7 @@ ROUNDING = 1 / 127.5
 """How far beyond [-1, 1] a value may lie: one of the 8-bit steps, which is also the first of bfloat16 above 1."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WHOLE = (
+WHOLE = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint16, torch.uint32, torch.uint64),
 )
@@ -83,7 +83,7 @@ def checked_indices(indices: Tensor, per_token: tuple[int, ...], codebook_size: 
     """
     layout = f"(B, h, w, {per_token[0]})" if per_token else "(B, h, w)"
     _require_tensor(indices, "indices", layout, "torch.from_numpy(codes)")
-    if indices.dtype not in _WHOLE:
+    if indices.dtype not in WHOLE:
         raise TypeError(f"indices are {_name(indices)}; expected whole numbers, as int64")
     _require_device(indices, "indices", like)
     shape = tuple(indices.shape)

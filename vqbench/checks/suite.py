@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from vqbench.checks import codes_hold, training_holds
 from vqbench.checks.toy import NotApplicableError, Trial
+from vqbench.errors import VQBenchError
 from vqbench.registry import METHODS
+
+Tried = TypeVar("Tried")
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,16 @@ PROPERTIES: dict[str, Callable[[Trial], str]] = {
 }
 
 
-def _check(name: str, trial: Trial, check: Callable[[Trial], str]) -> Property:
+def judged(name: str, trial: Tried, check: Callable[[Tried], str]) -> Property:
+    """What a check says of a trial, whatever it raises: NotApplicableError and AssertionError are its words."""
     try:
         return Property(name, True, check(trial))
     except NotApplicableError as reason:
         return Property(name, None, str(reason))
     except AssertionError as error:
         return Property(name, False, str(error) or "an assertion of the method failed")
+    except VQBenchError as error:
+        return Property(name, False, error.what)
     except Exception as error:
         last = (str(error).strip().splitlines() or [""])[-1]
         return Property(name, False, f"{type(error).__name__}: {last}")
@@ -77,7 +84,7 @@ def check_method(name: str, plugin: Path | None = None, only: Iterable[str] | No
     trial = Trial(name)
     chosen = PROPERTIES if only is None else {p: PROPERTIES[p] for p in only}
     with torch.random.fork_rng(devices=[]), _one_thread():
-        return [_check(property_name, trial, check) for property_name, check in chosen.items()]
+        return [judged(property_name, trial, check) for property_name, check in chosen.items()]
 
 
 def render(properties: Iterable[Property]) -> str:

@@ -26,13 +26,14 @@ from vqbench.data.dataset import open_dataset
 from vqbench.data.decode import Reading
 from vqbench.data.prepare import PreparedImages, prepare_validation
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.facts import Facts
 from vqbench.inputs import to_input
 from vqbench.machine.home import home
 from vqbench.metrics.evaluation import Evaluation, evaluate
 from vqbench.pretrained.adapter import open_adapter
 from vqbench.pretrained.conformance import PROPERTIES, check_source, photographs
 from vqbench.pretrained.external import ExternalCodec
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.reconstructions import open_reconstructions, reconstruction_facts
 from vqbench.tokenizer import Tokenizer, build_quantizer
 

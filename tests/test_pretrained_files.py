@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from vqbench.errors import UsageError
 from vqbench.pretrained.checkpoint import open_checkpoint
 from vqbench.pretrained.diffusers import open_diffusers
-from vqbench.pretrained.facts import Opened
+from vqbench.pretrained.opened import Opened
 
 K = 24
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from vqbench.data.dataset import digest_of
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
+from vqbench.facts import Facts
 from vqbench.machine.home import expanded
 from vqbench.plugin import Plugin, read_plugin
 from vqbench.pretrained.external import Declared, ExternalCodec, WeightsFile, told
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.pretrained.opened import Opened
 from vqbench.registry import file_digest
 from vqbench.seeds import seeded
 

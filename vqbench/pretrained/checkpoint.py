@@ -15,8 +15,8 @@ from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.facts import Facts, Kind
 from vqbench.machine.home import expanded
-from vqbench.pretrained.facts import Opened
 from vqbench.pretrained.layouts import ANCHOR, FAMILIES, Family, MisfitError, network, recognised
+from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.tensors import read_tensors, sha256_of, tensors_in
 from vqbench.tokenizer import Tokenizer
 from vqbench.wording import counted, some

@@ -25,7 +25,7 @@ from vqbench.inputs import to_input
 from vqbench.metrics.evaluation import to_8_bits
 from vqbench.metrics.pixels import psnr
 from vqbench.pretrained.external import Declared, ExternalCodec, ExternalError, told
-from vqbench.pretrained.facts import Opened
+from vqbench.pretrained.opened import Opened
 
 SIDE = 256
 """Of the images, in pixels, where a tokenizer does not say what it takes."""

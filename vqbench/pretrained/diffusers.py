@@ -15,8 +15,8 @@ from vqbench import arguments
 from vqbench.errors import UsageError
 from vqbench.machine.home import expanded
 from vqbench.pretrained.checkpoint import OTHERWISE, described, fitted, remarks_of
-from vqbench.pretrained.facts import Opened
 from vqbench.pretrained.layouts import FAMILIES, Architecture, architecture
+from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.tensors import read_tensors, sha256_of, tensors_in
 from vqbench.tokenizer import Tokenizer
 from vqbench.wording import some

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.machine.home import expanded
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.pretrained.opened import Opened
 from vqbench.results.cell_files import SPEC, WEIGHTS
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.facts import Facts
+from vqbench.pretrained.opened import Opened
 from vqbench.results.cell_folder import CellFolder
 from vqbench.tokenizer import load_with_header, weights_file
 

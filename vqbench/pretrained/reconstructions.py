@@ -31,9 +31,10 @@ from vqbench.data.encoded import read_each, unreadable
 from vqbench.data.files import ImageFile, absolute, list_images, listing_key
 from vqbench.data.filling import ahead
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.machine.cores import cores
 from vqbench.machine.home import home, remembered_digest
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.pretrained.opened import Opened
 from vqbench.registry import file_digest
 from vqbench.wording import counted, some
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vqbench.facts import Facts as Facts
+from vqbench.facts import Facts
 
 if TYPE_CHECKING:
     from vqbench.metrics.evaluation import Codec

@@ -88,10 +88,9 @@ def weights_of(metric: Metric) -> str:
 
 
 def features_by(metric: Metric) -> str:
-    """What makes the features that a metric compares: its extractor, on images or on each channel; "" for none."""
-    return (
-        f"{metric.extractor}, {metric.sees}" if metric.extractor and metric.sees == "each_channel" else metric.extractor
-    )
+    """What makes the features that a metric compares: an extractor, and of what unless of 8-bit RGB; "" for none."""
+    unlike = [value for value in (metric.sees, metric.values) if value in ("each_channel", "truncated", "floats")]
+    return ", ".join((metric.extractor, *unlike)) if metric.extractor else ""
 
 
 class _Definitions(Mapping[str, Metric]):

@@ -32,7 +32,8 @@ from vqbench.metrics.definitions import (
     weights_of,
 )
 from vqbench.metrics.extraction import FeatureExtractor, batches, load_extractor, reference_features
-from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
+from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric, Values
+from vqbench.metrics.values import of_reconstruction, of_reference, to_8_bits
 from vqbench.metrics.weights import pin_of, require_weights
 from vqbench.precision import plain_float32
 from vqbench.results.kept_images import kept_positions
@@ -127,11 +128,6 @@ class _Stopwatch:
         return sum(n for n, _ in counted) / max(sum(s for _, s in counted), 1e-9)
 
 
-def to_8_bits(images: Tensor) -> Tensor:
-    """Images in [-1, 1] → clamped and rounded to uint8."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_size: int) -> None:
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] != pixels.shape[2]:
         raise ValueError(f"pixels must be uint8 (N, R, R, C), not {pixels.dtype} {pixels.shape}")
@@ -182,31 +178,35 @@ class _Reconstructions:
         self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
         self._extract = {by: extractors[by] for by in map(features_by, self.of_features)}
         self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
-        self._waiting: list[Tensor] = []  # for their features
+        self._waiting: dict[Values, list[Tensor]] = {extract.values: [] for extract in self._extract.values()}
+        self._values = {known.values for known in self.pairs} | set(self._waiting)
 
     def add(self, references: Tensor, reconstructions: Tensor) -> None:
-        """8-bit references and reconstructions (B, C, R, R) of one batch."""
+        """8-bit references (B, C, R, R) of one batch, and what the decoder gave for them, in [-1, 1]."""
+        made = {values: of_reconstruction(reconstructions, values) for values in self._values}
         for known in self.pairs:
-            for name, values in _values(known, references, reconstructions).items():
-                self.columns.setdefault(name, []).extend(values)
-        if self._extract:
-            self._waiting.append(reconstructions)
-            if self.waiting >= max(extract.awaits for extract in self._extract.values()):
-                self.make_features()
+            of_images = _values(known, of_reference(references, known.values), made[known.values])
+            for name, found in of_images.items():
+                self.columns.setdefault(name, []).extend(found)
+        for values, waiting in self._waiting.items():
+            waiting.append(made[values])
+        if self._extract and self.waiting >= max(extract.awaits for extract in self._extract.values()):
+            self.make_features()
 
     @property
     def waiting(self) -> int:
         """Images whose features are still to be made: an extractor may want more at a time than a batch has."""
-        return sum(map(len, self._waiting))
+        return max((sum(map(len, waiting)) for waiting in self._waiting.values()), default=0)
 
     def make_features(self) -> None:
         """Of the images that wait for theirs."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        together = torch.cat(self._waiting)
-        self._waiting.clear()
+        together = {values: torch.cat(waiting) for values, waiting in self._waiting.items()}
+        for waiting in self._waiting.values():
+            waiting.clear()
         for name, extract in self._extract.items():
-            self._features[name].append(extract(together))
+            self._features[name].append(extract(together[extract.values]))
 
     def features(self, by: str) -> NDArray[np.float32] | None:
         """(N, D) by what `features_by` names, or None where no metric asked for them."""
@@ -280,17 +280,17 @@ class _Pass:
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
         _check_reconstruction(reconstructions, images.shape, ids)
-        rounded, first = to_8_bits(reconstructions), self.seen
+        first = self.seen
         self.seen += len(images)
         if self.histogram is not None:
             self._count(indices, self.histogram)
-        self.decoded.add(images, rounded)
+        self.decoded.add(images, reconstructions)
         for i in self.wanted & set(range(first, self.seen)):
-            self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
+            self.kept[i] = to_8_bits(reconstructions[i - first]).permute(1, 2, 0).cpu().numpy()
         if undiscretised is not None and self.continuous is not None:
             without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
             _check_reconstruction(without_codes, images.shape, ids, " without quantization")
-            self.continuous.add(images, to_8_bits(without_codes))
+            self.continuous.add(images, without_codes)
         return waited + len(images) - self.decoded.waiting
 
     def finish(self) -> int:

@@ -19,7 +19,8 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.home import keeping, remembered_digest
 from vqbench.metrics.channels import each_as_rgb
 from vqbench.metrics.definitions import weights_of
-from vqbench.metrics.kinds import RGB, Metric
+from vqbench.metrics.kinds import RGB, Metric, Values
+from vqbench.metrics.values import of_reference
 from vqbench.metrics.weights import pin_of, require_weights
 from vqbench.registry import EXTRACTORS
 
@@ -75,29 +76,37 @@ def load_extractor(
     kind = EXTRACTORS.get(known.extractor)
     net = kind().load(require_weights(kind.weights, explicit, False, home), home)
     each = channels if known.sees == "each_channel" else 0
-    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(known), each)
+    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(known), each, known.values)
 
 
 def extractor_digest(known: Metric) -> str:
-    """What the features that a metric compares depend on: weights, whether of each channel, of a plugin its text."""
+    """What the features that a metric compares depend on: weights, on what they are made, of a plugin its text."""
     pinned, source = pin_of(weights_of(known)), EXTRACTORS.source_of(known.extractor).digest
+    own = EXTRACTORS.get(known.extractor).digest
     of_each = " each channel" if known.sees == "each_channel" else ""
-    return pinned.digest + (f" {source}" if source else "") + of_each
+    of_values = f" {known.values}" if known.values != "rounded" else ""
+    return " ".join(filter(None, (pinned.digest, source, own))) + of_each + of_values
 
 
 class FeatureExtractor:
     """A network on a device, in chunks that suit it; with `each`, on that many channels of an image one by one."""
 
     def __init__(
-        self, net: torch.nn.Module, device: torch.device, dimensions: int = 2048, digest: str = "", each: int = 0
+        self,
+        net: torch.nn.Module,
+        device: torch.device,
+        dimensions: int = 2048,
+        digest: str = "",
+        each: int = 0,
+        values: Values = "rounded",
     ) -> None:
-        self.net, self.device, self.each = net.to(device).eval(), device, each
+        self.net, self.device, self.each, self.values = net.to(device).eval(), device, each, values
         self.dimensions = dimensions * max(1, each)
         self.digest = digest or str(net.digest)
         self.chunk, self.awaits = chunk_for(device), images_at_a_time(device)
 
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """uint8 (B, C, H, W) → float32 (B, D); of `each` channel (B, C · D), one after the other.
+        """(B, C, H, W), as its `values` are → float32 (B, D); of `each` channel (B, C · D), one after the other.
 
         Raises VQBenchError for what are no such features.
         """
@@ -176,7 +185,7 @@ def reference_features(
         return features
     features, done = np.empty((len(pixels), extract.dimensions), np.float32), 0
     for images in batches(pixels, extract.chunk, extract.device):
-        features[done : done + len(images)] = extract(images)
+        features[done : done + len(images)] = extract(of_reference(images, extract.values))
         done += len(images)
         step(len(images))
     _write(path, features)

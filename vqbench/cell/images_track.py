@@ -102,6 +102,6 @@ def _say_if_not_kept(dataset: Dataset, train: Images, note: Callable[[str], None
 def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> Protocol:
     return protocol_for(
         dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule,
-        small_images=dataset.small_images, image_channels=dataset.channels,
+        small_images=dataset.small_images, image_channels=dataset.channels, named=dataset.named,
         **(dataset.reading.in_words if dataset.reading is not None else {}),
     )  # fmt: skip

@@ -84,7 +84,7 @@ class EncodedImages(Images):
     def decode(self, i: int, encoded: bytes) -> Pixels:
         """What `load(i)` makes of the bytes of image `i`. Raises ImageFileError."""
         pixels = decode_image(encoded, self.resolution, self.reading, self.source.name(i))
-        return centre_crop(pixels, self.resolution) if self.crop else pixels
+        return centre_crop(pixels, self.resolution, self.reading) if self.crop else pixels
 
     def encoded(self, i: int) -> bytes:
         """The bytes of image `i`. Raises ImageFileError."""

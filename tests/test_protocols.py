@@ -95,7 +95,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", SOURCES)
 def test_images_are_read_as_the_source_reads_them(folder: Path, name: str) -> None:
     for resolution in (40, 33):
         dataset = DataReference(f"folder:{folder}", protocol=name, split="all").open(resolution)
@@ -107,7 +107,8 @@ def test_images_are_read_as_the_source_reads_them(folder: Path, name: str) -> No
 
 
 def test_a_named_protocol_is_no_other(folder: Path) -> None:
-    named = {name: protocol_of(folder, protocol=name) for name in NAMED}
+    assert set(NAMED) == {*SOURCES, "native"}
+    named = {name: protocol_of(folder, protocol=name) for name in SOURCES}
     others = [
         protocol_of(folder, small="enlarge"),
         protocol_of(folder, resize="cv2-bilinear-noaa", small="enlarge"),
@@ -337,7 +338,7 @@ def test_the_sheet_knows_published_files_by_sha256_or_by_name() -> None:
     assert other == ({}, ""), "another file of that name"
     by_name, licence = published_of("/data/simvq_8k/epoch=49-step=250250.ckpt", "f" * 64)
     assert by_name == {
-        "seed_voken, 128 px, PSNR of a batch; told by its name alone": {"rfid_float": 2.98, "psnr": 23.23}
+        "seed_voken, 128 px, PSNR of a batch; told by its name alone": {"rfid_float": 2.98, "rfid": 2.98, "psnr": 23.23}
     }
     assert published_of("VQ_ds16_t2i.pt", "f" * 64) == ({}, "MIT")
     assert published_of("last.ckpt", "f" * 64) == ({}, "")
@@ -353,3 +354,82 @@ def test_the_sheet_is_of_known_metrics_and_every_row_can_be_found() -> None:
             assert (len(found), licence) == (len(row.get("published", {})), row["licence"])
         for scores in row.get("published", {}).values():
             assert all(metric(name).name == name and value > 0 for name, value in scores.items())
+
+
+# images of their own size
+
+
+class Convolutional(Uneven):
+    """Takes images of any size that 8 divides."""
+
+    downsampling = 8
+
+
+SIZES = ((61, 40), (40, 67), (24, 40), (40, 67))
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sized")
+    for i, (height, width) in enumerate(SIZES):
+        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    return root
+
+
+def test_images_are_scored_whole_at_their_own_size(sized: Path, tmp_path: Path) -> None:
+    reference = DataReference(f"folder:{sized}", protocol="native", split="all")
+    validation = prepare_validation(reference.open(32), home())
+    assert [image.shape for image in validation.pixels] == [(*size, 3) for size in SIZES]
+    metrics = ("psnr", "ssim", "usage", "tokens", "bpp")
+    found = run(Convolutional(), validation.pixels, metrics, home=tmp_path)
+    squares = []
+    for i, (height, width) in enumerate(SIZES):
+        stored = np.asarray(Image.open(sized / f"{i}.png"))
+        assert np.array_equal(validation.pixels[i], stored)
+        padded = np.pad(stored, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
+        _, decoded = numpy_images(Convolutional(), padded[None])
+        made = np.round((decoded[0, :height, :width].astype(np.float64) + 1) * 127.5)
+        expected = 10 * np.log10(255**2 / np.mean((stored - made) ** 2))
+        assert found.per_image["psnr"][i] == pytest.approx(expected, abs=1e-6)
+        top, left = (height - 24) // 2, (width - 24) // 2
+        squares.append(made[top : top + 24, left : left + 24])
+    tokens = sum(-(-height // 8) * -(-width // 8) for height, width in SIZES)
+    assert found.scores["tokens"] == tokens
+    assert found.scores["bpp"] == pytest.approx(tokens * 4 / sum(h * w for h, w in SIZES))
+    assert found.indices is None
+    assert np.array_equal(found.reconstructions, np.stack(squares)), "the middle square that all have is shown"
+
+
+def test_features_of_different_sizes_are_made_one_by_one(
+    sized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqbench.metrics import evaluation, extraction
+
+    def load(known: Any, *others: Any) -> extraction.FeatureExtractor:
+        extract = extraction.FeatureExtractor(Mean(), torch.device("cpu"), 2, "mean")
+        extract.awaits = 3
+        return extract
+
+    monkeypatch.setattr(evaluation, "load_extractor", load)
+    dataset = DataReference(f"folder:{sized}", protocol="native", split="all").open(32)
+    steps: list[int] = []
+    pixels = prepare_validation(dataset, home()).pixels
+    scores = run(Convolutional(), pixels, ("rfid",), home=tmp_path, progress=lambda done, of: steps.append(done)).scores
+    assert scores["rfid"] > 0
+    assert steps[-1] == 2 * len(SIZES)
+
+
+def test_native_is_a_protocol_of_its_own_and_nothing_is_trained_under_it(sized: Path) -> None:
+    protocol = protocol_of(sized, protocol="native")
+    assert protocol.name == f"folder-{sized.name}-all-native-v1"
+    assert (protocol.crop, protocol.resize) == ("none: each image whole", "none")
+    assert protocol.hash == protocol_of(sized, 64, protocol="native").hash, "of whatever resolution"
+    answer = typed("run", "--methods", "vqgan", "--dataset", f"folder:{sized}", "--protocol", "native", "--dry-run")
+    assert answer.code != 0
+    assert "--protocol native leaves images as large as they are" in answer.err
+    pixels = prepare_validation(
+        DataReference(f"folder:{sized}", protocol="native", split="all").open(32), home()
+    ).pixels
+    with pytest.raises(UsageError, match="does not say what divides the sides"):
+        run(Uneven(), pixels, ("psnr",))

@@ -66,8 +66,10 @@ def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
 def centre_crop(pixels: Pixels, resolution: int, reading: Reading | None = None) -> Pixels:
     """The middle (R, R, C) of (H, W, C); an odd margin leaves its extra pixel at the bottom or right.
 
-    A `reading` may have it otherwise.
+    A `reading` may have it otherwise, or leave the image whole.
     """
+    if reading is not None and reading.whole:
+        return pixels
     top, left = ((reading or AS_EVER).before_crop(side - resolution) for side in pixels.shape[:2])
     return pixels[top : top + resolution, left : left + resolution]
 
@@ -323,8 +325,9 @@ class Cropped(Images):
         return centre_crop(self.images.decode(i, encoded), self.resolution, self.reading)
 
     def measure(self, i: int) -> tuple[int, int]:
-        """(R, R)."""
-        return self.resolution, self.resolution
+        """(R, R), or what the image has where it is left whole."""
+        whole = self.reading is not None and self.reading.whole
+        return self.images.measure(i) if whole else (self.resolution, self.resolution)
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same images, read so."""
@@ -411,6 +414,7 @@ class Looked(Images):
         R, C = self.resolution, self.channels
         shape, short = tuple(np.shape(pixels)), self.reading.side(R) if self.reading else R
         sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == short
+        sides |= self.reading is not None and self.reading.whole
         if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != C or not sides:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
             wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {short}"
@@ -711,6 +715,12 @@ class DataReference:
         if self.split and trained:
             what = f"--split {self.split} scores every image, so that none is left to train {', '.join(trained)} on"
             raise UsageError(what, "leave --split out; it is for tokenizers that are trained already")
+        named = named_protocol(self.protocol)
+        if named is not None and named.reading.get("whole") and trained:
+            what = (
+                f"--protocol {named.name} leaves images as large as they are, and {', '.join(trained)} would be trained"
+            )
+            raise UsageError(what, "train without it, then score the cell: vqbench eval CELL --protocol native")
 
     @property
     def rules(self) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class Reading:
     whole_pixels: Literal["rounded", "torchvision"] = "rounded"
     """How the long side becomes whole pixels, and half of a crop's margin: the side rounded and the margin cut off, or
     as torchvision does it, which cuts the side off and rounds the margin to even."""
+    whole: bool = False
+    """Whether an image keeps its own size and is not cropped; then nothing is resized, and none is small."""
     channels: Literal[1, 3] = 3
     """RGB, or grey: then an image that has colours is refused, since their weights would be our choice."""
 
@@ -142,6 +144,8 @@ class Reading:
 
     def steps(self, size: Size, resolution: int) -> Iterator[tuple[Callable[[Image.Image, Size], Image.Image], Size]]:
         """What an image of a size goes through: a filter and the size that it makes, one after the other."""
+        if self.whole:
+            return
         rule, side = RESIZE_RULES[self.resize], self.side(resolution)
         while rule.halves and min(size) >= 2 * side:
             size = (size[0] // 2, size[1] // 2)
@@ -165,6 +169,8 @@ class Reading:
         if "whole_pixels" in known:
             words["resize"] = f"{words.get('resize', _LANCZOS)}, long side cut off to whole pixels"
             words["crop"] = "centre square, half of its margin rounded to even"
+        if self.whole:
+            words["resize"], words["crop"] = "none", "none: each image whole"
         if "small" in known:
             words["small"] = SMALL[self.small]
         if "upright" in known:
@@ -292,7 +298,7 @@ def _grey(rgb: Image.Image, name: str) -> Image.Image:
 
 def _require_side(size: Size, resolution: int, reading: Reading, name: str) -> None:
     side = reading.side(resolution)
-    if reading.small != "enlarge" and min(size) < side:
+    if reading.small != "enlarge" and min(size) < side and not reading.whole:
         goal = f"the resolution {side}" if side == resolution else f"the {side} px that its short side is resized to"
         least = f"use a resolution of {int(min(size) / reading.scale)} or less"
         what = f"{size[0]}×{size[1]} pixels, smaller than {goal}; nothing is enlarged"

@@ -93,7 +93,7 @@ class EncodedImages(Images):
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of `load(i)`, from the header of the image."""
         height, width = measure_image(self.source.header(i), self.resolution, self.reading, self.source.name(i))
-        return (self.resolution, self.resolution) if self.crop else (height, width)
+        return (self.resolution, self.resolution) if self.crop and not self.reading.whole else (height, width)
 
     def read_as(self, reading: Reading, crop: bool) -> EncodedImages:
         """The same images, decoded in another way."""

@@ -201,8 +201,9 @@ def select_metrics(
     for name in names:
         _refuse_stray(name, track)
     refuse_other_channels(names, channels)
-    for name in names if protocol is not None else ():
-        refuse_other_definition(metric(name), protocol)
+    if protocol is not None:
+        for name in names:
+            refuse_other_definition(metric(name), protocol)
     if not names:
         return default_metrics(track, channels, protocol)
     return tuple(name for name in METRICS.names() if name in names)

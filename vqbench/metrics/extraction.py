@@ -22,6 +22,7 @@ from vqbench.metrics.definitions import weights_of
 from vqbench.metrics.kinds import RGB, Metric, Values
 from vqbench.metrics.values import of_reference
 from vqbench.metrics.weights import pin_of, require_weights
+from vqbench.metrics.whole import WholeImages
 from vqbench.registry import EXTRACTORS
 
 _CHUNK = 256  # images of which a network on a GPU makes features at a time, where there is memory for it
@@ -29,15 +30,19 @@ _IMAGE_BYTES = 64 * 2**20  # that these may take for each: Inception in float32 
 _RESTED_SECONDS = 2.0  # since a file was written, after which another write cannot leave its times as they are
 
 
-def batches(pixels: NDArray[np.uint8], size: int, device: torch.device) -> Iterator[Tensor]:
-    """uint8 (N, R, R, C) → uint8 (B, C, R, R) on the device, at most `size` at a time.
+def batches(pixels: NDArray[np.uint8] | WholeImages, size: int, device: torch.device) -> Iterator[Tensor]:
+    """uint8 (N, R, R, C) → uint8 (B, C, R, R) on the device, at most `size` at a time, one where each has its own size.
 
     A thread reads the next images from the disk while whoever asks is busy with these; for a GPU it puts them where
     they can be copied without waiting.
     """
 
+    if isinstance(pixels, WholeImages):
+        size = 1
+
     def read(start: int) -> Tensor:
-        part = torch.from_numpy(np.array(pixels[start : start + size]))
+        some = pixels[start][None] if isinstance(pixels, WholeImages) else pixels[start : start + size]
+        part = torch.from_numpy(np.array(some))
         return part.pin_memory() if device.type == "cuda" else part
 
     with ThreadPoolExecutor(1) as reader:
@@ -125,7 +130,11 @@ class FeatureExtractor:
 
 
 def reference_path(
-    pixels: NDArray[np.uint8], validation_digest: str, weights_digest: str, device: torch.device, home: Path
+    pixels: NDArray[np.uint8] | WholeImages,
+    validation_digest: str,
+    weights_digest: str,
+    device: torch.device,
+    home: Path,
 ) -> Path:
     """Where the features of these images under these weights are cached.
 
@@ -150,7 +159,7 @@ def reference_path(
     return home / "features" / f"{digest}.npy"
 
 
-def _file_identity(pixels: NDArray[np.uint8]) -> tuple[object, ...] | None:
+def _file_identity(pixels: NDArray[np.uint8] | WholeImages) -> tuple[object, ...] | None:
     """What changes whenever the file changes that `pixels` is a read-only map of, all of it and in its order.
 
     None for anything else, and for a file that was written a moment ago: it may be written again in the same tick of
@@ -172,7 +181,7 @@ def _file_identity(pixels: NDArray[np.uint8]) -> tuple[object, ...] | None:
 
 def reference_features(
     extract: FeatureExtractor,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8] | WholeImages,
     validation_digest: str,
     home: Path,
     step: Callable[[int], None],

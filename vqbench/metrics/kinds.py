@@ -171,8 +171,8 @@ class CodeFacts:
     bits_per_token: float
     """What one spatial position can carry: the sum of log2 K over codebooks."""
     images: int
-    pixels: int
-    """Of one image; of features, the tokens of one item."""
+    pixels: float
+    """Of one image, on average where each has its own size; of features, the tokens of one item."""
 
 
 class CodeMetric(Metric, ABC):

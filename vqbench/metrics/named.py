@@ -78,6 +78,12 @@ NAMED = {
             {**_FLOATS, "psnr": "psnr_truncated", "ssim": "ssim_truncated"},
             rounding="none for FID and LPIPS, which see floats clamped to [-1, 1]; PSNR and SSIM see 8 bits cut off",
         ),
+        NamedProtocol(
+            "native",
+            "ours, of each image at its own size; below and to the right its edge is repeated up to what the tokenizer "
+            "takes, and cut off again before it is scored",
+            {"whole": True, "small": "refuse", "scale": 1.0, "whole_pixels": "rounded"},
+        ),
     )
 }
 OURS = "ours"

@@ -76,6 +76,7 @@ class Protocol(Hashed):
     n_images: int
     """rFID depends on it: fewer images give a larger one."""
     resolution: int
+    """Pixels a side; 0 where each image has its own."""
     crop: str = CENTRE_CROP
     resize: str = LANCZOS
     rounding: str = ROUNDING
@@ -98,7 +99,7 @@ class Protocol(Hashed):
 
     def describe(self) -> str:
         """A few lines for a person."""
-        size = f"{self.resolution}×{self.resolution}"
+        size = f"{self.resolution}×{self.resolution}" if self.resolution else "each at its own size"
         if self.image_channels != 3:
             size += f" of {counted(self.image_channels, 'channel')}"
         return "\n".join(
@@ -143,13 +144,13 @@ def protocol_for(
     one): the resolution, what `named` is called and the version are appended. `crop`, `resize`, `small` and
     `orientation` are `Reading.in_words`.
     """
-    rules = f"{named.name}-" if named is not None else ""
-    others = {} if named is None else {
+    rules = "-".join([*([str(resolution)] if resolution else []), *([named.name] if named is not None else [])])
+    others: dict[str, Any] = {} if named is None else {
         "rules": named.name, "rounding": named.rounding or ROUNDING, "definitions": _sentences(named),
         "substitute": named.substitute, "source": named.source,
     }  # fmt: skip
     return Protocol(
-        name=f"{protocol_name}-{resolution}-{rules}{VERSION}",
+        name=f"{protocol_name}-{rules}-{VERSION}",
         dataset=protocol_name,
         split_rule=split_rule,
         validation_digest=validation_digest,

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from vqbench.machine.yaml_files import parse_yaml
+from vqbench.metrics.named import NAMED
 
 Published = Mapping[str, Mapping[str, float]]
 """Protocol in words → metric → score."""
@@ -27,6 +28,9 @@ def sheet() -> tuple[Mapping[str, Any], ...]:
 def published_of(name: str, sha256: str) -> tuple[Published, str]:
     """Scores and licence that are known of a file; ({}, "") of one that is not.
 
+    A score by another definition than ours has the name of that metric, and that of ours, beside which people look for
+    it; the words say whose it is.
+
     `name` is the file's, or its path: the folders that hold it count where the sheet has their names. A file of another
     sha256 than the sheet has for its name is another file. Where the sheet has none, the words of the protocol say so.
     """
@@ -34,11 +38,18 @@ def published_of(name: str, sha256: str) -> tuple[Published, str]:
     for row in sheet():
         known = str(row.get("sha256", ""))
         if known and sha256.startswith(known):
-            return row.get("published", {}), row["licence"]
+            return _of(row), row["licence"]
         if not known and names.intersection(map(str.lower, row["names"])):
-            scores = row.get("published", {})
-            return {f"{words}; {_BY_NAME}": found for words, found in scores.items()}, row["licence"]
+            return {f"{words}; {_BY_NAME}": found for words, found in _of(row).items()}, row["licence"]
     return {}, ""
+
+
+def _of(row: Mapping[str, Any]) -> Published:
+    ours = {theirs: name for named in NAMED.values() for name, theirs in named.in_place_of.items()}
+    return {
+        words: {**scores, **{ours[name]: value for name, value in scores.items() if name in ours}}
+        for words, scores in row.get("published", {}).items()
+    }
 
 
 def _names(name: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from vqbench.data.prepare import prepare_validation
 from vqbench.errors import UsageError
 from vqbench.inputs import to_input
 from vqbench.machine.home import home
-from vqbench.metrics.definitions import default_metrics, metric, select_metrics
+from vqbench.metrics.definitions import default_metrics, metric, of_channels, select_metrics
 from vqbench.metrics.named import NAMED, named_protocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.metrics.values import of_reference
@@ -279,6 +279,9 @@ def test_lpips_is_that_of_the_protocol() -> None:
     assert "lpips_alex_float" in default_metrics(protocol=named)
     assert select_metrics(("lpips_vgg_float",), protocol=named) == ("lpips_vgg_float",)
     assert set(default_metrics(channels=1, protocol=named)) >= {"psnr_truncated", "ssim_truncated", "usage"}
+    assert of_channels("rfid", 1) == "rfid_per_channel", "what is of another protocol is no metric of channels"
+    for known in NAMED.values():
+        assert all(metric(ours) and metric(theirs).digest for ours, theirs in known.in_place_of.items())
 
 
 def test_all_images_of_any_folder_are_scored(tmp_path: Path) -> None:

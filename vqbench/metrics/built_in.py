@@ -83,6 +83,7 @@ class FloatRFID(RFID):
 
     title, short, default, values = "rFID (floats)", "rFID float", False, "floats"
     extractor = "inception_pytorch_fid"
+    in_place_of = "rfid"
     gloss = "rFID of reconstructions that nothing has rounded"
     sentence = (
         f"Fréchet distance, all else as for rfid, of the floats {_UNROUNDED}, and of the validation images as floats; "
@@ -159,6 +160,7 @@ class FloatPSNR(PSNR):
     """PSNR without rounding."""
 
     title, short, default, values = "PSNR (floats)", "PSNR float", False, "floats"
+    in_place_of = "psnr"
     gloss = "PSNR of reconstructions that nothing has rounded"
     sentence = f"PSNR, all else as for psnr, of the floats {_UNROUNDED}."
 
@@ -174,6 +176,7 @@ class TruncatedPSNR(PSNR):
     """PSNR of 8 bits that are cut off."""
 
     title, short, default, values = "PSNR (cut off)", "PSNR cut", False, "truncated"
+    in_place_of = "psnr"
     gloss = "PSNR where values are cut off to 8 bits and not rounded"
     sentence = f"PSNR, all else as for psnr,{_CUT}."
 
@@ -226,6 +229,7 @@ class FloatSSIM(SSIM):
     """SSIM without rounding."""
 
     title, short, default, values = "SSIM (floats)", "SSIM float", False, "floats"
+    in_place_of = "ssim"
     gloss = "SSIM of reconstructions that nothing has rounded"
     sentence = f"SSIM, all else as for ssim, of the floats {_UNROUNDED}."
 
@@ -238,6 +242,7 @@ class TruncatedSSIM(SSIM):
     """SSIM of 8 bits that are cut off, with a flat window."""
 
     title, short, default, min_resolution, values = "SSIM (cut off, flat)", "SSIM cut", False, 7, "truncated"
+    in_place_of = "ssim"
     gloss = "SSIM with a flat window, where values are cut off to 8 bits and not rounded"
     sentence = f"SSIM, all else as for ssim, with a {_FLAT},{_CUT}."
 
@@ -253,6 +258,7 @@ class DoubleRangeSSIM(SSIM):
     """SSIM of values whose range is said to be twice what it is."""
 
     title, short, default, min_resolution = "SSIM (range 2, flat)", "SSIM range 2", False, 7
+    in_place_of = "ssim"
     gloss = "SSIM with constants for twice the range that values have, which is larger than SSIM"
     sentence = f"SSIM, all else as for ssim, with a {_FLAT} and range 510: data_range 2 of values in [0, 1]."
 
@@ -349,6 +355,7 @@ class FloatLPIPSAlex(LPIPSAlex):
     """LPIPS with AlexNet, without rounding."""
 
     title, short, default, values = "LPIPS (alex, floats)", "LPIPS alex float", False, "floats"
+    in_place_of = "lpips_alex"
     sentence = f"LPIPS, all else as for lpips_alex, of the floats {_UNROUNDED}."
 
 
@@ -357,6 +364,7 @@ class FloatLPIPSVGG(LPIPSVGG):
     """LPIPS with VGG-16, without rounding."""
 
     title, short, values = "LPIPS (vgg, floats)", "LPIPS vgg float", "floats"
+    in_place_of = "lpips_vgg"
     sentence = f"LPIPS, all else as for lpips_vgg, of the floats {_UNROUNDED}."
 
 

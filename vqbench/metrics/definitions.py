@@ -173,7 +173,8 @@ def of_channels(name: str, channels: int) -> str:
     """The metric that stands for `name` where images have so many channels: itself, or what takes its place."""
     if channels == RGB or metric(name).sees != "rgb":
         return name
-    return next((known.name for known in _unasked() if known.in_place_of == name), name)
+    others = (known for known in _unasked() if known.sees == "each_channel")
+    return next((known.name for known in others if known.in_place_of == name), name)
 
 
 def refuse_other_channels(metrics: Iterable[str], channels: int) -> None:

@@ -73,7 +73,8 @@ class Metric:
     """What it is given of a reconstruction: 8 bits, rounded; 8 bits, cut off; or the floats that the decoder gave, from
     0 to 255. References are brought to the same; the cut takes one off some of their values."""
     in_place_of: str = ""
-    """The metric that sees RGB alone and whose place it takes for images of other channels."""
+    """The metric whose place it takes: for images of other channels, that which sees RGB alone; under a protocol of
+    others, ours."""
     tracks: tuple[str, ...] = ("images",)
     """Whether it is computed for recipes of images, of features, or both."""
     extractor: str = ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.kinds import FeatureMetric, Metric, PairMetric
+from vqbench.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,17 @@ class NamedProtocol:
     """Whose rules they are, and where they were read."""
     reading: Mapping[str, Any]
     """Fields of `vqbench.data.decode.Reading`."""
-    in_place_of: Mapping[str, str] = field(default_factory=dict)
-    """Our metric → the source's own, where its definition is another."""
+    own: tuple[str, ...] = ()
+    """Metrics that the source defines in another way than ours; each says in whose place it stands."""
     rounding: str = ""
     """What becomes of a reconstruction before it is scored; empty: it is rounded, as ours is."""
     substitute: str = ""
     """What of the source cannot be run here, and what stands in for it."""
+
+    @functools.cached_property
+    def in_place_of(self) -> dict[str, str]:
+        """Our metric → the source's own."""
+        return {METRICS.get(name).in_place_of: name for name in self.own}
 
     def has(self, known: Metric) -> bool:
         """Whether a metric can be measured under it: where nothing is rounded, none of rounded images can."""
@@ -36,7 +43,7 @@ _AS_STORED = {"small": "enlarge", "upright": False}
 """What all of them do, since they open a file with Pillow, turn nothing and resize whatever it is."""
 _TORCHVISION = {"resize": "lanczos", "whole_pixels": "torchvision", **_AS_STORED}
 _CV2 = {"resize": "cv2-bilinear-noaa", **_AS_STORED}
-_FLOATS = {"rfid": "rfid_float", "lpips_alex": "lpips_alex_float", "lpips_vgg": "lpips_vgg_float"}
+_FLOATS = ("rfid_float", "lpips_alex_float", "lpips_vgg_float")
 
 NAMED = {
     known.name: known
@@ -51,7 +58,7 @@ NAMED = {
             "llamagen",
             "FoundationVision/LlamaGen@ce98ec4: tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
             {"resize": "box+bicubic", **_AS_STORED},
-            {"ssim": "ssim_range2"},
+            ("ssim_range2",),
             substitute=(
                 "OpenAI's TensorFlow evaluator does not run here: rfid, of the same weights and the same way of "
                 "resizing, stands in for its FID. 127.5 x + 128, cut off, is our rounding but for exact halves"
@@ -67,7 +74,7 @@ NAMED = {
             "bsq",
             "zhaoyue-zephyrus/bsq-vit@37d212d: scripts/main_image_tokenizer.py, transcoder/evaluations",
             _TORCHVISION,
-            {**_FLOATS, "psnr": "psnr_float", "ssim": "ssim_float"},
+            (*_FLOATS, "psnr_float", "ssim_float"),
             rounding="none: every metric sees floats, clamped to [-1, 1]",
             substitute="the source computes in 16-bit autocast: here it is float32",
         ),
@@ -75,7 +82,7 @@ NAMED = {
             "seed_voken",
             "TencentARC/SEED-Voken@b9a17ea: evaluation_image.py",
             _CV2,
-            {**_FLOATS, "psnr": "psnr_truncated", "ssim": "ssim_truncated"},
+            (*_FLOATS, "psnr_truncated", "ssim_truncated"),
             rounding="none for FID and LPIPS, which see floats clamped to [-1, 1]; PSNR and SSIM see 8 bits cut off",
         ),
         NamedProtocol(
@@ -106,5 +113,5 @@ def refuse_other_definition(known: Metric, protocol: NamedProtocol) -> None:
     what = f"{known.name} is no metric of protocol {protocol.name}"
     if other:
         raise UsageError(f"{what}, which has {other} in its place", f"--metrics {other}, or leave --protocol out")
-    own = ",".join(protocol.in_place_of.values())
+    own = ",".join(protocol.own)
     raise UsageError(f"{what}, which rounds nothing before it measures", f"--metrics {own}, or leave --protocol out")

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from vqbench.machine.yaml_files import parse_yaml
-from vqbench.metrics.named import NAMED
+from vqbench.metrics.definitions import metric
 
 Published = Mapping[str, Mapping[str, float]]
 """Protocol in words → metric → score."""
@@ -45,9 +45,8 @@ def published_of(name: str, sha256: str) -> tuple[Published, str]:
 
 
 def _of(row: Mapping[str, Any]) -> Published:
-    ours = {theirs: name for named in NAMED.values() for name, theirs in named.in_place_of.items()}
     return {
-        words: {**scores, **{ours[name]: value for name, value in scores.items() if name in ours}}
+        words: {**scores, **{ours: value for name, value in scores.items() if (ours := metric(name).in_place_of)}}
         for words, scores in row.get("published", {}).items()
     }
 

@@ -24,13 +24,13 @@ from vqbench.metrics import evaluation
 from vqbench.metrics import extraction as features
 from vqbench.metrics.codes import different_codes
 from vqbench.metrics.definitions import metric
-from vqbench.metrics.evaluation import to_8_bits
 from vqbench.metrics.extraction import reference_path
 from vqbench.metrics.inception import Inception
 from vqbench.metrics.kinds import CodeFacts
 from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.pixels import psnr, ssim
 from vqbench.metrics.protocol import protocol_for
+from vqbench.metrics.values import to_8_bits
 from vqbench.metrics.weights import Missing, find_inception
 from vqbench.precision import plain_float32
 from vqbench.quantizer import Quantized

@@ -112,7 +112,7 @@ def lines_of(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
 def test_kept_reconstructions_are_what_the_stored_indices_decode_to(real: Path) -> None:
     torch = pytest.importorskip("torch")
     from vqbench import load
-    from vqbench.metrics.evaluation import to_8_bits
+    from vqbench.metrics.values import to_8_bits
     from vqbench.precision import plain_float32
 
     kept, images = np.load(real / "reconstructions.npz"), np.load(CellFolder(real).validation_images)

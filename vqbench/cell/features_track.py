@@ -48,6 +48,9 @@ class FeaturesTrack(Track):
         if reference.features is None:
             refuse_no_data(reference, ", or your own: --features FILE.npy")
         _refuse_format(reference)
+        if reference.protocol:
+            what = f"--protocol {reference.protocol} measures images, and recipe '{recipe.name}' fits features"
+            raise UsageError(what, "leave --protocol out, or choose a recipe of images: `vqbench recipes`")
         if devices != 1:
             raise UsageError(
                 f"--devices {devices}, but a quantizer alone is fitted on one",

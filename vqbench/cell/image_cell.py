@@ -256,7 +256,8 @@ def write_artifacts(folder: CellFolder, evaluation: Evaluation, validation: Prep
     with replacing(target) as partial:
         table.to_parquet(partial, index=False)
     if evaluation.histogram is not None:
-        write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, indices=evaluation.indices)
+        each = {} if evaluation.indices is None else {"indices": evaluation.indices}
+        write_arrays_atomically(folder.path / CODES, histogram=evaluation.histogram, **each)
     if evaluation.features is not None:
         write_arrays_atomically(folder.path / FEATURES, features=evaluation.features)
         if not is_whole(folder.reference_features):  # the same for all cells of the protocol

@@ -100,8 +100,10 @@ def _say_if_not_kept(dataset: Dataset, train: Images, note: Callable[[str], None
 
 
 def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> Protocol:
+    whole = dataset.reading is not None and dataset.reading.whole
     return protocol_for(
-        dataset.protocol_name, recipe.resolution, validation.digest, len(validation), dataset.split_rule,
-        small_images=dataset.small_images, image_channels=dataset.channels,
+        dataset.protocol_name, 0 if whole else recipe.resolution, validation.digest, len(validation),
+        dataset.split_rule,
+        small_images=dataset.small_images, image_channels=dataset.channels, named=dataset.named,
         **(dataset.reading.in_words if dataset.reading is not None else {}),
     )  # fmt: skip

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import SMALL, Reading, short_side
+from vqbench.data.decode import AS_EVER, SMALL, Reading, short_side
 from vqbench.data.names import PickedNames
 from vqbench.data.sizes import remembered_short_sides
 from vqbench.data.split_list import SplitList
 from vqbench.errors import UsageError, VQBenchError
+from vqbench.metrics.named import NamedProtocol, named_protocol
 from vqbench.registry import DATASETS
 
 Pixels = NDArray[np.uint8]
@@ -62,9 +63,14 @@ def first_by_hash(ids: Sequence[str], count: int, purpose: str) -> list[int]:
     return sorted(by_hash(ids, purpose)[:count].tolist())
 
 
-def centre_crop(pixels: Pixels, resolution: int) -> Pixels:
-    """The middle (R, R, C) of (H, W, C); an odd margin leaves its extra pixel at the bottom or right."""
-    top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
+def centre_crop(pixels: Pixels, resolution: int, reading: Reading | None = None) -> Pixels:
+    """The middle (R, R, C) of (H, W, C); an odd margin leaves its extra pixel at the bottom or right.
+
+    A `reading` may have it otherwise, or leave the image whole.
+    """
+    if reading is not None and reading.whole:
+        return pixels
+    top, left = ((reading or AS_EVER).before_crop(side - resolution) for side in pixels.shape[:2])
     return pixels[top : top + resolution, left : left + resolution]
 
 
@@ -190,7 +196,7 @@ class Part(Images):
         self.ids = PickedNames(images.ids, self.positions)
         self.groups = PickedNames(images.groups, self.positions) if len(images.groups) else ()
         chosen = tuple(self.positions.tolist()) if images.content_key else ()
-        self.content_key = digest_of(images.content_key, chosen) if images.content_key else ""
+        self.content_key = digest_of(images.content_key, chosen) if chosen else ""  # of none, nothing is kept
 
     def load(self, i: int) -> Pixels:
         """Image `i` of the chosen ones, as its source gives it."""
@@ -308,7 +314,7 @@ class Cropped(Images):
 
     def load(self, i: int) -> Pixels:
         """The middle (R, R, C) of image `i`."""
-        return centre_crop(self.images.load(i), self.resolution)
+        return centre_crop(self.images.load(i), self.resolution, self.reading)
 
     def encoded(self, i: int) -> bytes | None:
         """Image `i` before decoding, and so before the crop."""
@@ -316,11 +322,12 @@ class Cropped(Images):
 
     def decode(self, i: int, encoded: bytes) -> Pixels:
         """The middle (R, R, 3) of image `i`, of these bytes."""
-        return centre_crop(self.images.decode(i, encoded), self.resolution)
+        return centre_crop(self.images.decode(i, encoded), self.resolution, self.reading)
 
     def measure(self, i: int) -> tuple[int, int]:
-        """(R, R)."""
-        return self.resolution, self.resolution
+        """(R, R), or what the image has where it is left whole."""
+        whole = self.reading is not None and self.reading.whole
+        return self.images.measure(i) if whole else (self.resolution, self.resolution)
 
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The same images, read so."""
@@ -407,6 +414,7 @@ class Looked(Images):
         R, C = self.resolution, self.channels
         shape, short = tuple(np.shape(pixels)), self.reading.side(R) if self.reading else R
         sides = shape[:2] == (R, R) if self.is_square else min(shape[:2], default=0) == short
+        sides |= self.reading is not None and self.reading.whole
         if getattr(pixels, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != C or not sides:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
             wanted = f"({R}, {R}, {C})" if self.is_square else f"(H, W, {C}) with a short side of {short}"
@@ -475,6 +483,10 @@ class Dataset(ABC):
     """How encoded images become pixels; None where nothing is decoded. That of `train`, once the dataset is open."""
     small_images: str = ""
     """How many images of each side are smaller than they are resized to, and what became of them."""
+    named: NamedProtocol | None = None
+    """The protocol of somebody else under which the images are read; None: ours."""
+    empty_side: UsageError | None = None
+    """What is said where a side of its own split holds nothing, in the place of what is said of any set."""
 
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         self.resolution = resolution
@@ -503,10 +515,20 @@ class Dataset(ABC):
             f"--set image_channels={self.channels}, or give another dataset",
         )
 
+    def read_under(self, named: NamedProtocol) -> None:
+        """Read the images by the rules of a named protocol. Raises UsageError where nothing is decoded."""
+        self._read(named.reading, [f"--protocol {named.name}"])
+        self.named = named
+
     def read_as(self, **asked: Any) -> None:
         """Read the images by other rules: fields of `Reading`. Raises UsageError where nothing is decoded."""
+        other = self._read(asked, [name for name, field in RULES.items() if field in asked])
+        words = (f"scale{value:g}" if name == "scale" else str(value).replace("_", "") for name, value in other.items())
+        self.protocol_name += "".join(f"-{path_safe(word)}" for word in words)
+
+    def _read(self, asked: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Read the images so; `names` are the options that ask for it. Returns what is other than it was."""
         if self.reading is None:
-            names = [name for name, field in RULES.items() if field in asked]
             verb = "decides" if len(names) == 1 else "decide"
             what = (
                 f"{' and '.join(names)} {verb} how images are decoded, and those of {self.reference} are pixels already"
@@ -514,13 +536,14 @@ class Dataset(ABC):
             raise UsageError(what, f"leave {' and '.join(names)} out")
         known, reading = dataclasses.asdict(self.reading), dataclasses.replace(self.reading, **asked)
         other = {name: value for name, value in asked.items() if value != known[name]}
-        if not other:
-            return
-        self.train, self.validation = self.train.read_as(reading, crop=False), self.validation.read_as(reading, True)
-        self.reading = reading
-        self.train_digest = digest_of(self.train_digest, "read", sorted(other.items()))
-        words = (f"scale{value:g}" if name == "scale" else str(value).replace("_", "") for name, value in other.items())
-        self.protocol_name += "".join(f"-{path_safe(word)}" for word in words)
+        if other:
+            self.train, self.validation = (
+                self.train.read_as(reading, crop=False),
+                self.validation.read_as(reading, True),
+            )
+            self.reading = reading
+            self.train_digest = digest_of(self.train_digest, "read", sorted(other.items()))
+        return other
 
     def split_by(self, file: Path) -> None:
         """Have the images that a file lists be the validation images, and all others be trained on.
@@ -531,9 +554,8 @@ class Dataset(ABC):
             what = f"--split-list {file}: the images of {self.reference} are no files, whose names a list could have"
             raise UsageError(what, "leave it out, or --holdout SHARE for a split of its training images")
         listed = SplitList.read(file)
-        whole = Joined(self.train, self.validation.read_as(self.reading, crop=False))
+        whole, by_id = self._whole()
         held = set(listed.positions(whole.ids, self.reference))
-        by_id = sorted(range(len(whole)), key=whole.ids.__getitem__)
         validation, train = ([i for i in by_id if (i in held) == side] for side in (True, False))
         if not train:
             raise UsageError(f"--split-list {file} names every image of {self.reference}", "leave some to train on")
@@ -548,6 +570,21 @@ class Dataset(ABC):
             f"split by {file.name}: {{validation}} images are validation, the other {{train}} are trained on",
         )
 
+    def _whole(self) -> tuple[Joined, list[int]]:
+        """The images of both sides, not cropped where they are decoded; and their positions in the order of ids."""
+        validation = self.validation if self.reading is None else self.validation.read_as(self.reading, crop=False)
+        whole = Joined(self.train, validation)
+        return whole, sorted(range(len(whole)), key=whole.ids.__getitem__)
+
+    def score_all(self) -> None:
+        """Have the images of both sides be validation, so that none is left to train on."""
+        whole, by_id = self._whole()
+        self.validation, self.train = Cropped(Chosen(whole, by_id), self.resolution), Part(whole, [])
+        self.train_digest = digest_of("nothing is trained on")
+        self.protocol_name = f"{self.slug}-all"
+        self.split_rule = "All images are validation, and none is trained on."
+        self.split_notes = ("all {validation} images are scored, and none is left to train on",)
+
     def leave_out_small(self, when: str = "") -> None:
         """Keep the images that need not be enlarged, where the reading leaves out the others.
 
@@ -557,10 +594,10 @@ class Dataset(ABC):
             return
         small = self._say_small(self.reading, when)
         for name in small:
-            if small[name].all():
+            if small[name].size and small[name].all():
                 what = f"all {small[name].size:,} {name} images of {self.reference} are too small"
                 raise UsageError(what, "use a smaller resolution, or --small enlarge")
-        if small["training"].any():
+        if "training" in small and small["training"].any():
             self.train = LargeEnough(self.train, np.flatnonzero(~small["training"]).tolist())
             self.train_digest = digest_of(self.train_digest, "large enough", self.reading.side(self.resolution))
         if small["validation"].any():
@@ -582,7 +619,8 @@ class Dataset(ABC):
     def _say_small(self, reading: Reading, when: str = "") -> dict[str, NDArray[np.bool_]]:
         """Which images of each side are smaller than they are resized to."""
         short = reading.side(self.resolution)
-        sides = {"training": self.train.short_sides(), "validation": self.validation.short_sides()}
+        both = {"training": self.train, "validation": self.validation}
+        sides = {name: images.short_sides() for name, images in both.items() if len(images)}
         small = {name: (side > 0) & (side < short) for name, side in sides.items()}
         counts = " and ".join(f"{some.sum():,} of {some.size:,} {name} images" for name, some in small.items())
         self.small_images = f"{counts}{when} have a short side below {short} px and are {SMALL[reading.small]}"
@@ -648,6 +686,10 @@ class DataReference:
     """A file with the ids of the images that are validation, in the place of the dataset's split."""
     format: str = ""
     """How training images are kept: "pixels", "original" or "jpeg:QUALITY". Empty: decoded, where there is room."""
+    protocol: str = ""
+    """Whose rules of reading and of measuring: a name of NAMED; empty for ours."""
+    split: str = ""
+    """What is scored: "all" images, or, where it is empty, the validation images."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a rule that there is not, and for one that frozen features do not have."""
@@ -655,9 +697,30 @@ class DataReference:
         asked = [name for name, field in RULES.items() if field in self.rules]
         if self.split_list is not None:
             asked.append("--split-list")
+        named = named_protocol(self.protocol)
+        if named is not None and self.rules:
+            what = f"--protocol {named.name} says how images are read, and {' and '.join(asked)} would say it otherwise"
+            raise UsageError(what, "leave one of them out")
+        apart = [*(["--split-list"] if self.split_list else []), *(["--holdout"] if self.holdout is not None else [])]
+        if self.split and apart:
+            what = f"--split {self.split} scores every image, and {' and '.join(apart)} would keep some for training"
+            raise UsageError(what, "leave one of them out")
+        asked = [*asked, *([f"--protocol {named.name}"] if named else []), *(["--split all"] if self.split else [])]
         if self.features is not None and asked:
             what = f"{' and '.join(asked)}: of images, and --features {self.features} holds none"
             raise UsageError(what, "leave it out, or give a dataset")
+
+    def refuse_training(self, trained: Sequence[str]) -> None:
+        """Raise UsageError where every image is scored, and there are methods that would be trained."""
+        if self.split and trained:
+            what = f"--split {self.split} scores every image, so that none is left to train {', '.join(trained)} on"
+            raise UsageError(what, "leave --split out; it is for tokenizers that are trained already")
+        named = named_protocol(self.protocol)
+        if named is not None and named.reading.get("whole") and trained:
+            what = (
+                f"--protocol {named.name} leaves images as large as they are, and {', '.join(trained)} would be trained"
+            )
+            raise UsageError(what, "train without it, then score the cell: vqbench eval CELL --protocol native")
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -686,11 +749,16 @@ class DataReference:
             known.get("small"),
             Path(known["split_list"]) if "split_list" in known else None,
             known.get("format", ""),
+            known.get("protocol", ""),
+            known.get("split", ""),
         )
 
     def in_spec(self) -> dict[str, Any]:
         """What the spec of a cell says of it where it was asked for, beside what it says of every dataset."""
-        asked = {"holdout": self.holdout, "resize": self.resize, "resize_scale": self.resize_scale, "small": self.small}
+        asked = {
+            "holdout": self.holdout, "resize": self.resize, "resize_scale": self.resize_scale, "small": self.small,
+            "protocol": self.protocol, "split": self.split,
+        }  # fmt: skip
         listed = {} if self.split_list is None else {"split_list": str(self.split_list.absolute())}
         jpeg = {} if self.jpeg_quality is None else {"format": self.format}  # the others change no pixel
         return {**{name: value for name, value in asked.items() if value not in (None, "")}, **listed, **jpeg}
@@ -698,7 +766,7 @@ class DataReference:
     def open(self, resolution: int, channels: int = 3, download: bool = False) -> Dataset:
         """`open_dataset` of what this names."""
         root, kept, listed, jpeg = self.data_root, self.validation_images, self.split_list, self.jpeg_quality
-        asked = (self.holdout, self.rules, listed, channels, jpeg)
+        asked = (self.holdout, self.rules, listed, channels, jpeg, named_protocol(self.protocol), bool(self.split))
         return open_dataset(self.dataset, resolution, root, kept, download, *asked)
 
 
@@ -707,8 +775,11 @@ RULES = {"--resize": "resize", "--resize-scale": "scale", "--small": "small"}
 _SEE = "see docs/adding-a-dataset.md"
 
 
-def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
-    """The dataset itself. What a plugin's constructor raises, or leaves out, is told as the plugin's."""
+def _made(name: str, cls: type[Dataset], whole: bool, *arguments: Any) -> Dataset:
+    """The dataset itself; a side of its split may be empty where it is to be taken as a `whole`.
+
+    What a plugin's constructor raises, or leaves out, is told as the plugin's.
+    """
     try:
         dataset = cls(*arguments)
     except (VQBenchError, OSError):
@@ -720,8 +791,8 @@ def _made(name: str, cls: type[Dataset], *arguments: Any) -> Dataset:
     if missing := [key for key in Dataset.__annotations__ if not hasattr(dataset, key)]:
         raise UsageError(f"dataset '{name}' does not set {', '.join(missing)}", _SEE)
     for side, images in (("training", dataset.train), ("validation", dataset.validation)):
-        if not len(images):
-            raise UsageError(
+        if not len(images) and not whole:
+            raise dataset.empty_side or UsageError(
                 f"{dataset.reference} has no {side} images", "a dataset needs both, or nothing is measured"
             )
     if not DATASETS.is_built_in(name):
@@ -748,6 +819,8 @@ def open_dataset(
     split_list: Path | None = None,
     channels: int = 3,
     jpeg_quality: int | None = None,
+    named: NamedProtocol | None = None,
+    score_all: bool = False,
 ) -> Dataset:
     """The dataset that `reference` names ("photos", "folder:PATH"), listed and split but not decoded.
 
@@ -755,7 +828,8 @@ def open_dataset(
     validation images. With `holdout`, a share, that of the training images takes the place of the validation images.
     `validation_images` keeps that many of these; `download` gets missing files first where the dataset
     can; `channels` are those of an image. With a `jpeg_quality` training images are re-encoded, and those that score
-    never: those of a holdout are taken first. Raises UsageError for an unknown name, missing files, a split with an
+    never: those of a holdout are taken first. A `named` protocol says how images are read; with `score_all` those of
+    both sides are validation. Raises UsageError for an unknown name, missing files, a split with an
     empty side, and images of another number of channels.
     """
     name, colon, argument = reference.partition(":")
@@ -771,11 +845,15 @@ def open_dataset(
         raise UsageError(f"resolution must be at least 1, not {resolution}", "for example: 32, 128 or 256")
     if download:
         cls.download(data_root)
-    dataset = _made(name, cls, argument, resolution, data_root)
+    dataset = _made(name, cls, score_all, argument, resolution, data_root)
     if split_list is not None:
         dataset.split_by(split_list)
+    if score_all:
+        dataset.score_all()
     if rules:
         dataset.read_as(**rules)
+    if named is not None:
+        dataset.read_under(named)
     dataset.give_channels(channels)
     dataset.leave_out_small("" if holdout is None else ", before the holdout,")
     dataset.say_split()

@@ -117,6 +117,11 @@ class Reading:
     """What becomes of an image whose short side is below what it is resized to."""
     upright: bool = True
     """Whether the orientation that EXIF states is applied."""
+    whole_pixels: Literal["rounded", "torchvision"] = "rounded"
+    """How the long side becomes whole pixels, and half of a crop's margin: the side rounded and the margin cut off, or
+    as torchvision does it, which cuts the side off and rounds the margin to even."""
+    whole: bool = False
+    """Whether an image keeps its own size and is not cropped; then nothing is resized, and none is small."""
     channels: Literal[1, 3] = 3
     """RGB, or grey: then an image that has colours is refused, since their weights would be our choice."""
 
@@ -129,18 +134,24 @@ class Reading:
             what = f"--resize-scale {self.scale:g} is not between 1 and {_LARGEST_SCALE} times the resolution"
             raise UsageError(what, "for example: --resize-scale 1.125")
 
+    def before_crop(self, margin: int) -> int:
+        """How many pixels of a margin lie before the middle square."""
+        return round(margin / 2) if self.whole_pixels == "torchvision" else margin // 2
+
     def side(self, resolution: int) -> int:
         """What the short side is resized to."""
         return round(self.scale * resolution)
 
     def steps(self, size: Size, resolution: int) -> Iterator[tuple[Callable[[Image.Image, Size], Image.Image], Size]]:
         """What an image of a size goes through: a filter and the size that it makes, one after the other."""
+        if self.whole:
+            return
         rule, side = RESIZE_RULES[self.resize], self.side(resolution)
         while rule.halves and min(size) >= 2 * side:
             size = (size[0] // 2, size[1] // 2)
             yield _by_pillow(Image.Resampling.BOX), size
         if min(size) != side:
-            yield rule.resized, target_size(*size, side)
+            yield rule.resized, target_size(*size, side, self.whole_pixels)
 
     @property
     def differences(self) -> dict[str, Any]:
@@ -155,6 +166,11 @@ class Reading:
         if "resize" in known or "scale" in known:
             to = "the resolution" if self.scale == 1 else f"{self.scale} times the resolution, rounded"
             words["resize"] = f"{RESIZE_RULES[self.resize].words}, short side to {to}"
+        if "whole_pixels" in known:
+            words["resize"] = f"{words.get('resize', _LANCZOS)}, long side cut off to whole pixels"
+            words["crop"] = "centre square, half of its margin rounded to even"
+        if self.whole:
+            words["resize"], words["crop"] = "none", "none: each image whole"
         if "small" in known:
             words["small"] = SMALL[self.small]
         if "upright" in known:
@@ -163,6 +179,7 @@ class Reading:
 
 
 _LARGEST_SCALE = 4
+_LANCZOS = f"{RESIZE_RULES['lanczos'].words}, short side to the resolution"
 AS_EVER = Reading()
 
 
@@ -281,17 +298,17 @@ def _grey(rgb: Image.Image, name: str) -> Image.Image:
 
 def _require_side(size: Size, resolution: int, reading: Reading, name: str) -> None:
     side = reading.side(resolution)
-    if reading.small != "enlarge" and min(size) < side:
+    if reading.small != "enlarge" and min(size) < side and not reading.whole:
         goal = f"the resolution {side}" if side == resolution else f"the {side} px that its short side is resized to"
         least = f"use a resolution of {int(min(size) / reading.scale)} or less"
         what = f"{size[0]}×{size[1]} pixels, smaller than {goal}; nothing is enlarged"
         raise _refuse(name, what, f"remove it, {least}, or have small images enlarged or left out: --small")
 
 
-def target_size(width: int, height: int, side: int) -> Size:
-    """(width, height) once the short side is `side`; the long side is rounded to the nearest pixel."""
-    short = min(width, height)
-    return round(width * side / short), round(height * side / short)
+def target_size(width: int, height: int, side: int, whole_pixels: str = "rounded") -> Size:
+    """(width, height) once the short side is `side`; the long side is rounded to the nearest pixel, or cut off."""
+    short, whole = min(width, height), int if whole_pixels == "torchvision" else round
+    return whole(width * side / short), whole(height * side / short)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -84,7 +84,7 @@ class EncodedImages(Images):
     def decode(self, i: int, encoded: bytes) -> Pixels:
         """What `load(i)` makes of the bytes of image `i`. Raises ImageFileError."""
         pixels = decode_image(encoded, self.resolution, self.reading, self.source.name(i))
-        return centre_crop(pixels, self.resolution) if self.crop else pixels
+        return centre_crop(pixels, self.resolution, self.reading) if self.crop else pixels
 
     def encoded(self, i: int) -> bytes:
         """The bytes of image `i`. Raises ImageFileError."""
@@ -93,7 +93,7 @@ class EncodedImages(Images):
     def measure(self, i: int) -> tuple[int, int]:
         """(H, W) of `load(i)`, from the header of the image."""
         height, width = measure_image(self.source.header(i), self.resolution, self.reading, self.source.name(i))
-        return (self.resolution, self.resolution) if self.crop else (height, width)
+        return (self.resolution, self.resolution) if self.crop and not self.reading.whole else (height, width)
 
     def read_as(self, reading: Reading, crop: bool) -> EncodedImages:
         """The same images, decoded in another way."""

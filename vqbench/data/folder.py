@@ -41,9 +41,8 @@ class Folder(Dataset):
         self.reference = f"folder:{root}"
         self.slug = f"folder-{path_safe(root.name)}"
         files = list_images(root)
-        if len(files) < 2:
-            found = f"only one image ({files[0].id})" if files else "no image (.png .jpg .jpeg .webp .bmp .tif .tiff)"
-            raise UsageError(f"{root} holds {found}; training and validation need one each", "give another folder")
+        if not files:
+            raise UsageError(f"{root} holds no image (.png .jpg .jpeg .webp .bmp .tif .tiff)", "give another folder")
         train, validation = self._split_by_folder(root, files) or self._split_by_hash(root, files)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
@@ -79,7 +78,10 @@ class Folder(Dataset):
             side = "validation" if train else "training"
             what = f"the split by hash leaves no {side} image among the {len(files)} in {root}"
             hint = unread[0] if unread else f"put the images in {root}/train/ and {root}/val/, or add more"
-            raise UsageError(what, hint)
+            if len(files) == 1:
+                what = f"{root} holds only one image ({files[0].id}); training and validation need one each"
+                hint = "give another folder"
+            self.empty_side = UsageError(what, hint)
         self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
         self.split_notes = (
             f"{len(files):,} images split by hash of the path: {{train}} train, {{validation}} validation",

@@ -21,6 +21,7 @@ from vqbench.data.shards import CLAIMS, Layout, Shards, fill, finish, read_marke
 from vqbench.data.workers import fill_by_processes
 from vqbench.machine.cores import cores
 from vqbench.machine.home import folder_in_home
+from vqbench.metrics.whole import WholeImages
 from vqbench.registry import DATASETS
 
 VERSION = 3
@@ -54,9 +55,10 @@ class Making:
 PLAIN = Making()
 
 
-def pixels_digest(pixels: Pixels, ids: Sequence[str]) -> str:
+def pixels_digest(pixels: Pixels | WholeImages, ids: Sequence[str]) -> str:
     """sha256 over shape, pixel values and ids of a set of images."""
-    digest = hashlib.sha256(repr((pixels.shape, list(ids))).encode())
+    shape = pixels.sizes if isinstance(pixels, WholeImages) else pixels.shape
+    digest = hashlib.sha256(repr((shape, list(ids))).encode())
     for image in pixels:
         digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
@@ -169,7 +171,8 @@ class Kept:
         self.images = images if self.order is None else _ordered(images, self.order)
         """In the order in which they lie in shards: that of the source, where any other would cost it much more."""
         R, C = dataset.resolution, dataset.channels
-        fixed = R * R * C if side == "validation" else 0
+        self.is_whole = images.reading is not None and images.reading.whole
+        fixed = R * R * C if side == "validation" and not self.is_whole else 0
         self.layout = Layout.of(len(images), fixed)
         self.prefix = f"{dataset.slug}-{R}px-{side}-"
         read = sorted(images.reading.differences.items()) if images.reading is not None else []
@@ -261,9 +264,13 @@ class Kept:
             said["digest"] = self.digest()
         return said
 
-    def validation_pixels(self, folder: Path) -> Pixels:
-        """(N, R, R, C): what a folder holds of validation images, mapped."""
+    def validation_pixels(self, folder: Path) -> Pixels | WholeImages:
+        """(N, R, R, C), or each at its own size: what a folder holds of validation images, mapped."""
         R = self.dataset.resolution
+        if self.is_whole:
+            shards = Shards(folder, self.layout)
+            kept = CachedImages(shards, self.images.ids, self.dataset.channels)
+            return WholeImages([shards.size_of(i) for i in range(len(kept))], self.dataset.channels, kept.load)
         return np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(self.images), R, R, self.dataset.channels))
 
     def digest(self, folder: Path | None = None) -> str:

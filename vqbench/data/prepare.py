@@ -30,6 +30,7 @@ from vqbench.data.kept import (
 )
 from vqbench.errors import UsageError, remedy
 from vqbench.machine.cores import cores
+from vqbench.metrics.whole import WholeImages
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -46,8 +47,8 @@ _AHEAD = 128  # images decoded ahead of the reader: bounds memory to about 25 MB
 class PreparedImages:
     """The validation images as the tokenizer gets them and as every metric's reference."""
 
-    pixels: Pixels
-    """(N, R, R, C) uint8; a read-only map of a file, or an array."""
+    pixels: Pixels | WholeImages
+    """(N, R, R, C) uint8; a read-only map of a file, or an array. Or each image at its own size."""
     ids: tuple[str, ...]
     digest: str
     """sha256 over shape, pixels and ids."""
@@ -75,7 +76,8 @@ def prepare_validation(
         pixels = np.stack([images.load(i) for i in range(len(images))])
         return PreparedImages(pixels, ids, pixels_digest(pixels, ids))
     of = Kept(dataset, "validation", images, "pixels", home)
-    folder = of.found() or _made(of, len(images) * R * R * C, progress, making)
+    expected = decoded_bytes(images, C) if of.is_whole else len(images) * R * R * C
+    folder = of.found() or _made(of, expected, progress, making)
     return PreparedImages(
         of.validation_pixels(folder), ids, json.loads((folder / META).read_text(encoding="utf-8"))["digest"]
     )

@@ -242,12 +242,20 @@ class Shards:
     Holds nothing for an image; as a pickle, or after a fork, it maps the files by itself.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, layout: Layout | None = None) -> None:
         self.folder = folder
-        said = json.loads((folder / META).read_text(encoding="utf-8"))
-        self.layout = Layout(said["images"], said["each"], said["fixed"])
-        self.bytes = sum(size for name, size in said["files"].items() if name.endswith(".bin"))
+        self.layout = layout or Layout(self._said["images"], self._said["each"], self._said["fixed"])
         self._maps: dict[str, NDArray[np.uint8]] = {}
+
+    @functools.cached_property
+    def _said(self) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads((self.folder / META).read_text(encoding="utf-8"))
+        return said
+
+    @property
+    def bytes(self) -> int:
+        """Of all images."""
+        return sum(size for name, size in self._said["files"].items() if name.endswith(".bin"))
 
     @functools.cached_property
     def index(self) -> NDArray[np.void]:

@@ -41,6 +41,19 @@ class InceptionFeatures(Extractor):
         return load(weights, home)
 
 
+@EXTRACTORS.register("inception_pytorch_fid")
+class PytorchFIDFeatures(InceptionFeatures):
+    """The same layer of the same weights, with the image resized and normalised as pytorch-fid does."""
+
+    digest = "pytorch-fid"
+
+    def load(self, weights: WeightFile, home: Path) -> nn.Module:
+        """Takes floats from 0 to 255."""
+        from vqbench.metrics.inception import OfFloats, load
+
+        return OfFloats(load(weights, home))
+
+
 _CONTINUOUS = (
     " of the images that the decoder makes of the latents which evaluation quantizes, as they are before that; only of "
     "methods that train the decoder on such latents too."
@@ -59,6 +72,24 @@ class RFID(FrechetDistance):
         "float64 mean and unbiased covariance."
     )
     few_images = 2048  # the features: of fewer images their covariance has not even full rank
+
+
+_UNROUNDED = "that the decoder gave, clamped to [-1, 1] and rounded nowhere"
+
+
+@METRICS.register("rfid_float")
+class FloatRFID(RFID):
+    """rFID of floats, as pytorch-fid's network sees them."""
+
+    title, short, default, values = "rFID (floats)", "rFID float", False, "floats"
+    extractor = "inception_pytorch_fid"
+    in_place_of = "rfid"
+    gloss = "rFID of reconstructions that nothing has rounded"
+    sentence = (
+        f"Fréchet distance, all else as for rfid, of the floats {_UNROUNDED}, and of the validation images as floats; "
+        "resized to 299 pixels bilinearly without antialiasing, pixel centres at halves, and brought to [-1, 1], as "
+        "pytorch-fid does it."
+    )
 
 
 @METRICS.register("rfid_per_channel")
@@ -124,6 +155,32 @@ class PSNR(PairMetric):
         return psnr(references, reconstructions)
 
 
+@METRICS.register("psnr_float")
+class FloatPSNR(PSNR):
+    """PSNR without rounding."""
+
+    title, short, default, values = "PSNR (floats)", "PSNR float", False, "floats"
+    in_place_of = "psnr"
+    gloss = "PSNR of reconstructions that nothing has rounded"
+    sentence = f"PSNR, all else as for psnr, of the floats {_UNROUNDED}."
+
+
+_CUT = (
+    " of 8 bits that are cut off and not rounded: x in [-1, 1] becomes the whole part of 255 (x + 1)/2 in float32, of "
+    "reconstructions and of validation images alike, which takes one off some of their values"
+)
+
+
+@METRICS.register("psnr_truncated")
+class TruncatedPSNR(PSNR):
+    """PSNR of 8 bits that are cut off."""
+
+    title, short, default, values = "PSNR (cut off)", "PSNR cut", False, "truncated"
+    in_place_of = "psnr"
+    gloss = "PSNR where values are cut off to 8 bits and not rounded"
+    sentence = f"PSNR, all else as for psnr,{_CUT}."
+
+
 _CHANNELS = (
     " of each channel of an image by itself, repeated to RGB; mean over channels. {name}/0, {name}/1 … are the "
     "channels."
@@ -165,6 +222,51 @@ class SSIM(PairMetric):
         from vqbench.metrics.pixels import ssim
 
         return ssim(references, reconstructions)
+
+
+@METRICS.register("ssim_float")
+class FloatSSIM(SSIM):
+    """SSIM without rounding."""
+
+    title, short, default, values = "SSIM (floats)", "SSIM float", False, "floats"
+    in_place_of = "ssim"
+    gloss = "SSIM of reconstructions that nothing has rounded"
+    sentence = f"SSIM, all else as for ssim, of the floats {_UNROUNDED}."
+
+
+_FLAT = "7×7 flat window and sample covariance (scikit-image's defaults)"
+
+
+@METRICS.register("ssim_truncated")
+class TruncatedSSIM(SSIM):
+    """SSIM of 8 bits that are cut off, with a flat window."""
+
+    title, short, default, min_resolution, values = "SSIM (cut off, flat)", "SSIM cut", False, 7, "truncated"
+    in_place_of = "ssim"
+    gloss = "SSIM with a flat window, where values are cut off to 8 bits and not rounded"
+    sentence = f"SSIM, all else as for ssim, with a {_FLAT},{_CUT}."
+
+    def score(self, references: Tensor, reconstructions: Tensor) -> Tensor:
+        """(B,) up to 1."""
+        from vqbench.metrics.pixels import uniform_ssim
+
+        return uniform_ssim(references, reconstructions)
+
+
+@METRICS.register("ssim_range2")
+class DoubleRangeSSIM(SSIM):
+    """SSIM of values whose range is said to be twice what it is."""
+
+    title, short, default, min_resolution = "SSIM (range 2, flat)", "SSIM range 2", False, 7
+    in_place_of = "ssim"
+    gloss = "SSIM with constants for twice the range that values have, which is larger than SSIM"
+    sentence = f"SSIM, all else as for ssim, with a {_FLAT} and range 510: data_range 2 of values in [0, 1]."
+
+    def score(self, references: Tensor, reconstructions: Tensor) -> Tensor:
+        """(B,) up to 1."""
+        from vqbench.metrics.pixels import uniform_ssim
+
+        return uniform_ssim(references, reconstructions, data_range=510.0)
 
 
 @METRICS.register("ssim_per_channel")
@@ -246,6 +348,24 @@ class LPIPSSqueeze(LPIPS):
 
     title, short, weights, min_resolution = "LPIPS (squeeze)", "LPIPS sqz", "squeeze", 17
     sentence = _lpips("SqueezeNet 1.1")
+
+
+@METRICS.register("lpips_alex_float")
+class FloatLPIPSAlex(LPIPSAlex):
+    """LPIPS with AlexNet, without rounding."""
+
+    title, short, default, values = "LPIPS (alex, floats)", "LPIPS alex float", False, "floats"
+    in_place_of = "lpips_alex"
+    sentence = f"LPIPS, all else as for lpips_alex, of the floats {_UNROUNDED}."
+
+
+@METRICS.register("lpips_vgg_float")
+class FloatLPIPSVGG(LPIPSVGG):
+    """LPIPS with VGG-16, without rounding."""
+
+    title, short, values = "LPIPS (vgg, floats)", "LPIPS vgg float", "floats"
+    in_place_of = "lpips_vgg"
+    sentence = f"LPIPS, all else as for lpips_vgg, of the floats {_UNROUNDED}."
 
 
 def _lpips_per_channel(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.kinds import RGB, CodecMetric, CodeMetric, Metric
+from vqbench.metrics.named import NamedProtocol, refuse_other_definition
 from vqbench.registry import EXTRACTORS, METRICS
 from vqbench.wording import counted
 
@@ -88,10 +89,9 @@ def weights_of(metric: Metric) -> str:
 
 
 def features_by(metric: Metric) -> str:
-    """What makes the features that a metric compares: its extractor, on images or on each channel; "" for none."""
-    return (
-        f"{metric.extractor}, {metric.sees}" if metric.extractor and metric.sees == "each_channel" else metric.extractor
-    )
+    """What makes the features that a metric compares: an extractor, and of what unless of 8-bit RGB; "" for none."""
+    unlike = [value for value in (metric.sees, metric.values) if value in ("each_channel", "truncated", "floats")]
+    return ", ".join((metric.extractor, *unlike)) if metric.extractor else ""
 
 
 class _Definitions(Mapping[str, Metric]):
@@ -154,19 +154,27 @@ def _can_be_asked(known: Metric, track: str) -> bool:
     return track in known.tracks and not known.companion_of
 
 
-def default_metrics(track: str = "images", channels: int = RGB) -> tuple[str, ...]:
+def default_metrics(
+    track: str = "images", channels: int = RGB, protocol: NamedProtocol | None = None
+) -> tuple[str, ...]:
     """The metrics that are computed when none is asked for, those of files that were given among them."""
     idle = "each_channel" if channels == RGB else "rgb"
-    return tuple(
-        known.name for known in _unasked() if known.default and known.sees != idle and _can_be_asked(known, track)
-    )
+    usual = (known for known in _unasked() if known.default and known.sees != idle and _can_be_asked(known, track))
+    return tuple(known.name for known in usual) if protocol is None else of_protocol(usual, protocol)
+
+
+def of_protocol(metrics: Iterable[Metric], protocol: NamedProtocol) -> tuple[str, ...]:
+    """What a named protocol measures where ours measures these: the same, another in its place, or nothing."""
+    theirs = (metric(protocol.in_place_of.get(known.name, known.name)) for known in metrics)
+    return tuple(known.name for known in theirs if protocol.has(known))
 
 
 def of_channels(name: str, channels: int) -> str:
     """The metric that stands for `name` where images have so many channels: itself, or what takes its place."""
     if channels == RGB or metric(name).sees != "rgb":
         return name
-    return next((known.name for known in _unasked() if known.in_place_of == name), name)
+    others = (known for known in _unasked() if known.sees == "each_channel")
+    return next((known.name for known in others if known.in_place_of == name), name)
 
 
 def refuse_other_channels(metrics: Iterable[str], channels: int) -> None:
@@ -182,17 +190,24 @@ def refuse_other_channels(metrics: Iterable[str], channels: int) -> None:
         raise UsageError(f"{name} is defined for RGB images, and these have {images}", fits)
 
 
-def select_metrics(asked: Iterable[str] = (), track: str = "images", channels: int = RGB) -> tuple[str, ...]:
+def select_metrics(
+    asked: Iterable[str] = (), track: str = "images", channels: int = RGB, protocol: NamedProtocol | None = None
+) -> tuple[str, ...]:
     """Names as typed (repeated, or between commas) → metric names in the table's order; nothing asked → the defaults.
 
-    Raises UsageError, with the nearest names, for one that does not exist, that the track does not have, or that is not
-    defined for images of so many channels.
+    Raises UsageError, with the nearest names, for one that does not exist, that the track does not have, that is not
+    defined for images of so many channels, or that a named protocol defines in another way.
     """
     names = [part.strip() for text in asked for part in text.split(",") if part.strip()]
     for name in names:
         _refuse_stray(name, track)
     refuse_other_channels(names, channels)
-    return tuple(name for name in METRICS.names() if name in names) if names else default_metrics(track, channels)
+    if protocol is not None:
+        for name in names:
+            refuse_other_definition(metric(name), protocol)
+    if not names:
+        return default_metrics(track, channels, protocol)
+    return tuple(name for name in METRICS.names() if name in names)
 
 
 def without_codes(metrics: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,10 @@ from vqbench.metrics.definitions import (
     weights_of,
 )
 from vqbench.metrics.extraction import FeatureExtractor, batches, load_extractor, reference_features
-from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric
+from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric, Values
+from vqbench.metrics.values import of_reconstruction, of_reference, to_8_bits
 from vqbench.metrics.weights import pin_of, require_weights
+from vqbench.metrics.whole import WholeImages
 from vqbench.precision import plain_float32
 from vqbench.results.kept_images import kept_positions
 from vqbench.tokenizer import Coder
@@ -70,7 +73,8 @@ class Evaluation:
     histogram: NDArray[np.int64] | None
     """(G, K) counts over the whole split; None, as the indices, of what has no codebook."""
     indices: NDArray[np.unsignedinteger] | None
-    """(N, tokens of an image, G) code of every token, in the smallest type that holds K."""
+    """(N, tokens of an image, G) code of every token, in the smallest type that holds K; None where images differ in
+    how many they have."""
     bits: float | None
     """Of the tokens of one image."""
     reconstructions: Pixels
@@ -127,12 +131,7 @@ class _Stopwatch:
         return sum(n for n, _ in counted) / max(sum(s for _, s in counted), 1e-9)
 
 
-def to_8_bits(images: Tensor) -> Tensor:
-    """Images in [-1, 1] → clamped and rounded to uint8."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_size: int) -> None:
+def _check(pixels: Pixels | WholeImages, ids: Sequence[object], metrics: Sequence[str], batch_size: int) -> None:
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] != pixels.shape[2]:
         raise ValueError(f"pixels must be uint8 (N, R, R, C), not {pixels.dtype} {pixels.shape}")
     if len(ids) != len(pixels) or batch_size < 1:
@@ -142,6 +141,9 @@ def _check(pixels: Pixels, ids: Sequence[object], metrics: Sequence[str], batch_
     refuse_few_images(metrics, len(pixels))
     refuse_other_channels(metrics, pixels.shape[3])
     for name in metrics:
+        if isinstance(pixels, WholeImages) and isinstance(metric(name), CodecMetric):
+            what = f"{name} takes images of one size, and these have sizes of their own"
+            raise UsageError(what, f"leave {name} out of the metrics, or --protocol native")
         if too_small(name, pixels.shape[1]):
             raise UsageError(
                 f"{name} is defined from {metric(name).min_resolution} pixels a side, the images have "
@@ -158,6 +160,24 @@ def _encode(tokenizer: Codec, images: Tensor) -> tuple[Tensor, Callable[[], Tens
     if quantized.continuous is None or quantized.continuous_weight == 0:  # no path, or one that nobody trains
         return quantized.indices, None
     return quantized.indices, functools.partial(tokenizer.from_latents, quantized.continuous)
+
+
+def _padded(images: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) with the edge repeated below and to the right, until `multiple` divides both sides."""
+    below, right = (-side % multiple for side in images.shape[2:])
+    return nn.functional.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+
+
+def _divisor(tokenizer: Codec) -> int:
+    """What divides the sides of the images that a tokenizer takes. Raises UsageError where it does not say."""
+    if tokenizer.quantizer is None:  # a folder of reconstructions
+        return 1
+    owners, names = (tokenizer, tokenizer.quantizer), ("downsampling", "multiple_of")
+    said = [int(found) for owner in owners for name in names if (found := getattr(owner, name, None))]
+    if not said:
+        what = "the tokenizer does not say what divides the sides of its images, and these have sizes of their own"
+        raise UsageError(what, "give it a `downsampling`, or leave --protocol native out")
+    return math.lcm(*said)
 
 
 def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = "") -> None:
@@ -182,31 +202,37 @@ class _Reconstructions:
         self.columns: dict[str, list[float]] = {known.name: [] for known in self.pairs}
         self._extract = {by: extractors[by] for by in map(features_by, self.of_features)}
         self._features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._extract}
-        self._waiting: list[Tensor] = []  # for their features
+        self._waiting: dict[Values, list[Tensor]] = {extract.values: [] for extract in self._extract.values()}
+        self._values = {known.values for known in self.pairs} | set(self._waiting)
 
     def add(self, references: Tensor, reconstructions: Tensor) -> None:
-        """8-bit references and reconstructions (B, C, R, R) of one batch."""
+        """8-bit references (B, C, R, R) of one batch, and what the decoder gave for them, in [-1, 1]."""
+        made = {values: of_reconstruction(reconstructions, values) for values in self._values}
         for known in self.pairs:
-            for name, values in _values(known, references, reconstructions).items():
-                self.columns.setdefault(name, []).extend(values)
-        if self._extract:
-            self._waiting.append(reconstructions)
-            if self.waiting >= max(extract.awaits for extract in self._extract.values()):
-                self.make_features()
+            of_images = _values(known, of_reference(references, known.values), made[known.values])
+            for name, found in of_images.items():
+                self.columns.setdefault(name, []).extend(found)
+        if any(waiting and waiting[0].shape[1:] != references.shape[1:] for waiting in self._waiting.values()):
+            self.make_features()  # only images of one size make a batch
+        for values, waiting in self._waiting.items():
+            waiting.append(made[values])
+        if self._extract and self.waiting >= max(extract.awaits for extract in self._extract.values()):
+            self.make_features()
 
     @property
     def waiting(self) -> int:
         """Images whose features are still to be made: an extractor may want more at a time than a batch has."""
-        return sum(map(len, self._waiting))
+        return max((sum(map(len, waiting)) for waiting in self._waiting.values()), default=0)
 
     def make_features(self) -> None:
         """Of the images that wait for theirs."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        together = torch.cat(self._waiting)
-        self._waiting.clear()
+        together = {values: torch.cat(waiting) for values, waiting in self._waiting.items()}
+        for waiting in self._waiting.values():
+            waiting.clear()
         for name, extract in self._extract.items():
-            self._features[name].append(extract(together))
+            self._features[name].append(extract(together[extract.values]))
 
     def features(self, by: str) -> NDArray[np.float32] | None:
         """(N, D) by what `features_by` names, or None where no metric asked for them."""
@@ -262,9 +288,10 @@ class _Pass:
         extractors: Mapping[str, FeatureExtractor],
         wanted: Iterable[int],
         device: torch.device,
+        multiple: int,
     ) -> None:
         quantizer = tokenizer.quantizer
-        self.tokenizer, self.wanted = tokenizer, set(wanted)
+        self.tokenizer, self.wanted, self.multiple = tokenizer, set(wanted), multiple
         self.encoding, self.decoding = _Stopwatch(device), _Stopwatch(device)
         self.histogram = CodeHistogram(quantizer.codebook_size, quantizer.num_codebooks) if quantizer else None
         self.decoded = _Reconstructions(asked, extractors)
@@ -276,21 +303,23 @@ class _Pass:
 
     def add(self, images: Tensor, ids: Sequence[object]) -> int:
         """One batch of 8-bit images (B, C, R, R). Returns how many images have been scored by it, earlier ones too."""
-        waited = self.decoded.waiting
-        indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), to_input(images))
+        waited, (height, width) = self.decoded.waiting, images.shape[2:]
+        given = _padded(to_input(images), self.multiple)
+        indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), given)
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
-        _check_reconstruction(reconstructions, images.shape, ids)
-        rounded, first = to_8_bits(reconstructions), self.seen
+        _check_reconstruction(reconstructions, given.shape, ids)
+        reconstructions = reconstructions[..., :height, :width]
+        first = self.seen
         self.seen += len(images)
         if self.histogram is not None:
             self._count(indices, self.histogram)
-        self.decoded.add(images, rounded)
+        self.decoded.add(images, reconstructions)
         for i in self.wanted & set(range(first, self.seen)):
-            self.kept[i] = rounded[i - first].permute(1, 2, 0).cpu().numpy()
+            self.kept[i] = to_8_bits(reconstructions[i - first]).permute(1, 2, 0).cpu().numpy()
         if undiscretised is not None and self.continuous is not None:
             without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
-            _check_reconstruction(without_codes, images.shape, ids, " without quantization")
-            self.continuous.add(images, to_8_bits(without_codes))
+            _check_reconstruction(without_codes, given.shape, ids, " without quantization")
+            self.continuous.add(images, without_codes[..., :height, :width])
         return waited + len(images) - self.decoded.waiting
 
     def finish(self) -> int:
@@ -350,7 +379,7 @@ def _refuse_not_finite(
 
 def evaluate(
     tokenizer: Codec,
-    pixels: Pixels,
+    pixels: Pixels | WholeImages,
     ids: Sequence[object],
     *,
     metrics: Sequence[str],
@@ -364,9 +393,10 @@ def evaluate(
 ) -> Evaluation:
     """Score a tokenizer on validation images, each of them once.
 
-    pixels: uint8 (N, R, R, C) after crop and resize; they are both input and reference. The tokenizer is moved to
-    `device`, runs in eval mode and float32, and has its training mode back afterwards. `progress(done, total)`
-    counts images, those whose reference features are made too. Raises UsageError for missing weights, images
+    pixels: uint8 (N, R, R, C) after crop and resize, or each at its own size; they are both input and reference. What
+    has its own size is encoded by itself, padded to what the tokenizer takes, and scored without that. The tokenizer
+    is moved to `device`, runs in eval mode and float32, and has its training mode back afterwards. `progress(done,
+    total)` counts images, those whose reference features are made too. Raises UsageError for missing weights, images
     too small for a metric, or of other channels than it sees; VQBenchError for an index outside the codebook or a
     reconstruction that is not finite.
     """
@@ -376,7 +406,8 @@ def evaluate(
     explicit = {"inception_weights": inception_weights, "lpips_weights": lpips_weights}
     extractors = _loaded([*asked, *beside], explicit, device, home, pixels.shape[3])
     kept = kept_positions(len(pixels), pixels.shape[1], pixels.shape[3])
-    seen = _Pass(tokenizer, asked, beside, extractors, kept, device)
+    whole = pixels if isinstance(pixels, WholeImages) else None
+    seen = _Pass(tokenizer, asked, beside, extractors, kept, device, _divisor(tokenizer) if whole else 1)
     step = _counter(progress, len(pixels) * (1 + len(extractors)))
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
@@ -389,23 +420,27 @@ def evaluate(
             first = seen.seen
             step(seen.add(images, ids[first : first + len(images)]))
         step(seen.finish())
-        of_codec = {m.name: float(m.score(tokenizer, pixels)) for m in asked if isinstance(m, CodecMetric)}
+        of_codec = {
+            m.name: float(m.score(tokenizer, pixels))
+            for m in asked
+            if isinstance(m, CodecMetric) and not isinstance(pixels, WholeImages)
+        }
     scores, counts, bits = {}, None, None
     if seen.histogram is not None:
         counts, bits = seen.histogram.counts, float(tokenizer.quantizer.bits_per_token)
-        facts = CodeFacts(bits, len(pixels), pixels.shape[1] * pixels.shape[2])
+        facts = CodeFacts(bits, len(pixels), whole.area if whole else pixels.shape[1] * pixels.shape[2])
         scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], counts, facts)
     scores |= seen.scores(references) | of_codec
     _refuse_not_finite(scores, seen.columns, ids)
     codes = {"codes": seen.codes} if counts is not None else {}
-    indices = np.concatenate(seen.indices) if counts is not None else None
+    indices = np.concatenate(seen.indices) if counts is not None and not whole else None
     return Evaluation(
         scores=scores,
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, **codes}),
         histogram=counts,
         indices=indices,
         bits=None if indices is None or bits is None else bits * indices.shape[1],
-        reconstructions=np.stack([seen.kept[i] for i in kept]),
+        reconstructions=np.stack([whole.middle(seen.kept[i]) if whole else seen.kept[i] for i in kept]),
         features=seen.decoded.features("inception"),
         reference_features=references.get("inception"),
         encode_images_per_s=seen.encoding.images_per_s,

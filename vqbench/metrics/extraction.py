@@ -19,8 +19,10 @@ from vqbench.errors import VQBenchError
 from vqbench.machine.home import keeping, remembered_digest
 from vqbench.metrics.channels import each_as_rgb
 from vqbench.metrics.definitions import weights_of
-from vqbench.metrics.kinds import RGB, Metric
+from vqbench.metrics.kinds import RGB, Metric, Values
+from vqbench.metrics.values import of_reference
 from vqbench.metrics.weights import pin_of, require_weights
+from vqbench.metrics.whole import WholeImages
 from vqbench.registry import EXTRACTORS
 
 _CHUNK = 256  # images of which a network on a GPU makes features at a time, where there is memory for it
@@ -28,15 +30,19 @@ _IMAGE_BYTES = 64 * 2**20  # that these may take for each: Inception in float32 
 _RESTED_SECONDS = 2.0  # since a file was written, after which another write cannot leave its times as they are
 
 
-def batches(pixels: NDArray[np.uint8], size: int, device: torch.device) -> Iterator[Tensor]:
-    """uint8 (N, R, R, C) → uint8 (B, C, R, R) on the device, at most `size` at a time.
+def batches(pixels: NDArray[np.uint8] | WholeImages, size: int, device: torch.device) -> Iterator[Tensor]:
+    """uint8 (N, R, R, C) → uint8 (B, C, R, R) on the device, at most `size` at a time, one where each has its own size.
 
     A thread reads the next images from the disk while whoever asks is busy with these; for a GPU it puts them where
     they can be copied without waiting.
     """
 
+    if isinstance(pixels, WholeImages):
+        size = 1
+
     def read(start: int) -> Tensor:
-        part = torch.from_numpy(np.array(pixels[start : start + size]))
+        some = pixels[start][None] if isinstance(pixels, WholeImages) else pixels[start : start + size]
+        part = torch.from_numpy(np.array(some))
         return part.pin_memory() if device.type == "cuda" else part
 
     with ThreadPoolExecutor(1) as reader:
@@ -75,29 +81,37 @@ def load_extractor(
     kind = EXTRACTORS.get(known.extractor)
     net = kind().load(require_weights(kind.weights, explicit, False, home), home)
     each = channels if known.sees == "each_channel" else 0
-    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(known), each)
+    return FeatureExtractor(net, device, kind.dimensions, extractor_digest(known), each, known.values)
 
 
 def extractor_digest(known: Metric) -> str:
-    """What the features that a metric compares depend on: weights, whether of each channel, of a plugin its text."""
+    """What the features that a metric compares depend on: weights, on what they are made, of a plugin its text."""
     pinned, source = pin_of(weights_of(known)), EXTRACTORS.source_of(known.extractor).digest
+    own = EXTRACTORS.get(known.extractor).digest
     of_each = " each channel" if known.sees == "each_channel" else ""
-    return pinned.digest + (f" {source}" if source else "") + of_each
+    of_values = f" {known.values}" if known.values != "rounded" else ""
+    return " ".join(filter(None, (pinned.digest, source, own))) + of_each + of_values
 
 
 class FeatureExtractor:
     """A network on a device, in chunks that suit it; with `each`, on that many channels of an image one by one."""
 
     def __init__(
-        self, net: torch.nn.Module, device: torch.device, dimensions: int = 2048, digest: str = "", each: int = 0
+        self,
+        net: torch.nn.Module,
+        device: torch.device,
+        dimensions: int = 2048,
+        digest: str = "",
+        each: int = 0,
+        values: Values = "rounded",
     ) -> None:
-        self.net, self.device, self.each = net.to(device).eval(), device, each
+        self.net, self.device, self.each, self.values = net.to(device).eval(), device, each, values
         self.dimensions = dimensions * max(1, each)
         self.digest = digest or str(net.digest)
         self.chunk, self.awaits = chunk_for(device), images_at_a_time(device)
 
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """uint8 (B, C, H, W) → float32 (B, D); of `each` channel (B, C · D), one after the other.
+        """(B, C, H, W), as its `values` are → float32 (B, D); of `each` channel (B, C · D), one after the other.
 
         Raises VQBenchError for what are no such features.
         """
@@ -116,7 +130,11 @@ class FeatureExtractor:
 
 
 def reference_path(
-    pixels: NDArray[np.uint8], validation_digest: str, weights_digest: str, device: torch.device, home: Path
+    pixels: NDArray[np.uint8] | WholeImages,
+    validation_digest: str,
+    weights_digest: str,
+    device: torch.device,
+    home: Path,
 ) -> Path:
     """Where the features of these images under these weights are cached.
 
@@ -141,7 +159,7 @@ def reference_path(
     return home / "features" / f"{digest}.npy"
 
 
-def _file_identity(pixels: NDArray[np.uint8]) -> tuple[object, ...] | None:
+def _file_identity(pixels: NDArray[np.uint8] | WholeImages) -> tuple[object, ...] | None:
     """What changes whenever the file changes that `pixels` is a read-only map of, all of it and in its order.
 
     None for anything else, and for a file that was written a moment ago: it may be written again in the same tick of
@@ -163,7 +181,7 @@ def _file_identity(pixels: NDArray[np.uint8]) -> tuple[object, ...] | None:
 
 def reference_features(
     extract: FeatureExtractor,
-    pixels: NDArray[np.uint8],
+    pixels: NDArray[np.uint8] | WholeImages,
     validation_digest: str,
     home: Path,
     step: Callable[[int], None],
@@ -176,7 +194,7 @@ def reference_features(
         return features
     features, done = np.empty((len(pixels), extract.dimensions), np.float32), 0
     for images in batches(pixels, extract.chunk, extract.device):
-        features[done : done + len(images)] = extract(images)
+        features[done : done + len(images)] = extract(of_reference(images, extract.values))
         done += len(images)
         step(len(images))
     _write(path, features)

@@ -99,6 +99,13 @@ def _store(state: dict[str, Tensor], path: Path) -> None:
         warnings.warn(f"converted Inception weights not kept in {path.parent}: {error.strerror}", stacklevel=2)
 
 
+_TRUNK = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    *(f"Mixed_{block}" for block in _BLOCKS), "AvgPool",
+)  # fmt: skip
+"""torch-fidelity's layers from its resized input to the pooled features."""
+
+
 class Inception(nn.Module):
     """uint8 (B, 3, H, W) → float32 (B, 2048). `digest` is the content digest of its parameters."""
 
@@ -117,6 +124,16 @@ class Inception(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features: Tensor = self.net(images)[0]
         return features
+
+    def of_floats(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) from 0 to 255 → float32 (B, 2048): resized and brought to [-1, 1] as pytorch-fid does."""
+        net = self.net
+        with torch.autocast(images.device.type, enabled=False):
+            seen = nn.functional.interpolate(images.float() / 255, size=(299, 299), mode="bilinear")
+            seen = 2 * seen - 1
+            for layer in _TRUNK:
+                seen = getattr(net, layer)(seen)
+        return seen.flatten(1)
 
     def patches(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) → float32 (B, 768, 17, 17): what block Mixed_6e sees at each place, not pooled."""
@@ -145,6 +162,18 @@ def _extractor(state: dict[str, Tensor]) -> nn.Module:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer
         )
     return extractor
+
+
+class OfFloats(nn.Module):
+    """(B, 3, H, W) from 0 to 255 → `Inception.of_floats`."""
+
+    def __init__(self, inception: Inception) -> None:
+        super().__init__()
+        self.inception = inception
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (B, 2048)."""
+        return self.inception.of_floats(images)
 
 
 def load(file: WeightFile, home: Path) -> Inception:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 Better = Literal["higher", "lower"] | None
 Sees = Literal["any", "rgb", "each_channel"]
+Values = Literal["rounded", "truncated", "floats"]
 RGB = 3
 """Channels of an image that networks of metrics and losses take as it is."""
 _SHOWN = ("title", "short", "unit", "better", "digits", "interval", "on_request", "gloss", "sentence", "few_images",
-          "per_image", "companion_of", "extractor", "sees")  # fmt: skip
+          "per_image", "companion_of", "extractor", "sees", "values")  # fmt: skip
 
 
 class Metric:
@@ -68,8 +69,12 @@ class Metric:
     """Images of any number of channels as they are; RGB alone; or each channel by itself, repeated to RGB: then the
     score is the mean over channels, and `NAME/0`, `NAME/1`… are the channels of several. By default that is computed of
     images that are no RGB, in the place of what sees RGB alone."""
+    values: Values = "rounded"
+    """What it is given of a reconstruction: 8 bits, rounded; 8 bits, cut off; or the floats that the decoder gave, from
+    0 to 255. References are brought to the same; the cut takes one off some of their values."""
     in_place_of: str = ""
-    """The metric that sees RGB alone and whose place it takes for images of other channels."""
+    """The metric whose place it takes: for images of other channels, that which sees RGB alone; under a protocol of
+    others, ours."""
     tracks: tuple[str, ...] = ("images",)
     """Whether it is computed for recipes of images, of features, or both."""
     extractor: str = ""
@@ -119,7 +124,10 @@ class PairMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, references: Tensor, reconstructions: Tensor) -> Tensor:
-        """8-bit references and reconstructions, uint8 (B, C, R, R), three channels are RGB → (B,) finite values."""
+        """References and reconstructions (B, C, H, W), three channels are RGB → (B,) finite values.
+
+        uint8, or float32 from 0 to 255 where `values` is "floats".
+        """
 
 
 class FeatureMetric(Metric, ABC):
@@ -164,8 +172,8 @@ class CodeFacts:
     bits_per_token: float
     """What one spatial position can carry: the sum of log2 K over codebooks."""
     images: int
-    pixels: int
-    """Of one image; of features, the tokens of one item."""
+    pixels: float
+    """Of one image, on average where each has its own size; of features, the tokens of one item."""
 
 
 class CodeMetric(Metric, ABC):
@@ -194,10 +202,12 @@ class Extractor(ABC):
     """The name of its weights (a key of `vqbench.metrics.weights.PINS`)."""
     dimensions: int
     """D."""
+    digest: str = ""
+    """Tells apart extractors of the same weights that look at an image in different ways."""
 
     @abstractmethod
     def load(self, weights: WeightFile, home: Path) -> nn.Module:
-        """The network from the file that was verified: uint8 (B, 3, H, W) in RGB → float32 (B, D).
+        """The network from the file that was verified: (B, 3, H, W) in RGB, as `Metric.values` says → float32 (B, D).
 
         `home` is where what can be made again may be kept.
         """

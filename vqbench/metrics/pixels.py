@@ -1,4 +1,4 @@
-"""PSNR and SSIM of 8-bit images."""
+"""PSNR and SSIM of images of 8 bits, or of floats from 0 to 255."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ PSNR_CAP = 100.0
 
 
 def _check(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 4 or a.dtype != torch.uint8 or b.dtype != torch.uint8:
+    if a.shape != b.shape or a.ndim != 4 or a.dtype != b.dtype or a.dtype not in (torch.uint8, torch.float32):
         raise ValueError(
-            "two uint8 (B, C, H, W) of one shape expected, not "
+            "two (B, C, H, W) of one shape, uint8 or float32, expected, not "
             f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
         )
 
@@ -21,7 +21,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """PSNR of each pair of images: 10 log10(255² / MSE), capped at `PSNR_CAP`.
 
-    a, b: uint8 (B, C, H, W). Returns float64 (B,), in dB.
+    a, b: (B, C, H, W), uint8 or floats from 0 to 255. Returns float64 (B,), in dB.
     """
     _check(a, b)
     mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
@@ -37,14 +37,29 @@ def _window(size: int, sigma: float, device: torch.device) -> Tensor:
 def ssim(a: Tensor, b: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
     """Structural similarity of each pair of images (Wang et al., 2004, doi:10.1109/TIP.2003.819861).
 
-    a, b: uint8 (B, C, H, W) with H, W ≥ size. Returns float64 (B,). Each channel on its own, range 255, K1 0.01,
-    K2 0.03, only windows that lie inside the image. scikit-image gives the same with gaussian_weights=True,
-    sigma=1.5, use_sample_covariance=False, data_range=255: it filters with a margin and crops the margin off.
+    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ size. Returns float64 (B,). Each channel on its own,
+    range 255, K1 0.01, K2 0.03, only windows that lie inside the image. scikit-image gives the same with
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255: it filters with a margin and crops
+    the margin off.
     """
     _check(a, b)
     if min(a.shape[-2:]) < size:
         raise ValueError(f"SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
-    return _means(_of_windows(a.double(), b.double(), size, sigma)[0], len(a))
+    return _means(_of_windows(a.double(), b.double(), _window(size, sigma, a.device))[0], len(a))
+
+
+def uniform_ssim(a: Tensor, b: Tensor, data_range: float = 255.0, size: int = 7) -> Tensor:
+    """SSIM of each pair of images as scikit-image has it by default: a flat window, and the sample covariance.
+
+    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ size. Returns float64 (B,): larger, the larger
+    `data_range` is beside that of the values.
+    """
+    _check(a, b)
+    if min(a.shape[-2:]) < size:
+        raise ValueError(f"this SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
+    flat = torch.full((size,), 1 / size, dtype=torch.float64, device=a.device)
+    sample = size**2 / (size**2 - 1)
+    return _means(_of_windows(a.double(), b.double(), flat, data_range, sample)[0], len(a))
 
 
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -62,20 +77,25 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     if min(a.shape[-2:]) <= 10 * 2 ** (len(SCALES) - 1):
         raise ValueError(f"MS-SSIM needs images of at least 161×161, not {a.shape[-2]}×{a.shape[-1]}")
     x, y, product = a.double(), b.double(), a.new_ones(len(a), dtype=torch.float64)
+    window = _window(11, 1.5, a.device)
     for scale, power in enumerate(SCALES, start=1):
         if scale < len(SCALES):
-            _, of_scale = _of_windows(x, y, 11, 1.5)
+            _, of_scale = _of_windows(x, y, window)
         else:
             mirrored_x, mirrored_y = (functional.pad(t, (5, 5, 5, 5), mode="reflect") for t in (x, y))
-            of_scale, _ = _of_windows(mirrored_x, mirrored_y, 11, 1.5)
+            of_scale, _ = _of_windows(mirrored_x, mirrored_y, window)
         product = product * _means(of_scale, len(a)).clamp(min=0) ** power
         x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
     return product
 
 
-def _of_windows(a: Tensor, b: Tensor, size: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """SSIM and its contrast-structure term, of every window inside float64 (B, C, H, W)."""
-    window = _window(size, sigma, a.device)
+def _of_windows(
+    a: Tensor, b: Tensor, window: Tensor, data_range: float = 255.0, sample: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """SSIM and its contrast-structure term, of every window inside float64 (B, C, H, W).
+
+    `window` are the weights of a line; variances are `sample` times those of the window as a population.
+    """
 
     def blur(x: Tensor) -> Tensor:
         rows = functional.conv2d(x, window.view(1, 1, -1, 1))
@@ -83,8 +103,8 @@ def _of_windows(a: Tensor, b: Tensor, size: int, sigma: float) -> tuple[Tensor, 
 
     x, y = (t.flatten(0, 1).unsqueeze(1) for t in (a, b))  # channels become images of one channel
     mx, my = blur(x), blur(y)
-    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    vx, vy, vxy = (sample * v for v in (blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my))
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return similarity, (2 * vxy + c2) / (vx + vy + c2)
 

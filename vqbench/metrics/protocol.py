@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric
+from vqbench.metrics.definitions import IN_PROTOCOL, VERSION, cautions, metric, of_protocol
+from vqbench.metrics.named import NamedProtocol
 from vqbench.metrics.weights import BACKBONES, INCEPTION, LPIPS_HEADS
 from vqbench.wording import counted
 
@@ -19,8 +20,9 @@ LANCZOS = "PIL Lanczos, short side to the resolution"
 ROUNDING = "reconstructions clamped to [-1, 1], then round(127.5 (x + 1)), to 8 bits, once, before every metric"
 
 
-def _sentences() -> dict[str, str]:
-    return {name: metric(name).sentence for name in IN_PROTOCOL}
+def _sentences(named: NamedProtocol | None = None) -> dict[str, str]:
+    names = IN_PROTOCOL if named is None else of_protocol(map(metric, IN_PROTOCOL), named)
+    return {name: metric(name).sentence for name in names}
 
 
 def pinned_weights() -> dict[str, str]:
@@ -74,6 +76,7 @@ class Protocol(Hashed):
     n_images: int
     """rFID depends on it: fewer images give a larger one."""
     resolution: int
+    """Pixels a side; 0 where each image has its own."""
     crop: str = CENTRE_CROP
     resize: str = LANCZOS
     rounding: str = ROUNDING
@@ -87,10 +90,16 @@ class Protocol(Hashed):
     small_images: str = field(default="", metadata=NOT_HASHED)
     """How many of each side are small."""
     image_channels: int = field(default=3, metadata=ADDED_LATER)
+    rules: str = field(default="", metadata=ADDED_LATER)
+    """The named protocol whose rules they are; empty: ours."""
+    substitute: str = field(default="", metadata=NOT_HASHED)
+    """What of that source cannot be run here, and what stands in for it."""
+    source: str = field(default="", metadata=NOT_HASHED)
+    """Where its rules were read."""
 
     def describe(self) -> str:
         """A few lines for a person."""
-        size = f"{self.resolution}×{self.resolution}"
+        size = f"{self.resolution}×{self.resolution}" if self.resolution else "each at its own size"
         if self.image_channels != 3:
             size += f" of {counted(self.image_channels, 'channel')}"
         return "\n".join(
@@ -102,9 +111,11 @@ class Protocol(Hashed):
                 *([f"  orientation: {self.orientation}"] if self.orientation else []),
                 *([f"  small images: {self.small_images or self.small}"] if self.small else []),
                 f"  rounding: {self.rounding}",
+                *([f"  rules of {self.rules}: {self.source}"] if self.rules else []),
+                *([f"  not as there: {self.substitute}"] if self.substitute else []),
                 f"  images {self.validation_digest[:12]}, Inception {self.weights['inception'][:12]}, "
                 f"definitions {self.version} (docs/protocol.md)",
-                *(f"  {text}" for text in cautions(IN_PROTOCOL, self.n_images).values()),
+                *(f"  {text}" for text in cautions(self.definitions, self.n_images).values()),
             )
         )
 
@@ -125,14 +136,21 @@ def protocol_for(
     orientation: str = "",
     small_images: str = "",
     image_channels: int = 3,
+    named: NamedProtocol | None = None,
 ) -> Protocol:
     """The protocol of a dataset at a resolution.
 
     `protocol_name` is the dataset's part of the name ("photos"; "ffhq-6to1" where the split is not the official
-    one): the resolution and the version are appended. `resize`, `small` and `orientation` are `Reading.in_words`.
+    one): the resolution, what `named` is called and the version are appended. `crop`, `resize`, `small` and
+    `orientation` are `Reading.in_words`.
     """
+    rules = "-".join([*([str(resolution)] if resolution else []), *([named.name] if named is not None else [])])
+    others: dict[str, Any] = {} if named is None else {
+        "rules": named.name, "rounding": named.rounding or ROUNDING, "definitions": _sentences(named),
+        "substitute": named.substitute, "source": named.source,
+    }  # fmt: skip
     return Protocol(
-        name=f"{protocol_name}-{resolution}-{VERSION}",
+        name=f"{protocol_name}-{rules}-{VERSION}",
         dataset=protocol_name,
         split_rule=split_rule,
         validation_digest=validation_digest,
@@ -144,4 +162,5 @@ def protocol_for(
         orientation=orientation,
         small_images=small_images,
         image_channels=image_channels,
+        **others,
     )

@@ -53,7 +53,7 @@ class MethodChoice:
     code: str | None
     """sha256 of the method's source, neighbours included, unless it is one of vqbench's own."""
     pretrained: dict[str, Any] | None = None
-    """What is known of a tokenizer that is trained already (`vqbench.pretrained.facts.Facts`), and the text that named
+    """What is known of a tokenizer that is trained already (`vqbench.facts.Facts`), and the text that named
     it; None for a method to train."""
 
 

@@ -176,6 +176,7 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
     if recipe.track == "features" and (stray := [choice.label for choice in choices if choice.pretrained]):
         what = f"{stray[0]} is a tokenizer of images, and recipe {recipe.name} fits features"
         raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
+    request.data.refuse_training([choice.label for choice in choices if not choice.pretrained])
     refuse_unfit((choice for choice in choices if choice.pretrained), recipe.resolution, recipe.image_channels)
     return tuple(apart(choices))
 

@@ -19,6 +19,7 @@ from vqbench.errors import UsageError, remedy, unknown
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import metric, needed_weights, of_channels, select_metrics, too_small, weights_of
 from vqbench.metrics.kinds import RGB
+from vqbench.metrics.named import named_protocol
 from vqbench.planning.choice import MethodChoice, read_settings
 from vqbench.planning.plan import Cell, Plan, Resolved, check_request, resolve_recipe
 from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
@@ -75,7 +76,8 @@ def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
     channels = recipe.image_channels if scored_as == "images" else RGB
-    asked = select_metrics(request.metrics, scored_as, channels)
+    protocol = named_protocol(request.protocol)
+    asked = select_metrics(request.metrics, scored_as, channels, protocol)
     if request.lpips is not None:
         if scored_as not in metric(f"lpips_{request.lpips}").tracks:
             raise UsageError(
@@ -83,7 +85,10 @@ def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
                 "leave --lpips (VQBENCH_LPIPS) out",
             )
         others = [name for name in asked if request.metrics or not name.startswith("lpips_")]
-        asked = select_metrics([*others, of_channels(f"lpips_{request.lpips}", channels)], channels=channels)
+        lpips = of_channels(f"lpips_{request.lpips}", channels)
+        if protocol is not None:
+            lpips = protocol.in_place_of.get(lpips, lpips)
+        asked = select_metrics([*others, lpips], channels=channels, protocol=protocol)
     return asked
 
 

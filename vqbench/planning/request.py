@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vqbench import arguments
 from vqbench.arguments import option
 from vqbench.errors import UsageError, require_utf8, unknown
+from vqbench.metrics.named import named_protocol
 from vqbench.planning.variant import Variant
 from vqbench.registry import DATASETS
 
@@ -51,6 +52,20 @@ def _kept_as(words: str, value: Any) -> str:
     if kind == "jpeg":
         raise UsageError(f"{words} {text}: the quality of a JPEG is from 1 to 100", f"for example: {words} jpeg:90")
     raise unknown("format", text, ("pixels", "original", "jpeg"), f"for example: {words} pixels")
+
+
+def _protocol(words: str, value: Any) -> str:
+    """A protocol as `DataReference` has it; ours is empty text."""
+    found = named_protocol(arguments.text(words, value))
+    return found.name if found is not None else ""
+
+
+def _split(words: str, value: Any) -> str:
+    """What is scored, as `DataReference` has it; the validation images are empty text."""
+    text = arguments.text(words, value)
+    if text not in ("", "val", "all"):
+        raise unknown("split", text, ("val", "all"), f"for example: {words} all")
+    return "all" if text == "all" else ""
 
 
 def _datasets(incomplete: str) -> list[str]:
@@ -143,6 +158,16 @@ class RunRequest:
         None, arguments.path, "Validate on the images that a file lists, one id a line; train on all others.", "FILE",
         defines=True,
     )  # fmt: skip
+    protocol: str = option(
+        "", _protocol,
+        "Read images and measure by the rules of a source of published scores: ours, taming, llamagen, var, bsq, "
+        "seed_voken.", "NAME", defines=True,
+    )  # fmt: skip
+    """Empty: ours."""
+    split: str = option(
+        "", _split, "Score all images of the dataset, and train on none; default: val.", "val|all", defines=True
+    )
+    """Empty: the validation images."""
     format: str = option(
         "", _kept_as,
         "How training images are kept: pixels, original (the files' bytes), or jpeg:QUALITY, which trains on what JPEG "
@@ -197,7 +222,7 @@ class RunRequest:
 
         return DataReference(
             self.dataset, self.data_root, self.validation_images, self.features, self.holdout,
-            self.resize, self.resize_scale, self.small, self.split_list, self.format,
+            self.resize, self.resize_scale, self.small, self.split_list, self.format, self.protocol, self.split,
         )  # fmt: skip
 
     def __post_init__(self) -> None:

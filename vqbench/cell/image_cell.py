@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vqbench.data.dataset import Dataset
+    from vqbench.data.decode import Reading
     from vqbench.data.prepare import PreparedImages
     from vqbench.facts import Facts
     from vqbench.metrics.evaluation import Codec, Evaluation
@@ -54,7 +55,7 @@ def train_and_evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "pretrained" in spec:
         progress.enter("open")
-        codec, facts = opened(spec, validation)
+        codec, facts = opened(spec, validation, dataset.reading)
         training = {"device": device.type, "pretrained": facts.as_dict()}
         params = dict(facts.parameters)
     else:
@@ -87,7 +88,7 @@ def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evalu
     }
 
 
-def opened(spec: dict[str, Any], validation: PreparedImages) -> tuple[Codec, Facts]:
+def opened(spec: dict[str, Any], validation: PreparedImages, reading: Reading | None) -> tuple[Codec, Facts]:
     """The tokenizer of a cell that trains none, and what is known of it.
 
     Raises VQBenchError where it is not the one of the plan, UsageError where it cannot be opened.
@@ -97,7 +98,7 @@ def opened(spec: dict[str, Any], validation: PreparedImages) -> tuple[Codec, Fac
 
     said = spec["pretrained"]
     planned = Facts.of(said)
-    found = open_source(said["source"], said["as"], said["trust"], validation)
+    found = open_source(said["source"], said["as"], said["trust"], validation, reading)
     if found.facts.in_hash != planned.in_hash:
         raise VQBenchError(
             f"{planned.path} has changed since this cell was planned",

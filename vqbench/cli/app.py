@@ -92,7 +92,7 @@ def run(
 
 
 @app.command("eval")
-@takes(EvalRequest, RunRequest, without=(*OF_TRAINING, "probe"))
+@takes(EvalRequest, RunRequest, without=(*OF_TRAINING, "split", "probe"))
 def evaluate(
     options: Typed,
     sources: Annotated[
@@ -316,15 +316,28 @@ def show(
 
 
 @app.command()
-@takes(RunRequest, only=["plugins"])
+@takes(RunRequest, only=["plugins", "family", "trust"])
 def check(
-    method: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method's name, or a file that registers one.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE|SOURCE",
+            help="A method's name, a file that registers one, or a tokenizer that is trained already, as for eval.",
+        ),
+    ],
     plugins: list[Path] | None = None,
+    family: str = "",
+    trust: bool = False,
 ) -> None:
-    """Hold a method to the contract of a quantizer; one line per property."""
+    """Hold a method, or a tokenizer that is trained already, to its contract; one line per property."""
+    from vqbench.planning.source_choice import names_source
+
     _add_plugins(plugins)
+    if not method.endswith(".py") and names_source(method):
+        _check_source(method, family, trust)
+        return
     names: tuple[str, ...] = (method,)
-    if method.endswith(".py") or os.sep in method:
+    if method.endswith(".py"):
         names = add_plugin(Path(method))[METHODS.kind]
         if not names:
             raise UsageError(f"{method} registers no method", 'decorate a class with @METHODS.register("name")')
@@ -337,6 +350,19 @@ def check(
         print_text(f"{name}\n{render(properties)}")
         failed |= any(p.passed is False for p in properties)
     if failed:
+        raise typer.Exit(1)
+
+
+def _check_source(source: str, family: str, trust: bool) -> None:
+    from vqbench.checks.suite import render
+    from vqbench.cli.terminal import print_text
+    from vqbench.pretrained.conformance import check_source
+    from vqbench.pretrained.opening import open_source
+
+    opened = open_source(source, family, trust)
+    properties = check_source(opened)
+    print_text(f"{opened.facts.name}: {opened.facts.in_words()}\n{render(properties)}")
+    if any(p.passed is False for p in properties):
         raise typer.Exit(1)
 
 

@@ -111,8 +111,8 @@ def takes(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of these requests beside its own; its parameter `options` holds what was typed.
 
-    With `only` it gets these options of the one request as arguments of these names, and no `options`. The options
-    `without` which it makes sense are left at their defaults.
+    With `only` it gets these options of the one request as arguments of these names, and no `options`. The options of
+    the last request `without` which it makes sense are left at their defaults.
     """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -123,7 +123,8 @@ def takes(
             mine = [_of_shared(p, named[p.name]) if p.name in named else p for p in own.values()]
             mine = [p for p in mine if p.kind is not inspect.Parameter.VAR_KEYWORD]
             return _with_signature(command, [*mine, *(p for f, p in named.items() if f not in own)], command)
-        kept = {key: known for key, known in every.items() if known.field not in (*own, *without)}
+        left = {(requests[-1], field) for field in without}
+        kept = {key: known for key, known in every.items() if known.field not in own and key not in left}
         shared = {key: _parameter(key[0], known) for key, known in kept.items()}
         hints = typing.get_type_hints(Typed, include_extras=True)
         trains = RunRequest in requests

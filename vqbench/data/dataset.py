@@ -477,6 +477,8 @@ class Dataset(ABC):
     """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
     licence: str = ""
     """Under which terms the images may be used."""
+    has_own_split: bool = True
+    """Whether whoever made the images says which are validation; otherwise that is by hash, and ours."""
     channels: int = 3
     """Of an image: the last axis of what `load` gives. 1 is grey, 3 RGB, 4 are four grey images of one place."""
     reading: Reading | None = None

@@ -11,7 +11,7 @@ from vqbench.data.decode import SUFFIXES
 from vqbench.data.encoded import EncodedImages
 from vqbench.data.files import Files, FoundFiles, absolute
 from vqbench.data.index import TRAIN, VALIDATION, make_index
-from vqbench.data.source_shards import split_of
+from vqbench.data.source_shards import BY_HASH, split_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -37,6 +37,7 @@ class FileList(Dataset):
         self.train = EncodedImages(train, resolution, crop=False)
         self.validation = EncodedImages(validation, resolution, crop=True)
         self.train_digest = train.digest()
+        self.has_own_split = split.word != BY_HASH
         self.protocol_name, self.split_rule = f"{self.slug}-{split.word}", split.rule
         self.split_notes = tuple(split.notes)
 

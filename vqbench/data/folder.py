@@ -82,6 +82,7 @@ class Folder(Dataset):
                 what = f"{root} holds only one image ({files[0].id}); training and validation need one each"
                 hint = "give another folder"
             self.empty_side = UsageError(what, hint)
+        self.has_own_split = False
         self.split_rule, self.protocol_name = _BY_HASH, f"{self.slug}-hash90"
         self.split_notes = (
             f"{len(files):,} images split by hash of the path: {{train}} train, {{validation}} validation",

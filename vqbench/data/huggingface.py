@@ -11,7 +11,7 @@ from vqbench.data.encoded import EncodedImages
 from vqbench.data.files import absolute
 from vqbench.data.index import TRAIN, VALIDATION, Index, kept_index, make_index
 from vqbench.data.parquet import FoundRows, Rows
-from vqbench.data.source_shards import missing_shards, side_named, split_of, states_of
+from vqbench.data.source_shards import BY_HASH, missing_shards, side_named, split_of, states_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -49,6 +49,7 @@ class HuggingFace(Dataset):
         self.train = EncodedImages(train, resolution, crop=False)
         self.validation = EncodedImages(validation, resolution, crop=True)
         self.train_digest = train.digest()
+        self.has_own_split = facts["word"] != BY_HASH
         self.protocol_name = f"{self.slug}-{facts['word']}"
         self.split_rule, self.split_notes, self.notes = facts["rule"], tuple(facts["notes"]), tuple(facts["remarks"])
 

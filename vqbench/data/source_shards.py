@@ -108,6 +108,10 @@ def split_of(ids: Sequence[str], shard_of: Sequence[int] = (), shards: Sequence[
     )
 
 
+BY_HASH = "hash90"
+"""In the name of a protocol: nobody has split the images but us."""
+
+
 class Split:
     """Which entries of a set are trained on and which are validation, and what a dataset says of it."""
 
@@ -115,7 +119,7 @@ class Split:
         self, sides: Mapping[str, list[int]], is_by_name: bool = False, held_out: str = "", left_out: int = 0
     ) -> None:
         self.sides, count = sides, {side: len(entries) for side, entries in sides.items()}
-        self.word = f"train-{'val' if held_out == VALIDATION else held_out}" if is_by_name else "hash90"
+        self.word = f"train-{'val' if held_out == VALIDATION else held_out}" if is_by_name else BY_HASH
         if is_by_name:
             self.rule = f"The {TRAIN} split is trained on, the {held_out} split is validation."
             self.notes = [f"{left_out:,} images of other splits are not used"] if left_out else []

@@ -10,7 +10,7 @@ from vqbench.data.dataset import Dataset, path_safe
 from vqbench.data.encoded import EncodedImages
 from vqbench.data.files import absolute
 from vqbench.data.index import TRAIN, VALIDATION, Index, kept_index, make_index
-from vqbench.data.source_shards import matching, split_of, states_of
+from vqbench.data.source_shards import BY_HASH, matching, split_of, states_of
 from vqbench.data.tars import FoundMembers, Members
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
@@ -46,5 +46,6 @@ class WebDataset(Dataset):
         self.train = EncodedImages(train, resolution, crop=False)
         self.validation = EncodedImages(validation, resolution, crop=True)
         self.train_digest = train.digest()
+        self.has_own_split = facts["word"] != BY_HASH
         self.protocol_name = f"{self.slug}-{facts['word']}"
         self.split_rule, self.split_notes = facts["rule"], tuple(facts["notes"])

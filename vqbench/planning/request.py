@@ -60,12 +60,16 @@ def _protocol(words: str, value: Any) -> str:
     return found.name if found is not None else ""
 
 
-def _split(words: str, value: Any) -> str:
-    """What is scored, as `DataReference` has it; the validation images are empty text."""
+def _named_split(words: str, value: Any) -> str:
     text = arguments.text(words, value)
     if text not in ("", "val", "all"):
         raise unknown("split", text, ("val", "all"), f"for example: {words} all")
-    return "all" if text == "all" else ""
+    return text
+
+
+def _split(words: str, value: Any) -> str:
+    """What is scored, as `DataReference` has it; the validation images are empty text."""
+    return "all" if _named_split(words, value) == "all" else ""
 
 
 def _datasets(incomplete: str) -> list[str]:
@@ -269,6 +273,10 @@ class EvalRequest:
     resolution: int | None = option(
         None, arguments.whole, "Side of the images; default: what the tokenizers were trained on, or 256.", "R"
     )
+    split: str = option(
+        "", _named_split, "Score the validation images, or all; default: val, or all of what has no split of its own.",
+        "val|all",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""

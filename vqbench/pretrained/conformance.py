@@ -22,8 +22,8 @@ from vqbench.data.dataset import Images
 from vqbench.data.photos import Photos
 from vqbench.errors import UsageError
 from vqbench.inputs import to_input
-from vqbench.metrics.evaluation import to_8_bits
 from vqbench.metrics.pixels import psnr
+from vqbench.metrics.values import to_8_bits
 from vqbench.pretrained.external import Declared, ExternalCodec, ExternalError, told
 from vqbench.pretrained.opened import Opened
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqbench.data.decode import AS_EVER, Reading
 from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.machine.home import expanded
@@ -32,12 +34,18 @@ def is_source(text: str) -> bool:
     return bool(looks_so) or os.sep in text or expanded(Path(text)).exists()
 
 
-def open_source(source: str, family: str = "", trust: bool = False, validation: PreparedImages | None = None) -> Opened:
+def open_source(
+    source: str,
+    family: str = "",
+    trust: bool = False,
+    validation: PreparedImages | None = None,
+    reading: Reading | None = None,
+) -> Opened:
     """The tokenizer that a text names, and what is known of it.
 
     `family` is the layout of a file of weights where it is not to be guessed; `trust` lets a file that is a program
-    run. A folder of reconstructions is matched with the images of `validation`. Raises UsageError for what is not
-    there, is damaged, or is no tokenizer.
+    run. A folder of reconstructions is matched with the images of `validation`, which were read by `reading`.
+    Raises UsageError for what is not there, is damaged, or is no tokenizer.
     """
     if source.startswith(IMAGES):
         from vqbench.pretrained.reconstructions import open_reconstructions
@@ -46,7 +54,7 @@ def open_source(source: str, family: str = "", trust: bool = False, validation: 
         if validation is None:
             what = f"{source} is a folder of reconstructions: it can be scored, and neither encodes nor decodes"
             raise UsageError(what, f"vqbench eval {source} --dataset …")
-        return open_reconstructions(made, originals, validation)
+        return open_reconstructions(made, originals, validation, reading or AS_EVER)
     if adapter := _ADAPTER.fullmatch(source):
         from vqbench.pretrained.adapter import open_adapter
 
@@ -59,17 +67,27 @@ def open_source(source: str, family: str = "", trust: bool = False, validation: 
     if any((path / name).is_file() for name in ("config.json", "model_index.json")):
         from vqbench.pretrained.diffusers import open_diffusers
 
-        return open_diffusers(path)
+        return _with_published(open_diffusers(path))
     if path.is_file():
         from vqbench.pretrained.checkpoint import open_checkpoint
 
-        return open_checkpoint(path, family, trust)
+        return _with_published(open_checkpoint(path, family, trust))
     if (path / SPEC).is_file():
         raise UsageError(f"{source} is a cell without weights: it has not been trained to its end", "run it first")
     if path.is_dir():
         what = f"{source} is a folder without config.json (diffusers) and without {WEIGHTS} (a finished cell)"
         raise UsageError(what, f"of reconstructions it is {IMAGES}{source}")
     raise UsageError(f"there is no {source}", f"a tokenizer is {EXAMPLES}")
+
+
+def _with_published(opened: Opened) -> Opened:
+    """The same, with what the sheet of published scores has of the file."""
+    from vqbench.pretrained.published import published_of
+
+    published, licence = published_of(opened.facts.path, opened.facts.sha256)
+    facts = opened.facts
+    known = replace(facts, published=facts.published or published, licence=facts.licence or licence)
+    return replace(opened, facts=known)
 
 
 def absolute(source: str) -> str:
@@ -105,9 +123,9 @@ def is_own(path: Path) -> bool:
 def facts_of(source: str, family: str = "", trust: bool = False) -> Facts:
     """What is known of a source, without images to score. Raises UsageError as `open_source` does."""
     if source.startswith(IMAGES):
-        from vqbench.pretrained.reconstructions import facts_of_reconstructions
+        from vqbench.pretrained.reconstructions import reconstruction_facts
 
-        return facts_of_reconstructions(*folders_of(source))
+        return reconstruction_facts(folders_of(source)[0])
     return open_source(source, family, trust).facts
 
 

@@ -106,7 +106,7 @@ class ReconstructionCodec:
         """
         import torch
 
-        from vqbench.metrics.evaluation import to_8_bits
+        from vqbench.metrics.values import to_8_bits
 
         pixels = to_8_bits(images).permute(0, 2, 3, 1).cpu().numpy()
         found = [self._by_pixels.get(_key(one), (-1,))[0] for one in pixels]

@@ -200,7 +200,7 @@ def _refuse_hostile(path: Path, foreign: set[str]) -> None:
 
 def _loaded(path: Path, foreign: set[str], trust: bool, mmap: bool) -> Mapping[str, Any]:
     _refuse_hostile(path, foreign)
-    inert = [(_InertDict if name.lower().endswith("dict") else _Inert, name) for name in sorted(foreign)]
+    inert: list[Any] = [(_InertDict if name.lower().endswith("dict") else _Inert, name) for name in sorted(foreign)]
     try:
         # what torch allows by itself keeps its meaning; all the rest is a stand-in
         with torch.serialization.safe_globals(inert), warnings.catch_warnings():

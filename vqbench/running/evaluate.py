@@ -47,7 +47,16 @@ def check_evaluation(request: EvalRequest) -> Resolved:
     refuse_unfit(choices, recipe.resolution, recipe.image_channels)
     track = track_of(recipe)
     track.refuse(recipe, run.data, run.devices)
+    run = replace(run, split=request.split or _split(run, recipe))
     return Resolved(run, recipe, track, tuple(apart(choices)))
+
+
+def _split(run: RunRequest, recipe: Recipe) -> str:
+    """What is scored where nobody says it: the validation images, or all of what has no split of its own."""
+    if run.holdout is not None or run.split_list is not None:
+        return "val"
+    whole = replace(run, split="all").data.open(recipe.resolution, recipe.image_channels)
+    return "val" if whole.has_own_split else "all"
 
 
 def _refuse_other(asked: str) -> None:
@@ -83,7 +92,7 @@ def _recipe(choices: Iterable[MethodChoice], resolution: int | None) -> Recipe:
     return recipe
 
 
-@arguments.offers(EvalRequest, RunRequest)
+@arguments.offers(RunRequest, EvalRequest)
 def evaluate(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     dataset: str | os.PathLike[str] = "",
@@ -96,7 +105,7 @@ def evaluate(
     `options` are the command's, see EvalRequest and RunRequest; `track=False` leaves MLflow out. A failed cell is a
     row whose `error` says why. Raises UsageError for what cannot be scored at all.
     """
-    of_eval, of_run = arguments.by_keyword(evaluate, options, EvalRequest, RunRequest)
+    of_run, of_eval = arguments.by_keyword(evaluate, options, RunRequest, EvalRequest)
     run = make_request(sources, dataset, evaluate, **of_run)
     tracker = make_tracker(run) if arguments.flag("track", track) else None
     return frame(execute(check_evaluation(EvalRequest(run, **of_eval)), tracker=tracker, kind="eval").rows)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from vqbench import arguments
 from vqbench.arguments import option
 from vqbench.errors import UsageError, require_utf8, unknown
+from vqbench.machine.home import expanded
 from vqbench.metrics.named import named_protocol
 from vqbench.planning.variant import Variant
+from vqbench.pretrained.opening import IMAGES
 from vqbench.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -30,9 +32,21 @@ _WORKERS_PER_PROCESSOR = 16
 def _methods(words: str, value: Any) -> tuple[str | Variant, ...]:
     """Names as `arguments.names` reads them; variants stay what they are."""
     if isinstance(value, tuple | list):
-        each = [(item,) if isinstance(item, Variant) else arguments.names(words, [item]) for item in value]
+        each = [(item,) if isinstance(item, Variant) else _named(words, item) for item in value]
         return tuple(itertools.chain.from_iterable(each))
-    return (value,) if isinstance(value, Variant) else arguments.names(words, value)
+    return (value,) if isinstance(value, Variant) else _named(words, value)
+
+
+def _named(words: str, value: Any) -> tuple[str, ...]:
+    """Names between commas; `images:RECONSTRUCTIONS,ORIGINALS` is one, where the second is a folder."""
+    found: list[str] = []
+    for name in arguments.names(words, value):
+        is_pair = found and IMAGES in found[-1] and "," not in found[-1] and expanded(Path(name)).is_dir()
+        if is_pair and isinstance(value, str | os.PathLike):
+            found[-1] += f",{name}"
+        else:
+            found.append(name)
+    return tuple(found)
 
 
 _QUALITY = 95

@@ -49,6 +49,7 @@ def open_adapter(path: Path, function: str) -> Opened:
         num_codebooks=declared.num_codebooks,
         bits_per_token=declared.bits_per_token,
         downsampling=declared.downsampling,
+        sizes=tuple(height for height, width in declared.sizes if height == width),
         parameters=parameters,
         trained_on=_each(file.trained_on for file in declared.source),
         licence=_each(file.licence for file in declared.source),

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqbench.data.decode import AS_EVER, Reading
 from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.machine.home import expanded
@@ -18,6 +17,7 @@ from vqbench.results.cell_files import SPEC, WEIGHTS
 if TYPE_CHECKING:
     import torch
 
+    from vqbench.data.decode import Reading
     from vqbench.data.prepare import PreparedImages
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".pkl", ".jit", ".pt2")
@@ -48,6 +48,7 @@ def open_source(
     Raises UsageError for what is not there, is damaged, or is no tokenizer.
     """
     if source.startswith(IMAGES):
+        from vqbench.data.decode import AS_EVER
         from vqbench.pretrained.reconstructions import open_reconstructions
 
         made, originals = folders_of(source)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import typed
+from helpers.commands import Answer, typed
 from helpers.published import Network, at, codes_near, nearest, shake
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -368,7 +368,7 @@ def test_files_that_hold_no_tokenizer(tmp_path: Path) -> None:
     refused(lambda: open_checkpoint(saved(path, [torch.zeros(2)])), "holds a list, not named tensors")
     refused(lambda: open_checkpoint(saved(path, {"epoch": 3})), "has no named tensors")
     (tmp_path / "there.ckpt").touch()
-    refused(lambda: open_checkpoint(tmp_path / "nowhere.ckpt"), "there is no file", "there are resnet.ckpt, there.ckpt")
+    refused(lambda: open_checkpoint(tmp_path / "resnets.ckpt"), "there is no file", "| there is resnet.ckpt")
     refused(lambda: open_checkpoint(tmp_path), "is a folder", "resnet.ckpt")
     refused(lambda: open_checkpoint(tmp_path / "there.ckpt"), "is empty")
     beginnings = {
@@ -403,26 +403,26 @@ def test_a_file_that_is_cut_off(tmp_path: Path, kind: str, share: float) -> None
     refused(lambda: open_checkpoint(path), "is cut off or damaged", "sha256")
 
 
-def test_a_file_is_a_row_of_eval(tmp_path: Path, images: Path) -> None:
+def evaluated(folder: Path, images: Path, *options: object) -> Answer:
+    """`vqbench eval` of a file of IBQ."""
     _, tensors, _ = taming(blocks=4)
-    path = saved(tmp_path / "gan.ckpt", {"state_dict": tensors, "epoch": 1})
-    words = (
-        "--dataset",
-        f"folder:{images}",
-        "--resolution",
-        16,
-        "--metrics",
-        "psnr,usage",
-        "--runs",
-        tmp_path / "runs",
-    )
-    answer = typed("eval", path, *words, "--json")
+    path = saved(folder / "gan.ckpt", {"state_dict": tensors, "epoch": 1})
+    data = ("--dataset", f"folder:{images}", "--resolution", 16)
+    return typed("eval", path, *data, "--metrics", "psnr,usage", "--runs", folder / "runs", *options)
+
+
+@pytest.mark.slow
+def test_a_file_is_a_row_of_eval(tmp_path: Path, images: Path) -> None:
+    answer = evaluated(tmp_path, images, "--json")
     assert answer.code == 0, answer.err
     (row,) = answer.objects
     assert (row["method"], row["tokens_per_image"]) == ("gan", 64)
     known = json.loads((Path(row["path"]) / "spec.json").read_text())["pretrained"]
     assert (known["family"], known["codebook_size"]) == ("ibq", K)
-    wrong = typed("eval", path, *words, "--as", "llamagen")
+
+
+def test_a_wrong_family_is_one_error_and_one_hint_of_eval(tmp_path: Path, images: Path) -> None:
+    wrong = evaluated(tmp_path, images, "--as", "llamagen")
     assert wrong.code == 2
     error, hint = wrong.err.strip().splitlines()[-2:]
     assert "'encoder.down.0.block.0.norm1.weight' does not fit" in error

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,9 +90,9 @@ def _beginning(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(1024)
     except FileNotFoundError:
-        beside = [f.name for f in path.parent.iterdir() if f.is_file()] if path.parent.is_dir() else []
-        hint = f"there are {some(sorted(beside))}" if beside else "look at the path"
-        raise UsageError(f"there is no file {path}", hint) from None
+        beside = sorted(f.name for f in path.parent.iterdir() if f.is_file()) if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1) or beside
+        raise UsageError(f"there is no file {path}", f"there is {some(near)}" if near else "look at the path") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     if not head:

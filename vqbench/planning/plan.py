@@ -24,7 +24,15 @@ from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
 from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
-from vqbench.planning.source_choice import SEEN, apart, choose_source, names_source, refuse_unfit, told_of
+from vqbench.planning.source_choice import (
+    SEEN,
+    apart,
+    choose_source,
+    names_source,
+    refuse_idle_options,
+    refuse_unfit,
+    told_of,
+)
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
@@ -177,7 +185,9 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
         what = f"{stray[0]} is a tokenizer of images, and recipe {recipe.name} fits features"
         raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
     request.data.refuse_training([choice.label for choice in choices if not choice.pretrained])
-    refuse_unfit((choice for choice in choices if choice.pretrained), recipe.resolution, recipe.image_channels)
+    sources = [choice for choice in choices if choice.pretrained]
+    refuse_idle_options(sources, request)
+    refuse_unfit(sources, recipe.resolution, recipe.image_channels)
     return tuple(apart(choices))
 
 

@@ -111,6 +111,15 @@ def told_of(choice: MethodChoice, reference: str, training_digest: str) -> dict[
     return said
 
 
+def refuse_idle_options(choices: Iterable[MethodChoice], request: RunRequest) -> None:
+    """Raise UsageError for options about files of weights where no source is one."""
+    given = [f"--as {request.family}"] if request.family else []
+    given += ["--trust"] if request.trust else []
+    if given and not any((choice.pretrained or {}).get("kind") == "checkpoint" for choice in choices):
+        what = f"{' and '.join(given)} says how to read a checkpoint, and there is none"
+        raise UsageError(what, f"leave {' and '.join(given)} out")
+
+
 def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:
     """Raise UsageError for a source that does not take square images of this side, or of so many channels."""
     for choice in choices:

@@ -16,7 +16,14 @@ from vqbench.machine.home import working_folder
 from vqbench.planning.choice import MethodChoice
 from vqbench.planning.plan import Resolved
 from vqbench.planning.request import EvalRequest, RunRequest, make_request, refuse_odd_bytes, refuse_odd_engine
-from vqbench.planning.source_choice import apart, choose_source, names_source, refuse_unfit, split_name
+from vqbench.planning.source_choice import (
+    apart,
+    choose_source,
+    names_source,
+    refuse_idle_options,
+    refuse_unfit,
+    split_name,
+)
 from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, add_plugin
@@ -43,6 +50,7 @@ def check_evaluation(request: EvalRequest) -> Resolved:
         _refuse_other(str(asked))
     run = replace(run, dataset=run.dataset or _originals(run.methods))
     choices = [choose_source(str(asked), run) for asked in dict.fromkeys(run.methods)]
+    refuse_idle_options(choices, run)
     recipe = _recipe(choices, request.resolution)
     refuse_unfit(choices, recipe.resolution, recipe.image_channels)
     track = track_of(recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,10 @@ def file_of(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages speak of: a folder of photographs, FFHQ, the plugins of the pages on adding one."""
+    """What the pages speak of: photographs, reconstructions of them, FFHQ, the plugins of the pages on adding one."""
     root = tmp_path_factory.mktemp("docs")
     write_images(root / "my_photos", 150, side=64)
+    shutil.copytree(root / "my_photos", root / "their_reconstructions")
     write_images(root / "ffhq", 49, side=256)
     for path in sorted((root / "ffhq").iterdir()):
         path.rename(path.with_name(f"{int(path.stem):05d}.png"))

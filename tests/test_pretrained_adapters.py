@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import REPOSITORY
+from helpers.commands import REPOSITORY, typed
 from helpers.images import write_images
 from helpers.shared import SHARED
 from PIL import Image
@@ -219,7 +219,7 @@ def test_tokens_of_any_layout_are_scored(
     assert opened.facts.bits_per_token == 12
 
 
-def test_what_it_declares_is_what_is_known_of_it(tmp_path: Path) -> None:
+def test_what_it_declares_is_what_is_known_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.pt").write_bytes(b"weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
     path = written(
@@ -227,12 +227,16 @@ def test_what_it_declares_is_what_is_known_of_it(tmp_path: Path) -> None:
         f"""
 def mine():
     made = Grid()
+    print("loading")
     made.name, made.bits_per_token, made.published = "mine v1", 11.5, {{"theirs": {{"rfid": 1.25}}}}
+    made.resolution, made.sizes = 64, [64, (32, 64)]
     made.source = {{"file": "weights.pt", "sha256": "{sha256[:16]}", "licence": "MIT", "trained_on": "faces"}}
     return made
 """,
     )
     facts = open_adapter(path, "mine").facts
+    assert capsys.readouterr().out == ""  # where --json has its lines
+    assert (facts.resolution, facts.sizes) == (64, (64,))
     assert (facts.kind, facts.name, facts.path) == ("adapter", "mine v1", f"{path}:mine")
     assert (facts.codebook_size, facts.num_codebooks, facts.bits_per_token) == (4096, 1, 11.5)
     assert (facts.licence, facts.trained_on, facts.published) == ("MIT", "faces", {"theirs": {"rfid": 1.25}})
@@ -266,7 +270,7 @@ def mine():
     for name in ("mine.py", "beside.py", "w.pt"):
         (elsewhere / name).write_bytes((tmp_path / name).read_bytes())
     assert open_adapter(elsewhere / "mine.py", "mine").facts.sha256 == seen[0]
-    seen.append(digest("grid"))
+    assert digest("grid") != digest("row")
     (tmp_path / "w.pt").write_bytes(b"2")
     seen.append(digest())
     (tmp_path / "beside.py").write_text("STEPS = 4\n")
@@ -548,6 +552,7 @@ def test_what_is_missing_too_much_or_of_another_size_is_named(validation: Prepar
 
     (tmp_path / "none").mkdir()
     refused(lambda: open_reconstructions(tmp_path / "none", None, validation), "holds no image")
+    refused(lambda: reconstruction_facts(tmp_path / "none"), "holds no image")
 
 
 def test_no_more_than_twenty_names_are_shown(tmp_path: Path) -> None:
@@ -556,6 +561,19 @@ def test_no_more_than_twenty_names_are_shown(tmp_path: Path) -> None:
     Image.fromarray(pixels[0]).save(tmp_path / "00.png")
     error = refused(lambda: open_reconstructions(tmp_path, None, many), "29 of 30", "20.png and 9 more")
     assert "21.png" not in error.what
+
+
+def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 3)
+    for i, size in enumerate(((40, 30), (24, 40), (17, 19))):
+        Image.open(tmp_path / "in" / f"000{i}.png").resize(size).save(tmp_path / "in" / f"000{i}.png")
+    reading = Reading(whole=True)
+    dataset = open_dataset(f"folder:{tmp_path / 'in'}", 16, rules={"whole": True}, score_all=True)
+    whole = prepare_validation(dataset, home())
+    opened = open_reconstructions(tmp_path / "in", tmp_path / "in", whole, reading)
+    for pixels in whole.pixels:
+        images = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+        assert torch.equal(opened.codec.decode(opened.codec.encode(images)), to_input(images))
 
 
 def test_the_same_image_twice_is_said(tmp_path: Path) -> None:
@@ -582,6 +600,7 @@ def test_originals_must_be_the_validation_images(folder: Path, validation: Prepa
         "6 of 6 images", "are not those of the dataset",
     )  # fmt: skip
     assert "0000.png (up to " in error.what
+    refused(lambda: open_reconstructions(made, tmp_path / "gone", validation), f"{tmp_path / 'gone'} does not exist")
     others = tmp_path / "others"
     write_images(others, 6, seed=1)
     error = refused(lambda: open_reconstructions(made, others, validation), "1 of 6 validation images are not in")
@@ -631,6 +650,24 @@ def test_a_broken_reconstruction_is_named(validation: PreparedImages, tmp_path: 
     codec = open_reconstructions(made, None, validation).codec
     images = torch.from_numpy(np.array(validation.pixels)).permute(0, 3, 1, 2)
     refused(lambda: codec.decode(codec.encode(images)), f"{made / '0004.jpg'}: damaged")
+
+
+@pytest.mark.slow
+def test_one_command_scores_an_adapter_and_a_folder(
+    adapters: Path, folder: Path, validation: PreparedImages, tmp_path: Path
+) -> None:
+    made = reconstructed(validation, tmp_path / "made")
+    some = ("--dataset", f"folder:{folder}", "--resolution", 32, "--metrics", "psnr,usage", "--runs", tmp_path / "runs")
+    answer = typed("eval", f"{adapters}:grid", f"images:{made},{folder / 'val'}", *some, "--json")
+    assert answer.code == 0, answer.err
+    of_grid, of_folder = answer.objects
+    pixels = np.array(validation.pixels)
+    expected = scored(open_adapter(adapters, "grid"), pixels, "psnr", "usage")
+    assert of_grid["scores"] == pytest.approx(expected.scores)
+    assert (of_grid["tokens_per_image"], of_grid["bits_per_image"]) == (64, 64 * 12)
+    darker = np.maximum(pixels, 8) - np.uint8(8)
+    error = np.square(darker.astype(float) - pixels).mean((1, 2, 3))
+    assert of_folder["scores"] == {"psnr": pytest.approx((10 * np.log10(255**2 / error)).mean())}
 
 
 # --- what is checked --------------------------------------------------------------------------------------------------
@@ -755,7 +792,7 @@ def test_after_a_useless_answer_nothing_more_is_looked_at(tmp_path: Path) -> Non
 def test_our_own_tokenizers_and_folders_are_checked_too(validation: PreparedImages, tmp_path: Path) -> None:
     config = BackboneConfig(32, 32, (1, 2), 1, (), False, 8, 0.0)
     tokenizer = Tokenizer(config, build_quantizer("vqgan", {"codebook_size": 16, "dim": 8})).eval()
-    own = Opened(tokenizer, Facts("vqbench", "own", "/own", "", codebook_size=16, downsampling=2))
+    own = Opened(tokenizer, Facts("vqbench", "own", "/own", "", codebook_size=16, downsampling=2, resolution=32))
     found = check_source(own)
     assert not failing(found), found
     assert "33×33 px refused" in found[-1].detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import sys
 from collections.abc import Iterable
@@ -49,6 +50,7 @@ def open_adapter(path: Path, function: str) -> Opened:
         num_codebooks=declared.num_codebooks,
         bits_per_token=declared.bits_per_token,
         downsampling=declared.downsampling,
+        resolution=declared.resolution,
         sizes=tuple(height for height, width in declared.sizes if height == width),
         parameters=parameters,
         trained_on=_each(file.trained_on for file in declared.source),
@@ -80,7 +82,7 @@ def _called(plugin: Plugin, function: str, who: str) -> Any:
     module_name = f"vqbench_adapter_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     try:
-        with seeded("adapter"), torch.no_grad():
+        with seeded("adapter"), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):  # stdout is the command's
             _guarded(f"adapter {path} does not import", plugin.load, module_name)
             return _guarded(f"{who} raised", _function(sys.modules[module_name], function, who))
     finally:

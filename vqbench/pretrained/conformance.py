@@ -53,13 +53,13 @@ class Trial:
     @property
     def channels(self) -> int:
         """Of an image."""
-        return getattr(self.codec, "image_channels", 3)
+        return self.facts.image_channels
 
     def _own_size(self) -> tuple[int, int]:
         declared = self.codec.quantizer
         if isinstance(declared, Declared) and declared.sizes:
             return declared.sizes[0]
-        side = getattr(self.codec, "resolution", SIDE)
+        side = self.facts.resolution or SIDE
         near = max(1, round(side / self.step)) * self.step
         return near, near
 

@@ -68,6 +68,8 @@ class Declared:
     """What divides both sides of the images that it takes."""
     sizes: tuple[tuple[int, int], ...] = ()
     """The only (height, width) that it takes; empty: any. As an attribute, a number stands for a square."""
+    resolution: int | None = None
+    """The side of the images that it was trained on."""
     downsampling: int | None = None
     """Pixels per token along one side, where tokens are a grid."""
     input_range: tuple[float, float] = (-1.0, 1.0)
@@ -365,6 +367,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "name": _text,
     "multiple_of": _whole(1),
     "sizes": _sizes,
+    "resolution": _whole(1),
     "downsampling": _whole(1),
     "input_range": _range,
     "dtype": _dtype,

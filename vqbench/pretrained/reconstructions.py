@@ -25,7 +25,6 @@ from vqbench.data.decode import (
     decode_image,
     measure_image,
     name_unusable,
-    short_side,
 )
 from vqbench.data.encoded import read_each, unreadable
 from vqbench.data.files import ImageFile, absolute, list_images, listing_key
@@ -97,7 +96,11 @@ class ReconstructionCodec:
     quantizer = None
 
     def __init__(self, files: Sequence[Path], by_pixels: Mapping[bytes, Sequence[int]], channels: int) -> None:
-        self.files, self._by_pixels, self._reading = files, by_pixels, Reading(channels=1 if channels == 1 else 3)
+        self.files, self._by_pixels, self._reading = (
+            files,
+            by_pixels,
+            Reading(whole=True, channels=1 if channels == 1 else 3),
+        )
 
     def to_indices(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1], each a validation image to the last of its 8 bits → positions (B,), int64.
@@ -139,7 +142,7 @@ class ReconstructionCodec:
 
     def load(self, position: int) -> NDArray[np.uint8]:
         """(H, W, C) reconstruction at a position, as it is stored."""
-        return _as_stored(self.files[position], self._reading)
+        return decode_image(self.files[position], 1, self._reading)
 
     def twins(self, ids: Sequence[str]) -> list[str]:
         """What must be said where one image is in the validation images twice, and its reconstructions differ."""
@@ -158,7 +161,7 @@ def _listed(folder: Path) -> list[ImageFile]:
     files = list_images(folder)
     if not files:
         what = f"{folder} holds no image ({' '.join(SUFFIXES)})"
-        raise UsageError(what, "give the folder that the reconstructions are in: images:FOLDER")
+        raise UsageError(what, "give folders of images: images:RECONSTRUCTIONS[,ORIGINALS]")
     return files
 
 
@@ -262,9 +265,8 @@ def _other_sizes(files: Sequence[ImageFile], validation: Prepared) -> Iterator[s
         return
 
     def size(k: int) -> tuple[int, int] | ImageFileError:
-        path = files[k].path
         try:
-            return measure_image(path, short_side(path))
+            return measure_image(files[k].path, 1, Reading(whole=True))
         except ImageFileError as error:
             return error
 
@@ -288,21 +290,21 @@ def _refuse_others(folder: Path, validation: Prepared, reading: Reading) -> None
              for problem in matched.problems]  # fmt: skip
     if names:
         raise UsageError("; ".join(names), "the originals are named as the images of the dataset, or left out")
-    side, whole = min(validation.pixels[0].shape[:2]), len(validation.ids)
+    count = len(validation.ids)
 
     def apart(k: int) -> int | None:
         wanted = validation.pixels[k]
-        found = decode_image(matched.files[k].path, side, reading)
-        found = centre_crop(found, side) if wanted.shape[0] == wanted.shape[1] else found
+        side = min(wanted.shape[:2])
+        found = centre_crop(decode_image(matched.files[k].path, side, reading), side, reading)
         return int(np.abs(found.astype(np.int16) - wanted).max()) if found.shape == wanted.shape else None
 
     unlike = [
         f"{file.id} ({'of another size' if most is None else f'up to {most} of 255 apart'})"
-        for file, most in zip(matched.files, _in_order(apart, whole), strict=True)
+        for file, most in zip(matched.files, _in_order(apart, count), strict=True)
         if most != 0
     ]
     if unlike:
-        what = f"{len(unlike):,} of {whole:,} images of {folder} are not those of the dataset"
+        what = f"{len(unlike):,} of {count:,} images of {folder} are not those of the dataset"
         raise UsageError(
             f"{what}, once read as the protocol reads them: {some(unlike, SHOWN)}",
             "score against the originals alone, which then are the dataset, or leave the originals out",
@@ -323,7 +325,3 @@ def _key(pixels: NDArray[np.uint8]) -> bytes:
 
 def _in_order(work: Callable[[int], T], count: int) -> Iterator[T]:
     return ahead(work, range(count), cores(), _AHEAD)
-
-
-def _as_stored(path: Path, reading: Reading) -> NDArray[np.uint8]:
-    return decode_image(path, short_side(path), reading)

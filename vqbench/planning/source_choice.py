@@ -134,7 +134,7 @@ def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int
             raise UsageError(
                 f"{choice.label} takes images of {known} px, not {resolution}", f"give it {facts.sizes[0]}"
             )
-        if facts.image_channels != channels:
+        if facts.image_channels != channels and facts.kind != "images":
             own, asked = counted(facts.image_channels, "channel"), counted(channels, "channel")
             hint = f"images of {own} are wanted: --set image_channels={facts.image_channels}, or another dataset"
             raise UsageError(f"{choice.label} takes images of {own}, not of {asked}", hint)

@@ -83,6 +83,7 @@ class StoredCell:
             "devices": self.spec.get("devices", 1),
             **Execution.of_spec(self.spec).identity(recipe.get("dropout", 0.0), share),
             **({"artifact": around["digest"][:8]} if around else {}),
+            **({"initial": self.spec["initial"]["sha256"][:8]} if "initial" in self.spec else {}),
             **({"code": code[:8]} if code else {}),
             **({"training_digest": data[:8]} if data else {}),
             **({"dataset_code": of_dataset[:8]} if of_dataset else {}),

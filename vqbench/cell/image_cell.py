@@ -144,6 +144,7 @@ def trained(
     from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
     from vqbench.machine.home import home
+    from vqbench.pretrained.initial import start_from
     from vqbench.tokenizer import build_tokenizer, configured
 
     with lasting_imports():
@@ -157,6 +158,7 @@ def trained(
     tokenizer = build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"])
     if (around := artifact(spec, dataset)) is not None:
         receive(tokenizer.quantizer, around)
+    taken = {"initial": start_from(tokenizer, spec["initial"])} if "initial" in spec else {}
     outcome = train(
         tokenizer,
         stream,
@@ -178,6 +180,7 @@ def trained(
         "devices": outcome.devices,
         "execution": outcome.execution,
         **artifact_facts(tokenizer.quantizer),
+        **taken,
         "collapse": outcome.collapse.as_dict() if outcome.collapse is not None else None,
     }
     if not is_secondary():

@@ -21,6 +21,7 @@ from vqbench import arguments
 from vqbench.cli.compare import compare
 from vqbench.cli.options import AsJson, Typed, complete_methods, print_rows, takes
 from vqbench.cli.report import report
+from vqbench.cli.tokens import decode, tokens
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
 from vqbench.machine import interrupts, streams
 from vqbench.machine.home import working_folder
@@ -416,6 +417,8 @@ def doctor(inception_weights: Path | None = None, lpips_weights: Path | None = N
 
 app.command()(compare)
 app.command()(report)
+app.command()(tokens)
+app.command()(decode)
 
 
 @app.command()

@@ -35,6 +35,8 @@ from vqbench.planning.source_choice import (
 )
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
+from vqbench.pretrained.facts import Facts
+from vqbench.pretrained.initial import starting_from
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
@@ -202,7 +204,8 @@ def make_plan(
     `source` is what the track has opened before of the same data. Raises UsageError for everything that is wrong with
     the request, before anything is trained or written.
     """
-    request, recipe, choices = asked.request, asked.recipe, asked.choices
+    request, recipe = asked.request, asked.recipe
+    choices = starting_from(request.init_from, asked.choices, recipe)
     said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
     remarks = tuple(f"{label}: {text}" for label, text in said)
     if asked.execution_identity:
@@ -279,6 +282,7 @@ def _spec(
         "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
         **asked.execution_identity,
         **({"artifact": artifact["digest"]} if artifact else {}),
+        **({"initial": Facts.of(choice.initial).in_hash} if choice.initial else {}),
     }
     identity = {
         "schema": SCHEMA,
@@ -299,6 +303,7 @@ def _spec(
         "size": choice.size,
         **({"artifact": artifact} if artifact else {}),
         **({"pretrained": told_of(choice, dataset.reference, dataset.train_digest)} if choice.pretrained else {}),
+        **({"initial": choice.initial} if choice.initial else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,
         "code": choice.code,
@@ -387,7 +392,7 @@ def _refuse_odd_execution(request: RunRequest, recipe: Recipe) -> None:
         raise UsageError(what, "leave it out, or choose a recipe of images: `vqbench recipes`")
 
 
-_OF_NETWORKS = ("compile", "micro_batch", "activation_checkpointing")
+_OF_NETWORKS = ("compile", "micro_batch", "activation_checkpointing", "init_from")
 
 
 def _refuse_odd_name(name: str) -> None:

@@ -205,6 +205,10 @@ class RunRequest:
     trust: bool = option(
         False, arguments.flag, "Run what a file of weights holds besides weights: it is a program, and may do anything."
     )
+    init_from: str = option(
+        "", arguments.text, "Start the training from the weights of a tokenizer that is trained already.", "SOURCE",
+        defines=True,
+    )  # fmt: skip
     rerun: bool = option(False, arguments.flag, "Train again what has a result.", engine=True)
     ignore_memory: bool = option(
         False, arguments.flag, "Train even where a step seems to have no room on the GPU.", engine=True

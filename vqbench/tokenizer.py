@@ -112,6 +112,7 @@ class Tokenizer(Coder):
         with seeded("decoder modulation", seed):
             self.is_conditioned = self.decoder.modulate_norms(quantizer.decoder_modulation)
         self.run: Callable[..., Tensor] = run  # a training may compile, cast and divide
+        self.backbone = backbone
         self.resolution = backbone.resolution
         self.image_channels = backbone.image_channels
         self.downsampling = 2 ** (len(backbone.channel_multipliers) - 1)

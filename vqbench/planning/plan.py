@@ -205,7 +205,7 @@ def make_plan(
     the request, before anything is trained or written.
     """
     request, recipe = asked.request, asked.recipe
-    choices = starting_from(request.init_from, asked.choices, recipe)
+    choices = starting_from((request.init_from, request.family, request.trust), asked.choices, recipe)
     said = [(choice.label, text) for choice in choices for text in (choice.remark, size_text(choice.size)) if text]
     remarks = tuple(f"{label}: {text}" for label, text in said)
     if asked.execution_identity:

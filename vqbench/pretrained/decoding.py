@@ -88,10 +88,10 @@ def image_names(ids: Sequence[str]) -> list[str]:
 
 
 def _opened(asked: DecodeRequest, tokens: Tokens) -> Opened:
-    made_by = Facts.of(tokens.manifest["tokenizer"])
-    family = made_by.family if made_by.kind == "checkpoint" else ""
+    said = tokens.manifest["tokenizer"]
+    made_by = Facts.of(said)
     try:
-        opened = open_source(asked.source or made_by.path, family, asked.trust)
+        opened = open_source(asked.source or said["source"], said["as"], asked.trust)
     except UsageError as error:
         if asked.source:
             raise

@@ -6,11 +6,12 @@ Planning asks before anything is trained, and never imports torch to load this f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.pretrained.facts import Facts
+from vqbench.pretrained.opening import absolute, open_source
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 
@@ -23,43 +24,46 @@ _SHAPES = ("channels", "channel_multipliers", "res_blocks", "mid_attention", "la
 """Fields of a recipe that a backbone's tensors depend on, beside the places of attention."""
 
 
+Asked = tuple[str, str, bool]
+"""A source, the family that it is read as, and whether it may be a program: as `open_source` takes them."""
 Choice = TypeVar("Choice", bound=Any)
 """A `vqbench.planning.choice.MethodChoice`, of a room above this one."""
 
 
-def starting_from(source: str, choices: tuple[Choice, ...], recipe: Recipe) -> tuple[Choice, ...]:
+def starting_from(asked: Asked, choices: Iterable[Choice], recipe: Recipe) -> tuple[Choice, ...]:
     """The methods of a command, the one that is trained being told what it starts from; all as they are without one.
 
     Raises UsageError unless one method alone is to be trained, and where it does not fit.
     """
+    source, choices = asked[0], tuple(choices)
     if not source:
         return choices
-    labels = [choice.label for choice in choices if not getattr(choice, "pretrained", None)]
+    labels = [choice.label for choice in choices if not choice.pretrained]
     if len(labels) != 1:
         what = f"--init-from {source} starts one method, not {len(labels)}: {', '.join(labels) or 'none'}"
         raise UsageError(what, "give one command for each, all of one --name")
-    return tuple(choice if getattr(choice, "pretrained", None) else _started(source, choice, recipe) for choice in choices)
+    return tuple(choice if choice.pretrained else _started(asked, choice, recipe) for choice in choices)
 
 
-def _started(source: str, choice: Choice, recipe: Recipe) -> Choice:
+def _started(asked: Asked, choice: Choice, recipe: Recipe) -> Choice:
     if choice.artifact is not None:
-        what = f"{choice.label} is built around an artifact of its own, which --init-from {source} would replace"
+        what = f"{choice.label} is built around an artifact of its own, which --init-from {asked[0]} would replace"
         raise UsageError(what, f"leave one of the two out; `vqbench show {choice.name}`")
-    facts = initial_facts(source, choice.name, choice.config, recipe)
-    said = f"its training starts from {facts['name']} (sha256 {facts['sha256'][:12]}…)"
+    source = absolute(asked[0])
+    facts = _fitting((source, *asked[1:]), choice.name, choice.config, recipe)
+    said = f"its training starts from {facts.name} (sha256 {facts.sha256[:12]}…)"
     remark = f"{choice.remark}; {said}" if choice.remark else said
-    return dataclasses.replace(choice, initial=facts, remark=remark)
+    initial = {**facts.as_dict(), "source": source, "as": asked[1], "trust": asked[2]}
+    return dataclasses.replace(choice, initial=initial, remark=remark)
 
 
-def initial_facts(source: str, method: str, config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What a cell's spec says of the tokenizer that it starts from (`Facts`), once that fits its recipe and method.
+def _fitting(asked: Asked, method: str, config: Mapping[str, Any], recipe: Recipe) -> Facts:
+    """What is known of a source that fits recipe and method.
 
     Raises UsageError that names the fields which do not fit, and the values that would.
     """
-    from vqbench.pretrained.opening import open_source
-
     cls = METHODS.get(method)  # before a file of weights may replace it by the plugin that it was trained with
-    opened = open_source(source)
+    opened = open_source(*asked)
     theirs, facts = _tokenizer(opened.codec, opened.facts), opened.facts
     if odd := _odd_shapes(theirs.backbone, recipe):
         raise _misfit(facts, {name: getattr(recipe, name) for name in odd}, odd, "")
@@ -73,7 +77,7 @@ def initial_facts(source: str, method: str, config: Mapping[str, Any], recipe: R
     if odd := _odd_settings(theirs, cls, config):
         mine = dataclasses.asdict(_configured(cls, config))
         raise _misfit(facts, {name: mine[name] for name in odd}, odd, f"{method}.")
-    return facts.as_dict()
+    return facts
 
 
 def start_from(tokenizer: Tokenizer, initial: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,10 +85,8 @@ def start_from(tokenizer: Tokenizer, initial: Mapping[str, Any]) -> dict[str, An
 
     Raises VQBenchError where they are no longer those of the plan, or do not fit.
     """
-    from vqbench.pretrained.opening import open_source
-
     planned = Facts.of(initial)
-    opened = open_source(planned.path)
+    opened = open_source(initial["source"], initial["as"], initial["trust"])
     if opened.facts.in_hash != planned.in_hash:
         what = f"{planned.path}, from which this cell starts, has changed since it was planned"
         raise VQBenchError(what, "bring it back, or give the command again: it plans a cell for the file as it is now")
@@ -99,7 +101,7 @@ def start_from(tokenizer: Tokenizer, initial: Mapping[str, Any]) -> dict[str, An
         part = taken.setdefault(name.partition(".")[0], {"tensors": 0, "values": 0})
         part["tensors"] += 1
         part["values"] += tensor.numel()
-    return {"source": planned.path, "sha256": planned.sha256, "taken_over": taken}
+    return {"source": initial["source"], "sha256": planned.sha256, "taken_over": taken}
 
 
 def _tokenizer(codec: Any, facts: Facts) -> Tokenizer:

@@ -26,7 +26,7 @@ from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.extraction import batches
 from vqbench.precision import plain_float32
 from vqbench.pretrained.facts import Facts, Opened
-from vqbench.pretrained.opening import open_source
+from vqbench.pretrained.opening import absolute, open_source
 from vqbench.pretrained.portions import Make, carry_out, device_for
 from vqbench.results.cell_files import later_version
 
@@ -254,7 +254,7 @@ def _manifest(
         }
     return {
         "schema": SCHEMA,
-        "tokenizer": opened.facts.as_dict(),
+        "tokenizer": {**opened.facts.as_dict(), "source": absolute(asked.source), "as": asked.family},
         "dataset": {
             "reference": dataset.reference,
             "split_rule": dataset.split_rule,

@@ -86,6 +86,8 @@ def largest_product(left: Tensor, right: Tensor) -> Tensor:
 
 def _least(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     """Index of the smallest bias + left·right for each row of `left`, a block of rows at a time."""
+    if torch.compiler.is_exporting():  # into a program, which takes any number of rows and knows no loop over them
+        return torch.addmm(bias, left, right.t()).argmin(1)
     indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
     for start, found in _blocks(left, right, bias):
         torch.argmin(found, 1, out=indices[start : start + len(found)])

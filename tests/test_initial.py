@@ -59,7 +59,9 @@ def test_what_it_starts_from_tells_cells_apart(images: Path, tmp_path: Path) -> 
     options = {"settings": {name: value for name, value in SIZES.items()}, "metrics": "psnr", "runs": tmp_path}
 
     def planned(**more: Any) -> Any:
-        (cell,) = make_plan(check_request(make_request("vqgan", f"folder:{images}", **options, **more)), ("psnr",)).cells
+        (cell,) = make_plan(
+            check_request(make_request("vqgan", f"folder:{images}", **options, **more)), ("psnr",)
+        ).cells
         return StoredCell(cell.folder, cell.spec, {})
 
     fresh = planned()
@@ -120,8 +122,12 @@ def test_settings_that_change_no_shape_must_fit_too(images: Path, tmp_path: Path
 
 def test_who_may_not_start_from_a_source(images: Path, tmp_path: Path) -> None:
     start = source(tmp_path)
-    refused(typed(*command(images, methods="vqgan,fsq"), "--init-from", start), "one method, not 2: vqgan, fsq", "--name")
+    refused(
+        typed(*command(images, methods="vqgan,fsq"), "--init-from", start), "one method, not 2: vqgan, fsq", "--name"
+    )
     refused(typed(*command(images, methods="vqgan_ema"), "--init-from", start), "quantizer of vqgan", "--methods vqgan")
     refused(typed(*command(images), "--init-from", tmp_path / "nowhere.pt"), "nowhere.pt", "a tokenizer is")
-    atomic = typed("run", "--recipe", "atomic", "--methods", "vqgan", "--dataset", f"folder:{images}", "--init-from", start)
+    atomic = typed(
+        "run", "--recipe", "atomic", "--methods", "vqgan", "--dataset", f"folder:{images}", "--init-from", start
+    )
     refused(atomic, "--init-from: for encoder and decoder", "recipe of images")

@@ -19,6 +19,7 @@ import typer
 
 from vqbench import arguments
 from vqbench.cli.compare import compare
+from vqbench.cli.export import export
 from vqbench.cli.options import AsJson, Typed, complete_methods, print_rows, takes
 from vqbench.cli.report import report
 from vqbench.cli.tokens import decode, tokens
@@ -419,6 +420,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(tokens)
 app.command()(decode)
+app.command()(export)
 
 
 @app.command()

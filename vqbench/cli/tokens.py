@@ -54,9 +54,7 @@ def tokens(
 def decode(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `vqbench tokens` wrote.")],
     out: Out,
-    tokenizer: Annotated[
-        str, typer.Option(metavar="SOURCE", help="The tokenizer, where it has moved since.")
-    ] = "",
+    tokenizer: Annotated[str, typer.Option(metavar="SOURCE", help="The tokenizer, where it has moved since.")] = "",
     workers: Workers = 1,
     plugins: list[Path] | None = None,
     trust: bool = False,

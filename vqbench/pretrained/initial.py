@@ -107,7 +107,7 @@ def start_from(tokenizer: Tokenizer, initial: Mapping[str, Any]) -> dict[str, An
 def _tokenizer(codec: Any, facts: Facts) -> Tokenizer:
     from vqbench.tokenizer import Tokenizer
 
-    if not isinstance(codec, Tokenizer):
+    if type(codec) is not Tokenizer:  # one that is derived from it may read its images otherwise
         what = f"{facts.name} is not built as vqbench's backbone, so no training can start from it"
         raise UsageError(what, "start from a checkpoint that `vqbench eval` names a family of, or a finished cell")
     return codec

@@ -29,11 +29,18 @@ Begin = Callable[[torch.device], Make[T]]
 
 def device_for(process: int) -> torch.device:
     """The device of one of several processes that share the GPUs of this machine."""
-    return torch.device("cuda", process % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", process % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 def carry_out(
-    portions: list[T], make: Make[T], begin: Begin[T], workers: int, plugins: tuple[Path, ...], told: Callable[[int], None]
+    portions: list[T],
+    make: Make[T],
+    begin: Begin[T],
+    workers: int,
+    plugins: tuple[Path, ...],
+    told: Callable[[int], None],
 ) -> None:
     """Do all portions, with `make` where this process does so alone; `told` hears of each few images.
 

@@ -284,7 +284,9 @@ def _known(tokens: Tokens) -> Mapping[str, Any]:
     odd = [key for key, value in tokens.identity.items() if earlier.identity[key] != value]
     odd += ["shard_images"] if earlier.manifest["shard_images"] != tokens.manifest["shard_images"] else []
     for name, side in tokens.sides.items():
-        odd += [f"images ({name})" for known in [earlier.sides.get(name)] if known and known["digest"] != side["digest"]]
+        odd += [
+            f"images ({name})" for known in [earlier.sides.get(name)] if known and known["digest"] != side["digest"]
+        ]
     if odd:
         what = f"{folder} holds other tokens: their {', '.join(odd)} differ from what is asked for"
         raise UsageError(what, "give another folder: --out DIR; or remove that one")

@@ -1,0 +1,34 @@
+"""`vqbench export`: a trained cell in a form that other programs load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqbench.cli.options import takes
+from vqbench.planning.request import RunRequest
+from vqbench.registry import add_plugin
+
+
+@takes(RunRequest, only=["plugins"])
+def export(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A finished cell's folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="diffusers|safetensors|program",
+            help="A folder of diffusers' VQModel, where the method is one codebook; vqbench's own file; or two programs "
+            "of torch.export, which need torch alone.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is new or empty.")],
+    plugins: list[Path] | None = None,
+) -> None:
+    """Export a tokenizer, and write its card: method, data, protocol, scores, and how it is loaded."""
+    from vqbench.pretrained.export import export_cell
+
+    for plugin in plugins or ():
+        add_plugin(plugin)
+    print(export_cell(cell, to, out))

@@ -1,0 +1,143 @@
+"""A tokenizer as diffusers keeps it: the folder of a `VQModel`, written without diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqbench.backbone import BackboneConfig, SelfAttention
+from vqbench.errors import UsageError
+from vqbench.machine.json_files import write_json
+from vqbench.quantizer import Quantizer
+from vqbench.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+_VERSION = "0.42.1"
+"""Of diffusers, whose VQModel this is; earlier ones since 0.17 have the same."""
+_LEAVES = {"shortcut": "conv_shortcut", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
+_PROJECTIONS = {"to_quantizer": "quant_conv", "from_quantizer": "post_quant_conv", "decoder.last": "decoder.conv_out"}
+_TRIED = 512
+"""Latents that a quantizer is tried with."""
+
+
+def write_vqmodel(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config and weights. Raises UsageError for a tokenizer that no VQModel is."""
+    from safetensors.torch import save_file
+
+    config = vqmodel_config(tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(tokenizer), folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
+
+
+def vqmodel_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config of the VQModel that a tokenizer is. Raises UsageError where it is none."""
+    backbone, quantizer = tokenizer.backbone, tokenizer.quantizer
+    if why := _why_not(tokenizer):
+        raise UsageError(f"this tokenizer is no VQModel of diffusers: {why}", "--to program keeps all that it is")
+    attends = [side in backbone.attention_resolutions for side in backbone.sides]
+    return {
+        "_class_name": "VQModel",
+        "_diffusers_version": _VERSION,
+        "act_fn": "silu",
+        "block_out_channels": backbone.widths,
+        "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attends],
+        "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attends)],
+        "in_channels": backbone.image_channels,
+        "out_channels": backbone.image_channels,
+        "latent_channels": backbone.latent_channels,
+        "layers_per_block": backbone.res_blocks,
+        "mid_block_add_attention": backbone.mid_attention,
+        "norm_num_groups": math.gcd(32, backbone.channels),
+        "norm_type": "group",
+        "num_vq_embeddings": quantizer.codebook_size,
+        "vq_embed_dim": quantizer.out_channels,
+        "sample_size": backbone.resolution,
+        "lookup_from_codebook": False,
+        "force_upcast": False,
+    }
+
+
+def _why_not(tokenizer: Tokenizer) -> str:
+    backbone = tokenizer.backbone
+    if tokenizer.is_conditioned:
+        return "the norms of its decoder are modulated by codes"
+    if not looks_up_nearest(tokenizer.quantizer):
+        return "its quantizer does not look up the nearest vector of one codebook"
+    if backbone.channel_multipliers[0] != 1:
+        return f"its first convolution is narrower than its first level (channel_multipliers={backbone.channel_multipliers})"
+    if len({math.gcd(32, width) for width in backbone.widths}) > 1:
+        return f"its norms have different numbers of groups, of {backbone.widths} channels"
+    return ""
+
+
+@torch.inference_mode()
+def looks_up_nearest(quantizer: Quantizer) -> bool:
+    """Whether a quantizer, in eval mode, gives each latent the nearest row of its `codebook`, and its index.
+
+    That is tried, not known: with codes, what lies about them, and latents of other sizes.
+    """
+    codes = quantizer.codebook
+    if codes is None or quantizer.num_codebooks != 1 or codes.shape != (quantizer.codebook_size, quantizer.in_channels):
+        return False
+    codes, draw = codes.float(), torch.Generator().manual_seed(0)
+    drawn = codes[torch.randint(len(codes), (_TRIED,), generator=draw)]
+    noise = torch.randn(_TRIED, codes.shape[1], generator=draw) * codes.std()
+    z = torch.cat([drawn, drawn + 0.3 * noise, 0.1 * noise, noise, 10 * noise])
+    found = quantizer(z.T.reshape(1, codes.shape[1], 5, _TRIED))
+    if found.indices.shape != (1, 5, _TRIED) or found.latents.shape[1] != codes.shape[1]:
+        return False
+    latents = found.latents[0].reshape(codes.shape[1], -1).T
+    looked_up = codes[found.indices.flatten()]
+    distances = torch.cdist(z.double(), codes.double())
+    chosen = distances.gather(1, found.indices.reshape(-1, 1))[:, 0]
+    is_nearest = chosen <= distances.amin(1) * (1 + 1e-5) + 1e-6  # of two at one distance either may be found
+    return bool(is_nearest.all()) and torch.allclose(latents, looked_up, rtol=1e-5, atol=1e-6)
+
+
+def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Weights under the names of a VQModel; attention's 1×1 convolutions as the linear maps that they are."""
+    modules = {**_modules(tokenizer.backbone), **_PROJECTIONS}
+    attention = {name for name, module in tokenizer.named_modules() if isinstance(module, SelfAttention)}
+    codes = tokenizer.quantizer.codebook
+    assert codes is not None
+    found = {"quantize.embedding.weight": codes.float().cpu().contiguous()}
+    for name, tensor in tokenizer.state_dict().items():
+        if name.startswith("quantizer."):
+            continue
+        module = next(prefix for prefix in modules if name.startswith(f"{prefix}."))
+        leaves = [_LEAVES.get(part, part) for part in name[len(module) + 1 :].split(".")]
+        if module in attention:
+            leaves = ["group_norm" if part == "norm" else part for part in leaves]
+            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        found[".".join([modules[module], *leaves])] = tensor.detach().cpu().contiguous()
+    return found
+
+
+def _modules(backbone: BackboneConfig) -> dict[str, str]:
+    """Name of each layer of encoder and decoder → its name in a VQModel."""
+    levels, last = range(len(backbone.widths)), len(backbone.widths) - 1
+    middle = [f"mid_block.{part}" for part in ("resnets.0", "attentions.0", "resnets.1")]
+    middle = [part for part in middle if backbone.mid_attention or "attentions" not in part]
+
+    def level(number: int, within: str, blocks: int) -> Iterator[str]:
+        for block in range(blocks):
+            yield f"{within}.resnets.{block}"
+            if backbone.sides[number] in backbone.attention_resolutions:
+                yield f"{within}.attentions.{block}"
+
+    down, up = ["conv_in"], ["conv_in", *middle]
+    for number in levels:
+        within = f"down_blocks.{number}"
+        down += [*level(number, within, backbone.res_blocks), *([f"{within}.downsamplers.0"] if number < last else [])]
+    for number in reversed(levels):
+        within = f"up_blocks.{last - number}"
+        up += [*level(number, within, backbone.res_blocks + 1), *([f"{within}.upsamplers.0"] if number else [])]
+    down += [*middle, "conv_norm_out", "", "conv_out"]  # the nameless one is the activation
+    names = {f"encoder.layers.{i}": f"encoder.{name}" for i, name in enumerate(down)}
+    return names | {f"decoder.layers.{i}": f"decoder.{name}" for i, name in enumerate([*up, "conv_norm_out"])}

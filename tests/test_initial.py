@@ -56,7 +56,7 @@ def test_training_starts_from_the_weights(images: Path, tmp_path: Path) -> None:
 
 
 def test_what_it_starts_from_tells_cells_apart(images: Path, tmp_path: Path) -> None:
-    options = {"settings": {name: value for name, value in SIZES.items()}, "metrics": "psnr", "runs": tmp_path}
+    options = {"settings": SIZES, "metrics": "psnr", "runs": tmp_path}
 
     def planned(**more: Any) -> Any:
         (cell,) = make_plan(
@@ -122,12 +122,9 @@ def test_settings_that_change_no_shape_must_fit_too(images: Path, tmp_path: Path
 
 def test_who_may_not_start_from_a_source(images: Path, tmp_path: Path) -> None:
     start = source(tmp_path)
-    refused(
-        typed(*command(images, methods="vqgan,fsq"), "--init-from", start), "one method, not 2: vqgan, fsq", "--name"
-    )
-    refused(typed(*command(images, methods="vqgan_ema"), "--init-from", start), "quantizer of vqgan", "--methods vqgan")
+    several, other = command(images, methods="vqgan,fsq"), command(images, methods="vqgan_ema")
+    refused(typed(*several, "--init-from", start), "one method, not 2: vqgan, fsq", "--name")
+    refused(typed(*other, "--init-from", start), "quantizer of vqgan", "--methods vqgan")
     refused(typed(*command(images), "--init-from", tmp_path / "nowhere.pt"), "nowhere.pt", "a tokenizer is")
-    atomic = typed(
-        "run", "--recipe", "atomic", "--methods", "vqgan", "--dataset", f"folder:{images}", "--init-from", start
-    )
-    refused(atomic, "--init-from: for encoder and decoder", "recipe of images")
+    words = ("run", "--recipe", "atomic", "--methods", "vqgan", "--dataset", f"folder:{images}")
+    refused(typed(*words, "--init-from", start), "--init-from: for encoder and decoder", "recipe of images")

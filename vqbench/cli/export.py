@@ -19,7 +19,7 @@ def export(
         str,
         typer.Option(
             metavar="diffusers|safetensors|program",
-            help="A folder of diffusers' VQModel, where the method is one codebook; vqbench's own file; or two programs "
+            help="The folder of a VQModel, where the method is one plain codebook; vqbench's own file; or two programs "
             "of torch.export, which need torch alone.",
         ),
     ],

@@ -55,7 +55,7 @@ def _method(spec: Mapping[str, Any], facts: Facts) -> str:
             "paper": outline.paper if outline is not None else "",
             "settings": f"`{json.dumps(spec['config'])}`",
             "codes": f"{books}{facts.codebook_size:,}, {facts.bits_per_token:.4g} bits per token",
-            "tokens": f"{side} × {side} of an image of {facts.resolution} px: one for {facts.downsampling} pixels a side",
+            "tokens": f"{side} × {side} of an image of {facts.resolution} px, {facts.downsampling} pixels a side each",
             "parameters": f"{facts.parameters['total']:,}",
             "recipe": f"`{recipe['name']}`, {recipe['images']:,} images in batches of {recipe['batch_size']}, "
             f"seed {spec['seed']}",

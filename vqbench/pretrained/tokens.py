@@ -283,10 +283,8 @@ def _known(tokens: Tokens) -> Mapping[str, Any]:
     earlier = Tokens.read(folder)
     odd = [key for key, value in tokens.identity.items() if earlier.identity[key] != value]
     odd += ["shard_images"] if earlier.manifest["shard_images"] != tokens.manifest["shard_images"] else []
-    for name, side in tokens.sides.items():
-        odd += [
-            f"images ({name})" for known in [earlier.sides.get(name)] if known and known["digest"] != side["digest"]
-        ]
+    both = [name for name in tokens.sides if name in earlier.sides]
+    odd += [f"images ({name})" for name in both if tokens.sides[name]["digest"] != earlier.sides[name]["digest"]]
     if odd:
         what = f"{folder} holds other tokens: their {', '.join(odd)} differ from what is asked for"
         raise UsageError(what, "give another folder: --out DIR; or remove that one")
@@ -318,8 +316,8 @@ def _make(
     found = []
     for pixels in batched(sides[portion[0]].load(tokens.rows(portion))):
         indices = _encoded(codec, pixels, device, size)
-        if list(indices.shape[1:]) != tokens.manifest["token_shape"]:
-            what = f"{opened.facts.name} made tokens {tuple(indices.shape[1:])}, and {tuple(tokens.manifest['token_shape'])} of the first image"
+        if list(indices.shape[1:]) != (shape := tokens.manifest["token_shape"]):
+            what = f"{opened.facts.name} made tokens {tuple(indices.shape[1:])}, and {tuple(shape)} of the first image"
             raise VQBenchError(what, "tokens of one shape are needed: `vqbench check` shows what breaks it")
         found.append(indices.cpu().numpy().astype(tokens.dtype))
         yield len(pixels)
@@ -347,5 +345,6 @@ def refuse_stray(indices: Tensor, codebook_size: int, whose: str) -> None:
     """Raise VQBenchError for an index outside the codebook."""
     low, high = (int(bound) for bound in torch.aminmax(indices))
     if low < 0 or high >= codebook_size:
-        what = f"{whose} indices from {low} to {high}, and the codebook has {codebook_size:,} codes, 0 to {codebook_size - 1}"
+        known = f"the codebook has {codebook_size:,} codes, 0 to {codebook_size - 1}"
+        what = f"{whose} indices from {low} to {high}, and {known}"
         raise VQBenchError(what, "`vqbench check` shows what breaks it")

@@ -70,7 +70,7 @@ def _why_not(tokenizer: Tokenizer) -> str:
     if not looks_up_nearest(tokenizer.quantizer):
         return "its quantizer does not look up the nearest vector of one codebook"
     if backbone.channel_multipliers[0] != 1:
-        return f"its first convolution is narrower than its first level (channel_multipliers={backbone.channel_multipliers})"
+        return f"its first level is wider than its first convolution, by {backbone.channel_multipliers[0]}"
     if len({math.gcd(32, width) for width in backbone.widths}) > 1:
         return f"its norms have different numbers of groups, of {backbone.widths} channels"
     return ""

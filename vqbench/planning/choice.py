@@ -56,7 +56,7 @@ class MethodChoice:
     """What is known of a tokenizer that is trained already (`vqbench.facts.Facts`), and the text that named
     it; None for a method to train."""
     initial: dict[str, Any] | None = None
-    """What is known of the tokenizer that its training starts from (`vqbench.pretrained.facts.Facts`), if any."""
+    """What is known of the tokenizer that its training starts from (`vqbench.facts.Facts`), if any."""
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:

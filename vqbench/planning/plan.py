@@ -35,7 +35,6 @@ from vqbench.planning.source_choice import (
 )
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
-from vqbench.pretrained.facts import Facts
 from vqbench.pretrained.initial import starting_from
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import UsageError
+from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS, cautions
-from vqbench.pretrained.facts import Facts
 from vqbench.registry import DATASETS, METHODS
 from vqbench.results.cell_files import DONE
 from vqbench.results.cell_folder import CellFolder

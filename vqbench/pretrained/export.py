@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError, VQBenchError, unknown
+from vqbench.facts import Facts
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.home import expanded
 from vqbench.plugin import COPIES
 from vqbench.pretrained.card import CARD, card, cell_of
-from vqbench.pretrained.facts import Facts
 from vqbench.pretrained.opening import is_own
 from vqbench.pretrained.own import open_own
 from vqbench.pretrained.tokens import refuse_filled

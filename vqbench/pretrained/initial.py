@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vqbench.errors import UsageError, VQBenchError
-from vqbench.pretrained.facts import Facts
+from vqbench.facts import Facts
 from vqbench.pretrained.opening import absolute, open_source
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS

@@ -183,7 +183,7 @@ def network(family: Family, tensors: Mapping[str, Tensor], kind: type[Tokenizer]
     except (VQBenchError, ValueError, RuntimeError) as error:
         raise MisfitError(f"its tensors make no tokenizer: {error}") from None
     shapes = {name: tensor.shape for name, tensor in tokenizer.state_dict().items()}
-    places = {**_places(found.backbone, family.layout, shapes), **found.codebooks}
+    places = {**places_of(found.backbone, family.layout, shapes), **found.codebooks}
     read = {name: tensor for name, tensor in tensors.items() if family.reads(name)}
     for name in (name for name in read if places.get(name, "").endswith(".codes")):
         read[name] = read[name][:-1]  # RQ-VAE's last row stands for padding
@@ -293,7 +293,7 @@ def _modules(backbone: BackboneConfig, layout: Layout) -> dict[str, str]:
     return names | {"decoder.last": "decoder.conv_out"} | _PROJECTIONS
 
 
-def _places(backbone: BackboneConfig, layout: Layout, ours: Mapping[str, object]) -> dict[str, str]:
+def places_of(backbone: BackboneConfig, layout: Layout, ours: Mapping[str, object]) -> dict[str, str]:
     """Their name → ours, of all but the quantizer."""
     places = {}
     modules = _modules(backbone, layout)

@@ -19,13 +19,14 @@ from torch import Tensor
 from vqbench.data.dataset import Cropped, DataReference, Dataset, Part, Pixels
 from vqbench.data.prepare import decode_or_name, prepare_validation
 from vqbench.errors import UsageError, VQBenchError, unknown
+from vqbench.facts import Facts
 from vqbench.inputs import to_input
 from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.home import home
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.extraction import batches
 from vqbench.precision import plain_float32
-from vqbench.pretrained.facts import Facts, Opened
+from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.opening import absolute, open_source
 from vqbench.pretrained.portions import Make, carry_out, device_for
 from vqbench.results.cell_files import later_version

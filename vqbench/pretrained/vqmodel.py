@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqbench.backbone import BackboneConfig, SelfAttention
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import write_json
+from vqbench.pretrained.layouts import FAMILIES, places_of
 from vqbench.quantizer import Quantizer
 from vqbench.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 _VERSION = "0.42.1"
 """Of diffusers, whose VQModel this is; earlier ones since 0.17 have the same."""
-_LEAVES = {"shortcut": "conv_shortcut", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
-_PROJECTIONS = {"to_quantizer": "quant_conv", "from_quantizer": "post_quant_conv", "decoder.last": "decoder.conv_out"}
 _TRIED = 512
 """Latents that a quantizer is tried with."""
 
@@ -102,42 +99,10 @@ def looks_up_nearest(quantizer: Quantizer) -> bool:
 
 def _tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Weights under the names of a VQModel; attention's 1×1 convolutions as the linear maps that they are."""
-    modules = {**_modules(tokenizer.backbone), **_PROJECTIONS}
-    attention = {name for name, module in tokenizer.named_modules() if isinstance(module, SelfAttention)}
-    codes = tokenizer.quantizer.codebook
+    ours, codes = tokenizer.state_dict(), tokenizer.quantizer.codebook
     assert codes is not None
-    found = {"quantize.embedding.weight": codes.float().cpu().contiguous()}
-    for name, tensor in tokenizer.state_dict().items():
-        if name.startswith("quantizer."):
-            continue
-        module = next(prefix for prefix in modules if name.startswith(f"{prefix}."))
-        leaves = [_LEAVES.get(part, part) for part in name[len(module) + 1 :].split(".")]
-        if module in attention:
-            leaves = ["group_norm" if part == "norm" else part for part in leaves]
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
-        found[".".join([modules[module], *leaves])] = tensor.detach().cpu().contiguous()
-    return found
-
-
-def _modules(backbone: BackboneConfig) -> dict[str, str]:
-    """Name of each layer of encoder and decoder → its name in a VQModel."""
-    levels, last = range(len(backbone.widths)), len(backbone.widths) - 1
-    middle = [f"mid_block.{part}" for part in ("resnets.0", "attentions.0", "resnets.1")]
-    middle = [part for part in middle if backbone.mid_attention or "attentions" not in part]
-
-    def level(number: int, within: str, blocks: int) -> Iterator[str]:
-        for block in range(blocks):
-            yield f"{within}.resnets.{block}"
-            if backbone.sides[number] in backbone.attention_resolutions:
-                yield f"{within}.attentions.{block}"
-
-    down, up = ["conv_in"], ["conv_in", *middle]
-    for number in levels:
-        within = f"down_blocks.{number}"
-        down += [*level(number, within, backbone.res_blocks), *([f"{within}.downsamplers.0"] if number < last else [])]
-    for number in reversed(levels):
-        within = f"up_blocks.{last - number}"
-        up += [*level(number, within, backbone.res_blocks + 1), *([f"{within}.upsamplers.0"] if number else [])]
-    down += [*middle, "conv_norm_out", "", "conv_out"]  # the nameless one is the activation
-    names = {f"encoder.layers.{i}": f"encoder.{name}" for i, name in enumerate(down)}
-    return names | {f"decoder.layers.{i}": f"decoder.{name}" for i, name in enumerate([*up, "conv_norm_out"])}
+    found = {"quantize.embedding.weight": codes.float()}
+    for theirs, name in places_of(tokenizer.backbone, FAMILIES["diffusers"].layout, ours).items():
+        is_linear = ".to_" in theirs and ours[name].ndim == 4
+        found[theirs] = ours[name].flatten(1) if is_linear else ours[name]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}

@@ -18,7 +18,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.facts import Facts
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.metrics.evaluation import to_8_bits
+from vqbench.metrics.values import to_8_bits
 from vqbench.precision import plain_float32
 from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.opening import open_source

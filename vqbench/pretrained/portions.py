@@ -81,15 +81,16 @@ def _listen(pipes: list[Connection], told: Callable[[int], None]) -> None:
     """Pass on what the processes say until all have ended. Raises what one has raised."""
     waiting = list(pipes)
     while waiting:
-        for pipe in wait(waiting):
+        ready: Any = wait(waiting)
+        for pipe in ready:
             try:
-                said = pipe.recv()  # type: ignore[union-attr]
+                said = pipe.recv()
             except EOFError:
-                waiting.remove(pipe)  # type: ignore[arg-type]
+                waiting.remove(pipe)
                 continue
             if isinstance(said, BaseException):
                 raise said
-            told(said)
+            told(int(said))
 
 
 def _work(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class TokensRequest:
     """A tokenizer that is trained already (`vqbench.pretrained.opening`)."""
     data: DataReference
     out: Path
-    split: Literal["train", "val", "all"] = "all"
+    split: str = "all"
+    """train, val or all."""
     resolution: int | None = None
     """Of the images; None: the one that the tokenizer was trained on."""
     shard_images: int = 8192

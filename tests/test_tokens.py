@@ -160,7 +160,8 @@ def test_wrong_inputs_of_tokens(cells: dict[str, Path], tmp_path: Path, make: An
     out = tmp_path / "t"
     refused(make(tmp_path / "nowhere", out), "nowhere")
     refused(make(cells["vqgan"], out, "--split", "test"), "unknown split 'test'", "all, train, val")
-    refused(make(cells["vqgan"], out, "--resolution", 15), "15 is not divisible by 2", "--resolution 14")
+    refused(make(cells["vqgan"], out, "--resolution", 15), "divisible by 2, not 15", "the nearest: 16")
+    refused(make(cells["vqgan"], out, "--resolution", 0), "holds no pixel")
     refused(make(cells["vqgan"], out, "--workers", 0), "--workers 0")
     assert not out.exists()
     out.mkdir()

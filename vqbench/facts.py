@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vqbench.errors import UsageError
+from vqbench.wording import counted
+
 Kind = Literal["checkpoint", "diffusers", "adapter", "images", "vqbench"]
 
 
@@ -64,6 +67,22 @@ class Facts:
     def may_have_seen(self, reference: str, digest: str) -> bool:
         """Whether images of a dataset may be scored on which it was trained: by another split of the same dataset."""
         return self.training.get("reference") == reference and self.training.get("digest") != digest
+
+    def refuse_images(self, label: str, resolution: int, channels: int) -> None:
+        """Raise UsageError where it does not take square images of this side, or of so many channels."""
+        side = self.downsampling or 1
+        if resolution % side:
+            near = max(side, round(resolution / side) * side)
+            raise UsageError(
+                f"{label} takes sides that are divisible by {side}, not {resolution}", f"the nearest: {near}"
+            )
+        if self.sizes and resolution not in self.sizes:
+            known = ", ".join(map(str, self.sizes))
+            raise UsageError(f"{label} takes images of {known} px, not {resolution}", f"give it {self.sizes[0]}")
+        if self.image_channels != channels and self.kind != "images":
+            own, asked = counted(self.image_channels, "channel"), counted(channels, "channel")
+            hint = f"images of {own} are wanted: --set image_channels={self.image_channels}, or another dataset"
+            raise UsageError(f"{label} takes images of {own}, not of {asked}", hint)
 
     def in_words(self) -> str:
         """ "taming, K = 1,024, d = 256, f = 16, EMA weights, sha256 0123456789ab": what is said of it in a line."""

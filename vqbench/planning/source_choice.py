@@ -20,7 +20,6 @@ from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
 from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source
 from vqbench.registry import METHODS
-from vqbench.wording import counted
 
 _NAMED = re.compile(r"([\w.+-]{1,60})=(.+)")
 
@@ -123,21 +122,7 @@ def refuse_idle_options(choices: Iterable[MethodChoice], request: RunRequest) ->
 def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:
     """Raise UsageError for a source that does not take square images of this side, or of so many channels."""
     for choice in choices:
-        facts = Facts.of(choice.pretrained or {})
-        side = facts.downsampling or 1
-        if resolution % side:
-            near = max(side, round(resolution / side) * side)
-            what = f"{choice.label} takes sides that are divisible by {side}, not {resolution}"
-            raise UsageError(what, f"the nearest: {near}")
-        if facts.sizes and resolution not in facts.sizes:
-            known = ", ".join(map(str, facts.sizes))
-            raise UsageError(
-                f"{choice.label} takes images of {known} px, not {resolution}", f"give it {facts.sizes[0]}"
-            )
-        if facts.image_channels != channels and facts.kind != "images":
-            own, asked = counted(facts.image_channels, "channel"), counted(channels, "channel")
-            hint = f"images of {own} are wanted: --set image_channels={facts.image_channels}, or another dataset"
-            raise UsageError(f"{choice.label} takes images of {own}, not of {asked}", hint)
+        Facts.of(choice.pretrained or {}).refuse_images(choice.label, resolution, channels)
 
 
 def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:

@@ -208,19 +208,16 @@ class _Side:
 def _opened(asked: TokensRequest) -> tuple[Opened, Dataset]:
     """Tokenizer and data. Raises UsageError for a size of image that the tokenizer does not take."""
     opened = open_source(asked.source, asked.family, asked.trust)
-    facts, resolution = opened.facts, asked.resolution or opened.facts.resolution
+    facts = opened.facts
+    resolution = facts.resolution if asked.resolution is None else asked.resolution
     if facts.codebook_size is None:
         raise UsageError(f"{facts.name} has no indices", "give a tokenizer: its checkpoint, or a finished cell")
     if resolution is None:
         what = f"{facts.name} does not say on images of which size it was trained"
         raise UsageError(what, "for example: --resolution 256")
-    f = facts.downsampling or 1
-    if resolution < f or resolution % f:
-        what = f"--resolution {resolution} is not divisible by {f}, the pixels per token of {facts.name}"
-        raise UsageError(what, f"the nearest that is: --resolution {max(resolution // f, 1) * f}")
-    if facts.sizes and resolution not in facts.sizes:
-        sizes = " or ".join(map(str, facts.sizes))
-        raise UsageError(f"{facts.name} takes images of {sizes} px, not {resolution}", f"--resolution {facts.sizes[0]}")
+    if resolution < 1:
+        raise UsageError(f"--resolution {resolution} holds no pixel", "for example: --resolution 256")
+    facts.refuse_images(facts.name, resolution, facts.image_channels)
     return opened, asked.data.open(resolution, facts.image_channels)
 
 

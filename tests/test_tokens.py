@@ -41,6 +41,11 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def ids(folder: Path, side: str) -> list[str]:
+    found: list[str] = json.loads((folder / f"{side}-ids.json").read_text())
+    return found
+
+
 def indices(folder: Path, side: str) -> Any:
     return np.concatenate([np.load(folder / name) for name in read(folder)["sides"][side]["shards"]])
 
@@ -103,6 +108,21 @@ def test_finished_shards_are_not_made_again(cells: dict[str, Path], tmp_path: Pa
     expected[16:32] = 0
     assert np.array_equal(indices(out, "train"), expected)
     assert indices(out, "val").shape == (12, 8, 8)
+    assert make(cells["vqgan"], out, "--split", "all", "--shard-images", 16).code == 0
+    both, manifest = indices(out, "all"), read(out)
+    assert {name: side["images"] for name, side in manifest["sides"].items()} == {"train": 64, "val": 12, "all": 76}
+    by_id = json.loads((out / "all-ids.json").read_text())
+    assert np.array_equal(both[[by_id.index(name) for name in ids(out, "train")]], whole)
+
+
+def test_tokens_without_a_split(cells: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("0000.png", "0001.png"):
+        shutil.copy(images / "val" / name, data)
+    words = ("tokens", cells["vqgan"], "--dataset", f"folder:{data}", "--out", tmp_path / "t")
+    assert typed(*words, "--split", "all").code == 0
+    assert indices(tmp_path / "t", "all").shape == (2, 8, 8)
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ def tokens(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE)],
     dataset: str,
     out: Out,
-    split: Annotated[str, typer.Option(metavar="train|val|all", help="Of one side of the split alone.")] = "all",
+    split: Annotated[
+        str, typer.Option(metavar="train|val|all", help="One side alone, or all images as one; default: both sides.")
+    ] = "",
     resolution: Annotated[
         int | None, typer.Option(metavar="N", help="Of the images; default: as the tokenizer was trained.")
     ] = None,

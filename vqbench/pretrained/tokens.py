@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -50,8 +51,8 @@ class TokensRequest:
     """A tokenizer that is trained already (`vqbench.pretrained.opening`)."""
     data: DataReference
     out: Path
-    split: str = "all"
-    """train, val or all."""
+    split: str = ""
+    """train or val, one side alone; all, both as one; empty: both, each by itself."""
     resolution: int | None = None
     """Of the images; None: the one that the tokenizer was trained on."""
     shard_images: int = 8192
@@ -63,9 +64,9 @@ class TokensRequest:
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides of the split that are wanted. Raises UsageError for a word that is none."""
-        if self.split not in ("train", "val", "all"):
-            raise unknown("split", self.split, ("train", "val", "all"), "all is both sides")
-        return ("train", "val") if self.split == "all" else (self.split,)
+        if self.split not in ("", "train", "val", "all"):
+            raise unknown("split", self.split, ("train", "val", "all"), "without --split each side is one of its own")
+        return (self.split,) if self.split else ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def _opened(asked: TokensRequest) -> tuple[Opened, Dataset]:
     if resolution < 1:
         raise UsageError(f"--resolution {resolution} holds no pixel", "for example: --resolution 256")
     facts.refuse_images(facts.name, resolution, facts.image_channels)
-    return opened, asked.data.open(resolution, facts.image_channels)
+    data = dataclasses.replace(asked.data, split="all" if asked.split == "all" else "")
+    return opened, data.open(resolution, facts.image_channels)
 
 
 def _sides(
@@ -228,9 +230,9 @@ def _sides(
     if "train" in names:
         images = Cropped(dataset.train, dataset.resolution)
         sides["train"] = _Side(images.ids, dataset.train_digest, lambda rows: decode_or_name(Part(images, rows), None))
-    if "val" in names:
+    if scored := [name for name in names if name != "train"]:  # "all" is a validation side without training images
         kept = prepare_validation(dataset, home(), progress)
-        sides["val"] = _Side(kept.ids, kept.digest, lambda rows: iter(kept.pixels[rows.start : rows.stop]))
+        sides[scored[0]] = _Side(kept.ids, kept.digest, lambda rows: iter(kept.pixels[rows.start : rows.stop]))
     return sides
 
 
@@ -305,7 +307,7 @@ def on(opened: Opened, device: torch.device) -> Any:
 
 def _begin(asked: TokensRequest, tokens: Tokens, device: torch.device) -> Make[Portion]:
     opened, dataset = _opened(asked)
-    return functools.partial(_make, tokens, opened, _sides(dataset, tokens.sides), device)
+    return functools.partial(_make, tokens, opened, _sides(dataset, asked.sides), device)
 
 
 def _make(

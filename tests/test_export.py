@@ -13,6 +13,7 @@ import torch
 from helpers.commands import Answer, settings, typed
 
 import vqbench
+from vqbench.config import stored
 from vqbench.pretrained.vqmodel import looks_up_nearest, vqmodel_config, write_vqmodel
 from vqbench.recipe import load_recipe
 from vqbench.tokenizer import Tokenizer, build_tokenizer, save
@@ -42,9 +43,11 @@ def of_method(cell: Path, tmp_path: Path) -> Any:
     def made(method: str, config: dict[str, Any]) -> Path:
         folder = tmp_path / method
         shutil.copytree(cell, folder)
-        spec = json.loads((folder / "spec.json").read_text()) | {"method": method, "config": config}
+        tokenizer = untrained(method, config)
+        whole = {"method": method, "config": stored(tokenizer.quantizer.config)}
+        spec = json.loads((folder / "spec.json").read_text()) | whole
         (folder / "spec.json").write_text(json.dumps(spec))
-        save(untrained(method, config), folder / "checkpoints" / "tokenizer.safetensors", spec)
+        save(tokenizer, folder / "checkpoints" / "tokenizer.safetensors", spec)
         return folder
 
     return made

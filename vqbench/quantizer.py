@@ -116,6 +116,8 @@ def full_precision(method: _Method) -> _Method:
     @functools.wraps(method)
     def in_float32(self: nn.Module, *args: Any) -> Any:
         cast = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        if torch.compiler.is_exporting():  # a program that torch.export makes has no autocast around it
+            return method(self, *cast)
         device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
             return method(self, *cast)

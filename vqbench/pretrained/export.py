@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.facts import Facts
-from vqbench.machine.atomic import write_text_atomically
+from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.home import expanded
 from vqbench.plugin import COPIES
 from vqbench.pretrained.card import CARD, card, cell_of
@@ -98,9 +99,8 @@ def _as_program(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, 
         indices = tokenizer.to_indices(images)
         encode = _program(_Encode(tokenizer), images, indices, cell)
         decode = _program(_Decode(tokenizer), indices, tokenizer.from_indices(indices), cell)
-    out.mkdir(parents=True, exist_ok=True)
     for name, program in ((ENCODE, encode), (DECODE, decode)):
-        torch.export.save(program, out / name)
+        write_bytes_atomically(out / name, program)
     shape = ", ".join(["B", *map(str, indices.shape[1:])])
     sizes = f"float32 images (B, {tokenizer.image_channels}, {side}, {side}) in [-1, 1]"
     return {
@@ -109,14 +109,15 @@ def _as_program(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, 
     }
 
 
-def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolder) -> torch.export.ExportedProgram:
-    """A module as a program. Raises VQBenchError where it cannot be one, or is another for fewer images."""
+def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolder) -> bytes:
+    """A module as a program's file. Raises VQBenchError where it cannot be one, or is another for fewer images."""
     hint = "--to safetensors holds every method"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its internals
             batch = ({0: torch.export.Dim.DYNAMIC},)
             program = torch.export.export(module.eval(), (given[:2].contiguous(),), dynamic_shapes=batch)
+            torch.export.save(program, content := io.BytesIO())
     except Exception as error:  # of whatever kind: torch has many
         what = f"torch.export cannot make a program of {cell.spec['method']}: {reason_of_library(error)}"
         raise VQBenchError(what, hint) from error
@@ -126,7 +127,7 @@ def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolde
         if not agrees:
             what = f"the program that torch.export made of {cell.spec['method']} gives other results than the tokenizer"
             raise VQBenchError(what, hint)
-    return program
+    return content.getvalue()
 
 
 _OF_VQMODEL = """

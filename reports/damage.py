@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqbench.metrics.definitions import DEFINITIONS, features_by
 from vqbench.reports.experiment import Experiment, StoredCell
-from vqbench.results.cell_files import FILES, LOG, CellFile, is_whole, track_name
+from vqbench.results.cell_files import CODES, FILES, LOG, CellFile, is_whole, track_name
 
 _AGAIN = "its command with --rerun makes it again"
 
@@ -33,6 +33,8 @@ def damage(experiment: Experiment) -> list[str]:
 def _has_kept(cell: StoredCell, file: CellFile) -> bool:
     """Whether a finished cell must have had the file; without a log it is no whole copy of one."""
     if cell.failed or not (cell.folder.path / LOG).exists():
+        return False
+    if file.name == CODES and cell.spec.get("pretrained", {"codebook_size": 0}).get("codebook_size") is None:
         return False
     known = (DEFINITIONS[name] for name in cell.result["scores"] if name in DEFINITIONS)
     of_scores = not file.of_extractor or any(features_by(metric) == file.of_extractor for metric in known)

@@ -161,7 +161,8 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
     matched = tuple(dict.fromkeys(f"{method}: {row['matched']}" for row in rows if row.get("matched")))
     known = rows[0].get("pretrained")
     facts = Facts.of(known) if known else None
-    origin = "; ".join([facts.in_words(), *facts.remarks]) if facts else ""
+    unread = [f"not read: {text}" for text in facts.unread] if facts else []
+    origin = "; ".join([facts.in_words(), *facts.remarks, *unread]) if facts else ""
     return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched, origin)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbench.facts import Facts
@@ -41,7 +42,7 @@ def tables(section: ReportSection, published: bool) -> list[Table]:
         )
     found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), notes)]
     if outside:
-        found.append(Table("origins", "Not trained here", origins(outside), ()))
+        found.append(Table("origins", "Not trained here", origins(outside), _said_of(outside, section.rows)))
     if (problems := problem_cells(section.rows)).rows:
         found.append(Table("problems", "Failed and collapsed cells", problems, ()))
     for i, ablation in enumerate(section.ablations, start=1):
@@ -80,7 +81,7 @@ def scores(section: ReportSection, stated: Stated) -> Grid:
 
 def origins(groups: Iterable[Group]) -> Grid:
     """A line for each tokenizer that was not trained here: what it is, and where it is from."""
-    titles = ("row", "family", "K", "d", "f", "weights", "trained on", "licence", "sha256")
+    titles = ("row", "source", "family", "K", "d", "f", "weights", "trained on", "licence", "sha256 or digest")
     lines = []
     for group in groups:
         known = Facts.of(group.spec["pretrained"])
@@ -88,8 +89,27 @@ def origins(groups: Iterable[Group]) -> Grid:
         books = f"{known.num_codebooks} × " if known.num_codebooks > 1 else ""
         numbers = (f"{books}{size}", _or_dash(known.code_dim), _or_dash(known.downsampling))
         words = (known.weights, known.trained_on, known.licence)
-        lines.append((group.label, known.family or known.kind, *numbers, *map(_or_dash, words), known.sha256[:12]))
-    return Grid(titles, (False, False, True, True, True, False, False, False, False), tuple(lines))
+        source = Path(known.path).name
+        lines.append(
+            (group.label, source, known.family or known.kind, *numbers, *map(_or_dash, words), known.sha256[:12])
+        )
+    return Grid(titles, (False, False, False, True, True, True, False, False, False, False), tuple(lines))
+
+
+def _said_of(outside: Iterable[Group], rows: Iterable[Group]) -> tuple[str, ...]:
+    """What must be said of rows that were not trained here, among all rows of a section."""
+    said = []
+    for group in outside:
+        known = Facts.of(group.rows[0]["pretrained"])
+        said += [f"{group.label}: {text}" for text in (*known.remarks, *(f"not read: {text}" for text in known.unread))]
+    sizes = [found.mean for group in rows if (found := group.summary.estimates.get("bits_per_image"))]
+    if len(set(sizes)) > 1:
+        said.append(
+            f"an image takes from {min(sizes):,.0f} to {max(sizes):,.0f} bits in these rows: bold and verdict are over "
+            "all of them, and more bits are an easier task"
+        )
+    said.append("sha256 of a file of weights; of an adapter or a folder a digest of all that its scores depend on")
+    return tuple(said)
 
 
 def _or_dash(value: object) -> str:

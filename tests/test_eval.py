@@ -3,7 +3,9 @@ read of other programs' files has tests of its own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -190,7 +192,100 @@ def test_a_killed_command_goes_on_with_the_cells_that_are_left(trained: Path, im
 def test_another_split_of_what_it_was_trained_on_is_said(trained: Path, images: Path, tmp_path: Path) -> None:
     own, listed = cell(trained, "vqgan-*-s0"), tmp_path / "list.txt"
     listed.write_text("train/0000.png\ntrain/0001.png\n")
-    seen = evaluated(own, "--split-list", listed, "--dry-run", images=images, runs=tmp_path / "runs")
-    assert (seen.code, "may have been trained on some" in seen.err) == (0, True), seen.err
-    same = evaluated(own, "--validation-images", 5, "--dry-run", images=images, runs=tmp_path / "runs")
-    assert (same.code, "may have been trained on some" in same.err) == (0, False), same.err
+    runs, bare = tmp_path / "runs", shutil.copy(weights(trained, "vqgan-*-s0"), tmp_path / "bare.safetensors")
+    for more, said in (
+        ((own, "--split-list", listed), "trained on some of the images"),
+        ((own, "--split", "all"), "trained on some of the images"),
+        ((bare,), "not known on which images"),
+    ):
+        answer = evaluated(*more, "--dry-run", images=images, runs=runs)
+        assert (answer.code, said in answer.err) == (0, True), answer.err
+    for same in (("--validation-images", 5), ("--resize", "bicubic")):
+        answer = evaluated(own, *same, "--dry-run", images=images, runs=runs)
+        assert answer.code == 0, answer.err
+        assert "may have been" not in answer.err
+        assert "not known" not in answer.err
+
+
+def test_a_file_of_the_same_size_and_time_is_another_file(trained: Path, images: Path, tmp_path: Path) -> None:
+    source = tmp_path / "mine.safetensors"
+    found = []
+    for seed in (0, 1):
+        shutil.copy(weights(trained, f"vqgan-*-s{seed}"), source)
+        os.utime(source, (1e9, 1e9))
+        found.append(evaluated(source, "--dry-run", "--json", images=images, runs=tmp_path / "runs").objects[0]["cell"])
+    assert found[0] != found[1]
+
+
+def test_a_plugin_in_a_folder_of_weights_does_not_run_untrusted(trained: Path, images: Path, tmp_path: Path) -> None:
+    planted, mark = tmp_path / "planted", tmp_path / "it ran"
+    (planted / "checkpoints").mkdir(parents=True)
+    plugin = planted / "plugin.py"
+    plugin.write_text(f"open({str(mark)!r}, 'w')\n")
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(weights(trained, "vqgan-*-s0"), framework="pt") as file:
+        header = json.loads(file.metadata()["vqbench"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    sha256 = hashlib.sha256(plugin.read_bytes()).hexdigest()
+    header |= {"method": "planted", "plugin": {"path": str(plugin), "sha256": sha256}}
+    target = planted / "checkpoints" / "tokenizer.safetensors"
+    save_file(tensors, target, metadata={"vqbench": json.dumps(header)})
+    for words in (("eval", planted, "--dataset", f"folder:{images}", "--dry-run"), ("check", target)):
+        answer = typed(*words)
+        assert (answer.code, "which is a program" in answer.err) == (2, True), answer.err
+        assert not mark.exists()
+    typed("check", target, "--trust")
+    assert mark.exists()
+
+
+def test_names_that_pickles_fetch_from_their_memo_are_seen(images: Path, tmp_path: Path) -> None:
+    mark, text = tmp_path / "it ran", lambda word: b"\x8c" + bytes([len(word)]) + word.encode() + b"\x94"
+    names = text("posix") + b"0" + text("system") + b"0" + b"h\x00" + b"h\x01" + b"\x93"
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x04" + names + text(f"touch '{mark}'") + b"\x85R.")
+    answer = evaluated(tmp_path / "a.ckpt", "--trust", images=images, runs=tmp_path / "runs")
+    assert (answer.code, "would call posix.system" in answer.err) == (2, True), answer.err
+    assert not mark.exists()
+
+
+def test_what_has_no_codes_and_what_cheats_with_them(trained: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "cheat.py").write_text(
+        "import torch\n\nclass Cheat:\n    codebook_size = 2\n\n"
+        "    def encode(self, images):\n        self.images = images\n"
+        "        return torch.zeros(len(images), 4, dtype=torch.long)\n\n"
+        "    def decode(self, indices):\n        return self.images[:len(indices)]\n\n"
+        "def cheat():\n    return Cheat()\n"
+    )
+    made = f"images:{images / 'val'}"
+    answer = evaluated(
+        f"{tmp_path}/cheat.py:cheat",
+        f"same={made}",
+        "--json",
+        "--resolution",
+        40,
+        images=images,
+        runs=tmp_path / "runs",
+    )
+    assert answer.objects, answer.err
+    cheat, same = answer.objects
+    assert (answer.code, cheat["state"]) == (1, "failed")
+    assert "decodes indices alone" in cheat["error"]["message"] or "ignores other" in cheat["error"]["message"]
+    assert set(same["scores"]) == {"psnr"}
+    assert same["scores"]["psnr"] > 90  # a picture is its own reconstruction
+    (name,) = [folder.name for folder in (tmp_path / "runs").iterdir() if folder.is_dir()]
+    out = ("--out", tmp_path / "out", "--format", "md")
+    report = typed("report", name, "--runs", tmp_path / "runs", *out)
+    assert (report.code, "codes.npz" in report.err) == (0, False), report.err
+
+
+def test_small_mistakes_have_small_answers(trained: Path, images: Path, tmp_path: Path) -> None:
+    own, runs = cell(trained, "vqgan-*-s0"), tmp_path / "runs"
+    twice = evaluated(own, f"other={own}", images=images, runs=runs)
+    assert (twice.code, "are the same tokenizer" in twice.err) == (2, True), twice.err
+    lightning = evaluated("epoch=3-step=5.ckpt", images=images, runs=runs)
+    assert (lightning.code, "epoch=3-step=5.ckpt" in lightning.err) == (2, True), lightning.err
+    for words in (("check", "vqgan", "--trust"), ("check", own, "--as", "taming")):
+        idle = typed(*words)
+        assert (idle.code, "leave" in idle.err) == (2, True), idle.err
+    assert evaluated(own, "--as", "taming", images=images, runs=runs).code == 2

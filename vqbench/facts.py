@@ -13,6 +13,11 @@ from vqbench.wording import counted
 Kind = Literal["checkpoint", "diffusers", "adapter", "images", "vqbench"]
 
 
+def split_in_words(said: Mapping[str, Any]) -> str:
+    """Which images of a dataset are validation, of what a spec says of the dataset; empty: as it has them."""
+    return ", ".join(f"{name} {said[name]}" for name in ("holdout", "split_list", "split") if said.get(name))
+
+
 @dataclass(frozen=True)
 class Facts:
     """Where a tokenizer is from and what it is, JSON-ready."""
@@ -50,7 +55,7 @@ class Facts:
     trained_on: str = ""
     """Data and resolution of its training, where they are known."""
     training: Mapping[str, str] = field(default_factory=dict)
-    """The dataset's "reference" and the "digest" of the images that vqbench trained it on, where a cell tells them."""
+    """The dataset's "reference" and how it was split when vqbench trained it, where a cell tells it."""
     licence: str = ""
     """Of the weights, where it is stated."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -64,9 +69,15 @@ class Facts:
         said = {name: value for name, value in dataclasses.asdict(self).items() if value not in (blank[name], {}, ())}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
-    def may_have_seen(self, reference: str, digest: str) -> bool:
-        """Whether images of a dataset may be scored on which it was trained: by another split of the same dataset."""
-        return self.training.get("reference") == reference and self.training.get("digest") != digest
+    def may_have_seen(self, reference: str, split: str) -> str:
+        """What must be said where images may be scored on which it was trained; empty where there is no reason to."""
+        if self.kind != "vqbench":
+            return ""
+        if not self.training:
+            return "it is not known on which images it was trained: some of them may be scored"
+        if self.training["reference"] == reference and self.training["split"] != split:
+            return "it was trained on some of the images that are scored, or may have been: they are split otherwise"
+        return ""
 
     def refuse_images(self, label: str, resolution: int, channels: int) -> None:
         """Raise UsageError where it does not take square images of this side, or of so many channels."""
@@ -95,7 +106,8 @@ class Facts:
         said += [{"ema": "EMA weights", "raw": "raw weights, not their EMA"}[self.weights]] if self.weights else []
         said += [f"trained on {self.trained_on}"] if self.trained_on else []
         said += [f"licence {self.licence}"] if self.licence else []
-        return ", ".join([*said, f"sha256 {self.sha256[:12]}"])
+        of_a_file = self.kind in ("checkpoint", "vqbench")
+        return ", ".join([*said, f"{'sha256' if of_a_file else 'digest'} {self.sha256[:12]}"])
 
     @property
     def in_hash(self) -> dict[str, str]:

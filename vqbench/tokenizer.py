@@ -18,7 +18,7 @@ from vqbench.config import build, from_stored
 from vqbench.errors import UsageError
 from vqbench.inputs import checked_images, checked_indices
 from vqbench.machine.atomic import replacing
-from vqbench.plugin import find_plugin
+from vqbench.plugin import find_plugin, read_plugin
 from vqbench.quantizer import Quantized, Quantizer
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
@@ -233,11 +233,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> To
     return load_with_header(weights_file(arguments.path("a tokenizer", path)))[0].to(device).eval()
 
 
-def load_with_header(weights: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a file that `save` wrote, on the CPU and in eval mode; and what its header says of it."""
+def load_with_header(weights: Path, trust: bool = True) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a file that `save` wrote, on the CPU and in eval mode; and what its header says of it.
+
+    A method of a file is looked for where the header says and beside the weights, and run; without `trust` it must be
+    one that this process was given already. Raises UsageError where it is not.
+    """
     header, tensors = _read(weights)
     _refuse_without_encoder(header, tensors, weights)
-    _make_plugin_known(header, weights)
+    _make_plugin_known(header, weights, trust)
     try:
         recipe = build(Recipe, header["recipe"], "recipe", "vqbench show tiny")
         config = configured(header["method"], header["config"])
@@ -307,13 +311,16 @@ def _refuse_without_encoder(header: dict[str, Any], tensors: Iterable[str], weig
         )
 
 
-def _make_plugin_known(header: dict[str, Any], weights: Path) -> None:
+def _make_plugin_known(header: dict[str, Any], weights: Path, trust: bool) -> None:
     """Find the very plugin file that a tokenizer was trained with, where its method came from a file."""
     if header["plugin"] is None:
         return
     wanted, name = header["plugin"]["sha256"], header["method"]
     known = METHODS.file_of(name)
     cell = weights.parent.parent
+    if not trust and (known is None or not read_plugin(known).is_of(wanted)):
+        what = f"{weights} was trained with a method of a file, '{name}', which is a program"
+        raise UsageError(what, "--plugin FILE if you have it; --trust runs the copy that lies beside the weights")
     found = find_plugin(wanted, [known, Path(header["plugin"]["path"])], kept_in=cell)
     if found is not None:
         if found != known:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vqbench.data.prepare import PreparedImages
     from vqbench.facts import Facts
     from vqbench.metrics.evaluation import Codec, Evaluation
+    from vqbench.pretrained.opened import Opened
     from vqbench.recipe import Execution, Recipe
     from vqbench.tokenizer import Tokenizer
 
@@ -98,13 +99,42 @@ def opened(spec: dict[str, Any], validation: PreparedImages, reading: Reading | 
 
     said = spec["pretrained"]
     planned = Facts.of(said)
-    found = open_source(said["source"], said["as"], said["trust"], validation, reading)
+    accepted = said["trust"] or planned.kind == "vqbench"  # whose plugin was known to the plan, or trusted
+    found = open_source(said["source"], said["as"], accepted, validation, reading)
     if found.facts.in_hash != planned.in_hash:
         raise VQBenchError(
             f"{planned.path} has changed since this cell was planned",
             "give the command again: it plans cells for the file as it is now",
         )
-    return found.codec, found.facts
+    return found.codec, _fair(found, validation) if planned.kind == "adapter" else found.facts
+
+
+_FAIR = ("ignores other images", "deterministic", "decodes indices alone")
+"""What must hold of an adapter before it is scored: otherwise its scores are not of its codes."""
+_LOOKED_AT = 4
+
+
+def _fair(opened: Opened, validation: PreparedImages) -> Facts:
+    """What is known of an adapter, with what must be said of it after a look at the first images.
+
+    Raises VQBenchError where its images are not made of its codes alone, or are others each time.
+    """
+    import numpy as np
+    import torch
+
+    from vqbench.pretrained.conformance import check_source
+
+    first = [validation.pixels[i] for i in range(min(_LOOKED_AT, len(validation)))]
+    if len({image.shape for image in first}) > 1 or len(first) < 2:
+        first = [first[0]] * 2  # of their own sizes each
+    images = torch.from_numpy(np.stack(first)).permute(0, 3, 1, 2)
+    found = check_source(opened, images, only=(*_FAIR, "range of images"))
+    failed = [known for known in found if known.passed is False]
+    if unfair := [known for known in failed if known.name in _FAIR]:
+        what = f"{opened.facts.name} fails '{unfair[0].name}': {unfair[0].detail}"
+        raise VQBenchError(what, f"mend the adapter; `vqbench check {opened.facts.path}` shows all")
+    remarks = tuple(f"{known.name}: {known.detail}" for known in failed)
+    return dataclasses.replace(opened.facts, remarks=(*opened.facts.remarks, *remarks))
 
 
 def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:

@@ -36,11 +36,28 @@ def cell_row(
         **({"digests": known} if (known := _digests(result)) else {}),
         "collapse": stored.get("collapse"),
         "matched": size_text(spec.get("size")) or None,
-        **({"pretrained": spec["pretrained"]} if "pretrained" in spec else {}),
-        **{name: result[name] for name in ("tokens_per_image", "bits_per_image") if name in result},
+        **({"pretrained": _with_remarks(spec["pretrained"], result)} if "pretrained" in spec else {}),
+        **_sizes(spec, result),
         "error": (error or folder.error) if state == FAILED else None,
         **({"cautions": said} if (said := cautions(result.get("scores", {}), spec["protocol"]["n_images"])) else {}),
     }
+
+
+def _with_remarks(planned: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a tokenizer that was trained already, with what was found out when it was scored."""
+    found = result.get("pretrained") or {}
+    remarks = dict.fromkeys((*planned.get("remarks", ()), *found.get("remarks", ())))
+    return {**planned, **({"remarks": list(remarks)} if remarks else {})}
+
+
+def _sizes(spec: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens and bits of one image; results of before they were kept say them by scores, where they have these."""
+    known = {name: result[name] for name in ("tokens_per_image", "bits_per_image") if name in result}
+    scores, protocol = result.get("scores", {}), spec["protocol"]
+    if known or not protocol.get("resolution"):
+        return known
+    tokens = {"tokens_per_image": scores["tokens"] / protocol["n_images"]} if "tokens" in scores else {}
+    return tokens | ({"bits_per_image": scores["bpp"] * protocol["resolution"] ** 2} if "bpp" in scores else {})
 
 
 def _digests(result: Mapping[str, Any]) -> dict[str, str]:

@@ -58,6 +58,11 @@ class MethodChoice:
     initial: dict[str, Any] | None = None
     """What is known of the tokenizer that its training starts from (`vqbench.facts.Facts`), if any."""
 
+    @property
+    def kind(self) -> str:
+        """Through which door it came (`vqbench.facts.Kind`); empty for a method to train."""
+        return str((self.pretrained or {}).get("kind", ""))
+
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """`owner.field=value` texts as owner → field → text; the recipe's fields need no owner."""
@@ -108,7 +113,7 @@ def own_source() -> str:
     digest = hashlib.sha256()
     methods = importlib.util.find_spec("vqbench.methods")
     folders = [Path(__file__).parents[1], *map(Path, methods.submodule_search_locations or () if methods else ())]
-    for file in sorted({file for folder in folders for file in folder.rglob("*.py")}):
+    for file in sorted({file for folder in folders for kind in ("*.py", "*.yaml") for file in folder.rglob(kind)}):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

@@ -25,12 +25,12 @@ from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
 from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.source_choice import (
-    SEEN,
     apart,
     choose_source,
     names_source,
     refuse_idle_options,
     refuse_unfit,
+    seen_by,
     told_of,
 )
 from vqbench.planning.variant import Variant
@@ -187,7 +187,7 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
         raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
     request.data.refuse_training([choice.label for choice in choices if not choice.pretrained])
     sources = [choice for choice in choices if choice.pretrained]
-    refuse_idle_options(sources, request)
+    refuse_idle_options([choice.kind for choice in sources], request.family, request.trust)
     refuse_unfit(sources, recipe.resolution, recipe.image_channels)
     return tuple(apart(choices))
 
@@ -222,9 +222,8 @@ def make_plan(
     if not asked.track.has_decoder:
         without = "what it does in the decoder is not seen here, where there is none"
         remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
-    remarks += tuple(
-        f"{choice.label}: {SEEN}" for choice in choices if choice.pretrained and _has_seen(choice, dataset)
-    )
+    seen = ((choice.label, seen_by(choice, dataset.reference, request.data)) for choice in choices if choice.pretrained)
+    remarks += tuple(f"{label}: {said}" for label, said in seen if said)
     cells = []
     for seed, choice in _each_cell(request.seeds, choices):
         others = [plugin for digest, plugin in beside.items() if digest != choice.code]
@@ -239,10 +238,6 @@ def make_plan(
         cells.append(Cell(choice.label, spec, cell_folder, state, sources, found))
     _refuse_twins(cells)
     return Plan(experiment, folder, tuple(cells), recipe, asked.track, protocol, (*dataset.notes, *remarks))
-
-
-def _has_seen(choice: MethodChoice, dataset: Any) -> bool:
-    return SEEN in told_of(choice, dataset.reference, dataset.train_digest).get("remarks", [])
 
 
 def _each_cell(seeds: Iterable[int], choices: Collection[MethodChoice]) -> Iterator[tuple[int, MethodChoice]]:
@@ -301,7 +296,7 @@ def _spec(
         "part_of": choice.part_of,
         "size": choice.size,
         **({"artifact": artifact} if artifact else {}),
-        **({"pretrained": told_of(choice, dataset.reference, dataset.train_digest)} if choice.pretrained else {}),
+        **({"pretrained": told_of(choice, dataset.reference, request.data)} if choice.pretrained else {}),
         **({"initial": choice.initial} if choice.initial else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,

@@ -292,7 +292,9 @@ class EvalRequest:
         None, arguments.whole, "Side of the images; default: what the tokenizers were trained on, or 256.", "R"
     )
     split: str = option(
-        "", _named_split, "Score the validation images, or all; default: val, or all of what has no split of its own.",
+        "", _named_split,
+        "Score the validation images, or all. Default: val; but all of what has no split of its own, where no cell of "
+        "ours is scored.",
         "val|all",
     )  # fmt: skip
 

@@ -6,20 +6,23 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqbench.data.dataset import path_safe
 from vqbench.errors import UsageError
-from vqbench.facts import Facts
+from vqbench.facts import Facts, split_in_words
 from vqbench.machine.home import expanded
 from vqbench.planning.choice import MethodChoice, own_source, remembered, split_reference
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
 from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source
 from vqbench.registry import METHODS
+
+if TYPE_CHECKING:
+    from vqbench.data.dataset import DataReference
 
 _NAMED = re.compile(r"([\w.+-]{1,60})=(.+)")
 
@@ -33,8 +36,9 @@ def names_source(asked: str | Variant) -> bool:
 
 def split_name(asked: str) -> tuple[str, str]:
     """The name that a source is given, or "", and the source."""
-    named = _NAMED.fullmatch(asked)
-    return (named[1], named[2]) if named and not expanded(Path(asked)).exists() else ("", asked)
+    named = _NAMED.fullmatch(asked)  # a file may have such a name: epoch=3-step=5.ckpt
+    is_there = named and (IMAGES in named[2] or expanded(Path(re.sub(r":\w+$", "", named[2]))).exists())
+    return (named[1], named[2]) if named and is_there and not expanded(Path(asked)).exists() else ("", asked)
 
 
 def choose_source(asked: str, request: RunRequest) -> MethodChoice:
@@ -66,7 +70,10 @@ def _stamps(source: str) -> list[Any] | None:
         files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
         for file in files:
             known = file.stat() if file.exists() else None
-            found.append([str(file.absolute()), *((known.st_size, known.st_mtime_ns) if known else ())])
+            # its change is younger than a copy's time of another file
+            found.append(
+                [str(file.absolute()), *((known.st_size, known.st_mtime_ns, known.st_ctime_ns) if known else ())]
+            )
     return found
 
 
@@ -99,24 +106,27 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
     )
 
 
-SEEN = "it may have been trained on some of the images that are scored: the split is another than in its training"
-
-
-def told_of(choice: MethodChoice, reference: str, training_digest: str) -> dict[str, Any]:
-    """What the spec says of a source that is scored on a dataset, of which nothing else is to be trained on."""
+def told_of(choice: MethodChoice, reference: str, data: DataReference) -> dict[str, Any]:
+    """What the spec says of a source that is scored on a dataset."""
     said = dict(choice.pretrained or {})
-    if Facts.of(said).may_have_seen(reference, training_digest):
-        said["remarks"] = [*said.get("remarks", []), SEEN]
+    if seen := seen_by(choice, reference, data):
+        said["remarks"] = [*said.get("remarks", []), seen]
     return said
 
 
-def refuse_idle_options(choices: Iterable[MethodChoice], request: RunRequest) -> None:
-    """Raise UsageError for options about files of weights where no source is one."""
-    given = [f"--as {request.family}"] if request.family else []
-    given += ["--trust"] if request.trust else []
-    if given and not any((choice.pretrained or {}).get("kind") == "checkpoint" for choice in choices):
-        what = f"{' and '.join(given)} says how to read a checkpoint, and there is none"
-        raise UsageError(what, f"leave {' and '.join(given)} out")
+def seen_by(choice: MethodChoice, reference: str, data: DataReference) -> str:
+    """What must be said of images that a source has been trained on, and is scored on; mostly nothing."""
+    return Facts.of(choice.pretrained or {}).may_have_seen(reference, split_in_words(data.in_spec()))
+
+
+def refuse_idle_options(kinds: Collection[str], family: str, trust: bool) -> None:
+    """Raise UsageError for `--as` without a checkpoint among sources of these kinds, and `--trust` without a file of
+    weights that may be, or want, a program."""
+    idle = [f"--as {family}"] if family and "checkpoint" not in kinds else []
+    idle += ["--trust"] if trust and not {"checkpoint", "vqbench"}.intersection(kinds) else []
+    if idle:
+        what = f"{' and '.join(idle)} says how to read a file of weights, and there is none that it could be said of"
+        raise UsageError(what, f"leave {' and '.join(idle)} out")
 
 
 def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:
@@ -130,6 +140,7 @@ def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:
 
     Raises UsageError where that does not tell them apart, and for one that has the name of a method beside it.
     """
+    _refuse_same(choices)
     labels = Counter(choice.label for choice in choices)
     found = [replace(c, label=_with_folder(c)) if c.pretrained and labels[c.label] > 1 else c for c in choices]
     for label, count in Counter(choice.label for choice in found).items():
@@ -138,6 +149,16 @@ def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:
                 f"two rows are called '{label}'", f"give one another name: NAME={_source_of(found, label)}"
             )
     return found
+
+
+def _refuse_same(choices: Iterable[MethodChoice]) -> None:
+    known: dict[str, MethodChoice] = {}
+    for choice in choices:
+        if choice.pretrained:
+            other = known.setdefault(json.dumps(Facts.of(choice.pretrained).in_hash), choice)
+            if other is not choice:
+                one, two = ((c.pretrained or {})["source"] for c in (other, choice))
+                raise UsageError(f"{one} and {two} are the same tokenizer", "leave one of them out")
 
 
 def _with_folder(choice: MethodChoice) -> str:

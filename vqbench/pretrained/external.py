@@ -222,7 +222,7 @@ class ExternalCodec(nn.Module):
             return getattr(self.external, name)(argument)
         except (UsageError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if "can't allocate memory" in str(error):
                 raise
             what = f"{name} raised {told(error)}, for {_kind(argument)}"

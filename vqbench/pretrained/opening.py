@@ -64,7 +64,7 @@ def open_source(
     if is_own(path):
         from vqbench.pretrained.own import open_own
 
-        return open_own(path)
+        return open_own(path, trust)
     if any((path / name).is_file() for name in ("config.json", "model_index.json")):
         from vqbench.pretrained.diffusers import open_diffusers
 
@@ -137,10 +137,13 @@ def load(
 
     `source` is a finished cell's folder or its `tokenizer.safetensors`, and whatever `vqbench eval` takes: a published
     checkpoint (`family` where its layout is not recognised), a diffusers folder, `adapter.py:function`. Images are
-    (B, 3, H, W), uint8 or floats in [-1, 1]. With `trust` a file that is a program is run. Raises UsageError, which
-    names the file, where there is none, and for what is no tokenizer.
+    (B, 3, H, W), uint8 or floats in [-1, 1]. With `trust` a file that is a program is run; of a cell of vqbench so is
+    the plugin that it was trained with. Raises UsageError, which names the file, where there is none, and for what is
+    no tokenizer.
     """
     from vqbench import arguments
 
-    codec: Any = open_source(os.fspath(arguments.path("a tokenizer", source)), family, trust).codec
+    place = os.fspath(arguments.path("a tokenizer", source))
+    own = is_own(expanded(Path(place)))  # one of ours, whose plugin lies beside it, is loaded as ever
+    codec: Any = open_source(place, family, trust or own).codec
     return codec.to(device).eval() if hasattr(codec, "to") else codec

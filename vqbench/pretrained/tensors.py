@@ -177,21 +177,36 @@ def _pickle(path: Path, trust: bool) -> Mapping[str, Any]:
 
 
 def _globals_of(stream: IO[bytes]) -> Iterator[str]:
-    """What the next pickle of a stream would import, as `module.name`."""
-    texts = ["", ""]
+    """What the next pickle of a stream would import, as `module.name`.
+
+    A name may be pushed once and fetched from the memo; what is put there by other ways is followed as "".
+    """
+    texts, memo = ["", ""], dict[int, str]()
     for code, argument, _ in pickletools.genops(stream):
         if code.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".", 1)
         elif code.name == "STACK_GLOBAL":
             yield ".".join(texts)
+            texts = [texts[1], ""]
+        elif code.name == "MEMOIZE":
+            memo[len(memo)] = texts[1]
+        elif code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[int(argument)] = texts[1]
+        elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+            texts = [texts[1], memo.get(int(argument), "")]
         elif isinstance(argument, str):
             texts = [texts[1], argument]
+        elif code.stack_after:
+            texts = [texts[1], ""]
 
 
 def _refuse_hostile(path: Path, foreign: set[str]) -> None:
     """UsageError for a pickle that would do something to this machine: no file of weights has a reason to."""
     for name in sorted(foreign):
         module, _, function = name.rpartition(".")
+        if not module or not function:
+            what = f"{path} hides what it would call when it is read, as no file of weights does: nothing of it was run"
+            raise UsageError(what, "do not open it with anything else; get the weights from their authors")
         if module.partition(".")[0] in _HOSTILE_MODULES or (
             module in ("builtins", "__builtin__") and function in _HOSTILE
         ):

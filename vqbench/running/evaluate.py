@@ -50,12 +50,13 @@ def check_evaluation(request: EvalRequest) -> Resolved:
         _refuse_other(str(asked))
     run = replace(run, dataset=run.dataset or _originals(run.methods))
     choices = [choose_source(str(asked), run) for asked in dict.fromkeys(run.methods)]
-    refuse_idle_options(choices, run)
+    refuse_idle_options([choice.kind for choice in choices], run.family, run.trust)
     recipe = _recipe(choices, request.resolution)
     refuse_unfit(choices, recipe.resolution, recipe.image_channels)
     track = track_of(recipe)
     track.refuse(recipe, run.data, run.devices)
-    run = replace(run, split=request.split or _split(run, recipe))
+    ours = any(choice.kind == "vqbench" for choice in choices)
+    run = replace(run, split=request.split or ("val" if ours else _split(run, recipe)))
     return Resolved(run, recipe, track, tuple(apart(choices)))
 
 

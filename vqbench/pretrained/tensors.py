@@ -191,9 +191,9 @@ def _globals_of(stream: IO[bytes]) -> Iterator[str]:
         elif code.name == "MEMOIZE":
             memo[len(memo)] = texts[1]
         elif code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = texts[1]
+            memo[int(str(argument))] = texts[1]
         elif code.name in ("GET", "BINGET", "LONG_BINGET"):
-            texts = [texts[1], memo.get(int(argument), "")]
+            texts = [texts[1], memo.get(int(str(argument)), "")]
         elif isinstance(argument, str):
             texts = [texts[1], argument]
         elif code.stack_after:

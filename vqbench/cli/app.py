@@ -373,7 +373,7 @@ def _check_source(source: str, family: str, trust: bool) -> None:
 
 _PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validation_images", "holdout", "resize",
              "resize_scale", "small", "split_list", "metrics", "format", "lpips", "inception_weights",
-             "lpips_weights")  # fmt: skip
+             "lpips_weights", "protocol_name")  # fmt: skip
 
 
 @app.command()

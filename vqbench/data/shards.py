@@ -264,7 +264,9 @@ class Shards:
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "index"} | {"_maps": {}}  # a pickled map is a copy
+        return {k: v for k, v in self.__dict__.items() if k not in ("index", "_said")} | {
+            "_maps": {}
+        }  # pickled, a map is a copy
 
     def bytes_of(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image `i`, a read-only view of the file."""

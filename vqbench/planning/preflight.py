@@ -76,7 +76,7 @@ def _asked(request: RunRequest, recipe: Recipe) -> tuple[str, ...]:
     if request.lpips is not None and request.lpips not in LPIPS_NETS:
         raise unknown("LPIPS net", request.lpips, LPIPS_NETS, "choose one: --lpips alex|vgg|squeeze")
     channels = recipe.image_channels if scored_as == "images" else RGB
-    protocol = named_protocol(request.protocol)
+    protocol = named_protocol(request.protocol_name)
     asked = select_metrics(request.metrics, scored_as, channels, protocol)
     if request.lpips is not None:
         if scored_as not in metric(f"lpips_{request.lpips}").tracks:

@@ -176,10 +176,11 @@ class RunRequest:
         None, arguments.path, "Validate on the images that a file lists, one id a line; train on all others.", "FILE",
         defines=True,
     )  # fmt: skip
-    protocol: str = option(
+    protocol_name: str = option(
         "", _protocol,
         "Read images and measure by the rules of a source of published scores: ours, taming, llamagen, var, bsq, "
-        "seed_voken.", "NAME", defines=True,
+        "seed_voken; native: each image at its own size.",
+        "NAME", typed_as="protocol", given_as="protocol", defines=True,
     )  # fmt: skip
     """Empty: ours."""
     split: str = option(
@@ -244,7 +245,7 @@ class RunRequest:
 
         return DataReference(
             self.dataset, self.data_root, self.validation_images, self.features, self.holdout,
-            self.resize, self.resize_scale, self.small, self.split_list, self.format, self.protocol, self.split,
+            self.resize, self.resize_scale, self.small, self.split_list, self.format, self.protocol_name, self.split,
         )  # fmt: skip
 
     def __post_init__(self) -> None:

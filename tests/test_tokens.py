@@ -213,3 +213,16 @@ def test_wrong_inputs_of_decode(cells: dict[str, Path], tmp_path: Path, make: An
     assert typed("decode", tokens, "--out", tmp_path / "o", "--tokenizer", again).code == 0
     (tokens / "manifest.json").write_text("[]")
     refused(typed("decode", tokens, "--out", tmp_path / "o"), "no manifest of tokens")
+
+
+def test_one_folder_holds_the_tokens_of_one_reading_and_split(
+    cells: dict[str, Path], images: Path, tmp_path: Path, make: Any
+) -> None:
+    out = tmp_path / "out"
+    some = ("tokens", cells["vqgan"], "--dataset", f"folder:{images}", "--out", out)
+    assert typed(*some, "--split", "train").code == 0
+    for other in (("--resize", "bicubic"), ("--holdout", 0.25), ("--protocol", "seed_voken")):
+        answer = typed(*some, "--split", "val", *other)
+        assert (answer.code, "holds other tokens" in answer.err) == (2, True), answer.err
+    assert typed(*some, "--split", "val").code == 0
+    assert set(read(out)["sides"]) == {"train", "val"}

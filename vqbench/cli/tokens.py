@@ -9,12 +9,13 @@ import typer
 
 from vqbench import arguments
 from vqbench.cli.options import takes
+from vqbench.errors import UsageError
 from vqbench.planning.request import RunRequest
 from vqbench.registry import add_plugin
 
 _SOURCE = "A tokenizer that is trained already: a finished cell's folder, a file of weights, …"
 _IMAGES = ("dataset", "data_root", "plugins", "validation_images", "holdout", "resize", "resize_scale", "small",
-           "split_list", "family", "trust")  # fmt: skip
+           "split_list", "protocol_name", "family", "trust")  # fmt: skip
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A folder that is new, or holds a part of the same.")]
 Workers = Annotated[int, typer.Option(metavar="N", help="Processes beside one another, a GPU each.")]
 
@@ -39,6 +40,9 @@ def tokens(
     from vqbench.pretrained.tokens import MANIFEST, TokensRequest, make_tokens
 
     request = arguments.asked(RunRequest, dataset=dataset, **options)
+    if request.protocol_name == "native":
+        what = "--protocol native leaves each image at its own size, and tokens of one shape are kept"
+        raise UsageError(what, "leave it out, or give --resolution N")
     for plugin in request.plugins:
         add_plugin(plugin)
     asked = TokensRequest(

@@ -36,6 +36,7 @@ from vqbench.planning.source_choice import (
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.pretrained.initial import starting_from
+from vqbench.pretrained.opening import is_own
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
@@ -187,7 +188,10 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
         raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
     request.data.refuse_training([choice.label for choice in choices if not choice.pretrained])
     sources = [choice for choice in choices if choice.pretrained]
-    refuse_idle_options([choice.kind for choice in sources], request.family, request.trust)
+    kinds = [choice.kind for choice in sources]
+    if request.init_from:
+        kinds.append("vqbench" if is_own(expanded(Path(request.init_from))) else "checkpoint")
+    refuse_idle_options(kinds, request.family, request.trust)
     refuse_unfit(sources, recipe.resolution, recipe.image_channels)
     return tuple(apart(choices))
 

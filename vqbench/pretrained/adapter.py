@@ -20,6 +20,7 @@ from vqbench.machine.home import expanded
 from vqbench.plugin import Plugin, read_plugin
 from vqbench.pretrained.external import Declared, ExternalCodec, WeightsFile, told
 from vqbench.pretrained.opened import Opened
+from vqbench.pretrained.published import published_of
 from vqbench.registry import file_digest
 from vqbench.seeds import seeded
 
@@ -41,6 +42,8 @@ def open_adapter(path: Path, function: str) -> Opened:
     parameters = codec.parameter_counts()
     remarks = [f"computes in {declared.dtype}"] if declared.dtype != "float32" else []
     remarks += [_UNPINNED] if parameters and not weights else []
+    printed = [published_of(str(file.path), digest) for file, digest in zip(declared.source, weights, strict=True)]
+    found, licence = next((known for known in printed if known[0]), ({}, ""))
     facts = Facts(
         kind="adapter",
         name=declared.name or f"{path.stem}:{function}",
@@ -54,8 +57,8 @@ def open_adapter(path: Path, function: str) -> Opened:
         sizes=tuple(height for height, width in declared.sizes if height == width),
         parameters=parameters,
         trained_on=_each(file.trained_on for file in declared.source),
-        licence=_each(file.licence for file in declared.source),
-        published=declared.published,
+        licence=_each(file.licence for file in declared.source) or licence,
+        published=declared.published or found,
         remarks=tuple(remarks),
     )
     return Opened(codec, facts)

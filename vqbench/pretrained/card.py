@@ -76,6 +76,7 @@ def _data(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
             "digest of the training items": f"`{data['training_digest']}`",
             "licence of the data": licence or "not stated: ask whoever the images are from",
             "started from": f"weights of sha256 `{start['sha256']}`" if start else "",
+            "licence of those": (spec["initial"].get("licence") or "not stated") if start else "",
         }
     )
 

@@ -149,6 +149,9 @@ def _make(
             refuse_stray(batch, size, f"{tokens.shard(portion)} has")
             with torch.inference_mode(), plain_float32(device):
                 images: Any = codec.from_indices(batch)
+            if images.shape[1:] != (tokens.manifest["image_channels"], *[tokens.manifest["resolution"]] * 2):
+                what = f"{opened.facts.name} decodes to {tuple(images.shape[1:])}, not to the size that was encoded"
+                raise VQBenchError(what, "`vqbench check` tries it")
             if not torch.isfinite(images).all():
                 raise VQBenchError(f"{opened.facts.name} decodes to NaN or infinity", "`vqbench check` tries it")
             for path, pixels in zip(paths, to_8_bits(images).permute(0, 2, 3, 1).cpu().numpy(), strict=True):

@@ -36,10 +36,10 @@ def published_of(name: str, sha256: str) -> tuple[Published, str]:
     """
     names = set(_names(name))
     for row in sheet():
-        known = str(row.get("sha256", ""))
-        if known and sha256.startswith(known):
+        if (known := str(row.get("sha256", ""))) and sha256.startswith(known):
             return _of(row), row["licence"]
-        if not known and names.intersection(map(str.lower, row["names"])):
+    for row in sheet():
+        if not row.get("sha256") and names.intersection(map(str.lower, row["names"])):
             return {f"{words}; {_BY_NAME}": found for words, found in _of(row).items()}, row["licence"]
     return {}, ""
 

@@ -31,6 +31,7 @@ from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.opening import absolute, open_source
 from vqbench.pretrained.portions import Make, carry_out, device_for
 from vqbench.results.cell_files import later_version
+from vqbench.version import __version__
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -106,7 +107,12 @@ class Tokens:
     def identity(self) -> dict[str, Any]:
         """All that the tokens depend on, but which sides there are."""
         tokenizer = Facts.of(self.manifest["tokenizer"]).in_hash
-        return {"tokenizer": tokenizer, **{key: self.manifest[key] for key in ("resolution", "image_channels")}}
+        dataset = {key: self.manifest["dataset"].get(key) for key in ("reference", "reading", "asked")}
+        return {
+            "tokenizer": tokenizer,
+            **{key: self.manifest[key] for key in ("resolution", "image_channels")},
+            **dataset,
+        }
 
     def ids(self, side: str) -> list[str]:
         """The name of each image of a side. Raises UsageError where their file is gone or not whole."""
@@ -255,11 +261,13 @@ def _manifest(
         }
     return {
         "schema": SCHEMA,
+        "vqbench": __version__,
         "tokenizer": {**opened.facts.as_dict(), "source": absolute(asked.source), "as": asked.family},
         "dataset": {
             "reference": dataset.reference,
             "split_rule": dataset.split_rule,
             **({"reading": dataset.reading.in_words} if dataset.reading is not None else {}),
+            "asked": {name: value for name, value in asked.data.in_spec().items() if name != "split"},
             "licence": dataset.licence,
             "notes": list(dataset.notes),
         },

@@ -36,7 +36,9 @@ def vqmodel_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The config of the VQModel that a tokenizer is. Raises UsageError where it is none."""
     backbone, quantizer = tokenizer.backbone, tokenizer.quantizer
     if why := _why_not(tokenizer):
-        raise UsageError(f"this tokenizer is no VQModel of diffusers: {why}", "--to program keeps all that it is")
+        raise UsageError(
+            f"this tokenizer is no VQModel of diffusers: {why}", "--to program or --to safetensors keeps all that it is"
+        )
     attends = [side in backbone.attention_resolutions for side in backbone.sides]
     return {
         "_class_name": "VQModel",

@@ -127,6 +127,7 @@ def test_python_has_the_command_too(trained: Path, images: Path, tmp_path: Path)
     [
         ("nowhere.ckpt", "there is no ", "adapter.py:function"),
         ("vqgan", "vqgan is a method", "vqbench run --methods vqgan"),
+        ("vaevq@paper", "vaevq@paper is a method", "vqbench run --methods vaevq@paper"),
         ("vqagn", "there is no vqagn", "a checkpoint"),
         ("EMPTY", "without config.json", "images:"),
         ("UNFINISHED", "a cell without weights", "run it first"),

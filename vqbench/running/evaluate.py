@@ -13,7 +13,7 @@ from vqbench.config import build
 from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.machine.home import working_folder
-from vqbench.planning.choice import MethodChoice
+from vqbench.planning.choice import MethodChoice, split_reference
 from vqbench.planning.plan import Resolved
 from vqbench.planning.request import EvalRequest, RunRequest, make_request, refuse_odd_bytes, refuse_odd_engine
 from vqbench.planning.source_choice import (
@@ -71,7 +71,7 @@ def _split(run: RunRequest, recipe: Recipe) -> str:
 def _refuse_other(asked: str) -> None:
     if names_source(asked):
         return
-    if asked in METHODS:
+    if split_reference(asked)[0] in METHODS:
         what = f"{asked} is a method, which has to be trained before it can be scored"
         raise UsageError(what, f"vqbench run --methods {asked} …; of a finished cell give the folder")
     raise UsageError(f"there is no {asked}", f"a tokenizer is {EXAMPLES}")

@@ -96,7 +96,7 @@ def _default_columns(section: Section) -> tuple[Column, ...]:
 
 
 def by_size(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Groups of as many bits an image together, and among them those of as many tokens: one size is one comparison."""
+    """Groups of as many bits an image together, and among them those of as many tokens."""
 
     def size(group: Group) -> tuple[float, float]:
         known = group.summary.estimates

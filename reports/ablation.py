@@ -32,6 +32,11 @@ class Effect:
     verdict: Verdict
     """What this row is, compared to the full method; a dash where there is no test."""
 
+    @classmethod
+    def of(cls, metric: str, found: Difference, p: float | None) -> Effect:
+        """A difference with its adjusted p, and what the two say."""
+        return cls(found, p, verdict_of(metric, found, p))
+
 
 @dataclass(frozen=True)
 class AnalysedRow:
@@ -71,7 +76,7 @@ def analyse(
         found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), key, reader) for row in others}
         there = {name: value for name, value in found.items() if value is not None}
         for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
-            effects[name][key] = Effect(value, p, verdict_of(key, value, p))
+            effects[name][key] = Effect.of(key, value, p)
     return tuple(
         AnalysedRow(row, of_row[row.name], summaries[row.name], effects[row.name], has_paper_rows and not row.paper_row)
         for row in rows
@@ -177,7 +182,7 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     for analysed in rows:
         title = analysed.title
         for metric, effect in analysed.effects.items():
-            lines.append((title, *_delta_cells(columns_of([metric])[metric], effect)))
+            lines.append((title, *delta_cells(columns_of([metric])[metric], effect)))
             title = ""
     return Grid(
         ("row", "metric", "Δ to full", "95 % interval", "over", "p", "than full"),
@@ -186,7 +191,8 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     )
 
 
-def _delta_cells(column: Column, effect: Effect) -> tuple[str, ...]:
+def delta_cells(column: Column, effect: Effect) -> tuple[str, ...]:
+    """The metric's title, difference, interval, what varies in it, p, verdict."""
     found = effect.difference
     digits = max(column.digits, decimals(found))  # a small difference that is certain must not read as 0.00
     known = found.low is not None and found.high is not None

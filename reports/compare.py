@@ -145,7 +145,7 @@ def compare_groups(experiment: Experiment, a: str, b: str, metrics: Sequence[str
     reader, parts, problems = Reader(), [], []
     for section, first, second in both:
         try:
-            parts.append(_versus(section, first, second, wanted, reader))
+            parts.append(versus(section, first, second, wanted, reader))
         except UsageError as problem:
             problems.append((section, problem))
     if not parts:
@@ -169,15 +169,7 @@ def _ranking(metrics: Sequence[str]) -> tuple[str, ...]:
 
 def _with_both(experiment: Experiment, a: str, b: str) -> list[tuple[Section, Group, Group]]:
     """The protocols under which both names stand for one group each."""
-    found = {name: [(section, _named(section, name)) for section in experiment.sections] for name in (a, b)}
-    for name, places in found.items():
-        if not any(groups for _, groups in places):
-            labels = sorted({group.label for group in experiment.groups})
-            raise unknown("group", name, labels, f"groups of {experiment.name}: {some(labels)}")
-        if not any(len(groups) == 1 for _, groups in places):
-            several = next(groups for _, groups in places if groups)
-            names = [f"'{group.label}'" for group in several]
-            raise UsageError(f"'{name}' stands for {len(several)} groups: {some(names)}", "give one of these names")
+    found = {name: places_of(experiment, name) for name in (a, b)}
     both = [
         (section, first[0], second[0])
         for (section, first), (_, second) in zip(found[a], found[b], strict=True)
@@ -188,6 +180,22 @@ def _with_both(experiment: Experiment, a: str, b: str) -> list[tuple[Section, Gr
     if all(first is second for _, first, second in both):
         raise UsageError(f"'{a}' and '{b}' are the same group", "give two different ones")
     return [(section, first, second) for section, first, second in both if first is not second]
+
+
+def places_of(experiment: Experiment, name: str) -> list[tuple[Section, list[Group]]]:
+    """Every section with the groups that `name` stands for there: one in one of them, at least.
+
+    Raises UsageError for a name that is no group anywhere, or several wherever it is one.
+    """
+    places = [(section, _named(section, name)) for section in experiment.sections]
+    if not any(groups for _, groups in places):
+        labels = sorted({group.label for group in experiment.groups})
+        raise unknown("group", name, labels, f"groups of {experiment.name}: {some(labels)}")
+    if not any(len(groups) == 1 for _, groups in places):
+        several = next(groups for _, groups in places if groups)
+        names = [f"'{group.label}'" for group in several]
+        raise UsageError(f"'{name}' stands for {len(several)} groups: {some(names)}", "give one of these names")
+    return places
 
 
 def _named(section: Section, name: str) -> list[Group]:
@@ -208,7 +216,11 @@ def _no_common_protocol(found: dict[str, list[tuple[Section, list[Group]]]]) -> 
     )
 
 
-def _versus(section: Section, a: Group, b: Group, metrics: Sequence[str], reader: Reader) -> Versus:
+def versus(section: Section, a: Group, b: Group, metrics: Sequence[str], reader: Reader) -> Versus:
+    """A against B in those of `metrics` that both have.
+
+    Raises UsageError where one has no finished cell, and where they share no seed or no metric.
+    """
     for group in (a, b):
         if not group.finished:
             reason = f", the first: {group.summary.failures[0]}" if group.summary.failures else ""
@@ -247,10 +259,11 @@ def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Contrast | None
 
 def objects(comparison: Comparison) -> list[dict[str, Any]]:
     """One JSON-ready object per protocol and metric: what `vqbench compare --json` prints."""
-    return [_object(part, found) for part in comparison.parts for found in part.contrasts]
+    return [as_object(part, found) for part in comparison.parts for found in part.contrasts]
 
 
-def _object(part: Versus, found: Contrast) -> dict[str, Any]:
+def as_object(part: Versus, found: Contrast) -> dict[str, Any]:
+    """One metric of a pair, JSON-ready."""
     size, collapsed = found.difference, [*part.a.summary.collapses, *part.b.summary.collapses]
     return {
         "a": part.a.label,

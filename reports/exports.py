@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import objects
+from vqbench.reports.against import objects as of_pairs
 from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
 from vqbench.reports.summary import SIZES, Estimate
@@ -102,6 +103,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
         **({"metrics": later} if (later := _later_metrics(section)) else {}),
         "groups": [_group(section, group) for group in section.rows],
         "comparisons": {metric: _comparison(found) for metric, found in section.comparisons.items()},
+        **({"against": [of_pairs(found) for found in section.against]} if section.against else {}),
         "ablations": [{"full": found.label, "rows": objects(found.rows)} for found in section.ablations],
     }
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.reports.against import Against, against
 from vqbench.reports.all_pairs import MetricComparison, compare_section
+from vqbench.reports.compare import places_of
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import Experiment, Group, Section, by_label
 from vqbench.reports.families import Ablation, ablations
+from vqbench.reports.reader import Reader
 from vqbench.reports.summary import Column, all_columns, columns_of, shown_columns
 
 _LABEL = "method"  # what --sort calls the first column
@@ -28,6 +31,8 @@ class ReportSection:
     """Sorted; groups without a score come last."""
     comparisons: Mapping[str, MetricComparison]
     """By metric; only metrics with a better direction have one."""
+    against: tuple[Against, ...] = ()
+    """The rows that were asked for against each of the others, by metric."""
 
     @functools.cached_property
     def ablations(self) -> tuple[Ablation, ...]:
@@ -51,17 +56,27 @@ class Report:
 
 
 def build_report(
-    experiment: Experiment, columns: Sequence[str] = (), sort: str = "", published: bool = False
+    experiment: Experiment,
+    columns: Sequence[str] = (),
+    sort: str = "",
+    published: bool = False,
+    bases: Sequence[str] = (),
 ) -> Report:
     """Choose columns (none: those with a value), sort by one of them (empty: the first that ranks), compare.
 
-    Raises UsageError for a column that does not exist, or that no cell has a value for.
+    `bases` are rows that are set against each of the others, in the metrics of the columns. Raises UsageError for a
+    column that does not exist, or that no cell has a value for, and for a base that is no row.
     """
     for key in (*columns, *([sort] if sort and sort != _LABEL else [])):
         _check_column(experiment, key)
+    places = [place for base in dict.fromkeys(bases) for place in places_of(experiment, base)]
+    there = [(section, groups[0]) for section, groups in places if len(groups) == 1 and groups[0].finished]
     return Report(
         experiment,
-        tuple(_section(section, columns, sort) for section in experiment.sections),
+        tuple(
+            _section(section, columns, sort, [group for other, group in there if other is section])
+            for section in experiment.sections
+        ),
         published,
     )
 
@@ -75,13 +90,15 @@ def _check_column(experiment: Experiment, key: str) -> None:
         raise UsageError(f"no cell of '{experiment.name}' has {key}", f"columns with a value: {', '.join(known)}")
 
 
-def _section(section: Section, columns: Sequence[str], sort: str) -> ReportSection:
+def _section(section: Section, columns: Sequence[str], sort: str, bases: Sequence[Group]) -> ReportSection:
     shown = tuple(columns_of([key])[key] for key in dict.fromkeys(columns)) or _default_columns(section)
     key = sort or next((c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better), "")
     rows = sorted_by(section.groups, key)
     if not sort and not all(group.is_trained_here for group in rows):
         rows = by_size(rows)
-    return ReportSection(section, shown, rows, compare_section(section))
+    reader, ranking = Reader(), [c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better]
+    found = tuple(one for base in bases for one in against(section, base, ranking, reader))
+    return ReportSection(section, shown, rows, compare_section(section, reader=reader), found)
 
 
 def _default_columns(section: Section) -> tuple[Column, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
+from vqbench.reports.against import opposed_notes, opposed_table
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.grid import Grid
@@ -45,6 +46,9 @@ def tables(section: ReportSection, published: bool) -> list[Table]:
         found.append(Table("origins", "Not trained here", origins(outside), _said_of(outside, section.rows)))
     if (problems := problem_cells(section.rows)).rows:
         found.append(Table("problems", "Failed and collapsed cells", problems, ()))
+    for i, one in enumerate(section.against, start=1):
+        title = f"{DEFINITIONS[one.metric].title}: each row less {one.base}"
+        found.append(Table(f"against{i}", title, opposed_table(one), opposed_notes(one)))
     for i, ablation in enumerate(section.ablations, start=1):
         found += _ablation(ablation, f"ablation{i}" if len(section.ablations) > 1 else "ablation", published)
     if stated.numbers:

@@ -285,6 +285,44 @@ def test_columns_and_order_can_be_chosen(experiment: Path) -> None:
             build_report(stored, **wrong)  # type: ignore[arg-type]
 
 
+def test_one_row_against_all_others_is_what_compare_finds_of_each(experiment: Path, tmp_path: Path) -> None:
+    answer = typed("report", "made", "--runs", experiment.parent, "--against", "vqgan", "--columns", "psnr,params_total",
+                   "--format", "md,json", "--out", tmp_path)  # fmt: skip
+    assert answer.code == 0, answer.err
+    ((found,),) = (s["against"] for s in json.loads((tmp_path / "report.json").read_text())["sections"])
+    assert (found["base"], found["metric"]) == ("vqgan", "psnr")
+    rows = found["rows"]
+    assert {row["a"] for row in rows} == {"vaevq", "vaevq without dcr", "vaevq all off", "sqvae", HOSTILE}
+    assert [row["difference"] for row in rows] == sorted((row["difference"] for row in rows), reverse=True)
+    for row in rows:
+        assert row["seeds"] == 2  # vqgan failed at seed 1
+        alone = vqbench.compare(row["a"], "vqgan", name="made", runs=experiment.parent, metrics="psnr").iloc[0]
+        assert all(row[key] == alone[key] for key in ("difference", "low", "high", "p", "verdict", "more_seeds"))
+    highest = 0.0
+    for place, row in enumerate(sorted(rows, key=lambda row: row["p"])):  # Holm (1979), step by step
+        highest = max(highest, min(1.0, row["p"] * (len(rows) - place)))
+        assert row["p_adjusted"] == pytest.approx(highest)
+        decided = "not separated" if highest >= 0.05 else "better" if row["difference"] > 0 else "worse"
+        assert row["verdict_adjusted"] == decided
+    assert any("fsq is left out: every cell" in said for said in found["left_out"])
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    (table,) = (t for t in read_markdown(text) if t[0][-2][0] == "than vqgan")
+    assert [line[0][0] for line in table[1:]] == [row["a"].replace("\t", " ") for row in rows]
+    assert [line[-2][0] for line in table[1:]] == [row["verdict_adjusted"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [("vqgam", "unknown group 'vqgam'.*did you mean vqgan"), ("nothing at all", "unknown group")]
+)
+def test_a_base_that_is_no_row_is_an_error_before_anything_is_written(
+    experiment: Path, tmp_path: Path, base: str, said: str
+) -> None:
+    answer = typed("report", "made", "--runs", experiment.parent, "--against", base, "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert re.search(said, answer.err, re.DOTALL), answer.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_protocols_are_two_tables_and_a_reason(tmp_path: Path) -> None:
     make_runs(tmp_path, "two", [Made("vqgan"), Made("fsq", "fsq")], (0, 1), n_images=48)
     make_runs(tmp_path, "two", [Made("vqgan")], (0,), n_images=24)

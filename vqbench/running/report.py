@@ -36,6 +36,9 @@ class ReportRequest:
     columns: tuple[str, ...] = option((), arguments.names, "Columns of the tables: rfid,psnr,params_total,…", "LIST")
     """Empty: those that have a value."""
     sort: str = option("", arguments.text, "Sort by this column, the best first; or method.", "COLUMN")
+    against: tuple[str, ...] = option(
+        (), arguments.names, "Rows that each get a table of all differences to them: vqgan,…", "LIST"
+    )
     published: bool = option(False, arguments.flag, "Show what the methods' papers print, in grey, with its protocol.")
     from_mlflow: str = option("", arguments.text, "Take the results from MLflow alone, instead of --runs.", "URI")
 
@@ -107,7 +110,7 @@ def _write(request: ReportRequest, experiment: Experiment, out: Path) -> Written
     from vqbench.reports.report import build_report
     from vqbench.reports.write import FORMATS, write_report
 
-    report = build_report(experiment, request.columns, request.sort, request.published)
+    report = build_report(experiment, request.columns, request.sort, request.published, request.against)
     files = write_report(report, out, request.formats or FORMATS)
     report.notes  # noqa: B018  what is fetched is gone when they are read
     return WrittenReport(report, out, tuple(files))

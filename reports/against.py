@@ -1,0 +1,99 @@
+"""One row of a section against each of the others: differences, p adjusted over the others, seeds that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vqbench.errors import UsageError
+from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.reports.ablation import Effect, delta_cells
+from vqbench.reports.compare import Contrast, Versus, as_object, versus
+from vqbench.reports.experiment import Group, Section
+from vqbench.reports.grid import Grid
+from vqbench.reports.pair_words import ONE_SEED, p_text
+from vqbench.reports.reader import Reader
+from vqbench.reports.statistics import holm
+from vqbench.reports.summary import columns_of
+
+
+@dataclass(frozen=True)
+class Opposed:
+    """Another row beside the base in one metric."""
+
+    part: Versus
+    """A is the row, B the base."""
+    contrast: Contrast
+    """What `vqbench compare` finds of the two: its p and verdict are of this pair alone."""
+    effect: Effect
+    """The same difference after Holm over the rows of the metric."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """Every row that has a difference to the base in one metric, the best first."""
+
+    base: str
+    metric: str
+    rows: tuple[Opposed, ...]
+    left_out: tuple[str, ...]
+    """A sentence for each row that cannot be compared with the base at all."""
+
+
+def against(section: Section, base: Group, metrics: Sequence[str], reader: Reader | None = None) -> tuple[Against, ...]:
+    """The base against each other row of its section, metric by metric; none where nothing can be compared."""
+    reader, parts, left_out = reader or Reader(), [], []
+    for group in section.groups:
+        if group is not base:
+            try:
+                parts.append(versus(section, group, base, metrics, reader))
+            except UsageError as problem:
+                left_out.append(f"{group.label} is left out: {problem.what}")
+    found = [_in_metric(metric, base.label, parts, left_out) for metric in metrics]
+    return tuple(one for one in found if one.rows)
+
+
+def _in_metric(metric: str, base: str, parts: Sequence[Versus], left_out: Sequence[str]) -> Against:
+    known = [(part, found) for part in parts for found in part.contrasts if found.metric == metric]
+    adjusted = holm([found.difference.p for _, found in known])
+    sign = 1 if DEFINITIONS[metric].better == "lower" else -1
+    rows = [
+        Opposed(part, found, Effect.of(metric, found.difference, p))
+        for (part, found), p in zip(known, adjusted, strict=True)
+    ]
+    rows.sort(key=lambda row: (sign * row.contrast.difference.delta, row.part.a.label))
+    return Against(base, metric, tuple(rows), tuple(left_out))
+
+
+def opposed_table(found: Against) -> Grid:
+    """One line per row: its difference to the base, p alone and after Holm, and how many seeds it lacks."""
+    column, lines = columns_of([found.metric])[found.metric], []
+    for row in found.rows:
+        _, delta, interval, over, adjusted, verdict = delta_cells(column, row.effect)
+        alone = p_text(row.contrast.difference.p)
+        lines.append((row.part.a.label, delta, interval, over, alone, adjusted, verdict, row.contrast.outlook.short))
+    titles = ("row", f"Δ {column.title}", "95 % interval", "over", "p", "p Holm", f"than {found.base}", "more seeds")
+    return Grid(titles, (False, True, True, False, True, True, False, True), tuple(lines))
+
+
+def opposed_notes(found: Against) -> list[str]:
+    """What the table needs to be read."""
+    said = [
+        f"Δ = row − {found.base}, over the seeds that both have; p and more seeds are of the pair alone, as "
+        "vqbench compare says them",
+        f"p Holm: adjusted over the {len(found.rows)} rows; what a row is than {found.base} goes by it",
+        *dict.fromkeys(row.part.cautions[found.metric] for row in found.rows if found.metric in row.part.cautions),
+    ]
+    if any(row.contrast.difference.over == "images" for row in found.rows):
+        said.append(f"intervals of one seed are over the images alone: {ONE_SEED}")
+    return [*said, *found.left_out]
+
+
+def objects(found: Against) -> dict[str, Any]:
+    """JSON-ready: what `vqbench compare --json` says of each pair, and p and verdict after Holm beside it."""
+    rows = [
+        {**as_object(row.part, row.contrast), "p_adjusted": row.effect.p, "verdict_adjusted": row.effect.verdict}
+        for row in found.rows
+    ]
+    return {"base": found.base, "metric": found.metric, "rows": rows, "left_out": list(found.left_out)}

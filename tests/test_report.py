@@ -286,8 +286,8 @@ def test_columns_and_order_can_be_chosen(experiment: Path) -> None:
 
 
 def test_one_row_against_all_others_is_what_compare_finds_of_each(experiment: Path, tmp_path: Path) -> None:
-    answer = typed("report", "made", "--runs", experiment.parent, "--against", "vqgan", "--columns", "psnr,params_total",
-                   "--format", "md,json", "--out", tmp_path)  # fmt: skip
+    options = ("--against", "vqgan", "--columns", "psnr,params_total", "--format", "md,json", "--out", tmp_path)
+    answer = typed("report", "made", "--runs", experiment.parent, *options)
     assert answer.code == 0, answer.err
     ((found,),) = (s["against"] for s in json.loads((tmp_path / "report.json").read_text())["sections"])
     assert (found["base"], found["metric"]) == ("vqgan", "psnr")

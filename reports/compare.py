@@ -36,6 +36,8 @@ class Contrast:
     """What A is."""
     outlook: Outlook
     sentence: str
+    of_seeds: tuple[float, ...]
+    """A − B of each seed."""
 
 
 @dataclass(frozen=True)
@@ -249,12 +251,13 @@ def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Contrast | None
     scores = paired_scores(pairs, metric)
     mean_b, mean_a = (sum(column) / len(column) for column in zip(*scores, strict=True))
     verdict = verdict_of(metric, found, found.p)
+    of_seeds = tuple(of_a - of_b for of_b, of_a in scores)
     if not a.is_trained_here and not b.is_trained_here:
         after = Outlook(None, "–", "neither was trained here: another training of theirs is not to be had")
     else:
-        after = outlook(found, verdict, [of_a - of_b for of_b, of_a in scores])
+        after = outlook(found, verdict, of_seeds)
     said = sentence(metric, a.label, b.label, found, verdict)
-    return Contrast(metric, mean_a, mean_b, found, verdict, after, said)
+    return Contrast(metric, mean_a, mean_b, found, verdict, after, said, of_seeds)
 
 
 def objects(comparison: Comparison) -> list[dict[str, Any]]:

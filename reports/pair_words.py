@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.all_pairs import Verdict, why_no_interval
 from vqbench.reports.power import MOST_SEEDS, images_are_too_few, seeds_needed
-from vqbench.reports.statistics import Difference
+from vqbench.reports.statistics import LEVEL, Difference
 from vqbench.wording import counted
 
 _WORDS: dict[Verdict, str] = {
@@ -34,8 +34,8 @@ class Outlook:
     """In words."""
 
 
-def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> Outlook:
-    """What the differences of the seeds, of which `found` is the mean, ask for: 80 % power at two-sided 5 %."""
+def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float], level: float = LEVEL) -> Outlook:
+    """What the differences of the seeds, of which `found` is the mean, ask for: 80 % power at two-sided `level`."""
     if found.seeds == 1:
         return Outlook(2, "≥ 2", "one seed tells nothing about the spread between trainings: at least 2 more seeds (3)")
     if found.p is None:
@@ -44,11 +44,11 @@ def outlook(found: Difference, verdict: Verdict, of_seeds: Sequence[float]) -> O
         return Outlook(0, "none", "already separated")
     if _nothing_differs(found):
         return Outlook(None, "–", "no number of seeds is known to tell them apart")
-    needed = seeds_needed(of_seeds, found.image_error)
+    needed = seeds_needed(of_seeds, found.image_error, level)
     if needed < math.inf:
         more = max(int(needed) - found.seeds, 1)
         return Outlook(more, str(more), f"the spread asks for {counted(more, 'more seed')}")
-    if found.delta and images_are_too_few(found.delta, found.image_error):
+    if found.delta and images_are_too_few(found.delta, found.image_error, level):
         return Outlook(
             None, "images", "no number of seeds: the images differ too much, and only more validation images would help"
         )

@@ -15,8 +15,10 @@ MOST_SEEDS = 100
 """More seeds than so many more are not counted."""
 
 
-def power_of_seeds(delta: float, deviation: float, seeds: ArrayLike, image_error: float = 0.0) -> Array:
-    """Probability that a true difference `delta` is separated at two-sided 5 % with so many seeds.
+def power_of_seeds(
+    delta: float, deviation: float, seeds: ArrayLike, image_error: float = 0.0, level: float = LEVEL
+) -> Array:
+    """Probability that a true difference `delta` is separated at two-sided `level` with so many seeds.
 
     deviation: sd of the differences of one seed, > 0. t of S seeds is noncentral with S − 1 degrees of freedom and
     noncentrality delta √S / deviation (Johnson and Welch, 1940, doi:10.1093/biomet/31.3-4.362); to be separated the
@@ -28,11 +30,11 @@ def power_of_seeds(delta: float, deviation: float, seeds: ArrayLike, image_error
     count = np.asarray(seeds, np.float64)
     of_seeds, of_images = deviation**2 / count, image_error**2
     freedom = (count - 1) * (1 + of_images / of_seeds) ** 2
-    critical, shift = stdtrit(freedom, 1 - LEVEL / 2), abs(delta) / np.sqrt(of_seeds + of_images)
+    critical, shift = stdtrit(freedom, 1 - level / 2), abs(delta) / np.sqrt(of_seeds + of_images)
     return np.asarray(1 - nctdtr(freedom, np.minimum(shift, 30), critical))  # beyond it scipy may give nan
 
 
-def seeds_needed(differences: Sequence[float], image_error: float = 0.0) -> float:
+def seeds_needed(differences: Sequence[float], image_error: float = 0.0, level: float = LEVEL) -> float:
     """Seeds at which a difference of the mean and spread of `differences` would be separated in 4 of 5 experiments.
 
     differences: (S,) of S ≥ 2 seeds. math.inf where S + 100 seeds are too few. An estimate from S numbers, no
@@ -44,13 +46,13 @@ def seeds_needed(differences: Sequence[float], image_error: float = 0.0) -> floa
     delta, deviation = float(d.mean()), float(d.std(ddof=1))
     counts = np.arange(2, len(d) + MOST_SEEDS + 1)
     if deviation == 0:
-        return math.inf if images_are_too_few(delta, image_error) or delta == 0 else 2.0
-    enough = counts[power_of_seeds(delta, deviation, counts, image_error) >= POWER]
+        return math.inf if images_are_too_few(delta, image_error, level) or delta == 0 else 2.0
+    enough = counts[power_of_seeds(delta, deviation, counts, image_error, level) >= POWER]
     return float(enough[0]) if len(enough) else math.inf
 
 
-def images_are_too_few(delta: float, image_error: float) -> bool:
+def images_are_too_few(delta: float, image_error: float, level: float = LEVEL) -> bool:
     """Whether the images' share of the error alone keeps a difference from being separated in 4 of 5 experiments."""
     from scipy.special import ndtri
 
-    return bool(abs(delta) < (ndtri(1 - LEVEL / 2) + ndtri(POWER)) * image_error)
+    return bool(abs(delta) < (ndtri(1 - level / 2) + ndtri(POWER)) * image_error)

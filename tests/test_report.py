@@ -304,6 +304,8 @@ def test_one_row_against_all_others_is_what_compare_finds_of_each(experiment: Pa
         assert row["p_adjusted"] == pytest.approx(highest)
         decided = "not separated" if highest >= 0.05 else "better" if row["difference"] > 0 else "worse"
         assert row["verdict_adjusted"] == decided
+        assert (row["more_seeds_adjusted"] == 0) == (decided != "not separated")
+        assert (row["more_seeds_adjusted"] or math.inf) >= (row["more_seeds"] or 0) or decided != "not separated"
     assert any("fsq is left out: every cell" in said for said in found["left_out"])
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     (table,) = (t for t in read_markdown(text) if t[0][-2][0] == "than vqgan")

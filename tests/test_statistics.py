@@ -438,20 +438,24 @@ def test_power_is_that_of_the_noncentral_t():
     for effect, seeds in ((0.5, 2), (1.0, 5), (2.0, 30), (0.0, 4)):
         expected = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, effect * math.sqrt(seeds))
         assert power_of_seeds(2 * effect, 2.0, seeds) == pytest.approx(expected, rel=1e-6)
+        strict = stats.nct.sf(stats.t.ppf(1 - 0.0005, seeds - 1), seeds - 1, effect * math.sqrt(seeds))
+        assert power_of_seeds(2 * effect, 2.0, seeds, level=0.001) == pytest.approx(strict, rel=1e-6)
 
 
-@pytest.mark.parametrize(("delta", "image_sd"), [(1.2, 0.0), (2.0, 0.0), (1.2, 2.0)])
-def test_the_seeds_that_are_asked_for_give_the_power_that_is_promised(delta, image_sd):
+@pytest.mark.parametrize(
+    ("delta", "image_sd", "level"), [(1.2, 0.0, 0.05), (2.0, 0.0, 0.05), (1.2, 2.0, 0.05), (2.0, 2.0, 0.003)]
+)
+def test_the_seeds_that_are_asked_for_give_the_power_that_is_promised(delta, image_sd, level):
     """Differences N(delta, 1) of a seed: with the seeds needed, 4 of 5 simulated experiments are separated."""
     images, rng = 40, np.random.default_rng(2)
     drawn = np.array([-1.0, 0.0, 1.0])  # of sd 1
-    needed = int(seeds_needed(delta + drawn, image_sd / math.sqrt(images)))
+    needed = int(seeds_needed(delta + drawn, image_sd / math.sqrt(images), level))
     found = []
     for _ in range(EXPERIMENTS):
         d = delta + rng.normal(size=(needed, 1)) + image_sd * rng.normal(size=images)
         found.append(paired_images(np.zeros_like(d), d).p if image_sd else paired_seeds(d[:, 0] * 0, d[:, 0]).p)
-    assert np.mean(np.array(found) < 0.05) > 0.76
-    assert power_of_seeds(delta, 1.0, needed - 1, image_sd / math.sqrt(images)) < 0.8
+    assert np.mean(np.array(found) < level) > 0.76
+    assert power_of_seeds(delta, 1.0, needed - 1, image_sd / math.sqrt(images), level) < 0.8
 
 
 def test_seeds_that_will_not_do():

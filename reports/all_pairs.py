@@ -54,6 +54,11 @@ class MetricComparison:
     """Which pairs there are."""
 
     @property
+    def is_of_one(self) -> bool:
+        """Whether only one group has a score: the best, and nothing to be better than."""
+        return not self.pairs and not self.untested
+
+    @property
     def over(self) -> str:
         """What p is adjusted over, whichever pairs are tested."""
         return "all pairs"

@@ -16,6 +16,7 @@ from vqbench.reports.experiment import Experiment, Group, Section, load_experime
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
 from vqbench.reports.pairs import by_seed, difference, paired_rows, paired_scores
 from vqbench.reports.reader import Reader
+from vqbench.reports.sizes import bits_text, sizes
 from vqbench.reports.statistics import Difference
 from vqbench.wording import shell_command, some
 
@@ -57,6 +58,14 @@ class Versus:
         return tuple(sorted(first.keys() & second.keys()))
 
     @property
+    def sizes(self) -> str:
+        """That they take different bits per image, for which tables do not test them; empty where tables would."""
+        if any({self.a.label, self.b.label} <= {g.label for g in size} for size in sizes(self.section.groups)):
+            return ""
+        a, b = (f"{group.label} takes {bits_text([group])}" for group in (self.a, self.b))
+        return f"{a} and {b}: more bits are an easier task, and a report tests nothing between sizes"
+
+    @property
     def overall(self) -> str:
         """One sentence over all metrics."""
         verdicts = {found.metric: found.verdict for found in self.contrasts}
@@ -76,8 +85,8 @@ class Versus:
 
     @property
     def notes(self) -> list[str]:
-        """What must be said below the table: cautions, and cells that collapsed, failed, or have no partner."""
-        said = [*self.cautions.values()]
+        """What must be said below the table: sizes, cautions, and cells that collapsed, failed, or have no partner."""
+        said = [*([self.sizes] if self.sizes else []), *self.cautions.values()]
         for group in (self.a, self.b):
             said += [
                 *group.summary.remarks,
@@ -289,6 +298,7 @@ def as_object(part: Versus, found: Contrast) -> dict[str, Any]:
         "more_seeds_text": found.outlook.text,
         "sentence": found.sentence,
         "collapsed": collapsed,
+        **({"sizes": part.sizes} if part.sizes else {}),
         **({"caution": part.cautions[found.metric]} if found.metric in part.cautions else {}),
     }
 

@@ -14,10 +14,11 @@ from vqbench.reports.ablation import objects
 from vqbench.reports.against import objects as of_pairs
 from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
+from vqbench.reports.sizes import bits_of
 from vqbench.reports.summary import SIZES, Estimate
 
 if TYPE_CHECKING:
-    from vqbench.reports.report import Report, ReportSection
+    from vqbench.reports.report import Peers, Report, ReportSection
 
 SCHEMA = 1
 _OF_RESULT = ("seed", "cell", "state", "scores", "params", "train_images_per_s", "collapse")
@@ -53,13 +54,15 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
     }
     if summary.origin:
         line["not_trained_here"] = summary.origin
+    if section.of_sizes:
+        line["size"] = next((_bits(peers)[0] for peers in section.peers if group in peers.rows), None)
     if said := _cautions(section):
         line["cautions"] = "; ".join(said.values())
     for name in section.section.metrics:
         found = summary.estimates.get(name)
         line |= {f"{name}_{end}": value for end, value in _ends(found).items()}
-        if name in section.comparisons:
-            line[f"{name}_tied"] = "" if found is None else str(_is_not_separated(section, group, name)).lower()
+        if any(name in peers.comparisons for peers in section.peers):
+            line[f"{name}_tied"] = _tied(section, group, name)
     speed = summary.estimates.get("train_images_per_s")
     line["train_images_per_s"] = None if speed is None else speed.mean
     of_images = {key: summary.estimates[key].mean for key in SIZES if key in summary.estimates}
@@ -75,8 +78,11 @@ def _ends(found: Estimate | None) -> dict[str, float | None]:
     return {"mean": found.mean, "low": ends[0], "high": ends[1]}
 
 
-def _is_not_separated(section: ReportSection, group: Group, metric: str) -> bool:
-    return group.label in section.comparisons[metric].unseparated
+def _tied(section: ReportSection, group: Group, metric: str) -> str:
+    """Whether it is the best of its peers or not separated from it; empty without a score, and without peers."""
+    found = section.comparison_of(group.label, metric)
+    there = found is not None and metric in group.summary.estimates
+    return str(group.label in found.unseparated).lower() if found is not None and there else ""
 
 
 def json_text(report: Report) -> str:
@@ -102,7 +108,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
         "columns": [column.key for column in section.columns],
         **({"metrics": later} if (later := _later_metrics(section)) else {}),
         "groups": [_group(section, group) for group in section.rows],
-        "comparisons": {metric: _comparison(found) for metric, found in section.comparisons.items()},
+        **({"sizes": [_size(peers) for peers in section.peers]} if section.of_sizes else _compared(section.peers[0])),
         **({"against": [of_pairs(found) for found in section.against]} if section.against else {}),
         "ablations": [{"full": found.label, "rows": objects(found.rows)} for found in section.ablations],
     }
@@ -128,7 +134,7 @@ def _group(section: ReportSection, group: Group) -> dict[str, Any]:
         "devices": spec.get("devices", 1),
         "n": summary.seeds,
         "estimates": {key: {**_ends(found), "n": found.n} for key, found in summary.estimates.items()},
-        "tied": [metric for metric, found in section.comparisons.items() if group.label in found.unseparated],
+        "tied": [name for name in section.section.metrics if _tied(section, group, name) == "true"],
         "failures": list(summary.failures),
         "collapses": list(summary.collapses),
         "matched": list(summary.matched),
@@ -142,6 +148,26 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
     error = row["error"]
     kept = {key: error.get(key) for key in ("type", "message", "hint", "stage")} if error else None
     return {**{key: row[key] for key in _OF_RESULT}, "error": kept}
+
+
+def _size(peers: Peers) -> dict[str, Any]:
+    """Rows that are tested against each other, where a section is of several sizes."""
+    return {
+        "bits_per_image": _bits(peers),
+        "groups": [group.label for group in peers.rows],
+        **({"untested": peers.untested} if peers.untested else {}),
+        **_compared(peers),
+    }
+
+
+def _bits(peers: Peers) -> tuple[float | None, float | None]:
+    """The least and the most that a row of this size takes for an image; None where it is not known."""
+    known = list(filter(None, map(bits_of, peers.rows)))
+    return (min(known), max(known)) if known else (None, None)
+
+
+def _compared(peers: Peers) -> dict[str, Any]:
+    return {"comparisons": {metric: _comparison(found) for metric, found in peers.comparisons.items()}}
 
 
 def _comparison(found: MetricComparison) -> dict[str, Any]:

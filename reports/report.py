@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,23 @@ from vqbench.reports.compare import places_of
 from vqbench.reports.damage import damage
 from vqbench.reports.experiment import Experiment, Group, Section, by_label
 from vqbench.reports.families import Ablation, ablations
-from vqbench.reports.reader import Reader
+from vqbench.reports.sizes import bits_text, sizes, why_alone
 from vqbench.reports.summary import Column, all_columns, columns_of, shown_columns
 
 _LABEL = "method"  # what --sort calls the first column
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Rows of a section that are tested against each other and against no others."""
+
+    rows: tuple[Group, ...]
+    comparisons: Mapping[str, MetricComparison]
+    """By metric; only metrics with a better direction have one."""
+    size: str = ""
+    """Their bits per image, in words; empty where all rows of the section are peers."""
+    untested: str = ""
+    """Why a row that is alone of its size is set against nothing; empty where there are others."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +42,24 @@ class ReportSection:
     section: Section
     columns: tuple[Column, ...]
     rows: tuple[Group, ...]
-    """Sorted; groups without a score come last."""
-    comparisons: Mapping[str, MetricComparison]
-    """By metric; only metrics with a better direction have one."""
+    """Sorted, peers together; groups without a score come last."""
+    peers: tuple[Peers, ...]
+    """All rows together, or those of each size where some were not trained here and they are of several."""
     against: tuple[Against, ...] = ()
-    """The rows that were asked for against each of the others, by metric."""
+    """The rows that were asked for against each of their peers, by metric."""
+
+    def comparison_of(self, label: str, metric: str) -> MetricComparison | None:
+        """What a row of that label takes part in; None where no test is of the metric, or the row has no peers."""
+        return self._comparisons.get(label, {}).get(metric)
+
+    @functools.cached_property
+    def _comparisons(self) -> dict[str, Mapping[str, MetricComparison]]:
+        return {group.label: peers.comparisons for peers in self.peers for group in peers.rows}
+
+    @property
+    def of_sizes(self) -> bool:
+        """Whether its rows are of several sizes, so that some are not tested against each other."""
+        return len(self.peers) > 1
 
     @functools.cached_property
     def ablations(self) -> tuple[Ablation, ...]:
@@ -93,12 +120,34 @@ def _check_column(experiment: Experiment, key: str) -> None:
 def _section(section: Section, columns: Sequence[str], sort: str, bases: Sequence[Group]) -> ReportSection:
     shown = tuple(columns_of([key])[key] for key in dict.fromkeys(columns)) or _default_columns(section)
     key = sort or next((c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better), "")
-    rows = sorted_by(section.groups, key)
-    if not sort and not all(group.is_trained_here for group in rows):
-        rows = by_size(rows)
-    reader, ranking = Reader(), [c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better]
-    found = tuple(one for base in bases for one in against(section, base, ranking, reader))
-    return ReportSection(section, shown, rows, compare_section(section, reader=reader), found)
+    peers = tuple(_peers(section, part, key, by_tokens=not sort) for part in sizes(section.groups))
+    placed = {group.label for part in peers for group in part.rows}
+    rest = (group for group in sorted_by(section.groups, key) if group.label not in placed)
+    found = tuple(one for base in bases for one in _against(section, base, peers, shown))
+    return ReportSection(section, shown, (*(group for part in peers for group in part.rows), *rest), peers, found)
+
+
+def _against(section: Section, base: Group, peers: Sequence[Peers], shown: Sequence[Column]) -> tuple[Against, ...]:
+    """A row beside each of its peers, in the columns that rank."""
+    ranking = [column.key for column in shown if column.key in DEFINITIONS and DEFINITIONS[column.key].better]
+    others = next((part.rows for part in peers if base in part.rows), ())
+    return against(dataclasses.replace(section, groups=tuple(others)), base, ranking)
+
+
+def _peers(section: Section, size: Sequence[Group], key: str, by_tokens: bool) -> Peers:
+    """Groups of one size, or all of a section, sorted and compared."""
+    rows = sorted_by(size, key)
+    if len(size) == len(section.groups):
+        return Peers(rows, compare_section(section))
+    rows = tuple(sorted(rows, key=_tokens)) if by_tokens else rows
+    if len(rows) == 1:
+        return Peers(rows, {}, bits_text(rows), why_alone(rows[0]))
+    return Peers(rows, compare_section(dataclasses.replace(section, groups=tuple(size))), bits_text(rows))
+
+
+def _tokens(group: Group) -> float:
+    found = group.summary.estimates.get("tokens_per_image")
+    return found.mean if found else math.inf
 
 
 def _default_columns(section: Section) -> tuple[Column, ...]:
@@ -110,17 +159,6 @@ def _default_columns(section: Section) -> tuple[Column, ...]:
         place = next(i for i, column in enumerate(shown) if column.key == counted[-1])
         shown.insert(place + 1, columns_of(["tokens"])["tokens"])
     return tuple(shown)
-
-
-def by_size(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Groups of as many bits an image together, and among them those of as many tokens."""
-
-    def size(group: Group) -> tuple[float, float]:
-        known = group.summary.estimates
-        bits, tokens = (known.get(name) for name in ("bits_per_image", "tokens_per_image"))
-        return bits.mean if bits else math.inf, tokens.mean if tokens else math.inf
-
-    return tuple(sorted(groups, key=size))
 
 
 def sorted_by(groups: Sequence[Group], key: str) -> tuple[Group, ...]:

@@ -14,8 +14,10 @@ from vqbench.reports.against import opposed_notes, opposed_table
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.grid import Grid
+from vqbench.reports.sizes import RULE
 from vqbench.reports.statistics import LEVEL
 from vqbench.reports.summary import Column, interval_note
+from vqbench.wording import some
 
 if TYPE_CHECKING:
     from vqbench.reports.report import ReportSection
@@ -43,7 +45,7 @@ def tables(section: ReportSection, published: bool) -> list[Table]:
         )
     found = [Table("scores", f"Scores under {section.section.title}", scores(section, stated), notes)]
     if outside:
-        found.append(Table("origins", "Not trained here", origins(outside), _said_of(outside, section.rows)))
+        found.append(Table("origins", "Not trained here", origins(outside), _said_of(outside)))
     if (problems := problem_cells(section.rows)).rows:
         found.append(Table("problems", "Failed and collapsed cells", problems, ()))
     for i, one in enumerate(section.against, start=1):
@@ -100,18 +102,12 @@ def origins(groups: Iterable[Group]) -> Grid:
     return Grid(titles, (False, False, False, True, True, True, False, False, False, False), tuple(lines))
 
 
-def _said_of(outside: Iterable[Group], rows: Iterable[Group]) -> tuple[str, ...]:
-    """What must be said of rows that were not trained here, among all rows of a section."""
+def _said_of(outside: Iterable[Group]) -> tuple[str, ...]:
+    """What must be said of rows that were not trained here."""
     said = []
     for group in outside:
         known = Facts.of(group.rows[0]["pretrained"])
         said += [f"{group.label}: {text}" for text in (*known.remarks, *(f"not read: {text}" for text in known.unread))]
-    sizes = [found.mean for group in rows if (found := group.summary.estimates.get("bits_per_image"))]
-    if len(set(sizes)) > 1:
-        said.append(
-            f"an image takes from {min(sizes):,.0f} to {max(sizes):,.0f} bits in these rows: bold and verdict are over "
-            "all of them, and more bits are an easier task"
-        )
     said.append("sha256 of a file of weights; of an adapter or a folder a digest of all that its scores depend on")
     return tuple(said)
 
@@ -121,10 +117,9 @@ def _or_dash(value: object) -> str:
 
 
 def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
-    """Whether a group is the best in a metric, or not separated from it; a group that is alone is neither."""
-    found = section.comparisons.get(metric)
-    scored = sum(metric in other.summary.estimates for other in section.rows)
-    return found is not None and scored > 1 and group.label in found.unseparated
+    """Whether a group is the best of its peers, or not separated from it; a group that is alone is neither."""
+    found = section.comparison_of(group.label, metric)
+    return found is not None and not found.is_of_one and group.label in found.unseparated
 
 
 def labelled(group: Group) -> str:
@@ -205,18 +200,22 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
     said += cautions((c.key for c in section.columns), int(protocol["n_images"])).values()
     said += [text for group in section.rows for text in group.summary.matched]
-    shown = [section.comparisons[c.key] for c in section.columns if c.key in section.comparisons]
+    compared = [peers.comparisons for peers in section.peers]
+    shown = [found[c.key] for found in compared for c in section.columns if c.key in found]
     scored = [group for group in section.rows if group.finished]
+    said += _of_sizes(section) if section.of_sizes else []
     if len(scored) > 1 and shown:
         over = " and ".join(dict.fromkeys(found.over for found in shown))
-        said.append(f"bold: best, or not separated from the best (p ≥ {LEVEL} after Holm over {over} of the metric)")
+        best, tests = ("best of its size", "the metric and size") if section.of_sizes else ("best", "the metric")
+        said.append(f"bold: {best}, or not separated from the best (p ≥ {LEVEL} after Holm over {over} of {tests})")
         if any(pair.difference.over == "images" for found in shown for pair in found.pairs):
             said.append(
                 "groups with one seed in common: tested over the validation images alone, without the noise of training"
             )
         said += [note for found in shown for note in found.notes][:_MOST_NOTES]
     elif scored:
-        said.append("one group has scores: there is nothing to compare, so nothing is bold")
+        alone = "no two rows are of one size" if section.of_sizes else "one group has scores"
+        said.append(f"{alone}: there is nothing to compare, so nothing is bold")
     said += [text for group in scored if (text := _unlike_artifacts(group))]
     trained = [group for group in scored if group.is_trained_here]
     if trained:
@@ -224,6 +223,16 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     if any(column.key == "train_images_per_s" for column in section.columns) and trained:
         said.append(f"images/s: in training, on {_devices(trained)}; it depends on what else the machine did")
     return tuple(said)
+
+
+def _of_sizes(section: ReportSection) -> list[str]:
+    """By what rule rows are of one size, which are, and which are tested against nothing."""
+    said = [RULE]
+    together = [f"{some([g.label for g in p.rows])} ({p.size})" for p in section.peers if not p.untested]
+    alone = [f"{p.rows[0].label} ({p.size}: {p.untested})" for p in section.peers if p.untested]
+    said += [f"tested against each other: {'; '.join(together)}"] if together else []
+    said += [f"not tested: {'; '.join(alone)}"] if alone else []
+    return said
 
 
 def _unlike_artifacts(group: Group) -> str:

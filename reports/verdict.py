@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,13 +10,15 @@ from typing import Literal
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.all_pairs import Pair
 from vqbench.reports.experiment import Group
-from vqbench.reports.report import ReportSection
+from vqbench.reports.report import Peers, ReportSection
 from vqbench.reports.summary import Column, Estimate
 from vqbench.wording import counted, some
 
 MOST_NAMES = 4
 """So many methods are named in a sentence; the others are counted."""
 MOST_FAILURES = 6
+_OF_SIZES = "Only rows of about the same bits per image are compared."
+_NO_SIZE = "There is nothing to compare: no two rows take about the same bits per image."
 Name = Callable[[str], str]
 """How a sentence writes the label of a method."""
 Kind = Literal["alone", "some not separated", "none separated", "equal", "untested", "only"]
@@ -23,7 +26,7 @@ Kind = Literal["alone", "some not separated", "none separated", "equal", "untest
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one metric says of the methods of a section."""
+    """What one metric says of the methods of a section, or of those of one size."""
 
     metric: str
     title: str
@@ -89,8 +92,11 @@ class Conclusion:
 
 def verdict(section: ReportSection) -> Conclusion:
     """The words for one protocol of a report, from the comparisons that its table shows."""
-    findings = tuple(found for column in section.columns if (found := _finding(section, column)) is not None)
+    places = itertools.product(section.peers, section.columns)
+    findings = tuple(found for place in places if (found := _finding(*place)) is not None)
     headline = _headline(findings).removesuffix(".") + f"{_of_one_training(section, findings)}."
+    if section.of_sizes:
+        headline = f"{_OF_SIZES} {headline}" if findings else _NO_SIZE
     return Conclusion(headline, _measured(section), findings, _problems(section), _limits(section, findings))
 
 
@@ -114,11 +120,11 @@ def _are(labels: Sequence[str]) -> str:
     return "is" if len(labels) == 1 else "are"
 
 
-def _finding(section: ReportSection, column: Column) -> Ranking | None:
-    comparison = section.comparisons.get(column.key)
+def _finding(peers: Peers, column: Column) -> Ranking | None:
+    comparison = peers.comparisons.get(column.key)
     if comparison is None:
         return None
-    estimates = {g.label: found for g in section.rows if (found := g.summary.estimates.get(column.key)) is not None}
+    estimates = {g.label: found for g in peers.rows if (found := g.summary.estimates.get(column.key)) is not None}
     others = [label for label in estimates if label != comparison.best]
     unseparated = tuple(label for label in others if label in comparison.unseparated)
     untested = tuple(label for label in others if label in comparison.untested)
@@ -126,7 +132,7 @@ def _finding(section: ReportSection, column: Column) -> Ranking | None:
     definition = DEFINITIONS[column.key]
     return Ranking(
         column.key,
-        definition.title,
+        definition.title + (f" at {peers.size}" if peers.size else ""),
         str(definition.better),
         _kind(estimates.values(), unseparated, worse, untested),
         comparison.best,
@@ -238,6 +244,12 @@ def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, .
             f"Not trained here: {some([g.label for g in others])}. Data, backbone, losses and budget are of whoever "
             "did it, so a difference is one of tokenizers and not of quantizers; how another training of theirs would "
             "score is not known."
+        )
+    if section.of_sizes:
+        alone = [peers.rows[0].label for peers in section.peers if peers.untested]
+        untested = f" Not tested against any other: {some(alone)}." if alone else ""
+        said.append(
+            f"More bits per image are an easier task, so nothing is tested between rows of different sizes.{untested}"
         )
     if seeds == [1]:
         said.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.reports.all_pairs import MetricComparison
 from vqbench.reports.experiment import Group
 from vqbench.reports.families import Ablation
 from vqbench.reports.figures.captions import CUT, cautioned, first_of, measured_on
@@ -34,16 +35,18 @@ class Entry:
 
 def comparison(section: ReportSection) -> Picture | None:
     """Every group less the best in a few metrics; None where there is nothing to compare."""
-    rows = [group for group in section.rows if group.finished]
+    rows = [group for peers in section.peers if peers.comparisons for group in peers.rows if group.finished]
     drawn = rows[:MOST]
-    panels = {name: _to_best(section, drawn, name) for name in qualities(section.comparisons, 3)}
+    compared = dict.fromkeys(name for peers in section.peers for name in peers.comparisons)
+    panels = {name: _to_best(section, drawn, name) for name in qualities(compared, 3)}
     panels = {name: entries for name, entries in panels.items() if any(e.difference for e in entries)}
     if not panels:
         return None
     labels = [group.label for group in drawn]
     figure, cut = _forest(panels, labels)
+    best = "group with the best mean" + (" at its bits per image" if section.of_sizes else "")
     caption = (
-        "Difference to the group with the best mean (diamond), paired over the same seeds and images, with 95 % "
+        f"Difference to the {best} (diamond), paired over the same seeds and images, with 95 % "
         f"intervals; filled: told apart (p adjusted after Holm below 0.05), hollow: not. {measured_on(section.section)}"
         f"; {_over(panels.values())}.{CUT if cut else ''}{first_of(len(drawn), len(rows))}"
         f"{cautioned(section.section, panels)}"
@@ -52,15 +55,16 @@ def comparison(section: ReportSection) -> Picture | None:
 
 
 def _to_best(section: ReportSection, groups: Sequence[Group], metric: str) -> list[Entry]:
-    found = section.comparisons[metric]
-    differences = {pair.other: pair.difference for pair in found.pairs if pair.base == found.best}
-    differences |= {pair.base: _reversed(pair.difference) for pair in found.pairs if pair.other == found.best}
-    return [
-        Entry(group.label, None, True, is_base=True)
-        if group.label == found.best
-        else Entry(group.label, differences.get(group.label), group.label not in found.unseparated)
-        for group in groups
-    ]
+    found = [(group.label, section.comparison_of(group.label, metric)) for group in groups]
+    return [_less_best(label, comparison) for label, comparison in found if comparison is not None]
+
+
+def _less_best(label: str, found: MetricComparison) -> Entry:
+    if label == found.best:
+        return Entry(label, None, True, is_base=True)
+    pair = next((pair for pair in found.pairs if {pair.base, pair.other} == {label, found.best}), None)
+    less = None if pair is None else pair.difference if pair.other == label else _reversed(pair.difference)
+    return Entry(label, less, label not in found.unseparated)
 
 
 def ablation_forests(section: ReportSection) -> list[Picture]:

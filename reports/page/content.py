@@ -11,7 +11,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.page.details import Pool, cell_details, settings_of_group
 from vqbench.reports.page.pictures import cell_figure, sheet_data
-from vqbench.reports.report import Report, ReportSection
+from vqbench.reports.report import Peers, Report, ReportSection
 from vqbench.reports.summary import Column, Estimate, MethodSummary, summarise
 from vqbench.reports.tables import is_marked
 
@@ -41,14 +41,22 @@ def _section(
 ) -> dict[str, Any]:
     stored = section.section
     known = sheets.get(stored.key, ())
+    sizes = list(dict.fromkeys(_title(peers) for peers in section.peers)) if section.of_sizes else []
+    size_of = {group.label: sizes.index(_title(p)) for p in section.peers for group in p.rows if sizes}
     cells = [cell for i, group in enumerate(section.rows) for cell in _cells(section, i, group, pool, root)]
     return {
         "hash": stored.protocol["hash"],
         "columns": [_column(column, stored.protocol) for column in section.columns],
-        "groups": [_group(section, group) for group in section.rows],
+        "sizes": sizes,
+        "groups": [{**_group(section, g), "size": size_of.get(g.label, len(sizes))} for g in section.rows],
         "cells": [{**cell, "figure": cell_figure(of_cells.get(cell["name"]))} for cell in cells],
         "sheets": sheet_data(known, [group.label for group in section.rows]),
     }
+
+
+def _title(peers: Peers) -> str:
+    """What stands above the rows of a size."""
+    return f"{peers.size}: not tested, {peers.untested}" if peers.untested else peers.size
 
 
 def _column(column: Column, protocol: Mapping[str, Any]) -> dict[str, Any]:

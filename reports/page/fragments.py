@@ -155,7 +155,8 @@ def _intro(section: ReportSection) -> str:
     said = "± is half of the 95 % Student t interval over seeds; the dots are the seeds. "
     if seeds <= {1}:
         said = "One seed each: n = 1, no interval. "
-    return said + '<span class="best-mark">Marked</span> is the best mean, and all that is not separated from it.'
+    best = "the best mean of each size" if section.of_sizes else "the best mean"
+    return said + f'<span class="best-mark">Marked</span> is {best}, and all that is not separated from it.'
 
 
 def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:

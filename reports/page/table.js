@@ -2,7 +2,7 @@
 
 const PAGE = 50;
 
-/** What one row of the table shows, whether it stands for a method or for a run. */
+/** What one row of the table shows, whether it stands for a method or for a run. Rows of one size stay together. */
 function rowsOf(section, view) {
   if (view === "methods") {
     return section.groups.map((group, place) => ({
@@ -11,7 +11,7 @@ function rowsOf(section, view) {
     }));
   }
   return section.cells.map((cell, place) => ({
-    ...cell, place, name: section.groups[cell.group].label, tied: [], count: String(cell.seed), h: [],
+    ...cell, place, name: section.groups[cell.group].label, size: section.groups[cell.group].size, tied: [], count: String(cell.seed), h: [],
     tags: [cell.state === "failed" ? "failed" : null, cell.collapse ? "collapsed" : null].filter(Boolean),
     strips: [],
   }));
@@ -55,6 +55,7 @@ function makeTable(section, host, openRun) {
     const found = rows[state.view].filter((row) => matches([row.name, ...row.tags].join(" "), state.query));
     if (state.key === null) return found;
     return found.sort((a, b) => {
+      if (a.size !== b.size) return a.size - b.size;
       const x = value(a, state.key), y = value(b, state.key);
       if (x === null || y === null) return (x === null) - (y === null) || a.place - b.place; // without a score: last
       const order = typeof x === "string" ? x.localeCompare(y) : x - y;
@@ -104,12 +105,23 @@ function makeTable(section, host, openRun) {
     }), el("td", { className: "number" }, row.count));
   }
 
+  /** The rows, and above those of each size what it is, where the protocol has rows of several. */
+  function drawRows(found) {
+    return found.flatMap((row, i) => section.sizes.length && (i === 0 || found[i - 1].size !== row.size)
+      ? [drawSize(row), drawRow(row)] : [drawRow(row)]);
+  }
+
+  function drawSize(row) {
+    const words = section.sizes[row.size] || "without a score";
+    return el("tr", { className: "size" }, el("th", { scope: "rowgroup", colSpan: shown().length + 2 }, el("span", {}, words)));
+  }
+
   function draw() {
     const found = sorted(), last = Math.max(0, Math.ceil(found.length / state.size) - 1);
     state.page = Math.min(state.page, last);
     drawHead();
     const first = state.page * state.size;
-    body.replaceChildren(...found.slice(first, first + state.size).map(drawRow));
+    body.replaceChildren(...drawRows(found.slice(first, first + state.size)));
     pages.show(state.page, state.size, found.length, rows[state.view].length, state.view === "methods" ? "methods" : "runs");
   }
 

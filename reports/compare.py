@@ -59,11 +59,11 @@ class Versus:
 
     @property
     def sizes(self) -> str:
-        """That they take different bits per image, for which tables do not test them; empty where tables would."""
+        """That they take different bits per image, where a report does not test them; empty where it does."""
         if any({self.a.label, self.b.label} <= {g.label for g in size} for size in sizes(self.section.groups)):
             return ""
         a, b = (f"{group.label} takes {bits_text([group])}" for group in (self.a, self.b))
-        return f"{a} and {b}: more bits are an easier task, and a report tests nothing between sizes"
+        return f"{a}, and {b}: more bits are an easier task, so a report does not test one against the other"
 
     @property
     def overall(self) -> str:

@@ -55,7 +55,7 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
     if summary.origin:
         line["not_trained_here"] = summary.origin
     if section.of_sizes:
-        line["size"] = next((_bits(peers)[0] for peers in section.peers if group in peers.rows), None)
+        line["size"] = next((_least_bits(peers) for peers in section.peers if group in peers.rows), None)
     if said := _cautions(section):
         line["cautions"] = "; ".join(said.values())
     for name in section.section.metrics:
@@ -153,17 +153,15 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
 def _size(peers: Peers) -> dict[str, Any]:
     """Rows that are tested against each other, where a section is of several sizes."""
     return {
-        "bits_per_image": _bits(peers),
+        "size": _least_bits(peers),
         "groups": [group.label for group in peers.rows],
         **({"untested": peers.untested} if peers.untested else {}),
         **_compared(peers),
     }
 
 
-def _bits(peers: Peers) -> tuple[float | None, float | None]:
-    """The least and the most that a row of this size takes for an image; None where it is not known."""
-    known = list(filter(None, map(bits_of, peers.rows)))
-    return (min(known), max(known)) if known else (None, None)
+def _least_bits(peers: Peers) -> float | None:
+    return min(filter(None, map(bits_of, peers.rows)), default=None)
 
 
 def _compared(peers: Peers) -> dict[str, Any]:

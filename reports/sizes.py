@@ -10,9 +10,9 @@ from vqbench.reports.experiment import Group
 TOLERANCE = 0.05
 """How much more than the first of a size takes belongs to it: what one method reaches when asked for another's bits."""
 RULE = (
-    f"rows are sorted by bits per image, and a size begins where one takes more than {TOLERANCE:.0%} above the first "
-    "of the size before; between sizes nothing is tested, for more bits are an easier task"
-).replace("%", " %")
+    f"rows are sorted by bits per image, and a size begins where one takes more than {100 * TOLERANCE:.0f} % above the "
+    "first of the size before; between sizes nothing is tested, for more bits are an easier task"
+)
 
 
 def sizes(groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
@@ -43,9 +43,9 @@ def bits_of(group: Group) -> float | None:
 
 
 def bits_text(groups: Sequence[Group]) -> str:
-    """ "2,304 bits/image", or from where to where of several groups; "no known bits"."""
+    """ "2,304 bits/image", or from where to where of several groups; "unknown bits/image"."""
     known = [f"{bits:,.0f}" for bits in sorted(filter(None, map(bits_of, groups)))]
-    return f"{' to '.join(dict.fromkeys((known[0], known[-1])))} bits/image" if known else "no known bits"
+    return f"{' to '.join(dict.fromkeys((known[0], known[-1])))} bits/image" if known else "unknown bits/image"
 
 
 def why_alone(group: Group) -> str:

@@ -411,7 +411,7 @@ def test_the_comparison_starts_at_the_best(store: Store) -> None:
     picture = comparison(section)
     assert picture is not None
     psnr = next(a for a in picture.figure.axes if "PSNR" in a.get_xlabel())
-    found = section.comparisons["psnr"]
+    found = section.peers[0].comparisons["psnr"]
     deltas = {c.get_label(): float(c.lines[0].get_xdata()[0]) for c in psnr.containers}
     solid = {c.get_label() for c in psnr.containers if c.lines[0].get_markerfacecolor() != "white"}
     assert found.best not in deltas

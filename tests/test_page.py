@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.browser import Browser
-from helpers.stored import Made, make_runs
+from helpers.stored import Made, make_runs, make_sizes
 from PIL import Image
 
 from vqbench.reports.experiment import load_experiment
@@ -140,7 +140,7 @@ def test_single_runs_stand_for_methods_and_columns_can_be_left_out(opened: Brows
 
 
 def test_ties_are_marked_by_more_than_colour(opened: Browser, report: Report) -> None:
-    for metric, comparison in report.sections[0].comparisons.items():
+    for metric, comparison in report.sections[0].peers[0].comparisons.items():
         cells = opened.run(
             "return [...document.querySelectorAll(arguments[0])].filter((td) => td.textContent.includes('best')"
             " && getComputedStyle(td.querySelector('.mean'), '::before').content.includes('●'))"
@@ -149,6 +149,32 @@ def test_ties_are_marked_by_more_than_colour(opened: Browser, report: Report) ->
         )
         if metric in [column.key for column in report.sections[0].columns]:
             assert set(cells) == comparison.unseparated
+
+
+def test_rows_of_one_size_stay_together_however_they_are_sorted(browser: Browser, tmp_path: Path) -> None:
+    report = build_report(load_experiment(make_sizes(tmp_path, "sizes").parent, "sizes"))
+    browser.open(write_page(report, [], tmp_path / "index.html"))
+    heads = [
+        "576 to 595 bits/image",
+        "610 to 620 bits/image",
+        "896 bits/image: not tested, no other row is of its size",
+        "unknown bits/image: not tested, it has no codes",
+        "without a score",
+    ]
+
+    def shown() -> list[str]:
+        return browser.texts(f"{TABLE} tbody .name, {TABLE} tbody .size th")
+
+    def below(*labels: list[str]) -> list[str]:
+        return [text for head, rows in zip(heads, labels, strict=True) for text in (head, *rows)]
+
+    rest = (["llamagen"], ["theirs"], ["sqvae"])
+    assert shown() == below(["rqvae", "vqgan", "taming"], ["titok", "fsq"], *rest)
+    browser.click(f"{TABLE} th[data-key=psnr] button")
+    browser.click(f"{TABLE} th[data-key=psnr] button")
+    assert shown() == below(["taming", "vqgan", "rqvae"], ["fsq", "titok"], *rest)
+    browser.click(f"{TABLE} .choice button", "Single runs")
+    assert shown() == below(["taming", *["vqgan"] * 3, *["rqvae"] * 3], ["fsq", "titok", "fsq", "fsq"], *rest)
 
 
 STAGE = "[data-part=sheets] .stage"

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.commands import Command, typed
-from helpers.stored import Made, make_runs, write_cell
+from helpers.stored import Made, make_runs, make_sizes, write_cell
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -47,7 +48,7 @@ from vqbench.reports.grid import Grid, markdown
 from vqbench.reports.latex import PREAMBLE, latex_table, latex_text
 from vqbench.reports.page import page_html
 from vqbench.reports.report import Report, build_report
-from vqbench.reports.statistics import Difference
+from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import markdown_table, shown_columns, summarise
 from vqbench.reports.write import write_report
 from vqbench.results.cell_folder import CellFolder
@@ -143,7 +144,7 @@ def read_markdown(text: str) -> list[list[list[tuple[str, str]]]]:
 def test_markdown_marks_all_that_are_tied_with_the_best(files: dict[str, str], report: Report) -> None:
     (section,), (titles, *rows) = report.sections, read_markdown(files["md"])[0]
     names = [text for text, _ in titles]
-    psnr = section.comparisons["psnr"]
+    psnr = section.peers[0].comparisons["psnr"]
     assert len(psnr.unseparated) > 1
     assert len(psnr.unseparated) < 6
     bold = {row[0][0] for row in rows if row[names.index("PSNR ↑")][1] == "strong"}
@@ -193,7 +194,7 @@ def test_json_has_everything(files: dict[str, str], experiment: Path, report: Re
     assert cells[2]["scores"] == stored["scores"]
     assert cells[1]["error"]["message"].startswith("CUDA out of memory")
     assert groups["vaevq without dcr"]["components"] == ON | {"dcr": False}
-    compared = report.sections[0].comparisons["psnr"]
+    compared = report.sections[0].peers[0].comparisons["psnr"]
     pair = section["comparisons"]["psnr"]["pairs"][0]
     first = compared.pairs[0]
     assert (pair["base"], pair["delta"], pair["p_adjusted"]) == (first.base, first.difference.delta, first.p)
@@ -919,7 +920,7 @@ def test_continuous_scores_are_columns_that_rank_nobody(tmp_path: Path) -> None:
     report = build_report(experiment)
     assert [column.title for column in report.sections[0].columns[:3]] == ["rFID ↓", "PSNR ↑", "PSNR cont."]
     assert "| vqgan | **10.00 ± 6.35** | **20.50 ± 6.35** | – |" in markdown_document(report)
-    assert set(report.sections[0].comparisons) == {"rfid", "psnr"}
+    assert set(report.sections[0].peers[0].comparisons) == {"rfid", "psnr"}
     page = page_html(report, [], {})
     assert DEFINITIONS["psnr_continuous"].sentence in page
     both = build_report(experiment, ["rfid_continuous", "psnr_continuous"], "psnr_continuous")
@@ -940,3 +941,111 @@ def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:
     assert all("cautions" not in row for group in experiment.groups for row in group.rows)
     assert cautions(IN_PROTOCOL, 2047).keys() == {"rfid"}
     assert cautions(IN_PROTOCOL, 2048) == {}
+
+
+# --- rows of several sizes
+
+
+@pytest.fixture(scope="module")
+def of_sizes(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    runs = tmp_path_factory.mktemp("sizes")
+    return build_report(load_experiment(make_sizes(runs, "sizes").parent, "sizes"))
+
+
+def test_what_was_not_trained_here_is_tested_against_rows_of_its_size(of_sizes: Report) -> None:
+    """More bits are an easier task: over all rows, `theirs` and llamagen alone would be bold."""
+    (section,) = of_sizes.sections
+    sizes = [[group.label for group in peers.rows] for peers in section.peers]
+    assert sizes == [["rqvae", "vqgan", "taming"], ["titok", "fsq"], ["llamagen"], ["theirs"]]
+    assert [group.label for group in section.rows] == [*(label for size in sizes for label in size), "sqvae"]
+    psnr = [peers.comparisons.get("psnr") for peers in section.peers]
+    assert [found and (found.best, set(found.unseparated)) for found in psnr] == [
+        ("rqvae", {"rqvae"}), ("titok", {"titok", "fsq"}), None, None
+    ]  # fmt: skip
+    for found, size in zip(psnr, sizes, strict=True):
+        pairs = found.pairs if found else ()
+        assert {frozenset((pair.base, pair.other)) for pair in pairs} == {*map(frozenset, combinations(size, 2))}
+        assert [pair.p for pair in pairs] == holm([pair.difference.p for pair in pairs])
+    sorted_otherwise = build_report(of_sizes.experiment, sort="method").sections[0]
+    assert [[group.label for group in peers.rows] for peers in sorted_otherwise.peers] == [
+        ["rqvae", "taming", "vqgan"], ["fsq", "titok"], ["llamagen"], ["theirs"]
+    ]  # fmt: skip
+
+
+def test_every_file_says_what_was_tested_against_what(of_sizes: Report, tmp_path: Path) -> None:
+    written = write_report(of_sizes, tmp_path, ("md", "csv", "tex", "json"))
+    text = {path.suffix[1:]: path.read_text(encoding="utf-8") for path in written}
+    titles, *rows = read_markdown(text["md"])[0]
+    psnr = titles.index(("PSNR ↑", ""))
+    assert {row[0][0] for row in rows if row[psnr][1] == "strong"} == {"rqvae", "titok", "fsq"}
+    assert len(re.findall(r"\\textbf{2\d\.", text["tex"])) == 3
+    for said in (
+        "Only rows of about the same bits per image are compared. 3 of 5 methods are not separated from the best",
+        "PSNR at 576 to 595 bits/image: rqvae is best (",
+        "PSNR at 610 to 620 bits/image: titok has the best mean (",
+        "a size begins where one takes more than 5 % above the first of the size before; between sizes nothing is",
+        "tested against each other: rqvae, vqgan, taming (576 to 595 bits/image); titok, fsq (610 to 620 bits/image)",
+        "not tested: llamagen (896 bits/image: no other row is of its size); theirs (unknown bits/image: it has no",
+        "bold: best of its size, or not separated from the best (p ≥ 0.05 after Holm over all pairs of the metric and",
+    ):
+        assert said in text["md"]
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(text["csv"]))}
+    tied = {"rqvae": "true", "vqgan": "false", "taming": "false", "titok": "true", "fsq": "true"}
+    assert {label: line["psnr_tied"] for label, line in lines.items() if line["psnr_tied"]} == tied
+    assert [lines[label]["size"] for label in ("rqvae", "fsq", "llamagen", "theirs")] == ["576.0", "610.0", "896.0", ""]
+    (section,) = json.loads(text["json"])["sections"]
+    assert "comparisons" not in section
+    assert [(found["size"], found.get("untested"), [*found["comparisons"]]) for found in section["sizes"]] == [
+        (576.0, None, ["usage", "psnr"]), (610.0, None, ["usage", "psnr"]),
+        (896.0, "no other row is of its size", []), (None, "it has no codes", []),
+    ]  # fmt: skip
+    assert [group["label"] for group in section["groups"] if "psnr" in group["tied"]] == ["rqvae", "titok", "fsq"]
+
+
+def test_the_figure_of_differences_has_a_best_of_each_size(of_sizes: Report) -> None:
+    picture = comparison(of_sizes.sections[0])
+    assert picture is not None
+    (axes,) = picture.figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["rqvae", "vqgan", "taming", "titok", "fsq"]
+    assert [line.get_label() for line in axes.lines if line.get_marker() == "D"] == ["rqvae", "titok"]
+    assert "the best mean at its bits per image" in picture.caption
+
+
+def test_rows_of_one_size_are_compared_as_ever(tmp_path: Path) -> None:
+    """Where all take about the same, nothing is said of sizes; nor is it of what was all trained here."""
+    make_sizes(tmp_path, "some")
+    for label in ("fsq", "titok", "llamagen", "theirs"):
+        for path in (tmp_path / "some" / "cells").glob(f"{label}-*"):
+            shutil.rmtree(path)
+    text = write_markdown(build_report(load_experiment(tmp_path, "some")))
+    assert "after Holm over all pairs of the metric)" in text
+    assert "between sizes" not in text
+    make_sizes(tmp_path, "own")
+    edit_specs(tmp_path / "own", lambda spec: spec.pop("pretrained", None))
+    (section,) = build_report(load_experiment(tmp_path, "own")).sections
+    assert not section.of_sizes
+    assert section.peers[0].comparisons["psnr"].best == "theirs"
+
+
+def test_two_rows_of_different_sizes_are_compared_where_somebody_asks(of_sizes: Report) -> None:
+    bits = {"vqgan": "576", "rqvae": "595", "fsq": "610", "theirs": "unknown"}
+    for a, b, of_one_size in (("vqgan", "rqvae", True), ("rqvae", "fsq", False), ("vqgan", "theirs", False)):
+        compared = compare_groups(of_sizes.experiment, a, b)
+        (part,) = compared.parts
+        assert part.overall.startswith(f"{a} is ")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            print_versus(compared)
+        said = f"{a} takes {bits[a]} bits/image, and {b} takes {bits[b]} bits/image: more bits are an easier task"
+        assert (said in " ".join(out.getvalue().split())) != of_one_size
+
+
+def test_the_page_has_what_its_table_puts_above_the_rows_of_each_size(of_sizes: Report) -> None:
+    page = page_html(of_sizes, [], {})
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    (section,) = json.loads(found)["sections"]
+    assert section["sizes"] == [
+        "576 to 595 bits/image", "610 to 620 bits/image", "896 bits/image: not tested, no other row is of its size",
+        "unknown bits/image: not tested, it has no codes",
+    ]  # fmt: skip
+    assert [group["size"] for group in section["groups"]] == [0, 0, 0, 1, 1, 2, 3, 4]
+    assert [group["label"] for group in section["groups"] if "psnr" in group["tied"]] == ["rqvae", "titok", "fsq"]

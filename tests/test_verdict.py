@@ -47,7 +47,8 @@ def section_of(
         section=SimpleNamespace(title="p h", protocol=protocol),
         columns=(PSNR,),
         rows=groups,
-        comparisons={"psnr": comparison},
+        peers=(SimpleNamespace(rows=groups, comparisons={"psnr": comparison}, size=""),),
+        of_sizes=False,
     )
     return section  # type: ignore[no-any-return]
 
@@ -119,8 +120,10 @@ def test_the_headline_names_no_winner_where_everything_is_tied() -> None:
     for group, *others in zip(one.rows, two.rows, tied.rows, strict=True):
         for key, other in zip(("ssim", "usage"), others, strict=True):
             group.summary.estimates[key] = other.summary.estimates["psnr"]
-    comparisons = dict(zip(("psnr", "ssim", "usage"), (s.comparisons["psnr"] for s in (one, two, tied)), strict=True))
-    section: Any = SimpleNamespace(section=one.section, columns=shown, rows=one.rows, comparisons=comparisons)
+    found = (section.peers[0].comparisons["psnr"] for section in (one, two, tied))
+    comparisons = dict(zip(("psnr", "ssim", "usage"), found, strict=True))
+    peers = (SimpleNamespace(rows=one.rows, comparisons=comparisons, size=""),)
+    section: Any = SimpleNamespace(section=one.section, columns=shown, rows=one.rows, peers=peers, of_sizes=False)
     expected = "No method is best in everything: a has the best mean PSNR; b has the best mean SSIM."
     assert verdict(section).headline == expected
 

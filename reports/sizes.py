@@ -18,8 +18,8 @@ RULE = (
 def sizes(groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
     """Groups by what may be tested against each other, the smaller size first; without a score they are of none.
 
-    All are together where all were trained here, on one recipe. Else as `RULE` says; a group whose bits are not known
-    is alone.
+    All are together where all were trained here, whatever they take. Else as `RULE` says; a group whose bits are not
+    known is alone.
     """
     finished = [group for group in groups if group.finished]
     if all(group.is_trained_here for group in finished):

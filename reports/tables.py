@@ -214,7 +214,7 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
             )
         said += [note for found in shown for note in found.notes][:_MOST_NOTES]
     elif scored:
-        alone = "no two rows are of one size" if section.of_sizes else "one group has scores"
+        alone = "no two rows are of one size" if all(p.untested for p in section.peers) else "one group has scores"
         said.append(f"{alone}: there is nothing to compare, so nothing is bold")
     said += [text for group in scored if (text := _unlike_artifacts(group))]
     trained = [group for group in scored if group.is_trained_here]

@@ -96,7 +96,7 @@ def verdict(section: ReportSection) -> Conclusion:
     findings = tuple(found for place in places if (found := _finding(*place)) is not None)
     headline = _headline(findings).removesuffix(".") + f"{_of_one_training(section, findings)}."
     if section.of_sizes:
-        headline = f"{_OF_SIZES} {headline}" if findings else _NO_SIZE
+        headline = _NO_SIZE if all(peers.untested for peers in section.peers) else f"{_OF_SIZES} {headline}"
     return Conclusion(headline, _measured(section), findings, _problems(section), _limits(section, findings))
 
 

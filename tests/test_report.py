@@ -1011,17 +1011,22 @@ def test_the_figure_of_differences_has_a_best_of_each_size(of_sizes: Report) -> 
     assert "the best mean at its bits per image" in picture.caption
 
 
-def test_rows_of_one_size_are_compared_as_ever(tmp_path: Path) -> None:
-    """Where all take about the same, nothing is said of sizes; nor is it of what was all trained here."""
-    make_sizes(tmp_path, "some")
-    for label in ("fsq", "titok", "llamagen", "theirs"):
-        for path in (tmp_path / "some" / "cells").glob(f"{label}-*"):
-            shutil.rmtree(path)
-    text = write_markdown(build_report(load_experiment(tmp_path, "some")))
+def test_sizes_are_told_only_where_they_part_rows(tmp_path: Path) -> None:
+    """Not where all rows take about the same, nor among what was all trained here; or nothing is left to compare."""
+
+    def left(name: str, *labels: str) -> Report:
+        for path in make_sizes(tmp_path, name).glob("cells/*"):
+            if labels and not path.name.startswith(labels):
+                shutil.rmtree(path)
+        return build_report(load_experiment(tmp_path, name))
+
+    text = write_markdown(left("one", "taming", "rqvae", "vqgan"))
     assert "after Holm over all pairs of the metric)" in text
-    assert "between sizes" not in text
-    make_sizes(tmp_path, "own")
-    edit_specs(tmp_path / "own", lambda spec: spec.pop("pretrained", None))
+    assert "size" not in text
+    text = write_markdown(left("alone", "vqgan", "llamagen", "theirs"))
+    assert "**There is nothing to compare: no two rows take about the same bits per image.**" in text
+    assert "no two rows are of one size: there is nothing to compare, so nothing is bold" in text
+    edit_specs(left("own").experiment.folder, lambda spec: spec.pop("pretrained", None))
     (section,) = build_report(load_experiment(tmp_path, "own")).sections
     assert not section.of_sizes
     assert section.peers[0].comparisons["psnr"].best == "theirs"

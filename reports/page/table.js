@@ -11,7 +11,8 @@ function rowsOf(section, view) {
     }));
   }
   return section.cells.map((cell, place) => ({
-    ...cell, place, name: section.groups[cell.group].label, size: section.groups[cell.group].size, tied: [], count: String(cell.seed), h: [],
+    ...cell, place, name: section.groups[cell.group].label, tied: [], count: String(cell.seed), h: [],
+    size: section.groups[cell.group].size,
     tags: [cell.state === "failed" ? "failed" : null, cell.collapse ? "collapsed" : null].filter(Boolean),
     strips: [],
   }));
@@ -113,7 +114,8 @@ function makeTable(section, host, openRun) {
 
   function drawSize(row) {
     const words = section.sizes[row.size] || "without a score";
-    return el("tr", { className: "size" }, el("th", { scope: "rowgroup", colSpan: shown().length + 2 }, el("span", {}, words)));
+    return el("tr", { className: "size" },
+      el("th", { scope: "rowgroup", colSpan: shown().length + 2 }, el("span", {}, words)));
   }
 
   function draw() {

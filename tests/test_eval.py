@@ -99,7 +99,7 @@ def test_beside_methods_it_is_one_row_and_stands_beside_every_seed(trained: Path
     mine = [row["scores"]["usage"] for row in rows if row["method"] == "vqgan"]
     expected = stats.ttest_1samp(mine, scores(own)["usage"])
     assert found["p"] == pytest.approx(expected.pvalue, rel=1e-6)
-    assert found["sizes"].startswith("vqgan takes 384 bits/image, and fixed takes 320 bits/image: more bits are an ")
+    assert found["sizes"].startswith("vqgan takes 320 bits/image, and fixed takes 384 bits/image: more bits are an ")
     report = typed("report", "both", "--runs", tmp_path, "--out", tmp_path / "out", "--format", "md")
     assert report.code == 0, report.err
     text = (tmp_path / "out" / "report.md").read_text()

@@ -1020,9 +1020,10 @@ def test_sizes_are_told_only_where_they_part_rows(tmp_path: Path) -> None:
                 shutil.rmtree(path)
         return build_report(load_experiment(tmp_path, name))
 
-    text = write_markdown(left("one", "taming", "rqvae", "vqgan"))
+    text = write_markdown(left("one", "taming", "rqvae", "vqgan", "sqvae"))
     assert "after Holm over all pairs of the metric)" in text
     assert "size" not in text
+    assert " bits/image: " not in text
     text = write_markdown(left("alone", "vqgan", "llamagen", "theirs"))
     assert "**There is nothing to compare: no two rows take about the same bits per image.**" in text
     assert "no two rows are of one size: there is nothing to compare, so nothing is bold" in text

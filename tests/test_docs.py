@@ -66,13 +66,15 @@ LONG = (
     "vqbench run --methods vaevq,vqgan,fsq,sqvae --dataset photos --seeds 0,1",
     "vqbench run --methods vqgan,fsq --dataset folder:my_photos --recipe small",
     "vqbench sweep vqgan,fsq --dataset photos --space codebook --trials 6 --workers 2",
+    "vqbench run --methods vaevq,vqgan --dataset ffhq --data-root ffhq --recipe vqgan-f16-256 --seeds 0,1,2 "
+    "--images 2000000 --devices 1 --set vaevq.dcr_weight=0.2 --dry-run",
     "vqbench run --methods vqgan,fsq --dataset photos --workers 2",
     "vqbench sweep vqgan,fsq --recipe atomic --dataset photos --images 256 --metrics quantization_error,usage "
     "--space optimiser --trials 4 --objective quantization_error,usage",
     "vqbench sweep --resume vqgan+fsq-optimiser --trials 6",
     "vqbench run --methods vqgan,fsq --dataset photos --seeds 0,1,2 --dry-run --probe",
 )
-"""Many cells, or larger ones, all parts of which run elsewhere: left to `make slow`."""
+"""Many cells, or larger ones (of which a dry run counts the memory), all parts of which run elsewhere: left to `make slow`."""
 
 
 def cases() -> list[object]:

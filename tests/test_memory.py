@@ -212,6 +212,7 @@ def test_who_watches_the_command_hears_that_a_step_hardly_has_room(tmp_path: Pat
     assert note.startswith(f"note: {answer.objects[0]['cell']}: a step of 8 images needs about")
 
 
+@pytest.mark.slow  # counts five steps; what is chosen is tested below
 def test_a_micro_batch_is_found_that_the_card_has_room_for(capsys: pytest.CaptureFixture[str]) -> None:
     """As many images as fit, and the whole batch where it does, or where there is no card to fit."""
     recipe = load_recipe("tiny", FLAT)

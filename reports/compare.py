@@ -94,7 +94,7 @@ class Versus:
                 *(f"failed, {text}" for text in group.summary.failures),
             ]
             alone = sorted({row["seed"] for row in group.finished} - set(self.seeds))
-            if alone and group.is_trained_here:
+            if alone and (group.is_trained_here or len(group.finished) > 1):  # one alone stands beside every seed
                 said.append(f"{group.label} s{', s'.join(map(str, alone))}: left out, for the other has no such seed")
         return said
 

@@ -17,14 +17,11 @@ from vqbench.facts import Facts
 from vqbench.machine.json_files import read_json
 from vqbench.metrics.definitions import asked_metrics, one_definition_each
 from vqbench.metrics.row import cell_row
-from vqbench.recipe import Execution, Recipe
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.cell_files import DONE, FAILED
 from vqbench.results.cell_folder import FETCHED, CellFolder, cell_folders, results_of_nothing
+from vqbench.results.training import training_of
 from vqbench.wording import some
-
-_NOT_TRAINING = {"name"} | {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("bookkeeping")}
-"""Fields of a recipe that leave the trained weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +65,29 @@ class StoredCell:
     def training(self) -> dict[str, Any]:
         """All that decides the trained weights but the seed, flat: `field`, `recipe.field`, `devices`, and digests.
 
-        Of what was not trained here that is its file.
+        Of what was not trained here that is its file, or the training of a vqbench, where the file tells it.
         """
-        if "pretrained" in self.spec:
-            return {**Facts.of(self.spec["pretrained"]).in_hash}
-        recipe = {k: v for k, v in self.spec["recipe"].items() if k not in _NOT_TRAINING}
-        share = recipe["batch_size"] // self.spec.get("devices", 1)
-        code = self.spec.get("code") or (self.spec.get("plugin") or {}).get("sha256")
-        data, of_dataset = self.spec["dataset"].get("training_digest"), self.spec.get("dataset_code")
-        around = self.spec.get("artifact") or {}  # of a file counts what is in it, and not where it lies
-        return {
-            **{field: value for field, value in self.spec["config"].items() if field != (around.get("field") or None)},
-            **{f"recipe.{k}": v for k, v in recipe.items()},
-            "devices": self.spec.get("devices", 1),
-            **Execution.of_spec(self.spec).identity(recipe.get("dropout", 0.0), share),
-            **({"artifact": around["digest"][:8]} if around else {}),
-            **({"initial": self.spec["initial"]["sha256"][:8]} if "initial" in self.spec else {}),
-            **({"code": code[:8]} if code else {}),
-            **({"training_digest": data[:8]} if data else {}),
-            **({"dataset_code": of_dataset[:8]} if of_dataset else {}),
-        }
+        if "pretrained" not in self.spec:
+            return training_of(self.spec)
+        known = Facts.of(self.spec["pretrained"])
+        if not known.trained_as:
+            return dict(known.in_hash)
+        return {"kind": known.kind, "family": known.family, "training": known.trained_as[:8]}
+
+    @property
+    def setup(self) -> list[Any]:
+        """The same for cells that differ in their seed alone, or in what they are measured with.
+
+        A name that somebody gave a tokenizer makes it a row of its own; that of its file says nothing more.
+        """
+        known = self.spec.get("pretrained")
+        is_of_training = known is not None and known.get("trained_as")
+        return [known.get("named", "") if is_of_training else self.spec["method"], self.training]
 
     @functools.cached_property
     def identity(self) -> str:
-        """The same for cells that differ in their seed alone, or in what they are measured with."""
-        return json.dumps([self.spec["method"], self.training], sort_keys=True)
+        """`setup` as text."""
+        return json.dumps(self.setup, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -312,7 +307,9 @@ def _without_copies(cells: Sequence[StoredCell]) -> tuple[list[StoredCell], list
     for cell in sorted(cells, key=lambda c: not c.folder.name.endswith(str(c.spec.get("hash"))[:8])):
         first = kept.setdefault((str(cell.spec["protocol"]["hash"]), cell.identity, cell.seed), cell)
         if first is not cell:
-            copies.append(f"{cell.folder.name}: the same cell as {first.folder.name}")
+            is_same = cell.spec.get("hash") == first.spec.get("hash")
+            same = "the same cell as" if is_same else "of the same training and seed as"
+            copies.append(f"{cell.folder.name}: {same} {first.folder.name}")
     return sorted(kept.values(), key=lambda c: c.folder.name), sorted(copies)
 
 

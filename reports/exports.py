@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
+from vqbench.metrics.row import SIZES
 from vqbench.reports.ablation import objects
 from vqbench.reports.against import objects as of_pairs
 from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
 from vqbench.reports.sizes import bits_of
-from vqbench.reports.summary import SIZES, Estimate
+from vqbench.reports.summary import Estimate
 
 if TYPE_CHECKING:
     from vqbench.reports.report import Peers, Report, ReportSection

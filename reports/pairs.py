@@ -53,16 +53,22 @@ def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[
 
 
 def by_seed(a: Sequence[Row], b: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
-    """Seed → cell, of both. What was trained already has no seed: it stands beside each of the other's, whose noise of
-    training is then all that there is."""
-    return _seeds_of(a, b), _seeds_of(b, a)
+    """Seed → cell, of both. A tokenizer that was trained already and has no seed, or none that the other has too,
+    stands beside each of the other's, whose noise of training is then all that there is."""
+    mine, theirs = ({row["seed"]: row for row in rows} for rows in (a, b))
+    if {row["seed"] for row in a if _is_of_seed(row)} & {row["seed"] for row in b if _is_of_seed(row)}:
+        return mine, theirs
+    if _is_alone(a):
+        return dict.fromkeys(theirs, a[0]), theirs
+    return mine, dict.fromkeys(mine, b[0]) if _is_alone(b) else theirs
 
 
-def _seeds_of(rows: Sequence[Row], beside: Sequence[Row]) -> dict[int, Row]:
-    fixed = next((row for row in rows if "pretrained" in row), None)
-    if fixed is not None and beside and not any("pretrained" in row for row in beside):
-        return {row["seed"]: fixed for row in beside}
-    return {row["seed"]: row for row in rows}
+def _is_of_seed(row: Row) -> bool:
+    return "pretrained" not in row or "seed" in row["pretrained"]
+
+
+def _is_alone(rows: Sequence[Row]) -> bool:
+    return len(rows) == 1 and "pretrained" in rows[0]
 
 
 def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> list[tuple[float, float]]:

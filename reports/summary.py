@@ -9,6 +9,7 @@ from typing import Any
 
 from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS
+from vqbench.metrics.row import SIZES
 from vqbench.reports.grid import Grid, markdown, markdown_text
 
 
@@ -81,6 +82,10 @@ _BESIDE = (
     Column("tokens_per_image", "tokens/image", 0, interval=False, on_request=True, gloss="tokens of one image"),
     Column("bits_per_image", "bits/image", 0, interval=False, on_request=True,
            gloss="bits of one image's tokens, as they are stored"),
+    Column("mean_tokens_per_image", "mean tokens/image", 1, interval=False, on_request=True,
+           gloss="tokens of an image, on average over images of sizes of their own"),
+    Column("mean_bits_per_image", "mean bits/image", 1, interval=False, on_request=True,
+           gloss="bits of an image's tokens, as they are stored, on average over images of sizes of their own"),
     Column("train_images_per_s", "images/s", 1, interval=False,
            gloss="training speed on the machine that ran it; compare within one machine only"),
 )  # fmt: skip
@@ -122,10 +127,6 @@ def _values(row: dict[str, Any]) -> dict[str, float]:
     return {**row["scores"], **params, **sizes, **({"train_images_per_s": speed} if speed else {})}
 
 
-SIZES = ("tokens_per_image", "bits_per_image")
-"""What is shown beside tokenizers that were not trained here: nothing else makes them of one size."""
-
-
 def _failure(row: dict[str, Any]) -> str:
     error = row["error"] or {}
     return f"{row['method']} s{row['seed']}: {error.get('message', 'failed')}"
@@ -159,17 +160,22 @@ def _summary(method: str, rows: list[dict[str, Any]], asked: tuple[str, ...]) ->
     failures = tuple(_failure(row) for row in rows if row["state"] == "failed")
     collapses = tuple(_collapse(row) for row in rows if row["state"] != "failed" and row.get("collapse"))
     matched = tuple(dict.fromkeys(f"{method}: {row['matched']}" for row in rows if row.get("matched")))
-    known = rows[0].get("pretrained")
-    facts = Facts.of(known) if known else None
-    unread = [f"not read: {text}" for text in facts.unread] if facts else []
-    origin = "; ".join([facts.in_words(), *facts.remarks, *unread]) if facts else ""
+    origin = _origin([Facts.of(row["pretrained"]) for row in rows if "pretrained" in row])
     return MethodSummary(method, estimates, len(finished), failures, collapses, asked, matched, origin)
+
+
+def _origin(found: Sequence[Facts]) -> str:
+    """What is known of the tokenizers of a row: several are seeds of one training, and differ in their files."""
+    seeds = [f"s{facts.seed} is sha256 {facts.sha256[:12]}" for facts in found[1:]]
+    said = [text for facts in found for text in (*facts.remarks, *(f"not read: {text}" for text in facts.unread))]
+    return "; ".join(dict.fromkeys([*(facts.in_words() for facts in found[:1]), *seeds, *said]))
 
 
 def shown_columns(summaries: Iterable[MethodSummary]) -> list[Column]:
     """The columns for which at least one method has a value: the usual ones, and what was asked for."""
     known = list(summaries)
     asked = {key for summary in known for key in summary.asked}
+    # nothing else makes tokenizers that were not trained here of one size
     asked |= set(SIZES) if any(summary.origin for summary in known) else set()
     return [
         column

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers.commands import Answer, Background, settings, typed, until
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy import stats
 
 import vqbench
@@ -23,11 +26,10 @@ METRICS = ("--metrics", "psnr,usage")
 
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cells of vqgan and fsq, two seeds of the one."""
+    """Cells of vqgan and fsq, two seeds of each."""
     root = tmp_path_factory.mktemp("trained")
     some = ("--dataset", f"folder:{images}", *METRICS, "--images", 32, "--runs", root, *settings())
-    assert typed("run", "--methods", "vqgan", "--seeds", "0,1", "--name", "own", *some).code == 0
-    assert typed("run", "--methods", "fsq", "--name", "own", *some).code == 0
+    assert typed("run", "--methods", "vqgan,fsq", "--seeds", "0,1", "--name", "own", *some).code == 0
     return root / "own" / "cells"
 
 
@@ -105,6 +107,83 @@ def test_beside_methods_it_is_one_row_and_stands_beside_every_seed(trained: Path
     text = (tmp_path / "out" / "report.md").read_text()
     assert "### Not trained here" in text
     assert ", and 1 tokenizer not trained here, measured on 12 validation images" in text
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, Path]:
+    """The four cells scored, those of fsq under a name; and the experiment that they are in."""
+    runs = tmp_path_factory.mktemp("scored")
+    vqgan, fsq = ([cell(trained, f"{method}-*-s{seed}") for seed in (1, 0)] for method in ("vqgan", "fsq"))
+    answer = evaluated(vqgan[0], f"a={fsq[0]}", vqgan[1], f"a={fsq[1]}", "--json", images=images, runs=runs)
+    assert answer.code == 0, answer.err
+    (experiment,) = [folder for folder in runs.iterdir() if (folder / "cells").is_dir()]
+    return answer, experiment
+
+
+def _report(experiment: Path, out: Path) -> pd.DataFrame:
+    words = ("report", experiment.name, "--runs", experiment.parent, "--out", out, "--format", "csv,md")
+    assert typed(*words).code == 0
+    return pd.read_csv(out / "report.csv").set_index("label")
+
+
+def _compared(experiment: Path, *both: str) -> dict[str, Any]:
+    answer = typed("compare", *both, "--name", experiment.name, "--runs", experiment.parent, "--json")
+    assert answer.code == 0, answer.err
+    return next(line for line in answer.objects if line.get("metric") == "psnr")
+
+
+def test_seeds_of_one_training_are_one_row_as_in_the_run_that_trained_them(
+    trained: Path, scored: tuple[Answer, Path], images: Path, tmp_path: Path
+) -> None:
+    answer, experiment = scored
+    label = answer.objects[0]["method"]
+    assert [(row["method"], row["seed"]) for row in answer.objects] == [(label, 1), ("a", 1), (label, 0), ("a", 0)]
+    mine, theirs = _report(experiment, tmp_path / "mine"), _report(trained.parent, tmp_path / "theirs")
+    assert mine["n"].to_dict() == {label: 2, "a": 2}
+    ends = ["psnr_mean", "psnr_low", "psnr_high"]
+    assert mine.loc[label, ends].tolist() == theirs.loc["vqgan", ends].tolist()
+    found, known = _compared(experiment, label, "a"), _compared(trained.parent, "vqgan", "fsq")
+    paired = ("delta", "p", "seeds")
+    assert [found[key] for key in paired] == [known[key] for key in paired]
+    text = (tmp_path / "mine" / "report.md").read_text()
+    for own in trained.glob("*"):
+        assert hashlib.sha256((own / "checkpoints" / "tokenizer.safetensors").read_bytes()).hexdigest()[:12] in text
+    # of files that were brought without their cells the header tells it
+    brought = [shutil.copy(weights(trained, f"vqgan-*-s{k}"), tmp_path / f"{k}.safetensors") for k in (0, 1)]
+    again = evaluated(*brought, "--dry-run", "--json", images=images, runs=experiment.parent).objects
+    assert [(row["method"], row["state"]) for row in again if "state" in row] == [(label, "cached")] * 2
+
+
+def test_what_an_earlier_version_scored_is_found_and_joins_its_seeds(
+    trained: Path, scored: tuple[Answer, Path], images: Path, tmp_path: Path
+) -> None:
+    experiment = Path(shutil.copytree(scored[1], tmp_path / "runs" / scored[1].name))
+    (folder,) = (experiment / "cells").glob("vqgan-s1-*")
+    assert "-s0-" in folder.name.partition("-s1-")[2], "as it was called before the seed was known"
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["pretrained"] = {key: v for key, v in spec["pretrained"].items() if key not in ("seed", "trained_as")}
+    earlier = {**spec, "seed": 0, "label": spec["pretrained"]["name"]}
+    (folder / "spec.json").write_text(json.dumps(earlier))
+    assert _report(experiment, tmp_path / "before")["n"].to_dict() == {
+        "a": 2, earlier["label"]: 1, scored[0].objects[0]["method"]: 1
+    }  # fmt: skip
+    own = [cell(trained, f"vqgan-*-s{seed}") for seed in (0, 1)]
+    again = evaluated(*own, "--json", images=images, runs=experiment.parent)
+    assert [row["state"] for row in again.objects] == ["cached", "cached"]
+    assert _report(experiment, tmp_path / "after")["n"].tolist() == [2, 2]
+
+
+def test_a_name_that_is_given_makes_the_row(
+    trained: Path, scored: tuple[Answer, Path], images: Path, tmp_path: Path
+) -> None:
+    experiment = Path(shutil.copytree(scored[1], tmp_path / "runs" / scored[1].name))
+    (file,) = (experiment / "cells").glob("fsq-s1-*/spec.json")
+    spec = json.loads(file.read_text())
+    file.write_text(json.dumps({**spec, "label": "b", "pretrained": {**spec["pretrained"], "named": "b"}}))
+    assert _report(experiment, tmp_path / "out")["n"].drop(scored[0].objects[0]["method"]).to_dict() == {"a": 1, "b": 1}
+    zero, other = cell(trained, "vqgan-*-s0"), cell(trained, "fsq-*-s0")
+    refused = evaluated(f"a={zero}", f"a={other}", "--dry-run", images=images, runs=tmp_path / "refused")
+    assert (refused.code, "two rows are called" in refused.err) == (2, True), refused.err
 
 
 def test_loaded_in_python_it_is_the_same_object(trained: Path) -> None:
@@ -194,13 +273,27 @@ def test_another_split_of_what_it_was_trained_on_is_said(trained: Path, images: 
     own, listed = cell(trained, "vqgan-*-s0"), tmp_path / "list.txt"
     listed.write_text("train/0000.png\ntrain/0001.png\n")
     runs, bare = tmp_path / "runs", shutil.copy(weights(trained, "vqgan-*-s0"), tmp_path / "bare.safetensors")
-    for more, said in (
-        ((own, "--split-list", listed), "trained on some of the images"),
-        ((own, "--split", "all"), "trained on some of the images"),
-        ((bare,), "not known on which images"),
+    for more in (("--split-list", listed), ("--split", "all")):
+        answer = evaluated(own, *more, "--dry-run", images=images, runs=runs)
+        assert (answer.code, "trained on some of the images" in answer.err) == (0, True), answer.err
+    # the same images under another path are known by their digest
+    moved = shutil.copytree(images, tmp_path / "moved")
+    unnamed = tmp_path / "of before.safetensors"
+    with safe_open(bare, framework="pt") as file:
+        header = {key: v for key, v in json.loads(file.metadata()["vqbench"]).items() if key != "training"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    save_file(tensors, unnamed, metadata={"vqbench": json.dumps(header)})
+    for place, source, more, said in (
+        (images, unnamed, (), "not known on which images"),
+        (moved, bare, (), ""),
+        (moved, own, ("--split", "all"), "trained on some of the images"),
+        (moved, bare, ("--split", "all"), "trained on some of the images"),
+        (moved, bare, ("--split", "all", "--resize", "bicubic"), "trained on some of the images"),
+        (images / "val", bare, ("--split", "all"), "not known on which images"),
     ):
-        answer = evaluated(*more, "--dry-run", images=images, runs=runs)
-        assert (answer.code, said in answer.err) == (0, True), answer.err
+        answer = evaluated(source, *more, "--dry-run", images=place, runs=runs)
+        remarks = [line for line in answer.err.splitlines() if "may be scored" in line or "may have been" in line]
+        assert (answer.code, len(remarks), said in "".join(remarks)) == (0, len(said) > 0, True), answer.err
     for same in (("--validation-images", 5), ("--resize", "bicubic")):
         answer = evaluated(own, *same, "--dry-run", images=images, runs=runs)
         assert answer.code == 0, answer.err
@@ -223,9 +316,6 @@ def test_a_plugin_in_a_folder_of_weights_does_not_run_untrusted(trained: Path, i
     (planted / "checkpoints").mkdir(parents=True)
     plugin = planted / "plugin.py"
     plugin.write_text(f"open({str(mark)!r}, 'w')\n")
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     with safe_open(weights(trained, "vqgan-*-s0"), framework="pt") as file:
         header = json.loads(file.metadata()["vqbench"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from vqbench.errors import UsageError
 from vqbench.wording import counted
 
+BY = " by "
+"""Between a metric and whose definition of it a published score is by, where that is no metric here."""
 Kind = Literal["checkpoint", "diffusers", "adapter", "images", "vqbench"]
 
 
@@ -55,11 +57,16 @@ class Facts:
     trained_on: str = ""
     """Data and resolution of its training, where they are known."""
     training: Mapping[str, str] = field(default_factory=dict)
-    """The dataset's "reference" and how it was split when vqbench trained it, where a cell tells it."""
+    """Of one that vqbench trained, where its file tells it: how its dataset was "split", digests of the training
+    "images" and of the "dataset" whatever its split; and its "reference", where a cell does."""
+    trained_as: str = ""
+    """Digest of all that decided the weights of one that vqbench trained, but the seed; empty where it is not known."""
+    seed: int | None = None
+    """Of its training, where vqbench trained it."""
     licence: str = ""
     """Of the weights, where it is stated."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Protocol in words → metric → the score that its authors print: shown, never compared."""
+    """Protocol in words → metric, or "metric by whom" → the score that its authors print: shown, never compared."""
     remarks: tuple[str, ...] = ()
     """What must be said of it aloud, each a sentence without a full stop: "computes in bfloat16"."""
 
@@ -69,14 +76,20 @@ class Facts:
         said = {name: value for name, value in dataclasses.asdict(self).items() if value not in (blank[name], {}, ())}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
-    def may_have_seen(self, reference: str, split: str) -> str:
-        """What must be said where images may be scored on which it was trained; empty where there is no reason to."""
-        if self.kind != "vqbench":
+    def may_have_seen(self, reference: str, split: str, images: str, dataset: str) -> str:
+        """What must be said where images may be scored on which it was trained; empty where there is no reason to.
+
+        What is scored is of the dataset `reference`, split so; `images` is the digest of those that it leaves to train
+        on, and `dataset` that of its own split's.
+        """
+        known = self.training
+        if self.kind != "vqbench" or known.get("images") == images:
             return ""
-        if not self.training:
-            return "it is not known on which images it was trained: some of them may be scored"
-        if self.training["reference"] == reference and self.training["split"] != split:
+        is_same = known.get("reference") == reference or known.get("dataset") == dataset
+        if is_same and known.get("split") != split:
             return "it was trained on some of the images that are scored, or may have been: they are split otherwise"
+        if "reference" not in known:
+            return "it is not known on which images it was trained: some of them may be scored"
         return ""
 
     def refuse_images(self, label: str, resolution: int, channels: int) -> None:

@@ -25,6 +25,7 @@ from vqbench.registry import METHODS
 from vqbench.results.cell_files import WEIGHTS as WEIGHTS_FILE
 from vqbench.results.cell_files import later_version
 from vqbench.results.cell_folder import as_whole
+from vqbench.results.training import training_facts
 from vqbench.seeds import seeded
 
 WEIGHTS = Path(WEIGHTS_FILE).name
@@ -207,7 +208,7 @@ def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tokenizer.state_dict().items()}
-    header = {key: spec[key] for key in _HEADER}
+    header = {**{key: spec[key] for key in _HEADER}, "training": training_facts(spec)}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
 

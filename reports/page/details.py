@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -45,7 +45,8 @@ def settings_of_group(group: Group) -> dict[str, Any]:
     """All that decides the trained weights of a group but the seed, flat, and what its paper leaves open."""
     first = group.cells[0]
     if not group.is_trained_here:
-        return {"not trained here": Facts.of(first.spec["pretrained"]).in_words(), **_from(first.spec["pretrained"])}
+        known = [cell.spec["pretrained"] for cell in group.cells]
+        return {"not trained here": Facts.of(known[0]).in_words(), **_from(known)}
     return {
         "method": group.method,
         **({"preset": first.spec["preset"]} if first.spec.get("preset") else {}),
@@ -53,10 +54,11 @@ def settings_of_group(group: Group) -> dict[str, Any]:
     }
 
 
-def _from(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Where it is from, of what a spec says of a tokenizer that was not trained here."""
+def _from(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where tokenizers that were not trained here are from, of what specs say of them: seeds of one training."""
     shown = ("path", "sha256", "unread", "remarks")
-    return {name: said[name] for name in shown if said.get(name)}
+    said = {name: known[0][name] for name in shown if known[0].get(name)}
+    return said | ({name: [one[name] for one in known] for name in ("path", "sha256")} if len(known) > 1 else {})
 
 
 def cell_details(cell: StoredCell, row: Mapping[str, Any], pool: Pool, root: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evalu
     """What the result of a cell of images says of its training, if it had one, and evaluation."""
     import torch
 
-    histogram = evaluation.histogram
+    histogram, mean = evaluation.histogram, "mean_" if evaluation.indices is None else ""
     return {
         "scores": evaluation.scores,
         "params": params,
@@ -84,8 +84,8 @@ def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evalu
         "collapse": collapse_of(training, histogram) if histogram is not None and "images_seen" in training else None,
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
         "decode_images_per_s": round(evaluation.decode_images_per_s, 3),
-        **({"tokens_per_image": evaluation.tokens} if evaluation.tokens else {}),
-        **({"bits_per_image": round(evaluation.bits, 4)} if evaluation.bits else {}),
+        **({f"{mean}tokens_per_image": evaluation.tokens} if evaluation.tokens else {}),
+        **({f"{mean}bits_per_image": round(evaluation.bits, 4)} if evaluation.bits else {}),
     }
 
 

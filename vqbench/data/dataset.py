@@ -475,6 +475,8 @@ class Dataset(ABC):
     """One sentence."""
     train_digest: str
     """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
+    own_digest: str = ""
+    """`train_digest` as its own split and reading have it: the same for the same dataset, whatever is asked of it."""
     licence: str = ""
     """Under which terms the images may be used."""
     has_own_split: bool = True
@@ -848,6 +850,7 @@ def open_dataset(
     if download:
         cls.download(data_root)
     dataset = _made(name, cls, score_all, argument, resolution, data_root)
+    dataset.own_digest = dataset.train_digest
     if split_list is not None:
         dataset.split_by(split_list)
     if score_all:

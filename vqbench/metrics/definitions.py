@@ -28,7 +28,7 @@ _FIRST_DIGESTS = {"rfid_continuous": "206500a229a2", "psnr_continuous": "43de4e3
 _SEE = "see docs/adding-a-metric.md"
 _TAKEN = ("id", "codes", "images", "method", "dataset", "recipe", "seed", "cell", "protocol", "state", "path", "error",
           "scores", "params", "digests", "collapse", "matched", "cautions", "train_images_per_s", "pretrained",
-          "tokens_per_image", "bits_per_image")  # fmt: skip
+          "tokens_per_image", "bits_per_image", "mean_tokens_per_image", "mean_bits_per_image")  # fmt: skip
 
 
 @cache

@@ -75,8 +75,10 @@ class Evaluation:
     indices: NDArray[np.unsignedinteger] | None
     """(N, tokens of an image, G) code of every token, in the smallest type that holds K; None where images differ in
     how many they have."""
+    tokens: float | None
+    """Of one image; on average where images differ in how many they have."""
     bits: float | None
-    """Of the tokens of one image."""
+    """Of these tokens."""
     reconstructions: Pixels
     """Of the images at `kept_positions`."""
     features: NDArray[np.float32] | None
@@ -85,11 +87,6 @@ class Evaluation:
     """Those of the images themselves, in the same order."""
     encode_images_per_s: float
     decode_images_per_s: float
-
-    @property
-    def tokens(self) -> int | None:
-        """Of one image."""
-        return None if self.indices is None else self.indices.shape[1]
 
 
 @contextmanager
@@ -434,12 +431,14 @@ def evaluate(
     _refuse_not_finite(scores, seen.columns, ids)
     codes = {"codes": seen.codes} if counts is not None else {}
     indices = np.concatenate(seen.indices) if counts is not None and not whole else None
+    tokens = None if counts is None else counts[0].sum() / len(pixels) if indices is None else indices.shape[1]
     return Evaluation(
         scores=scores,
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, **codes}),
         histogram=counts,
         indices=indices,
-        bits=None if indices is None or bits is None else bits * indices.shape[1],
+        tokens=tokens,
+        bits=None if tokens is None or bits is None else bits * tokens,
         reconstructions=np.stack([whole.middle(seen.kept[i]) if whole else seen.kept[i] for i in kept]),
         features=seen.decoded.features("inception"),
         reference_features=references.get("inception"),

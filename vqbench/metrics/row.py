@@ -50,14 +50,23 @@ def _with_remarks(planned: Mapping[str, Any], result: Mapping[str, Any]) -> dict
     return {**planned, **({"remarks": list(remarks)} if remarks else {})}
 
 
+SIZES = ("tokens_per_image", "bits_per_image", "mean_tokens_per_image", "mean_bits_per_image")
+"""Of one image; means where images have sizes of their own."""
+
+
 def _sizes(spec: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, float]:
-    """Tokens and bits of one image; results of before they were kept say them by scores, where they have these."""
-    known = {name: result[name] for name in ("tokens_per_image", "bits_per_image") if name in result}
+    """What is known of `SIZES`; results of before they were kept say them by scores, where they have these."""
+    known = {name: result[name] for name in SIZES if name in result}
     scores, protocol = result.get("scores", {}), spec["protocol"]
-    if known or not protocol.get("resolution"):
+    if known:
         return known
-    tokens = {"tokens_per_image": scores["tokens"] / protocol["n_images"]} if "tokens" in scores else {}
-    return tokens | ({"bits_per_image": scores["bpp"] * protocol["resolution"] ** 2} if "bpp" in scores else {})
+    tokens = scores["tokens"] / protocol["n_images"] if "tokens" in scores else 0.0
+    if protocol.get("resolution"):
+        known = {"tokens_per_image": tokens, "bits_per_image": scores.get("bpp", 0.0) * protocol["resolution"] ** 2}
+    elif "pretrained" in spec:
+        bits = tokens * scores.get("bits_per_token", 0.0)
+        known = {"mean_tokens_per_image": tokens, "mean_bits_per_image": bits}
+    return {name: value for name, value in known.items() if value}
 
 
 def _digests(result: Mapping[str, Any]) -> dict[str, str]:

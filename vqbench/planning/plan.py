@@ -226,13 +226,14 @@ def make_plan(
     if not asked.track.has_decoder:
         without = "what it does in the decoder is not seen here, where there is none"
         remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
-    seen = ((choice.label, seen_by(choice, dataset.reference, request.data)) for choice in choices if choice.pretrained)
+    seen = ((choice.label, seen_by(choice, dataset, request.data)) for choice in choices if choice.pretrained)
     remarks += tuple(f"{label}: {said}" for label, said in seen if said)
     cells = []
     for seed, choice in _each_cell(request.seeds, choices):
         others = [plugin for digest, plugin in beside.items() if digest != choice.code]
         spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others, artifacts[choice.label])
-        name = f"{folder_name(choice.name)}-{dataset.slug}-s{spec['seed']}-{spec['hash'][:8]}"
+        of_folder = 0 if choice.pretrained else seed  # what is trained already has its seed in its name, if it has one
+        name = f"{folder_name(choice.name)}-{dataset.slug}-s{of_folder}-{spec['hash'][:8]}"
         if len(name) > _LONGEST_NAME:
             raise UsageError(f"{name[:60]}… is too long for the folder of a cell", "choose a shorter --seeds")
         cell_folder = CellFolder(folder / "cells" / name)
@@ -245,13 +246,14 @@ def make_plan(
 
 
 def _each_cell(seeds: Iterable[int], choices: Collection[MethodChoice]) -> Iterator[tuple[int, MethodChoice]]:
-    """Seeds and choices in the order in which their cells run; what is trained already has one cell, of seed 0."""
+    """Seeds and choices in the order in which their cells run; what is trained already has one cell, of the seed that
+    it was trained with, or 0."""
     for k, seed in enumerate(dict.fromkeys(seeds)):
         for choice in choices:
             if not choice.pretrained:
                 yield seed, choice
             elif k == 0:
-                yield 0, choice
+                yield choice.pretrained.get("seed", 0), choice
 
 
 def _spec(
@@ -300,7 +302,7 @@ def _spec(
         "part_of": choice.part_of,
         "size": choice.size,
         **({"artifact": artifact} if artifact else {}),
-        **({"pretrained": told_of(choice, dataset.reference, request.data)} if choice.pretrained else {}),
+        **({"pretrained": told_of(choice, dataset, request.data)} if choice.pretrained else {}),
         **({"initial": choice.initial} if choice.initial else {}),
         "paper": choice.paper,
         "plugin": choice.plugin,
@@ -317,6 +319,7 @@ def _spec(
             "split_rule": dataset.split_rule,
             "training_images": len(dataset.train),
             "training_digest": dataset.train_digest,
+            "own_digest": dataset.own_digest,
         },
         "protocol": {**protocol.as_dict(), "hash": protocol.hash},
         "seed": seed,

@@ -55,7 +55,12 @@ def choose_source(asked: str, request: RunRequest) -> MethodChoice:
     else:
         key = hashlib.sha256(json.dumps([*options, stamps, own_source()]).encode()).hexdigest()
         choice = remembered(key, "", lambda: _choice(facts_of(*options), options))
-    return replace(choice, label=name or str((choice.pretrained or {})["name"]))
+    facts = Facts.of(choice.pretrained or {})
+    if name:
+        return replace(choice, label=name, pretrained={**(choice.pretrained or {}), "named": name})
+    # seeds of one training share a row
+    label = f"{facts.family}-{facts.trained_as[:8]}" if facts.trained_as else facts.name
+    return replace(choice, label=label)
 
 
 def _stamps(source: str) -> list[Any] | None:
@@ -106,17 +111,18 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
     )
 
 
-def told_of(choice: MethodChoice, reference: str, data: DataReference) -> dict[str, Any]:
+def told_of(choice: MethodChoice, dataset: Any, data: DataReference) -> dict[str, Any]:
     """What the spec says of a source that is scored on a dataset."""
     said = dict(choice.pretrained or {})
-    if seen := seen_by(choice, reference, data):
+    if seen := seen_by(choice, dataset, data):
         said["remarks"] = [*said.get("remarks", []), seen]
     return said
 
 
-def seen_by(choice: MethodChoice, reference: str, data: DataReference) -> str:
+def seen_by(choice: MethodChoice, dataset: Any, data: DataReference) -> str:
     """What must be said of images that a source has been trained on, and is scored on; mostly nothing."""
-    return Facts.of(choice.pretrained or {}).may_have_seen(reference, split_in_words(data.in_spec()))
+    split, digests = split_in_words(data.in_spec()), (dataset.train_digest, dataset.own_digest)
+    return Facts.of(choice.pretrained or {}).may_have_seen(dataset.reference, split, *digests)
 
 
 def refuse_idle_options(kinds: Collection[str], family: str, trust: bool) -> None:
@@ -138,17 +144,40 @@ def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int
 def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:
     """The rows, those of sources under names of their own: two files may be called alike, and lie in two folders.
 
-    Raises UsageError where that does not tell them apart, and for one that has the name of a method beside it.
+    Seeds of one training keep the name that they have in common. Raises UsageError where that does not tell the others
+    apart, and for one that has the name of a method beside it.
     """
     _refuse_same(choices)
-    labels = Counter(choice.label for choice in choices)
+    labels = Counter(label for label, _ in {(choice.label, _row(choice)) for choice in choices})
     found = [replace(c, label=_with_folder(c)) if c.pretrained and labels[c.label] > 1 else c for c in choices]
-    for label, count in Counter(choice.label for choice in found).items():
-        if count > 1:
-            raise UsageError(
-                f"two rows are called '{label}'", f"give one another name: NAME={_source_of(found, label)}"
-            )
+    rows: dict[str, MethodChoice] = {}
+    for choice in found:
+        other = rows.setdefault(choice.label, choice)
+        if _row(other) != _row(choice):
+            hint = f"give one another name: NAME={_source_of(found, choice.label)}"
+            raise UsageError(f"two rows are called '{choice.label}'", hint)
+    _refuse_same_seed(found)
     return found
+
+
+def _row(choice: MethodChoice) -> str:
+    """What rows are told apart by that share a name: the method, the training of vqbench, or the file."""
+    if not choice.pretrained:
+        return choice.label
+    facts = Facts.of(choice.pretrained)
+    return facts.trained_as or json.dumps(facts.in_hash)
+
+
+def _refuse_same_seed(choices: Iterable[MethodChoice]) -> None:
+    known: dict[tuple[str, int], str] = {}
+    for choice in choices:
+        said = choice.pretrained or {}
+        if "seed" not in said:
+            continue
+        other = known.setdefault((choice.label, said["seed"]), said["source"])
+        if other != said["source"]:
+            what = f"{other} and {said['source']} are of one training and of seed {said['seed']}, and differ"
+            raise UsageError(what, f"give one a row of its own: NAME={said['source']}")
 
 
 def _refuse_same(choices: Iterable[MethodChoice]) -> None:

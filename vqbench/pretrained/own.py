@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vqbench.facts import Facts, split_in_words
+from vqbench.facts import Facts
 from vqbench.pretrained.opened import Opened
 from vqbench.results.cell_folder import CellFolder
+from vqbench.results.training import training_facts
 from vqbench.tokenizer import load_with_header, weights_file
 
 
@@ -20,8 +21,11 @@ def open_own(path: Path, trust: bool = False) -> Opened:
     weights = weights_file(path)
     tokenizer, header = load_with_header(weights, trust)
     spec, quantizer = CellFolder(weights.parent.parent).spec, tokenizer.quantizer
-    known = spec["dataset"] if spec.get("hash") == header["hash"] else {}
-    data = known.get("reference", "")
+    is_of_cell = spec.get("hash") == header["hash"]
+    data = spec["dataset"].get("reference", "") if is_of_cell else ""
+    # a header of before it told how it was trained says no more than the cell that it lies in
+    told = training_facts(spec) if is_of_cell else dict(header.get("training") or {})
+    trained_as = told.pop("digest", "")
     side = tokenizer.resolution
     facts = Facts(
         kind="vqbench",
@@ -37,7 +41,9 @@ def open_own(path: Path, trust: bool = False) -> Opened:
         resolution=side,
         image_channels=tokenizer.image_channels,
         parameters=tokenizer.parameter_counts(),
-        training={"reference": data, "split": split_in_words(known)} if data else {},
+        training={**told, **({"reference": data} if data else {})},
+        trained_as=trained_as,
+        seed=header["seed"],
         trained_on=f"{data}, {side} px" if data else f"{side} px",
     )
     return Opened(tokenizer, facts)

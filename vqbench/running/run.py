@@ -102,7 +102,7 @@ def execute(
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
         prepare_training(plan, todo, request, view)
-    _remember_asked([cell for cell in plan.cells if cell not in todo])
+    _remember([cell for cell in plan.cells if cell not in todo])
     to_train = {cell.folder.name for cell in todo}
     rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
@@ -125,17 +125,20 @@ def execute(
     return outcome
 
 
-def _remember_asked(cells: Iterable[Cell]) -> None:
-    """Have finished cells carry what this command asks of them by name, so that reports show it too."""
+def _remember(cells: Iterable[Cell]) -> None:
+    """Have finished cells carry what this command asks of them by name, so that reports show it too; and what is known
+    now of a tokenizer that was trained already, where an earlier vqbench did not know its training."""
     for cell in cells:
-        if not cell.spec["asked"]:
-            continue
-        stored = cell.folder.spec
+        stored, more = cell.folder.spec, dict[str, Any]()
         before = asked_metrics(stored)
         asked = dict.fromkeys((*before, *cell.spec["asked"]))
-        if stored and len(asked) > len(before):
+        if len(asked) > len(before):
+            more["asked"] = list(asked)
+        if cell.spec.get("pretrained", {}).get("trained_as") and "trained_as" not in stored.get("pretrained", {}):
+            more |= {key: cell.spec[key] for key in ("label", "seed", "pretrained")}
+        if stored and more:
             with contextlib.suppress(OSError, CellBusyError), cell.folder.locked():
-                write_json(cell.folder.path / SPEC, {**stored, "asked": list(asked)})
+                write_json(cell.folder.path / SPEC, {**stored, **more})
 
 
 def write_page(experiment: Path, view: View, trained: bool) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vqbench.metrics.definitions import DEFINITIONS, asked_metrics, cautions, stored_digest
+from vqbench.metrics.row import SIZES
 from vqbench.registry import METRICS
 from vqbench.results.cell_folder import CellFolder
 
@@ -47,7 +48,7 @@ def setup_of(folder: CellFolder, spec: dict[str, Any]) -> str:
     """Short hash of all that decides a cell's numbers but the seed, as reports gather cells."""
     from vqbench.reports.experiment import StoredCell
 
-    parts = [spec["method"], StoredCell(folder, spec, {}).training, spec["protocol"]["hash"]]
+    parts = [*StoredCell(folder, spec, {}).setup, spec["protocol"]["hash"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:6]
 
 
@@ -93,7 +94,7 @@ def run_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     numbers |= {f"params_{k}": v for k, v in result.get("params", {}).items()}
     keys = ("train_images_per_s", "encode_images_per_s", "decode_images_per_s", "train_seconds", "peak_memory_bytes",
             "peak_reserved_bytes")  # fmt: skip
-    numbers |= {key: result[key] for key in (*keys, "tokens_per_image", "bits_per_image") if key in result}
+    numbers |= {key: result[key] for key in (*keys, *SIZES) if key in result}
     flag = result.get("collapse") or {}
     return numbers | ({"collapse_images": flag["images"]} if flag else {})
 

@@ -37,8 +37,9 @@ def sizes(groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
 
 
 def bits_of(group: Group) -> float | None:
-    """Bits of one image's tokens; None where they are not known."""
-    found = group.summary.estimates.get("bits_per_image")
+    """Bits of one image's tokens, their mean where images keep their own sizes; None where they are not known."""
+    known = group.summary.estimates
+    found = known.get("bits_per_image") or known.get("mean_bits_per_image")
     return found.mean if found else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqbench.facts import Facts
+from vqbench.facts import BY, Facts
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
 from vqbench.reports.against import opposed_notes, opposed_table
@@ -70,15 +70,15 @@ def _ablation(ablation: Ablation, key: str, published: bool) -> list[Table]:
 
 def scores(section: ReportSection, stated: Stated) -> Grid:
     """One line per group; what is best, or not separated from the best, is bold; published numbers are grey."""
-    columns, printed = section.columns, stated.metrics
-    titles = ("method", *(c.title for c in columns), *(f"{DEFINITIONS[m].title} published" for m in printed), "n")
+    columns, printed = section.columns, stated.columns
+    titles = ("method", *(c.title for c in columns), *(f"{_title(what)} published" for what in printed), "n")
     rows, bold = [], set()
     for i, group in enumerate(section.rows):
         estimates = group.summary.estimates
         cells = [column.text(estimates.get(column.key)) for column in columns]
         bold |= {(i, k) for k, column in enumerate(columns, start=1) if is_marked(section, group, column.key)}
         rows.append(
-            (labelled(group), *cells, *(stated.text(group, metric) for metric in printed), str(group.summary.seeds))
+            (labelled(group), *cells, *(stated.text(group, what) for what in printed), str(group.summary.seeds))
         )
     numeric = (False, *(True for _ in titles[1:]))
     grey = frozenset(range(1 + len(columns), len(titles) - 1))
@@ -89,25 +89,22 @@ def origins(groups: Iterable[Group]) -> Grid:
     """A line for each tokenizer that was not trained here: what it is, and where it is from."""
     titles = ("row", "source", "family", "K", "d", "f", "weights", "trained on", "licence", "sha256 or digest")
     lines = []
-    for group in groups:
-        known = Facts.of(group.spec["pretrained"])
+    for label, known in ((group.label, Facts.of(row["pretrained"])) for group in groups for row in group.rows):
         size = "–" if known.codebook_size is None else f"{known.codebook_size:,}"
         books = f"{known.num_codebooks} × " if known.num_codebooks > 1 else ""
         numbers = (f"{books}{size}", _or_dash(known.code_dim), _or_dash(known.downsampling))
         words = (known.weights, known.trained_on, known.licence)
         source = Path(known.path).name
-        lines.append(
-            (group.label, source, known.family or known.kind, *numbers, *map(_or_dash, words), known.sha256[:12])
-        )
+        lines.append((label, source, known.family or known.kind, *numbers, *map(_or_dash, words), known.sha256[:12]))
     return Grid(titles, (False, False, False, True, True, True, False, False, False, False), tuple(lines))
 
 
 def _said_of(outside: Iterable[Group]) -> tuple[str, ...]:
     """What must be said of rows that were not trained here."""
     said = []
-    for group in outside:
-        known = Facts.of(group.rows[0]["pretrained"])
-        said += [f"{group.label}: {text}" for text in (*known.remarks, *(f"not read: {text}" for text in known.unread))]
+    for label, known in ((group.label, Facts.of(row["pretrained"])) for group in outside for row in group.rows):
+        said += [f"{label}: {text}" for text in (*known.remarks, *(f"not read: {text}" for text in known.unread))]
+    said = list(dict.fromkeys(said))
     said.append("sha256 of a file of weights; of an adapter or a folder a digest of all that its scores depend on")
     return tuple(said)
 
@@ -147,24 +144,26 @@ def problem_cells(groups: Iterable[Group]) -> Grid:
 
 
 class Stated:
-    """Published numbers of the groups of a section, in the columns that it shows; each protocol has a letter."""
+    """Published numbers of the groups of a section, of what its columns show, each definition in a column of its own;
+    each protocol has a letter."""
 
     def __init__(self, groups: Sequence[Group], columns: Sequence[Column]) -> None:
-        shown = {column.key for column in columns}
+        shown = [column.key for column in columns]
         self.numbers = [
             (group.label, number)
             for group in groups
             for number in (group.spec.get("paper") or {}).get("published") or ()
-            if number["metric"] in shown
+            if _beside(number["metric"]) in shown
         ]
-        there = {number["metric"] for _, number in self.numbers}
-        self.metrics = [column.key for column in columns if column.key in there]
+        there = dict.fromkeys(number["metric"] for _, number in self.numbers)
+        # ours before those that other definitions of it give
+        self.columns = sorted(there, key=lambda what: (shown.index(_beside(what)), what not in shown))
         protocols = dict.fromkeys((number["measured_on"], number["source"]) for _, number in self.numbers)
         self._letters = {protocol: _letter(i) for i, protocol in enumerate(protocols)}
 
-    def text(self, group: Group, metric: str) -> str:
+    def text(self, group: Group, what: str) -> str:
         """ "1.14 [a], 2.50 [b]": the values with the letters of their protocols, or a dash."""
-        own = [n for label, n in self.numbers if label == group.label and n["metric"] == metric]
+        own = [n for label, n in self.numbers if label == group.label and n["metric"] == what]
         return (
             ", ".join(f"{as_printed(n['value'])} [{self._letters[n['measured_on'], n['source']]}]" for n in own) or "–"
         )
@@ -174,11 +173,23 @@ class Stated:
         lines = []
         for (measured_on, source), letter in self._letters.items():
             own = [(who, n) for who, n in self.numbers if (n["measured_on"], n["source"]) == (measured_on, source)]
-            values = dict.fromkeys(f"{DEFINITIONS[n['metric']].title} {as_printed(n['value'])}" for _, n in own)
+            values = dict.fromkeys(f"{_title(n['metric'])} {as_printed(n['value'])}" for _, n in own)
             who = ", ".join(dict.fromkeys(label for label, _ in own))
             lines.append((f"[{letter}]", who, ", ".join(values), measured_on, source))
         titles = ("", "method", "published", "measured on", "source")
         return Grid(titles, (False,) * 5, tuple(lines), grey=frozenset({2}))
+
+
+def _title(what: str) -> str:
+    """What a published number is of: "rFID", "rFID (floats)", "rFID by OpenAI's evaluator"."""
+    metric, by, whose = what.partition(BY)
+    return f"{DEFINITIONS[metric].title}{by}{whose}"
+
+
+def _beside(what: str) -> str:
+    """The metric beside which people look for a published number: its own, or ours that it stands in the place of."""
+    metric = what.partition(BY)[0]
+    return (metric in DEFINITIONS and DEFINITIONS[metric].in_place_of) or metric
 
 
 def as_printed(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torchvision import transforms
 
+from vqbench.cell.image_cell import findings
 from vqbench.cell.images_track import ImagesTrack
 from vqbench.data.dataset import DataReference
 from vqbench.data.prepare import prepare_validation
 from vqbench.errors import UsageError
+from vqbench.facts import BY
 from vqbench.inputs import to_input
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import default_metrics, metric, of_channels, select_metrics
@@ -340,23 +343,37 @@ def test_the_sheet_knows_published_files_by_sha256_or_by_name() -> None:
     other = published_of("vqgan_imagenet_f16_16384/checkpoints/last.ckpt", "f" * 64)
     assert other == ({}, ""), "another file of that name"
     by_name, licence = published_of("/data/simvq_8k/epoch=49-step=250250.ckpt", "f" * 64)
-    assert by_name == {
-        "seed_voken, 128 px, PSNR of a batch; told by its name alone": {"rfid_float": 2.98, "rfid": 2.98, "psnr": 23.23}
-    }
+    printed = {"rfid_float": 2.98, "psnr by the error of a batch": 23.23}
+    assert by_name == {"seed_voken, 128 px; told by its name alone": printed}
     assert published_of("VQ_ds16_t2i.pt", "f" * 64) == ({}, "MIT")
     assert published_of("last.ckpt", "f" * 64) == ({}, "")
+    assert published_of("DALL-E/encoder.pkl", "f" * 64)[1] == "modified MIT"
+
+
+def test_the_sheet_knows_a_file_of_which_its_source_prints_the_md5_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "any.pth"
+    file.write_bytes(b"weights")
+    assert published_of(str(file), "f" * 64) == ({}, "")
+    bsq = next(row for row in sheet() if str(row.get("md5")) == "7abf5a")
+    ours = {**bsq, "md5": hashlib.md5(b"weights").hexdigest()[:6]}
+    monkeypatch.setattr("vqbench.pretrained.published.sheet", lambda: (*sheet(), ours))
+    scores, licence = published_of(str(file), "f" * 64)
+    assert (scores, licence) == ({"bsq, 256 px, EMA weights": {"rfid_float": 1.23, "psnr_float": 24.8}}, "MIT")
 
 
 def test_the_sheet_is_of_known_metrics_and_every_row_can_be_found() -> None:
-    names = [name.lower() for row in sheet() for name in row["names"]]
+    names = [name.lower() for row in sheet() for name in row.get("names", ())]
     assert len(set(names)) == len(names)
     for row in sheet():
         assert row["licence"]
-        for name in row["names"]:
+        assert row.get("names") or len(str(row["md5"])) == 6
+        for name in row.get("names", ()):
             found, licence = published_of(f"{name}.ckpt", str(row.get("sha256", "")).ljust(64, "0"))
             assert (len(found), licence) == (len(row.get("published", {})), row["licence"])
         for scores in row.get("published", {}).values():
-            assert all(metric(name).name == name and value > 0 for name, value in scores.items())
+            assert all(metric(what.partition(BY)[0]) and value > 0 for what, value in scores.items())
 
 
 # images of their own size
@@ -401,6 +418,9 @@ def test_images_are_scored_whole_at_their_own_size(sized: Path, tmp_path: Path) 
     assert found.scores["tokens"] == tokens
     assert found.scores["bpp"] == pytest.approx(tokens * 4 / sum(h * w for h, w in SIZES))
     assert found.indices is None
+    said = findings({}, {"device": "cpu"}, found)
+    sizes = {name: value for name, value in said.items() if name.endswith("_per_image")}
+    assert sizes == {"mean_tokens_per_image": tokens / 4, "mean_bits_per_image": tokens / 4 * 4}
     assert np.array_equal(found.reconstructions, np.stack(squares)), "the middle square that all have is shown"
 
 

@@ -557,6 +557,24 @@ def test_a_small_difference_that_is_certain_does_not_read_as_zero() -> None:
     assert line[2:4] == ("-0.0050", "-0.0072 to -0.0027")
 
 
+def test_a_published_number_by_another_definition_does_not_stand_under_ours(tmp_path: Path) -> None:
+    folder, values = make_runs(tmp_path, "made", (Made("vaevq", "vaevq"),), seeds=(0,)), {}
+    values |= {"psnr_float": 3.0, "rfid by OpenAI's evaluator": 2.19, "rfid": 1.5, "rfid_float": 1.25, "nothing": 9.0}
+    numbers = [
+        {"metric": what, "value": value, "measured_on": "ImageNet", "source": "1"} for what, value in values.items()
+    ]
+    edit_specs(folder, lambda spec: spec.update(paper={"published": numbers}))
+    scores, *_, listed = read_markdown(write_markdown(build_report(load_experiment(tmp_path, "made"), published=True)))
+    stated = {title: text for (title, _), (text, _) in zip(scores[0], scores[1], strict=True) if "published" in title}
+    assert list(stated.items()) == [
+        ("rFID published", "1.50 [a]"),
+        ("rFID by OpenAI's evaluator published", "2.19 [a]"),
+        ("rFID (floats) published", "1.25 [a]"),
+        ("PSNR (floats) published", "3.00 [a]"),
+    ]
+    assert listed[1][2][0] == "PSNR (floats) 3.00, rFID by OpenAI's evaluator 2.19, rFID 1.50, rFID (floats) 1.25"
+
+
 def test_published_that_finds_nothing_says_so(experiment: Path) -> None:
     report = build_report(load_experiment(experiment.parent, experiment.name), ["usage"], published=True)
     assert "- no published numbers" in markdown_document(report)
@@ -865,14 +883,14 @@ def test_a_report_shows_what_its_cells_were_asked_for(tmp_path: Path, spec: dict
 
 
 def test_what_a_finished_cell_is_asked_for_later_is_shown_too(tmp_path: Path) -> None:
-    from vqbench.running.run import _remember_asked
+    from vqbench.running.run import _remember
 
     folder = write_cell(
         tmp_path / "made", "vqgan", 0, {"kid": 0.01, "psnr": 20.0}, metrics=[*IN_PROTOCOL], asked=["psnr"]
     )
     spec = read_json(folder / "spec.json") or {}
     cell = SimpleNamespace(folder=CellFolder(folder), spec={**spec, "asked": ["kid"]})
-    _remember_asked([cell])  # type: ignore[list-item]
+    _remember([cell])  # type: ignore[list-item]
     assert read_json(folder / "spec.json") == {**spec, "asked": ["psnr", "kid"]}
     assert "KID ↓" in markdown_document(build_report(load_experiment(tmp_path, "made")))
 

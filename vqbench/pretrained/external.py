@@ -77,7 +77,7 @@ class Declared:
     dtype: str = "float32"
     """What it computes in. Its weights are made float32 unless it says another type."""
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Protocol in words → metric → score, as its authors print it."""
+    """Protocol in words → metric, or "metric by whom" → score, as its authors print it."""
     source: tuple[WeightsFile, ...] = ()
     """As an attribute, a mapping with `file` and perhaps `sha256`, `licence`, `trained_on`; or several of them."""
 

@@ -1,18 +1,18 @@
-"""What the authors of published tokenizers print of them: a sheet of facts, found by sha256 or by name."""
+"""What the authors of published tokenizers print of them: a sheet of facts, found by sha256, by name or by md5."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from vqbench.machine.yaml_files import parse_yaml
-from vqbench.metrics.definitions import metric
 
 Published = Mapping[str, Mapping[str, float]]
-"""Protocol in words → metric → score."""
+"""Protocol in words → metric, or "metric by whom" → score."""
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".gz", ".tar", ".zip")
 _BY_NAME = "told by its name alone"
 _FOLDERS = 2  # above the file: `vqgan_imagenet_f16_16384/checkpoints/last.ckpt`
@@ -28,27 +28,28 @@ def sheet() -> tuple[Mapping[str, Any], ...]:
 def published_of(name: str, sha256: str) -> tuple[Published, str]:
     """Scores and licence that are known of a file; ({}, "") of one that is not.
 
-    A score by another definition than ours has the name of that metric, and that of ours, beside which people look for
-    it; the words say whose it is.
+    A score by another definition than ours has the name of that metric, or says by whom it is.
 
     `name` is the file's, or its path: the folders that hold it count where the sheet has their names. A file of another
     sha256 than the sheet has for its name is another file. Where the sheet has none, the words of the protocol say so.
+    Of some files it has the md5 alone, or the beginning of it, as their source prints it.
     """
     names = set(_names(name))
     for row in sheet():
         if (known := str(row.get("sha256", ""))) and sha256.startswith(known):
-            return _of(row), row["licence"]
+            return row.get("published", {}), row["licence"]
     for row in sheet():
-        if not row.get("sha256") and names.intersection(map(str.lower, row["names"])):
-            return {f"{words}; {_BY_NAME}": found for words, found in _of(row).items()}, row["licence"]
+        named = () if row.get("sha256") else row.get("names", ())
+        if names.intersection(map(str.lower, named)):
+            printed = row.get("published", {})
+            return {f"{words}; {_BY_NAME}": found for words, found in printed.items()}, row["licence"]
+    if (file := Path(name)).is_file():
+        with file.open("rb") as content:
+            md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        for row in sheet():
+            if "md5" in row and md5.startswith(str(row["md5"])):
+                return row["published"], row["licence"]
     return {}, ""
-
-
-def _of(row: Mapping[str, Any]) -> Published:
-    return {
-        words: {**scores, **{ours: value for name, value in scores.items() if (ours := metric(name).in_place_of)}}
-        for words, scores in row.get("published", {}).items()
-    }
 
 
 def _names(name: str) -> Iterator[str]:

@@ -189,7 +189,8 @@ def _title(what: str) -> str:
 def _beside(what: str) -> str:
     """The metric beside which people look for a published number: its own, or ours that it stands in the place of."""
     metric = what.partition(BY)[0]
-    return (metric in DEFINITIONS and DEFINITIONS[metric].in_place_of) or metric
+    ours = DEFINITIONS[metric].in_place_of if metric in DEFINITIONS else ""
+    return ours or metric
 
 
 def as_printed(value: float) -> str:

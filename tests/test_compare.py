@@ -17,7 +17,7 @@ from vqbench.errors import UsageError
 from vqbench.reports.all_pairs import compare_section
 from vqbench.reports.experiment import load_experiment
 from vqbench.reports.feature_statistics import resample_kernel
-from vqbench.reports.pairs import difference
+from vqbench.reports.pairs import by_seed, difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import paired_resamples
 
@@ -340,3 +340,13 @@ def test_a_size_that_is_not_what_was_asked_for_is_said_wherever_scores_are(tmp_p
         words = " ".join(text.split()).replace("\\", "")
         assert [words.count(sentence) > 0 for sentence in said] == [True, True]
         assert "vqgan: " not in text
+
+
+def test_a_tokenizer_without_a_seed_of_the_others_stands_beside_each_of_them() -> None:
+    methods, checkpoint = [{"seed": 0}, {"seed": 1}], [{"seed": 0, "pretrained": {}}]
+    own, other = ([{"seed": seed, "pretrained": {"seed": seed}}] for seed in (1, 5))
+    assert by_seed(methods, checkpoint) == ({0: methods[0], 1: methods[1]}, dict.fromkeys((0, 1), checkpoint[0]))
+    assert by_seed(own, methods) == ({1: own[0]}, {0: methods[0], 1: methods[1]}), "by seed, as methods are"
+    assert by_seed(other, methods) == (dict.fromkeys((0, 1), other[0]), {0: methods[0], 1: methods[1]})
+    assert by_seed(own, checkpoint) == ({0: own[0]}, {0: checkpoint[0]})
+    assert by_seed(own, other) == ({5: own[0]}, {5: other[0]})

@@ -143,7 +143,7 @@ def test_seeds_of_one_training_are_one_row_as_in_the_run_that_trained_them(
     ends = ["psnr_mean", "psnr_low", "psnr_high"]
     assert mine.loc[label, ends].tolist() == theirs.loc["vqgan", ends].tolist()
     found, known = _compared(experiment, label, "a"), _compared(trained.parent, "vqgan", "fsq")
-    paired = ("delta", "p", "seeds")
+    paired = ("difference", "p", "seeds")
     assert [found[key] for key in paired] == [known[key] for key in paired]
     text = (tmp_path / "mine" / "report.md").read_text()
     for own in trained.glob("*"):

@@ -208,7 +208,8 @@ def save(tokenizer: Coder, path: Path, spec: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tokenizer.state_dict().items()}
-    header = {**{key: spec[key] for key in _HEADER}, "training": training_facts(spec)}
+    told = {**spec, "training": training_facts(spec)}
+    header = {key: told[key] for key in _HEADER}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"vqbench": json.dumps(header)})
 
@@ -267,8 +268,10 @@ _HEADER: dict[str, Any] = {
     "plugin": dict | None,
     "seed": int,
     "hash": str,
+    "training": dict,
 }
-"""What the header of weights says, and of which type: all that `load` needs."""
+"""What the header of weights says, and of which type: all that `load` needs, and how it was trained. Files of an earlier
+version say nothing of that."""
 
 
 def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -292,7 +295,7 @@ def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(header, dict) and (newer := later_version(weights, header)):
         raise UsageError(newer, "use that vqbench, or train it again: --rerun")
     found = header if isinstance(header, dict) else {}
-    found["seed"] = as_whole(found.get("seed"))
+    found = {"training": {}, **found, "seed": as_whole(found.get("seed"))}
     if odd := [key for key, kind in _HEADER.items() if key not in found or not isinstance(found[key], kind)]:
         raise _damaged(weights, f"its header does not say {', '.join(odd)}")
     return found, tensors

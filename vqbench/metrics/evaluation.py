@@ -431,7 +431,9 @@ def evaluate(
     _refuse_not_finite(scores, seen.columns, ids)
     codes = {"codes": seen.codes} if counts is not None else {}
     indices = np.concatenate(seen.indices) if counts is not None and not whole else None
-    tokens = None if counts is None else counts[0].sum() / len(pixels) if indices is None else indices.shape[1]
+    tokens: float | None = None
+    if counts is not None:
+        tokens = float(counts[0].sum() / len(pixels)) if indices is None else indices.shape[1]
     return Evaluation(
         scores=scores,
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, **codes}),

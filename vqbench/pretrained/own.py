@@ -24,7 +24,7 @@ def open_own(path: Path, trust: bool = False) -> Opened:
     is_of_cell = spec.get("hash") == header["hash"]
     data = spec["dataset"].get("reference", "") if is_of_cell else ""
     # a header of before it told how it was trained says no more than the cell that it lies in
-    told = training_facts(spec) if is_of_cell else dict(header.get("training") or {})
+    told = training_facts(spec) if is_of_cell else {name: str(value) for name, value in header["training"].items()}
     trained_as = told.pop("digest", "")
     side = tokenizer.resolution
     facts = Facts(

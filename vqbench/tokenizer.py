@@ -270,8 +270,8 @@ _HEADER: dict[str, Any] = {
     "hash": str,
     "training": dict,
 }
-"""What the header of weights says, and of which type: all that `load` needs, and how it was trained. Files of an earlier
-version say nothing of that."""
+"""What the header of weights says, and of which type: all that `load` needs, and how they were trained. Files of an
+earlier version say nothing of that."""
 
 
 def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -80,9 +80,8 @@ class StoredCell:
 
         A name that somebody gave a tokenizer makes it a row of its own; that of its file says nothing more.
         """
-        known = self.spec.get("pretrained")
-        is_of_training = known is not None and known.get("trained_as")
-        return [known.get("named", "") if is_of_training else self.spec["method"], self.training]
+        known = self.spec.get("pretrained") or {}
+        return [known.get("named", "") if known.get("trained_as") else self.spec["method"], self.training]
 
     @functools.cached_property
     def identity(self) -> str:

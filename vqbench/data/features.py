@@ -74,6 +74,8 @@ class FeatureSource(ABC):
     train: Sequence[object]
     """As many as there are training items."""
     train_digest: str
+    own_digest: str = ""
+    """Of a dataset of images (`Dataset.own_digest`); features are scored by no tokenizer that was trained already."""
     split_rule: str
     notes: tuple[str, ...]
     protocol: FeatureProtocol

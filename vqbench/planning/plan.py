@@ -319,7 +319,7 @@ def _spec(
             "split_rule": dataset.split_rule,
             "training_images": len(dataset.train),
             "training_digest": dataset.train_digest,
-            "own_digest": dataset.own_digest,
+            **({"own_digest": dataset.own_digest} if dataset.own_digest else {}),
         },
         "protocol": {**protocol.as_dict(), "hash": protocol.hash},
         "seed": seed,

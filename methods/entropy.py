@@ -71,9 +71,22 @@ def assign(
     `floor` a probability's logarithm is that of the floor. Gradients reach `left`, `right`, `bias` and `values`, once.
     In float32 whatever the autocast around it.
     """
+    if torch.compiler.is_exporting() and entropy_temperature is None:
+        return _at_once(left, right, bias, values, hard, temperature)
     with torch.autocast(left.device.type, enabled=False):
         settings = (hard, temperature, entropy_temperature, floor)
         return Assignment(*_Assign.apply(left, right, bias, values, settings))
+
+
+def _at_once(
+    left: Tensor, right: Tensor, bias: Tensor | None, values: Tensor | None, hard: bool, temperature: float
+) -> Assignment:
+    """As `assign`, into a program, which takes any number of rows and knows no loop over them."""
+    logits = left @ right.t() if bias is None else torch.addmm(bias, left, right.t())
+    indices, latents = logits.argmax(1), left.new_empty(0)
+    if values is not None:
+        latents = values[indices] if hard else (logits / temperature).softmax(1) @ values
+    return Assignment(indices, latents, left.new_zeros(()), left.new_zeros(0))
 
 
 class _Blocks:

@@ -117,8 +117,8 @@ class SoftVQ(Quantizer):
 
     def _joined(self, parts: list[Tensor], like: Tensor) -> Tensor:
         """The inverse of `_split`, of rows (B · tokens / splits, d) for each codebook."""
-        whole = torch.cat([part.view(len(like), -1, part.shape[-1]) for part in parts], 1)
-        return whole.transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
+        whole = torch.cat([part.view(like.shape[0], -1, part.shape[-1]) for part in parts], 1)
+        return whole.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
     @full_precision
     def forward(self, z: Tensor) -> Quantized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import Answer, settings, typed
+from helpers.plugins import own_plugins
 
 import vqbench
 from vqbench.config import stored
 from vqbench.pretrained.vqmodel import looks_up_nearest, vqmodel_config, write_vqmodel
 from vqbench.recipe import load_recipe
+from vqbench.registry import METHODS, add_plugin
 from vqbench.tokenizer import Tokenizer, build_tokenizer, save
 
 SIZES = {"channels": 32, "latent_channels": 8, "codebook_size": 32, "codebook_dim": 8, "resolution": 16}
@@ -23,7 +26,8 @@ SIZES = {"channels": 32, "latent_channels": 8, "codebook_size": 32, "codebook_di
 
 def untrained(method: str, config: dict[str, Any] | None = None, **more: Any) -> Tokenizer:
     recipe = load_recipe("tiny", {**SIZES, "channel_multipliers": [1, 2], **more})
-    return build_tokenizer(method, config or {"codebook_size": 32, "dim": 8}, recipe, 0).eval()
+    own = {"codebook_size": 32, "dim": 8} if config is None else config
+    return build_tokenizer(method, own, recipe, 0).eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +44,11 @@ def cell(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_method(cell: Path, tmp_path: Path) -> Any:
     """A cell's folder with an untrained tokenizer of another method in it."""
 
-    def made(method: str, config: dict[str, Any]) -> Path:
+    def made(method: str, config: dict[str, Any], plugin: dict[str, str] | None = None) -> Path:
         folder = tmp_path / method
         shutil.copytree(cell, folder)
         tokenizer = untrained(method, config)
-        whole = {"method": method, "config": stored(tokenizer.quantizer.config)}
+        whole = {"method": method, "config": stored(tokenizer.quantizer.config), "plugin": plugin}
         spec = json.loads((folder / "spec.json").read_text()) | whole
         (folder / "spec.json").write_text(json.dumps(spec))
         save(tokenizer, folder / "checkpoints" / "tokenizer.safetensors", spec)
@@ -136,11 +140,12 @@ def test_a_cell_as_safetensors(cell: Path, tmp_path: Path, monkeypatch: pytest.M
 
 PROGRAMS = [
     ("fsq", {"levels": [8, 4]}),
-    pytest.param("vqgan", {"codebook_size": 32, "dim": 8}, marks=pytest.mark.slow),
-    pytest.param("vaevq", {"codebook_size": 32, "dim": 8}, marks=pytest.mark.slow),
-    pytest.param("movq", {"codebook_size": 32, "dim": 8}, marks=pytest.mark.slow),
-    pytest.param("rqvae", {"codebook_size": 8, "dim": 8}, marks=pytest.mark.slow),
-    pytest.param("lfq", {"bits": 5}, marks=pytest.mark.slow),
+    ("softvq", {"codebook_size": 32, "dim": 8, "splits": 2}),  # which goes through `assign` when it is scored
+    *(
+        pytest.param(method, {}, marks=pytest.mark.slow)
+        for method in METHODS.names()
+        if method not in ("fsq", "softvq")
+    ),
 ]
 
 
@@ -162,6 +167,36 @@ def test_a_cell_as_programs(
         assert torch.allclose(found["decode"](indices), tokenizer.decode(indices), atol=1e-5)
 
 
+STUBBORN = """
+from vqbench.methods.vqgan import VQGAN
+from vqbench.registry import METHODS
+
+
+@METHODS.register("stubborn")
+class Stubborn(VQGAN):
+    '''What no program can follow (Nobody, 2026, arXiv:2601.00001).'''
+
+    def forward(self, z):
+        return super().forward(-z if z.sum() > 1e9 else z)
+"""
+
+
+def test_a_method_of_a_file_that_is_no_program(of_method: Any, tmp_path: Path) -> None:
+    plugin, out = tmp_path / "stubborn.py", tmp_path / "out"
+    plugin.write_text(STUBBORN)
+    with own_plugins():
+        add_plugin(plugin)
+        sha256 = hashlib.sha256(plugin.read_bytes()).hexdigest()
+        cell = of_method("stubborn", {}, {"path": str(plugin), "sha256": sha256})
+    plugin.rename(cell / "plugin.py")
+    words = ("export", cell, "--to", "program", "--out", out)
+    refused(typed(*words), 2, "method of a file, 'stubborn', which is a program", "--trust runs the copy")
+    refused(typed(*words, "--trust"), 2, "cannot make a program of stubborn", "--to safetensors holds every method")
+    assert not out.exists()
+    assert typed("export", cell, "--to", "safetensors", "--out", out, "--trust").code == 0
+    assert (out / "plugin.py").is_file()
+
+
 def refused(done: Answer, code: int, what: str, hint: str) -> None:
     assert done.code == code, done.out + done.err
     error, said = done.err.splitlines()
@@ -175,6 +210,9 @@ def test_wrong_exports(cell: Path, of_method: Any, tmp_path: Path) -> None:
     refused(typed("export", cell, "--to", "onnx", "--out", out), 2, "unknown format 'onnx'", "--to safetensors")
     refused(typed("export", tmp_path / "none", "--to", "program", "--out", out), 2, "there is no", "finished cell")
     refused(typed("export", alone, "--to", "program", "--out", out), 2, "in no cell's folder", "finished cell")
+    adapter = tmp_path / "adapter.py"
+    adapter.touch()
+    refused(typed("export", f"{adapter}:f", "--to", "program", "--out", out), 2, "is no finished cell", "finished cell")
     fsq = of_method("fsq", {"levels": [8, 4]})
     refused(typed("export", fsq, "--to", "diffusers", "--out", out), 2, "one codebook", "--to program")
     refused(typed("export", cell, "--to", "diffusers", "--out", cell), 2, "something else", "new or empty")

@@ -652,6 +652,18 @@ def test_a_broken_reconstruction_is_named(validation: PreparedImages, tmp_path: 
     refused(lambda: codec.decode(codec.encode(images)), f"{made / '0004.jpg'}: damaged")
 
 
+def test_sizes_and_channels_are_refused_before_images_are_read(folder: Path, tmp_path: Path) -> None:
+    path = written(tmp_path, "class Mine(Row):\n    multiple_of = 48\n")
+    data = ("--dataset", f"folder:{folder}", "--runs", tmp_path / "runs", "--dry-run")
+    for words in (("eval", f"{path}:Mine", "--resolution", 32), ("run", "--methods", f"vqgan,{path}:Mine")):
+        answer = typed(*words, *data)
+        assert answer.code == 2, answer.err
+        assert "takes sides that are divisible by 48, not 32\nhint: the nearest: 48" in answer.err
+    grey = typed("run", "--methods", f"vqgan,{path}:row", *data, "--set", "image_channels=1")
+    assert (grey.code, "takes images of 3 channels, not of 1 channel" in grey.err) == (2, True), grey.err
+    assert typed("eval", f"{path}:Mine", *data, "--protocol", "native", "--metrics", "psnr").code == 0
+
+
 @pytest.mark.slow
 def test_one_command_scores_an_adapter_and_a_folder(
     adapters: Path, folder: Path, validation: PreparedImages, tmp_path: Path

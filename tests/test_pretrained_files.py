@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+import vqbench
 from vqbench.errors import UsageError
 from vqbench.pretrained.checkpoint import open_checkpoint
 from vqbench.pretrained.diffusers import open_diffusers
@@ -427,6 +428,29 @@ def test_a_wrong_family_is_one_error_and_one_hint_of_eval(tmp_path: Path, images
     error, hint = wrong.err.strip().splitlines()[-2:]
     assert "'encoder.down.0.block.0.norm1.weight' does not fit" in error
     assert "by its names it is ibq" in hint
+
+
+def test_options_that_say_nothing_of_a_source_are_refused_in_the_same_words(tmp_path: Path, images: Path) -> None:
+    mark, dataset = tmp_path / "it ran", ("--dataset", f"folder:{images}")
+    (tmp_path / "adapter.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    idle = "says how to read a file of weights, and there is none that it could be said of"
+    for source, option, asked in (
+        (f"{tmp_path}/adapter.py:f", ("--trust",), {"trust": True}),
+        (str(tmp_path / "model"), ("--as", "taming"), {"family": "taming"}),
+    ):
+        said = f"{' '.join(option)} {idle}"
+        for words in (
+            ("check", source),
+            ("tokens", source, *dataset, "--out", tmp_path / "out"),
+            ("run", "--methods", "vqgan", *dataset, "--runs", tmp_path / "runs", "--init-from", source),
+        ):
+            answer = typed(*words, *option)
+            assert (answer.code, answer.err.splitlines()[0]) == (2, f"error: {said}"), (words, answer.err)
+        with pytest.raises(UsageError, match=f"^{said}"):
+            vqbench.load(source, **asked)
+    assert not mark.exists()
 
 
 # What is in a file and is not tensors

@@ -6,12 +6,15 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from helpers.commands import Answer, Running, settings, typed, until
+from helpers.published import Network, put
 from PIL import Image
+from torch import nn
 
 import vqbench
 from vqbench.data.dataset import open_dataset
@@ -211,8 +214,46 @@ def test_wrong_inputs_of_decode(cells: dict[str, Path], tmp_path: Path, make: An
     refused(typed("decode", tokens, "--out", tmp_path / "o", "--tokenizer", again), "from 32 to 32", "32 codes")
     shard.write_bytes(kept)
     assert typed("decode", tokens, "--out", tmp_path / "o", "--tokenizer", again).code == 0
-    (tokens / "manifest.json").write_text("[]")
-    refused(typed("decode", tokens, "--out", tmp_path / "o"), "no manifest of tokens")
+    whole = (tokens / "manifest.json").read_text()
+    for text, lost in (
+        ("[]", "tokenizer, "),
+        (whole.replace('"source":', '"from":'), "tokenizer.source)"),
+        (whole.replace('"shards":', '"files":'), "sides.val.shards)"),
+    ):
+        (tokens / "manifest.json").write_text(text)
+        refused(typed("decode", tokens, "--out", tmp_path / "o"), f"no manifest of tokens (no {lost}")
+
+
+def test_tokens_of_a_program_say_how_they_are_decoded(images: Path, tmp_path: Path, make: Any) -> None:
+    whole, network = nn.Module(), Network()
+    for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"):
+        whole.add_module(part, getattr(network, part))
+    put(whole, "quantize.embedding", nn.Embedding(24, network.quant_conv.out_channels))
+    program, tokens, out = tmp_path / "model.pkl", tmp_path / "t", tmp_path / "back"
+    torch.save(whole, program)
+    assert make(program, tokens, "--split", "val", "--resolution", 16, "--trust").code == 0
+    done = typed("decode", tokens, "--out", out)
+    refused(done, "a program and not only weights")
+    assert done.err.splitlines()[-1].startswith("hint: --trust runs what the file holds")
+    assert typed("decode", tokens, "--out", out, "--trust").code == 0
+    assert len(list(out.rglob("*.png"))) == 12
+    other = f"{__file__}:f"  # not as much as opened
+    refused(typed("decode", tokens, "--out", out, "--trust", "--tokenizer", other), "--trust says how to read")
+
+
+def test_what_ends_before_the_first_shard_is_gone_on_with(
+    cells: dict[str, Path], tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t"
+    with monkeypatch.context() as full:
+        full.setattr("vqbench.pretrained.tokens.write_text_atomically", mock.Mock(side_effect=OSError(28, "full")))
+        assert make(cells["vqgan"], out, "--split", "val").code == 1
+    refused(typed("decode", out, "--out", tmp_path / "back"), "val-ids.json", "makes what is missing")
+    assert make(cells["vqgan"], out, "--split", "val").code == 0
+    started = tmp_path / "started"
+    started.mkdir()
+    (started / ".manifest.json.7-7.part").write_text("{")  # killed in the midst of its first file
+    assert make(cells["vqgan"], started, "--split", "val").code == 0
 
 
 def test_one_folder_holds_the_tokens_of_one_reading_and_split(

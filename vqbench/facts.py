@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,6 +46,8 @@ class Facts:
     bits_per_token: float | None = None
     downsampling: int | None = None
     """Pixels per token along one side; None where tokens are no grid."""
+    multiple_of: int = 1
+    """What divides the sides of the images that it takes, where it takes fewer than `downsampling` lets it."""
     resolution: int | None = None
     """The side of the images that it was trained on; None where it is not known."""
     sizes: tuple[int, ...] = ()
@@ -92,15 +95,21 @@ class Facts:
             return "it is not known on which images it was trained: some of them may be scored"
         return ""
 
-    def refuse_images(self, label: str, resolution: int, channels: int) -> None:
-        """Raise UsageError where it does not take square images of this side, or of so many channels."""
-        side = self.downsampling or 1
-        if resolution % side:
-            near = max(side, round(resolution / side) * side)
-            raise UsageError(
-                f"{label} takes sides that are divisible by {side}, not {resolution}", f"the nearest: {near}"
-            )
-        if self.sizes and resolution not in self.sizes:
+    @property
+    def step(self) -> int:
+        """What divides the sides of the images that it takes, as far as it is known."""
+        return math.lcm(self.downsampling or 1, self.multiple_of)
+
+    def refuse_images(self, label: str, resolution: int | None, channels: int) -> None:
+        """Raise UsageError where it does not take square images of this side, or of so many channels.
+
+        The side is None where each image has a size of its own.
+        """
+        if resolution is not None and resolution % self.step:
+            near = max(1, round(resolution / self.step)) * self.step
+            what = f"{label} takes sides that are divisible by {self.step}, not {resolution}"
+            raise UsageError(what, f"the nearest: {near}")
+        if resolution is not None and self.sizes and resolution not in self.sizes:
             known = ", ".join(map(str, self.sizes))
             raise UsageError(f"{label} takes images of {known} px, not {resolution}", f"give it {self.sizes[0]}")
         if self.image_channels != channels and self.kind != "images":

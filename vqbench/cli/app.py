@@ -332,7 +332,8 @@ def check(
     trust: bool = False,
 ) -> None:
     """Hold a method, or a tokenizer that is trained already, to its contract; one line per property."""
-    from vqbench.planning.source_choice import names_source, refuse_idle_options
+    from vqbench.planning.source_choice import names_source
+    from vqbench.pretrained.opening import refuse_idle_options
 
     _add_plugins(plugins)
     if not method.endswith(".py") and names_source(method):
@@ -359,12 +360,10 @@ def check(
 def _check_source(source: str, family: str, trust: bool) -> None:
     from vqbench.checks.suite import render
     from vqbench.cli.terminal import print_text
-    from vqbench.planning.source_choice import refuse_idle_options
     from vqbench.pretrained.conformance import check_source
-    from vqbench.pretrained.opening import open_source
+    from vqbench.pretrained.opening import open_alone
 
-    opened = open_source(source, family, trust)
-    refuse_idle_options([opened.facts.kind], family, trust)
+    opened = open_alone(source, family, trust)
     properties = check_source(opened)
     print_text(f"{opened.facts.name}: {opened.facts.in_words()}\n{render(properties)}")
     if any(p.passed is False for p in properties):

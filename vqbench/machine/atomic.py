@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
+def is_partial(path: Path) -> bool:
+    """Whether `write_bytes_atomically` left a file that it had not put into its place: its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
 @contextlib.contextmanager
 def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """A name to write to, which is put into the place of `path` afterwards; nothing is left of it where that fails.

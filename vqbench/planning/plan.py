@@ -28,7 +28,6 @@ from vqbench.planning.source_choice import (
     apart,
     choose_source,
     names_source,
-    refuse_idle_options,
     refuse_unfit,
     seen_by,
     told_of,
@@ -36,7 +35,7 @@ from vqbench.planning.source_choice import (
 from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.pretrained.initial import starting_from
-from vqbench.pretrained.opening import is_own
+from vqbench.pretrained.opening import door, refuse_idle_options
 from vqbench.recipe import Execution, Recipe, compiled_by_default, load_recipe
 from vqbench.registry import EXTRACTORS, METHODS, METRICS, add_plugin
 from vqbench.results.cell_files import SCHEMA
@@ -190,9 +189,9 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
     sources = [choice for choice in choices if choice.pretrained]
     kinds = [choice.kind for choice in sources]
     if request.init_from:
-        kinds.append("vqbench" if is_own(expanded(Path(request.init_from))) else "checkpoint")
+        kinds.append(door(request.init_from))
     refuse_idle_options(kinds, request.family, request.trust)
-    refuse_unfit(sources, recipe.resolution, recipe.image_channels)
+    refuse_unfit(sources, recipe, request.data)
     return tuple(apart(choices))
 
 

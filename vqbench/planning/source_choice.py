@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,16 @@ from vqbench.data.dataset import path_safe
 from vqbench.errors import UsageError
 from vqbench.facts import Facts, split_in_words
 from vqbench.machine.home import expanded
+from vqbench.metrics.named import named_protocol
 from vqbench.planning.choice import MethodChoice, own_source, remembered, split_reference
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
-from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source
+from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source, is_there
 from vqbench.registry import METHODS
 
 if TYPE_CHECKING:
     from vqbench.data.dataset import DataReference
+    from vqbench.recipe import Recipe
 
 _NAMED = re.compile(r"([\w.+-]{1,60})=(.+)")
 
@@ -37,8 +39,8 @@ def names_source(asked: str | Variant) -> bool:
 def split_name(asked: str) -> tuple[str, str]:
     """The name that a source is given, or "", and the source."""
     named = _NAMED.fullmatch(asked)  # a file may have such a name: epoch=3-step=5.ckpt
-    is_there = named and (IMAGES in named[2] or expanded(Path(re.sub(r":\w+$", "", named[2]))).exists())
-    return (named[1], named[2]) if named and is_there and not expanded(Path(asked)).exists() else ("", asked)
+    known = named and (IMAGES in named[2] or is_there(named[2]))
+    return (named[1], named[2]) if named and known and not expanded(Path(asked)).exists() else ("", asked)
 
 
 def choose_source(asked: str, request: RunRequest) -> MethodChoice:
@@ -125,20 +127,13 @@ def seen_by(choice: MethodChoice, dataset: Any, data: DataReference) -> str:
     return Facts.of(choice.pretrained or {}).may_have_seen(dataset.reference, split, *digests)
 
 
-def refuse_idle_options(kinds: Collection[str], family: str, trust: bool) -> None:
-    """Raise UsageError for `--as` without a checkpoint among sources of these kinds, and `--trust` without a file of
-    weights that may be, or want, a program."""
-    idle = [f"--as {family}"] if family and "checkpoint" not in kinds else []
-    idle += ["--trust"] if trust and not {"checkpoint", "vqbench"}.intersection(kinds) else []
-    if idle:
-        what = f"{' and '.join(idle)} says how to read a file of weights, and there is none that it could be said of"
-        raise UsageError(what, f"leave {' and '.join(idle)} out")
-
-
-def refuse_unfit(choices: Iterable[MethodChoice], resolution: int, channels: int) -> None:
-    """Raise UsageError for a source that does not take square images of this side, or of so many channels."""
+def refuse_unfit(choices: Iterable[MethodChoice], recipe: Recipe, data: DataReference) -> None:
+    """Raise UsageError for a source that does not take images as large as they will be, or of so many channels."""
+    named = named_protocol(data.protocol)
+    own_sizes = named is not None and named.reading.get("whole")
     for choice in choices:
-        Facts.of(choice.pretrained or {}).refuse_images(choice.label, resolution, channels)
+        side = None if own_sizes else recipe.resolution
+        Facts.of(choice.pretrained or {}).refuse_images(choice.label, side, recipe.image_channels)
 
 
 def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:

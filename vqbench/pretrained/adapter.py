@@ -53,6 +53,7 @@ def open_adapter(path: Path, function: str) -> Opened:
         num_codebooks=declared.num_codebooks,
         bits_per_token=declared.bits_per_token,
         downsampling=declared.downsampling,
+        multiple_of=declared.multiple_of,
         resolution=declared.resolution,
         sizes=tuple(height for height, width in declared.sizes if height == width),
         parameters=parameters,

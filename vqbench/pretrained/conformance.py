@@ -60,14 +60,8 @@ class Trial:
         if isinstance(declared, Declared) and declared.sizes:
             return declared.sizes[0]
         side = self.facts.resolution or SIDE
-        near = max(1, round(side / self.step)) * self.step
+        near = max(1, round(side / self.facts.step)) * self.facts.step
         return near, near
-
-    @property
-    def step(self) -> int:
-        """What divides the sides of images, as far as it is known."""
-        declared = self.codec.quantizer
-        return declared.multiple_of if isinstance(declared, Declared) else self.facts.downsampling or 1
 
     @functools.cached_property
     def indices(self) -> Tensor:
@@ -226,7 +220,7 @@ def changes_nothing(trial: Trial) -> str:
 
 def other_sizes(trial: Trial) -> str:
     """Images of another size come back in it, or are refused in a sentence."""
-    (height, width), step = trial.size, trial.step
+    (height, width), step = trial.size, trial.facts.step
     tried = dict.fromkeys([(height + step, width + step), (height + 1, width + 1)])
     return "; ".join(_at(trial, *size) for size in tried)
 

@@ -21,7 +21,7 @@ from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.values import to_8_bits
 from vqbench.precision import plain_float32
 from vqbench.pretrained.opened import Opened
-from vqbench.pretrained.opening import open_source
+from vqbench.pretrained.opening import door, is_there, open_source, refuse_idle_options
 from vqbench.pretrained.portions import Make, carry_out, device_for
 from vqbench.pretrained.tokens import (
     AGAIN,
@@ -91,13 +91,16 @@ def image_names(ids: Sequence[str]) -> list[str]:
 def _opened(asked: DecodeRequest, tokens: Tokens) -> Opened:
     said = tokens.manifest["tokenizer"]
     made_by = Facts.of(said)
+    source = asked.source or said["source"]
     try:
-        opened = open_source(asked.source or said["source"], said["as"], asked.trust)
+        refuse_idle_options([door(source)], "", asked.trust)
+        opened = open_source(source, said["as"], asked.trust)
     except UsageError as error:
         if asked.source:
             raise
         what = f"the tokenizer of these tokens cannot be opened: {error.what}"
-        raise UsageError(what, f"say where it is: --tokenizer SOURCE; {error.hint}") from None
+        mends = error.hint if is_there(source) else f"say where it is: --tokenizer SOURCE; {error.hint}"
+        raise UsageError(what, mends) from None
     if opened.facts.in_hash != made_by.in_hash:
         what = (
             f"{opened.facts.path} (sha256 {opened.facts.sha256[:12]}…) did not make these tokens: "

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqbench.errors import UsageError, VQBenchError, unknown
+from vqbench.errors import UsageError, unknown
 from vqbench.facts import Facts
 from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
 from vqbench.machine.home import expanded
 from vqbench.plugin import COPIES
 from vqbench.pretrained.card import CARD, card, cell_of
-from vqbench.pretrained.opening import is_own
+from vqbench.pretrained.opening import is_own, is_there
 from vqbench.pretrained.own import open_own
 from vqbench.pretrained.tokens import refuse_filled
 from vqbench.pretrained.vqmodel import CONFIG, WEIGHTS, vqmodel_config, write_vqmodel
@@ -31,20 +31,21 @@ Writer = Callable[[Tokenizer, CellFolder, Path], dict[str, str]]
 """Writes the files of a format into a folder; returns them with what is in each."""
 
 
-def export_cell(source: str, to: str, out: Path) -> Path:
+def export_cell(source: str, to: str, out: Path, trust: bool = False) -> Path:
     """Write a cell's tokenizer to a new folder, and its card beside it. Returns the card.
 
+    With `trust` a plugin is run that lies in the cell's folder.
     Raises UsageError for an unknown format, what is no cell of vqbench, a folder that is in use, and a method that the
     format cannot hold.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS, "for example: --to safetensors")
     path = expanded(Path(source))
-    if not path.exists() or not is_own(path):
-        what = f"{source} is no finished cell of vqbench" if path.exists() else f"there is no {source}"
+    if not is_own(path):
+        what = f"{source} is no finished cell of vqbench" if is_there(source) else f"there is no {source}"
         raise UsageError(what, "give the folder of a finished cell: runs/NAME/cells/CELL")
     refuse_filled(out)
-    cell, opened = cell_of(weights_file(path)), open_own(path)
+    cell, opened = cell_of(weights_file(path)), open_own(path, trust)
     tokenizer = opened.codec
     assert isinstance(tokenizer, Tokenizer)
     write, loading = FORMATS[to]
@@ -110,7 +111,7 @@ def _as_program(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, 
 
 
 def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolder) -> bytes:
-    """A module as a program's file. Raises VQBenchError where it cannot be one, or is another for fewer images."""
+    """A module as a program's file. Raises UsageError where it cannot be one, or is another for fewer images."""
     hint = "--to safetensors holds every method"
     try:
         with warnings.catch_warnings():
@@ -120,13 +121,13 @@ def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolde
             torch.export.save(program, content := io.BytesIO())
     except Exception as error:  # of whatever kind: torch has many
         what = f"torch.export cannot make a program of {cell.spec['method']}: {reason_of_library(error)}"
-        raise VQBenchError(what, hint) from error
+        raise UsageError(what, hint) from error
     for count in (1, len(given)):
         found, wanted = program.module()(given[:count].contiguous()), expected[:count]
         agrees = torch.equal(found, wanted) if wanted.dtype == torch.int64 else torch.allclose(found, wanted, atol=1e-5)
         if not agrees:
             what = f"the program that torch.export made of {cell.spec['method']} gives other results than the tokenizer"
-            raise VQBenchError(what, hint)
+            raise UsageError(what, hint)
     return content.getvalue()
 
 

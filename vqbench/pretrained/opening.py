@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import UsageError
-from vqbench.facts import Facts
+from vqbench.facts import Facts, Kind
 from vqbench.machine.home import expanded
 from vqbench.pretrained.opened import Opened
 from vqbench.results.cell_files import SPEC, WEIGHTS
@@ -34,6 +35,52 @@ def is_source(text: str) -> bool:
     return bool(looks_so) or os.sep in text or expanded(Path(text)).exists()
 
 
+def is_there(source: str) -> bool:
+    """Whether there is a file or a folder where a source is said to be."""
+    adapter = _ADAPTER.fullmatch(source)
+    return expanded(Path(adapter[1] if adapter else source)).exists()
+
+
+def door(source: str) -> Kind:
+    """What kind of tokenizer a text names, by what lies there: nothing is opened. Raises UsageError for none."""
+    if source.startswith(IMAGES):
+        return "images"
+    if _ADAPTER.fullmatch(source):
+        return "adapter"
+    path = expanded(Path(source))
+    if is_own(path):
+        return "vqbench"
+    if any((path / name).is_file() for name in ("config.json", "model_index.json")):
+        return "diffusers"
+    if path.is_file():
+        return "checkpoint"
+    if (path / SPEC).is_file():
+        raise UsageError(f"{source} is a cell without weights: it has not been trained to its end", "run it first")
+    if path.is_dir():
+        what = f"{source} is a folder without config.json (diffusers) and without {WEIGHTS} (a finished cell)"
+        raise UsageError(what, f"of reconstructions it is {IMAGES}{source}")
+    raise UsageError(f"there is no {source}", f"a tokenizer is {EXAMPLES}")
+
+
+def refuse_idle_options(kinds: Collection[str], family: str, trust: bool) -> None:
+    """Raise UsageError for `--as` without a checkpoint among sources of these kinds, and `--trust` without a file of
+    weights that may be, or want, a program."""
+    idle = [f"--as {family}"] if family and "checkpoint" not in kinds else []
+    idle += ["--trust"] if trust and not {"checkpoint", "vqbench"}.intersection(kinds) else []
+    if idle:
+        what = f"{' and '.join(idle)} says how to read a file of weights, and there is none that it could be said of"
+        raise UsageError(what, f"leave {' and '.join(idle)} out")
+
+
+def open_alone(source: str, family: str = "", trust: bool = False) -> Opened:
+    """As `open_source`, where `family` and `trust` are said of this source and of no other beside it.
+
+    Raises UsageError for one of them that says nothing of what lies there, too.
+    """
+    refuse_idle_options([door(source)], family, trust)
+    return open_source(source, family, trust)
+
+
 def open_source(
     source: str,
     family: str = "",
@@ -45,9 +92,11 @@ def open_source(
 
     `family` is the layout of a file of weights where it is not to be guessed; `trust` lets a file that is a program
     run. A folder of reconstructions is matched with the images of `validation`, which were read by `reading`.
-    Raises UsageError for what is not there, is damaged, or is no tokenizer.
+    One that says nothing of this kind of source is left alone. Raises UsageError for what is not there, is damaged, or
+    is no tokenizer.
     """
-    if source.startswith(IMAGES):
+    kind = door(source)
+    if kind == "images":
         from vqbench.data.decode import AS_EVER
         from vqbench.pretrained.reconstructions import open_reconstructions
 
@@ -56,29 +105,23 @@ def open_source(
             what = f"{source} is a folder of reconstructions: it can be scored, and neither encodes nor decodes"
             raise UsageError(what, f"vqbench eval {source} --dataset …")
         return open_reconstructions(made, originals, validation, reading or AS_EVER)
-    if adapter := _ADAPTER.fullmatch(source):
+    if kind == "adapter":
         from vqbench.pretrained.adapter import open_adapter
 
-        return open_adapter(expanded(Path(adapter[1])), adapter[2])
+        file, _, function = source.rpartition(":")
+        return open_adapter(expanded(Path(file)), function)
     path = expanded(Path(source))
-    if is_own(path):
+    if kind == "vqbench":
         from vqbench.pretrained.own import open_own
 
         return open_own(path, trust)
-    if any((path / name).is_file() for name in ("config.json", "model_index.json")):
+    if kind == "diffusers":
         from vqbench.pretrained.diffusers import open_diffusers
 
         return _with_published(open_diffusers(path))
-    if path.is_file():
-        from vqbench.pretrained.checkpoint import open_checkpoint
+    from vqbench.pretrained.checkpoint import open_checkpoint
 
-        return _with_published(open_checkpoint(path, family, trust))
-    if (path / SPEC).is_file():
-        raise UsageError(f"{source} is a cell without weights: it has not been trained to its end", "run it first")
-    if path.is_dir():
-        what = f"{source} is a folder without config.json (diffusers) and without {WEIGHTS} (a finished cell)"
-        raise UsageError(what, f"of reconstructions it is {IMAGES}{source}")
-    raise UsageError(f"there is no {source}", f"a tokenizer is {EXAMPLES}")
+    return _with_published(open_checkpoint(path, family, trust))
 
 
 def _with_published(opened: Opened) -> Opened:
@@ -138,12 +181,12 @@ def load(
     `source` is a finished cell's folder or its `tokenizer.safetensors`, and whatever `vqbench eval` takes: a published
     checkpoint (`family` where its layout is not recognised), a diffusers folder, `adapter.py:function`. Images are
     (B, 3, H, W), uint8 or floats in [-1, 1]. With `trust` a file that is a program is run; of a cell of vqbench so is
-    the plugin that it was trained with. Raises UsageError, which names the file, where there is none, and for what is
-    no tokenizer.
+    the plugin that it was trained with. Raises UsageError, which names the file, where there is none, for what is no
+    tokenizer, and for `family` and `trust` of what has no use for them.
     """
     from vqbench import arguments
 
     place = os.fspath(arguments.path("a tokenizer", source))
-    own = is_own(expanded(Path(place)))  # one of ours, whose plugin lies beside it, is loaded as ever
-    codec: Any = open_source(place, family, trust or own).codec
+    own = door(place) == "vqbench"  # one of ours, whose plugin lies beside it, is loaded as ever
+    codec: Any = open_alone(place, family, trust or own).codec
     return codec.to(device).eval() if hasattr(codec, "to") else codec

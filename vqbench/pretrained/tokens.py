@@ -22,13 +22,13 @@ from vqbench.data.prepare import decode_or_name, prepare_validation
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.facts import Facts
 from vqbench.inputs import to_input
-from vqbench.machine.atomic import write_bytes_atomically, write_text_atomically
+from vqbench.machine.atomic import is_partial, write_bytes_atomically, write_text_atomically
 from vqbench.machine.home import home
 from vqbench.machine.json_files import read_json, write_json
 from vqbench.metrics.extraction import batches
 from vqbench.precision import plain_float32
 from vqbench.pretrained.opened import Opened
-from vqbench.pretrained.opening import absolute, open_source
+from vqbench.pretrained.opening import absolute, open_alone
 from vqbench.pretrained.portions import Make, carry_out, device_for
 from vqbench.results.cell_files import later_version
 from vqbench.version import __version__
@@ -87,7 +87,9 @@ class Tokens:
         manifest = read_json(path) or {}
         if newer := later_version(path, manifest):
             raise UsageError(newer, "use that vqbench, or make the tokens anew in another folder")
-        if missing := [key for key in _KEYS if not isinstance(manifest.get(key), _KEYS[key])]:
+        sides = manifest.get("sides")
+        of_sides = dict.fromkeys(sides, _SIDE) if isinstance(sides, dict) else dict
+        if missing := _lacking(manifest, {**_KEYS, "sides": of_sides}):
             what = f"{path} is no manifest of tokens (no {', '.join(missing)})"
             raise UsageError(what, f"vqbench tokens SOURCE --dataset … --out {folder} --split … writes one")
         return cls(folder, manifest)
@@ -150,11 +152,27 @@ class Tokens:
         return found if (found.shape, found.dtype) == (expected, self.dtype) else None
 
 
+_TOKENIZER = dict.fromkeys(("kind", "name", "path", "sha256", "source", "as"), str)
+_SIDE = {"images": int, "digest": str, "ids": str, "shards": list}
 _KEYS: dict[str, Any] = {
-    "tokenizer": dict, "resolution": int, "image_channels": int, "codebook_size": int, "num_codebooks": int,
-    "dtype": str, "token_shape": list, "shard_images": int, "sides": dict,
+    "tokenizer": _TOKENIZER, "dataset": dict, "resolution": int, "image_channels": int, "codebook_size": int,
+    "num_codebooks": int, "dtype": str, "token_shape": list, "shard_images": int,
 }  # fmt: skip
-"""What a manifest says, and of which type."""
+"""What a manifest says beside its sides, and of which type."""
+
+
+def _lacking(said: Mapping[str, Any], known: Mapping[str, Any], within: str = "") -> list[str]:
+    """What a manifest does not say, or in another type."""
+    missing = []
+    for key, kind in known.items():
+        value = said.get(key)
+        if isinstance(kind, dict) and isinstance(value, dict):
+            missing += _lacking(value, kind, f"{within}{key}.")
+        elif isinstance(kind, dict) or not isinstance(value, kind):
+            missing.append(within + key)
+    return missing
+
+
 AGAIN = "the `vqbench tokens` command that made the folder makes what is missing"
 
 
@@ -177,10 +195,10 @@ def make_tokens(
     device = device_for(0)
     tokens = Tokens(asked.out, _manifest(asked, opened, dataset, sides, device))
     known = _known(tokens)
+    tokens = Tokens(asked.out, {**tokens.manifest, "sides": {**known, **tokens.sides}})
+    write_json(asked.out / MANIFEST, tokens.manifest)  # first: by it the folder is known when the command goes on
     for name, side in sides.items():
         write_text_atomically(asked.out / f"{name}-ids.json", json.dumps(list(side.ids), ensure_ascii=False))
-    tokens = Tokens(asked.out, {**tokens.manifest, "sides": {**known, **tokens.sides}})
-    write_json(asked.out / MANIFEST, tokens.manifest)
     wanted = [portion for portion in tokens.portions() if portion[0] in sides]
     missing = [portion for portion in wanted if tokens.indices(portion) is None]
     total = sum(len(tokens.rows(portion)) for portion in wanted)
@@ -214,7 +232,7 @@ class _Side:
 
 def _opened(asked: TokensRequest) -> tuple[Opened, Dataset]:
     """Tokenizer and data. Raises UsageError for a size of image that the tokenizer does not take."""
-    opened = open_source(asked.source, asked.family, asked.trust)
+    opened = open_alone(asked.source, asked.family, asked.trust)
     facts = opened.facts
     resolution = facts.resolution if asked.resolution is None else asked.resolution
     if facts.codebook_size is None:
@@ -302,7 +320,7 @@ def _known(tokens: Tokens) -> Mapping[str, Any]:
 
 def refuse_filled(folder: Path) -> None:
     """Raise UsageError where a folder that is to be filled has files in it, or is none."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not is_partial(path) for path in folder.iterdir())):
         kind = "has files of something else" if folder.is_dir() else "is no folder"
         raise UsageError(f"--out {folder} {kind}", "give a folder that is new or empty")
 

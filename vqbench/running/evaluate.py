@@ -20,11 +20,10 @@ from vqbench.planning.source_choice import (
     apart,
     choose_source,
     names_source,
-    refuse_idle_options,
     refuse_unfit,
     split_name,
 )
-from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of
+from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of, refuse_idle_options
 from vqbench.recipe import Recipe
 from vqbench.registry import METHODS, add_plugin
 from vqbench.running.run import execute, frame, make_tracker
@@ -52,7 +51,7 @@ def check_evaluation(request: EvalRequest) -> Resolved:
     choices = [choose_source(str(asked), run) for asked in dict.fromkeys(run.methods)]
     refuse_idle_options([choice.kind for choice in choices], run.family, run.trust)
     recipe = _recipe(choices, request.resolution)
-    refuse_unfit(choices, recipe.resolution, recipe.image_channels)
+    refuse_unfit(choices, recipe, run.data)
     track = track_of(recipe)
     track.refuse(recipe, run.data, run.devices)
     ours = any(choice.kind == "vqbench" for choice in choices)

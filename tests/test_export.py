@@ -216,4 +216,7 @@ def test_wrong_exports(cell: Path, of_method: Any, tmp_path: Path) -> None:
     fsq = of_method("fsq", {"levels": [8, 4]})
     refused(typed("export", fsq, "--to", "diffusers", "--out", out), 2, "one codebook", "--to program")
     refused(typed("export", cell, "--to", "diffusers", "--out", cell), 2, "something else", "new or empty")
+    refused(typed("export", cell, "--to", "diffusers", "--out", adapter / "o"), 2, "lies below", "new or empty")
+    (fsq / "spec.json").write_text((cell / "spec.json").read_text()[:99])
+    refused(typed("export", fsq, "--to", "program", "--out", out), 2, "spec.json is not whole", "bring back a copy")
     assert not out.exists()

@@ -208,6 +208,9 @@ def test_wrong_inputs_of_decode(cells: dict[str, Path], tmp_path: Path, make: An
     assert not (tmp_path / "o").exists()
     shard = tokens / "val-00001.npy"
     kept = shard.read_bytes()
+    with shard.open("wb") as archive:
+        np.savez(archive, indices=np.load(tokens / "val-00000.npy"))
+    refused(typed("decode", tokens, "--out", tmp_path / "o", "--tokenizer", again), "val-00001.npy", "vqbench tokens")
     shard.write_bytes(kept[:-1])
     refused(typed("decode", tokens, "--out", tmp_path / "o", "--tokenizer", again), "val-00001.npy", "vqbench tokens")
     np.save(shard, np.full((6, 8, 8), 32, np.uint8))
@@ -221,7 +224,9 @@ def test_wrong_inputs_of_decode(cells: dict[str, Path], tmp_path: Path, make: An
         (whole.replace('"shards":', '"files":'), "sides.val.shards)"),
     ):
         (tokens / "manifest.json").write_text(text)
-        refused(typed("decode", tokens, "--out", tmp_path / "o"), f"no manifest of tokens (no {lost}")
+        refused(typed("decode", tokens, "--out", tmp_path / "o"), f"no manifest of tokens (no {lost}", "remove")
+    below = tokens / "manifest.json" / "o"  # of a file
+    refused(make(cells["vqgan"], below, "--split", "val"), f"lies below {below.parent}, which is no folder")
 
 
 def test_tokens_of_a_program_say_how_they_are_decoded(images: Path, tmp_path: Path, make: Any) -> None:
@@ -248,7 +253,7 @@ def test_what_ends_before_the_first_shard_is_gone_on_with(
     with monkeypatch.context() as full:
         full.setattr("vqbench.pretrained.tokens.write_text_atomically", mock.Mock(side_effect=OSError(28, "full")))
         assert make(cells["vqgan"], out, "--split", "val").code == 1
-    refused(typed("decode", out, "--out", tmp_path / "back"), "val-ids.json", "makes what is missing")
+    refused(typed("decode", out, "--out", tmp_path / "back"), "val-00000.npy", "makes what is missing")
     assert make(cells["vqgan"], out, "--split", "val").code == 0
     started = tmp_path / "started"
     started.mkdir()

@@ -11,7 +11,7 @@ from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.metrics.definitions import DEFINITIONS, cautions
 from vqbench.registry import DATASETS, METHODS
-from vqbench.results.cell_files import DONE
+from vqbench.results.cell_files import DONE, SPEC
 from vqbench.results.cell_folder import CellFolder
 from vqbench.version import __version__
 from vqbench.wording import counted
@@ -108,9 +108,12 @@ def _value(name: str, value: float) -> str:
 
 
 def cell_of(weights: Path) -> CellFolder:
-    """The cell whose folder weights lie in. Raises UsageError where they lie by themselves."""
-    cell = CellFolder(weights.parent.parent)
-    if problem := cell.problem if cell.spec else f"{weights} lies in no cell's folder":
-        what = f"{problem}: without it nothing can be said of method, data and scores"
+    """The cell whose folder weights lie in. Raises UsageError where they lie by themselves, or it is damaged."""
+    cell, needed = CellFolder(weights.parent.parent), "without it nothing can be said of method, data and scores"
+    if not (cell.path / SPEC).is_file():
+        what = f"{weights} lies in no cell's folder: {needed}"
         raise UsageError(what, "give the folder of a finished cell: runs/NAME/cells/CELL")
+    if problem := cell.problem:
+        what = f"{cell.path}: {problem}: {needed}"
+        raise UsageError(what, "bring back a copy of the file, or run the command that made the cell again")
     return cell

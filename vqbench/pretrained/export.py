@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -113,15 +115,19 @@ def _as_program(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, 
 def _program(module: nn.Module, given: Tensor, expected: Tensor, cell: CellFolder) -> bytes:
     """A module as a program's file. Raises UsageError where it cannot be one, or is another for fewer images."""
     hint = "--to safetensors holds every method"
+    logged = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # torch's own words about its internals, which it says in three ways
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its internals
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             batch = ({0: torch.export.Dim.DYNAMIC},)
             program = torch.export.export(module.eval(), (given[:2].contiguous(),), dynamic_shapes=batch)
             torch.export.save(program, content := io.BytesIO())
     except Exception as error:  # of whatever kind: torch has many
         what = f"torch.export cannot make a program of {cell.spec['method']}: {reason_of_library(error)}"
         raise UsageError(what, hint) from error
+    finally:
+        logging.disable(logged)
     for count in (1, len(given)):
         found, wanted = program.module()(given[:count].contiguous()), expected[:count]
         agrees = torch.equal(found, wanted) if wanted.dtype == torch.int64 else torch.allclose(found, wanted, atol=1e-5)

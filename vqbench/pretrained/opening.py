@@ -37,6 +37,8 @@ def is_source(text: str) -> bool:
 
 def is_there(source: str) -> bool:
     """Whether there is a file or a folder where a source is said to be."""
+    if source.startswith(IMAGES):
+        return folders_of(source)[0].exists()
     adapter = _ADAPTER.fullmatch(source)
     return expanded(Path(adapter[1] if adapter else source)).exists()
 

@@ -91,7 +91,8 @@ class Tokens:
         of_sides = dict.fromkeys(sides, _SIDE) if isinstance(sides, dict) else dict
         if missing := _lacking(manifest, {**_KEYS, "sides": of_sides}):
             what = f"{path} is no manifest of tokens (no {', '.join(missing)})"
-            raise UsageError(what, f"vqbench tokens SOURCE --dataset … --out {folder} --split … writes one")
+            anew = "vqbench tokens SOURCE --dataset … --out …"
+            raise UsageError(what, f"remove {folder}, and make the tokens anew: {anew}")
         return cls(folder, manifest)
 
     @property
@@ -123,7 +124,7 @@ class Tokens:
             ids = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             ids = None
-        if not isinstance(ids, list) or len(ids) != count:
+        if not isinstance(ids, list) or len(ids) != count or not all(isinstance(name, str) for name in ids):
             raise UsageError(f"{path} does not hold the names of {count:,} images", AGAIN)
         return ids
 
@@ -149,7 +150,8 @@ class Tokens:
         except (OSError, ValueError, EOFError):
             return None
         expected = (len(self.rows(portion)), *self.manifest["token_shape"])
-        return found if (found.shape, found.dtype) == (expected, self.dtype) else None
+        is_array = isinstance(found, np.ndarray)  # and no archive of several
+        return found if is_array and (found.shape, str(found.dtype)) == (expected, self.manifest["dtype"]) else None
 
 
 _TOKENIZER = dict.fromkeys(("kind", "name", "path", "sha256", "source", "as"), str)
@@ -319,10 +321,14 @@ def _known(tokens: Tokens) -> Mapping[str, Any]:
 
 
 def refuse_filled(folder: Path) -> None:
-    """Raise UsageError where a folder that is to be filled has files in it, or is none."""
-    if folder.exists() and (not folder.is_dir() or any(not is_partial(path) for path in folder.iterdir())):
-        kind = "has files of something else" if folder.is_dir() else "is no folder"
-        raise UsageError(f"--out {folder} {kind}", "give a folder that is new or empty")
+    """Raise UsageError where a folder that is to be filled has files in it, or can be none."""
+    hint = "give a folder that is new or empty"
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        where = "is" if there == folder else f"lies below {there}, which is"
+        raise UsageError(f"--out {folder} {where} no folder", hint)
+    if there == folder and any(not is_partial(path) for path in folder.iterdir()):
+        raise UsageError(f"--out {folder} has files of something else", hint)
 
 
 def on(opened: Opened, device: torch.device) -> Any:

@@ -53,18 +53,12 @@ def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[
 
 
 def by_seed(a: Sequence[Row], b: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
-    """Seed → cell, of both. A tokenizer that was trained already and has no seed, or none that the other has too,
-    stands beside each of the other's, whose noise of training is then all that there is."""
+    """Seed → cell, of both. One tokenizer that was trained already stands beside each of the other's seeds, whose noise
+    of training is then all that there is."""
     mine, theirs = ({row["seed"]: row for row in rows} for rows in (a, b))
-    if {row["seed"] for row in a if _is_of_seed(row)} & {row["seed"] for row in b if _is_of_seed(row)}:
-        return mine, theirs
     if _is_alone(a):
         return dict.fromkeys(theirs, a[0]), theirs
     return mine, dict.fromkeys(mine, b[0]) if _is_alone(b) else theirs
-
-
-def _is_of_seed(row: Row) -> bool:
-    return "pretrained" not in row or "seed" in row["pretrained"]
 
 
 def _is_alone(rows: Sequence[Row]) -> bool:

@@ -74,7 +74,7 @@ LONG = (
     "vqbench sweep --resume vqgan+fsq-optimiser --trials 6",
     "vqbench run --methods vqgan,fsq --dataset photos --seeds 0,1,2 --dry-run --probe",
 )
-"""Many cells, or larger ones (of which a dry run counts the memory), all parts of which run elsewhere: left to `make slow`."""
+"""Many cells, or larger ones (a dry run counts their memory), all parts of which run elsewhere: left to `make slow`."""
 
 
 def cases() -> list[object]:

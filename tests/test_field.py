@@ -28,7 +28,7 @@ def tables(text: str) -> list[tuple[str, str]]:
 
 
 def page_of(name: str) -> str:
-    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def missing(wanted: list[tuple[str, str]], made: list[str]) -> list[str]:
@@ -54,16 +54,31 @@ def made_again(page: str, folder: Path, *more: object) -> list[str]:
     return [table for _, table in tables((folder / "report.md").read_text(encoding="utf-8"))]
 
 
-def test_the_field_is_made_again_from_its_cells(tmp_path: Path) -> None:
-    made = made_again("field.md", tmp_path, "--format", "md")
-    wanted = tables(page_of("field.md"))
+@pytest.mark.parametrize("page", ["README.md", "docs/field.md"])
+def test_the_field_is_made_again_from_its_cells(page: str, tmp_path: Path) -> None:
+    made = made_again(page, tmp_path, "--format", "md")
+    wanted = [(heading, table) for heading, table in tables(page_of(page)) if "rFID" in table or page != "README.md"]
     assert wanted
     assert missing(wanted, made) == []
 
 
+def test_what_the_field_says_of_two_methods_is_what_compare_says() -> None:
+    """Each quoted sentence, under the command that prints it."""
+    blocks = re.findall(
+        r"^```text\n(vqbench compare [^`]*)\n```\n\n((?:^>.*\n)+)", page_of("docs/field.md"), re.MULTILINE
+    )
+    assert blocks
+    for line, quoted in blocks:
+        answer = typed(*shlex.split(line)[1:], cwd=ROOT)
+        assert answer.code == 0, answer.err
+        printed = " ".join(answer.out.split())
+        for sentence in re.sub(r"^> ?", "", quoted, flags=re.MULTILINE).split("\n\n"):
+            assert " ".join(sentence.split()) in printed
+
+
 def test_vaevq_is_made_again_from_its_cells_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = page_of("vaevq.md")
-    of_cells = made_again("vaevq.md", tmp_path, "--format", "md")
+    text = page_of("docs/vaevq.md")
+    of_cells = made_again("docs/vaevq.md", tmp_path, "--format", "md")
     for script in re.findall(r"^python (tests/studies/\w+\.py)$", text, re.MULTILINE):
         runpy.run_path(str(ROOT / script), run_name="__main__")
         print()
@@ -81,5 +96,5 @@ def test_what_is_committed_has_no_weights_and_no_pictures() -> None:
 
 @pytest.mark.slow
 def test_the_page_of_the_whole_study_is_made_too(tmp_path: Path) -> None:
-    made_again("field.md", tmp_path)
+    made_again("docs/field.md", tmp_path)
     assert "<html" in (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ def _in_metric(metric: str, base: str, parts: Sequence[Versus], left_out: Sequen
 
 def _opposed(part: Versus, found: Contrast, p: float | None, rows: int) -> Opposed:
     effect, after = Effect.of(found.metric, found.difference, p), found.outlook
-    if part.a.is_trained_here or part.b.is_trained_here:
+    if part.a.has_seeds or part.b.has_seeds:
         after = outlook(found.difference, effect.verdict, found.of_seeds, LEVEL / rows)
     return Opposed(part, found, effect, after)
 

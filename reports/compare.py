@@ -94,7 +94,7 @@ class Versus:
                 *(f"failed, {text}" for text in group.summary.failures),
             ]
             alone = sorted({row["seed"] for row in group.finished} - set(self.seeds))
-            if alone and (group.is_trained_here or len(group.finished) > 1):  # one alone stands beside every seed
+            if alone and group.has_seeds:
                 said.append(f"{group.label} s{', s'.join(map(str, alone))}: left out, for the other has no such seed")
         return said
 
@@ -261,8 +261,8 @@ def _finding(a: Group, b: Group, metric: str, reader: Reader) -> Contrast | None
     mean_b, mean_a = (sum(column) / len(column) for column in zip(*scores, strict=True))
     verdict = verdict_of(metric, found, found.p)
     of_seeds = tuple(of_a - of_b for of_b, of_a in scores)
-    if not a.is_trained_here and not b.is_trained_here:
-        after = Outlook(None, "–", "neither was trained here: another training of theirs is not to be had")
+    if not a.has_seeds and not b.has_seeds:
+        after = Outlook(None, "–", "vqbench trained neither: another training of theirs is not to be had")
     else:
         after = outlook(found, verdict, of_seeds)
     said = sentence(metric, a.label, b.label, found, verdict)

@@ -114,6 +114,11 @@ class Group:
         return "pretrained" not in self.spec
 
     @property
+    def has_seeds(self) -> bool:
+        """Whether vqbench trained it, here or elsewhere, so that it can be trained again with another seed."""
+        return self.is_trained_here or "seed" in self.spec["pretrained"]
+
+    @property
     def components(self) -> dict[str, bool]:
         """Component → whether it is on."""
         return dict(self.spec["components"])

@@ -53,16 +53,16 @@ def paired_rows(base: Sequence[Row], other: Sequence[Row], metric: str) -> list[
 
 
 def by_seed(a: Sequence[Row], b: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
-    """Seed → cell, of both. One tokenizer that was trained already stands beside each of the other's seeds, whose noise
-    of training is then all that there is."""
+    """Seed → cell, of both. A tokenizer that somebody else trained has no seed: it stands beside each of the other's,
+    whose noise of training is then all that there is."""
     mine, theirs = ({row["seed"]: row for row in rows} for rows in (a, b))
-    if _is_alone(a):
+    if _is_without_seed(a):
         return dict.fromkeys(theirs, a[0]), theirs
-    return mine, dict.fromkeys(mine, b[0]) if _is_alone(b) else theirs
+    return mine, dict.fromkeys(mine, b[0]) if _is_without_seed(b) else theirs
 
 
-def _is_alone(rows: Sequence[Row]) -> bool:
-    return len(rows) == 1 and "pretrained" in rows[0]
+def _is_without_seed(rows: Sequence[Row]) -> bool:
+    return len(rows) == 1 and "pretrained" in rows[0] and "seed" not in rows[0]["pretrained"]
 
 
 def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> list[tuple[float, float]]:

@@ -153,11 +153,11 @@ class Stated:
             (group.label, number)
             for group in groups
             for number in (group.spec.get("paper") or {}).get("published") or ()
-            if _beside(number["metric"]) in shown
+            if _beside(number["metric"], shown)
         ]
         there = dict.fromkeys(number["metric"] for _, number in self.numbers)
         # ours before those that other definitions of it give
-        self.columns = sorted(there, key=lambda what: (shown.index(_beside(what)), what not in shown))
+        self.columns = sorted(there, key=lambda what: (shown.index(_beside(what, shown)), what not in shown))
         protocols = dict.fromkeys((number["measured_on"], number["source"]) for _, number in self.numbers)
         self._letters = {protocol: _letter(i) for i, protocol in enumerate(protocols)}
 
@@ -186,11 +186,12 @@ def _title(what: str) -> str:
     return f"{DEFINITIONS[metric].title}{by}{whose}"
 
 
-def _beside(what: str) -> str:
-    """The metric beside which people look for a published number: its own, or ours that it stands in the place of."""
+def _beside(what: str, shown: Sequence[str]) -> str:
+    """The column beside which people look for a published number: of its own metric, or of ours that it stands in the
+    place of; empty where neither is shown."""
     metric = what.partition(BY)[0]
     ours = DEFINITIONS[metric].in_place_of if metric in DEFINITIONS else ""
-    return ours or metric
+    return next((key for key in (metric, ours) if key in shown), "")
 
 
 def as_printed(value: float) -> str:

@@ -240,10 +240,11 @@ def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, .
     budgets = sorted({g.images for g in trained})
     said = []
     if others:
+        unknown = [g.label for g in others if not g.has_seeds]
+        again = f" How another training of {some(unknown)} would score is not known." if unknown else ""
         said.append(
-            f"Not trained here: {some([g.label for g in others])}. Data, backbone, losses and budget are of whoever "
-            "did it, so a difference is one of tokenizers and not of quantizers; how another training of theirs would "
-            "score is not known."
+            f"Not trained here: {some([g.label for g in others])}. Data, backbone, losses and budget are their own, so "
+            f"a difference is one of tokenizers and not of quantizers.{again}"
         )
     if section.of_sizes:
         alone = [peers.rows[0].label for peers in section.peers if peers.untested]

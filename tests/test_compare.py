@@ -342,13 +342,14 @@ def test_a_size_that_is_not_what_was_asked_for_is_said_wherever_scores_are(tmp_p
         assert "vqgan: " not in text
 
 
-def test_one_tokenizer_stands_beside_each_seed_and_several_are_paired_by_theirs() -> None:
+def test_what_has_no_seed_stands_beside_each_and_our_own_are_paired_by_theirs() -> None:
     methods, checkpoint = [{"seed": 0}, {"seed": 1}], [{"seed": 0, "pretrained": {}}]
     own, other = ([{"seed": seed, "pretrained": {"seed": seed}}] for seed in (1, 5))
     mine = {0: methods[0], 1: methods[1]}
-    for alone in (checkpoint, own, other):
-        assert by_seed(methods, alone) == (mine, dict.fromkeys((0, 1), alone[0]))
-        assert by_seed(alone, methods) == (dict.fromkeys((0, 1), alone[0]), mine)
-    assert by_seed(own, checkpoint) == ({0: own[0]}, {0: checkpoint[0]})
-    assert by_seed(own, other) == ({5: own[0]}, {5: other[0]})
-    assert by_seed([*own, *other], methods) == ({1: own[0], 5: other[0]}, mine), "the first seed is that of both"
+    assert by_seed(methods, checkpoint) == (mine, dict.fromkeys((0, 1), checkpoint[0]))
+    assert by_seed(checkpoint, methods) == (dict.fromkeys((0, 1), checkpoint[0]), mine)
+    assert by_seed(own, checkpoint) == ({1: own[0]}, {1: checkpoint[0]})
+    # one training of ours is one seed: beside each of the others', its own noise would be left out
+    assert by_seed(own, methods) == ({1: own[0]}, mine)
+    assert by_seed(other, methods) == ({5: other[0]}, mine)
+    assert by_seed([*own, *other], methods) == ({1: own[0], 5: other[0]}, mine)

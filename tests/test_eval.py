@@ -89,8 +89,19 @@ def test_another_size_than_it_was_trained_on(trained: Path, images: Path, tmp_pa
 def test_beside_methods_it_is_one_row_and_stands_beside_every_seed(trained: Path, images: Path, tmp_path: Path) -> None:
     """The difference to a method of two seeds is a t test of that method's scores against one number."""
     own = cell(trained, "fsq-*-s0")
+    adapter = tmp_path / "theirs.py"
+    adapter.write_text(f"""
+import vqbench
+
+def made():
+    tokenizer = vqbench.load({str(own)!r})
+    tokenizer.codebook_size = 64
+    return tokenizer
+""")
     some = ("--dataset", f"folder:{images}", *METRICS, "--images", 32, "--runs", tmp_path, *settings())
-    answer = typed("run", "--methods", f"vqgan,fixed={own}", "--seeds", "3,4", "--name", "both", "--json", *some)
+    answer = typed(
+        "run", "--methods", f"vqgan,fixed={adapter}:made", "--seeds", "3,4", "--name", "both", "--json", *some
+    )
     assert answer.code == 0, answer.err
     rows = answer.objects
     assert [(row["method"], row["seed"]) for row in rows].count(("fixed", 0)) == 1
@@ -177,10 +188,12 @@ def test_a_name_that_is_given_makes_the_row(
     trained: Path, scored: tuple[Answer, Path], images: Path, tmp_path: Path
 ) -> None:
     experiment = Path(shutil.copytree(scored[1], tmp_path / "runs" / scored[1].name))
-    (file,) = (experiment / "cells").glob("fsq-s1-*/spec.json")
-    spec = json.loads(file.read_text())
-    file.write_text(json.dumps({**spec, "label": "b", "pretrained": {**spec["pretrained"], "named": "b"}}))
-    assert _report(experiment, tmp_path / "out")["n"].drop(scored[0].objects[0]["method"]).to_dict() == {"a": 1, "b": 1}
+    of_vqgan = scored[0].objects[0]["method"]
+    again = evaluated(f"b={cell(trained, 'fsq-*-s1')}", "--json", images=images, runs=experiment.parent)
+    assert [(row["method"], row["state"]) for row in again.objects] == [("b", "cached")]
+    assert _report(experiment, tmp_path / "out")["n"].drop(of_vqgan).to_dict() == {"a": 1, "b": 1}
+    evaluated(f"a={cell(trained, 'fsq-*-s1')}", images=images, runs=experiment.parent)
+    assert _report(experiment, tmp_path / "out")["n"].drop(of_vqgan).to_dict() == {"a": 2}
     zero, other = cell(trained, "vqgan-*-s0"), cell(trained, "fsq-*-s0")
     refused = evaluated(f"a={zero}", f"a={other}", "--dry-run", images=images, runs=tmp_path / "refused")
     assert (refused.code, "two rows are called" in refused.err) == (2, True), refused.err
@@ -294,6 +307,10 @@ def test_another_split_of_what_it_was_trained_on_is_said(trained: Path, images: 
         answer = evaluated(source, *more, "--dry-run", images=place, runs=runs)
         remarks = [line for line in answer.err.splitlines() if "may be scored" in line or "may have been" in line]
         assert (answer.code, len(remarks), said in "".join(remarks)) == (0, len(said) > 0, True), answer.err
+    # a folder without a split is scored whole by what was trained elsewhere, and not where that is unknown
+    for source, whole in ((own, True), (bare, False)):
+        answer = evaluated(source, "--dry-run", images=images / "val", runs=runs)
+        assert (answer.code, "all 12 images are scored" in answer.err) == (0, whole), answer.err
     for same in (("--validation-images", 5), ("--resize", "bicubic")):
         answer = evaluated(own, *same, "--dry-run", images=images, runs=runs)
         assert answer.code == 0, answer.err

@@ -573,6 +573,11 @@ def test_a_published_number_by_another_definition_does_not_stand_under_ours(tmp_
         ("PSNR (floats) published", "3.00 [a]"),
     ]
     assert listed[1][2][0] == "PSNR (floats) 3.00, rFID by OpenAI's evaluator 2.19, rFID 1.50, rFID (floats) 1.25"
+    # where floats are what is measured, the number of floats stands beside them, and ours nowhere
+    write_cell(tmp_path / "floats", "bsq", 0, {"rfid_float": 9.0}, paper={"published": numbers})
+    (scores, listed) = read_markdown(write_markdown(build_report(load_experiment(tmp_path, "floats"), published=True)))
+    assert [title for title, _ in scores[0] if "published" in title] == ["rFID (floats) published"]
+    assert listed[1][2][0] == "rFID (floats) 1.25"
 
 
 def test_published_that_finds_nothing_says_so(experiment: Path) -> None:

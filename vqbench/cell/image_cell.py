@@ -122,12 +122,14 @@ def _fair(opened: Opened, validation: PreparedImages) -> Facts:
     import numpy as np
     import torch
 
+    from vqbench.metrics.evaluation import padded
     from vqbench.pretrained.conformance import check_source
 
     first = [validation.pixels[i] for i in range(min(_LOOKED_AT, len(validation)))]
     if len({image.shape for image in first}) > 1 or len(first) < 2:
         first = [first[0]] * 2  # of their own sizes each
     images = torch.from_numpy(np.stack(first)).permute(0, 3, 1, 2)
+    images = padded(images.float(), opened.facts.step).to(images.dtype)  # as evaluation gives it images of any size
     found = check_source(opened, images, only=(*_FAIR, "range of images"))
     failed = [known for known in found if known.passed is False]
     if unfair := [known for known in failed if known.name in _FAIR]:

@@ -476,7 +476,8 @@ class Dataset(ABC):
     train_digest: str
     """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
     own_digest: str = ""
-    """`train_digest` as its own split and reading have it: the same for the same dataset, whatever is asked of it."""
+    """`train_digest` as its own split and reading have it: the same for the same images under another path, and
+    whatever split is asked for."""
     licence: str = ""
     """Under which terms the images may be used."""
     has_own_split: bool = True

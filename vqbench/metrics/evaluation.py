@@ -159,8 +159,8 @@ def _encode(tokenizer: Codec, images: Tensor) -> tuple[Tensor, Callable[[], Tens
     return quantized.indices, functools.partial(tokenizer.from_latents, quantized.continuous)
 
 
-def _padded(images: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) with the edge repeated below and to the right, until `multiple` divides both sides."""
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Floats (B, C, H, W) with the edge repeated below and to the right, until `multiple` divides both sides."""
     below, right = (-side % multiple for side in images.shape[2:])
     return nn.functional.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
@@ -301,7 +301,7 @@ class _Pass:
     def add(self, images: Tensor, ids: Sequence[object]) -> int:
         """One batch of 8-bit images (B, C, R, R). Returns how many images have been scored by it, earlier ones too."""
         waited, (height, width) = self.decoded.waiting, images.shape[2:]
-        given = _padded(to_input(images), self.multiple)
+        given = padded(to_input(images), self.multiple)
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), given)
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
         _check_reconstruction(reconstructions, given.shape, ids)

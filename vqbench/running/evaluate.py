@@ -21,6 +21,7 @@ from vqbench.planning.source_choice import (
     choose_source,
     names_source,
     refuse_unfit,
+    seen_by,
     split_name,
 )
 from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of, refuse_idle_options
@@ -54,17 +55,18 @@ def check_evaluation(request: EvalRequest) -> Resolved:
     refuse_unfit(choices, recipe, run.data)
     track = track_of(recipe)
     track.refuse(recipe, run.data, run.devices)
-    ours = any(choice.kind == "vqbench" for choice in choices)
-    run = replace(run, split=request.split or ("val" if ours else _split(run, recipe)))
+    run = replace(run, split=request.split or _split(run, recipe, choices))
     return Resolved(run, recipe, track, tuple(apart(choices)))
 
 
-def _split(run: RunRequest, recipe: Recipe) -> str:
-    """What is scored where nobody says it: the validation images, or all of what has no split of its own."""
+def _split(run: RunRequest, recipe: Recipe, choices: Iterable[MethodChoice]) -> str:
+    """What is scored where nobody says it: the validation images, or all of what has no split of its own, unless one of
+    the tokenizers may have been trained on some of them."""
     if run.holdout is not None or run.split_list is not None:
         return "val"
-    whole = replace(run, split="all").data.open(recipe.resolution, recipe.image_channels)
-    return "val" if whole.has_own_split else "all"
+    data = replace(run, split="all").data
+    whole = data.open(recipe.resolution, recipe.image_channels)
+    return "val" if whole.has_own_split or any(seen_by(choice, whole, data) for choice in choices) else "all"
 
 
 def _refuse_other(asked: str) -> None:

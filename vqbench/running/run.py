@@ -126,15 +126,17 @@ def execute(
 
 
 def _remember(cells: Iterable[Cell]) -> None:
-    """Have finished cells carry what this command asks of them by name, so that reports show it too; and what is known
-    now of a tokenizer that was trained already, where an earlier vqbench did not know its training."""
+    """Have finished cells carry what this command asks of them by name, so that reports show it too; and of a tokenizer
+    that was trained already the name that it is given, and its training, which an earlier vqbench did not know."""
     for cell in cells:
         stored, more = cell.folder.spec, dict[str, Any]()
         before = asked_metrics(stored)
         asked = dict.fromkeys((*before, *cell.spec["asked"]))
         if len(asked) > len(before):
             more["asked"] = list(asked)
-        if cell.spec.get("pretrained", {}).get("trained_as") and "trained_as" not in stored.get("pretrained", {}):
+        known, was = cell.spec.get("pretrained"), stored.get("pretrained", {})
+        is_told_more = known and known.get("trained_as") and "trained_as" not in was
+        if known and (is_told_more or known.get("named") != was.get("named")):
             more |= {key: cell.spec[key] for key in ("label", "seed", "pretrained")}
         if stored and more:
             with contextlib.suppress(OSError, CellBusyError), cell.folder.locked():

@@ -29,7 +29,7 @@ class Opposed:
     effect: Effect
     """The same difference after Holm over the rows of the metric."""
     outlook: Outlook
-    """The seeds that it takes for a p which passes whatever the other rows have: of 0.05 over their number."""
+    """The seeds that it takes for a p that passes whatever the others have: 0.05 over the number of those tested."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,16 @@ def _in_metric(metric: str, base: str, parts: Sequence[Versus], left_out: Sequen
     known = [(part, found) for part in parts for found in part.contrasts if found.metric == metric]
     adjusted = holm([found.difference.p for _, found in known])
     sign = 1 if DEFINITIONS[metric].better == "lower" else -1
-    rows = [_opposed(part, found, p, len(known)) for (part, found), p in zip(known, adjusted, strict=True)]
+    tested = sum(p is not None for p in adjusted)
+    rows = [_opposed(part, found, p, tested) for (part, found), p in zip(known, adjusted, strict=True)]
     rows.sort(key=lambda row: (sign * row.contrast.difference.delta, row.part.a.label))
     return Against(base, metric, tuple(rows), tuple(left_out))
 
 
-def _opposed(part: Versus, found: Contrast, p: float | None, rows: int) -> Opposed:
+def _opposed(part: Versus, found: Contrast, p: float | None, tested: int) -> Opposed:
     effect, after = Effect.of(found.metric, found.difference, p), found.outlook
     if part.a.has_seeds or part.b.has_seeds:
-        after = outlook(found.difference, effect.verdict, found.of_seeds, LEVEL / rows)
+        after = outlook(found.difference, effect.verdict, found.of_seeds, LEVEL / max(tested, 1))
     return Opposed(part, found, effect, after)
 
 
@@ -87,8 +88,8 @@ def opposed_notes(found: Against) -> list[str]:
     """What the table needs to be read."""
     said = [
         f"Δ = row − {found.base}, over the seeds that both have; p is of the pair alone, as in vqbench compare",
-        f"p Holm: adjusted over the {len(found.rows)} rows; what a row is than {found.base} goes by it, and so do the "
-        "seeds that it would take in 4 of 5 experiments",
+        f"p Holm: adjusted over the rows with a p; what a row is than {found.base} goes by it, and so do the seeds "
+        "that it would take, at most, in 4 of 5 experiments",
         *dict.fromkeys(row.part.cautions[found.metric] for row in found.rows if found.metric in row.part.cautions),
     ]
     if any(row.contrast.difference.over == "images" for row in found.rows):

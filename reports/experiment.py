@@ -105,8 +105,9 @@ class Group:
 
     @property
     def method(self) -> str:
-        """The name of the method, without preset."""
-        return str(self.spec["method"])
+        """The name of the method, without preset; of what was trained elsewhere, ours or that of its file."""
+        known = self.spec.get("pretrained") or {}
+        return str(known["family"] if "trained_as" in known else self.spec["method"])
 
     @property
     def is_trained_here(self) -> bool:

@@ -109,7 +109,11 @@ def _section(section: ReportSection) -> dict[str, Any]:
         "columns": [column.key for column in section.columns],
         **({"metrics": later} if (later := _later_metrics(section)) else {}),
         "groups": [_group(section, group) for group in section.rows],
-        **({"sizes": [_size(peers) for peers in section.peers]} if section.of_sizes else _compared(section.peers[0])),
+        **(
+            {"comparisons": {}, "sizes": [_size(p) for p in section.peers]}
+            if section.of_sizes
+            else _compared(section.peers[0])
+        ),
         **({"against": [of_pairs(found) for found in section.against]} if section.against else {}),
         "ablations": [{"full": found.label, "rows": objects(found.rows)} for found in section.ablations],
     }

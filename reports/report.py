@@ -75,11 +75,13 @@ class Report:
     sections: tuple[ReportSection, ...]
     published: bool
     """Whether the numbers of the methods' papers are shown beside ours."""
+    unopposed: tuple[str, ...] = ()
+    """A sentence for each place where a row that was to be set against the others has none."""
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
         """What must be said before anything is read off: what the experiment says, and files that cannot be read."""
-        return (*self.experiment.notes, *damage(self.experiment))
+        return (*self.experiment.notes, *self.unopposed, *damage(self.experiment))
 
 
 def build_report(
@@ -97,15 +99,18 @@ def build_report(
     for key in (*columns, *([sort] if sort and sort != _LABEL else [])):
         _check_column(experiment, key)
     places = [place for base in dict.fromkeys(bases) for place in places_of(experiment, base)]
-    there = [(section, groups[0]) for section, groups in places if len(groups) == 1 and groups[0].finished]
-    return Report(
-        experiment,
-        tuple(
-            _section(section, columns, sort, [group for other, group in there if other is section])
-            for section in experiment.sections
-        ),
-        published,
+    there = [(section, groups[0]) for section, groups in places if len(groups) == 1]
+    sections = tuple(
+        _section(section, columns, sort, [group for other, group in there if other is section])
+        for section in experiment.sections
     )
+    opposed = {(made.section.key, one.base) for made in sections for one in made.against}
+    unopposed = tuple(
+        f"{section.heading}: {base.label} is set against no row, for none of its size has a score and a seed with it"
+        for section, base in there
+        if (section.key, base.label) not in opposed
+    )
+    return Report(experiment, sections, published, unopposed)
 
 
 def _check_column(experiment: Experiment, key: str) -> None:
@@ -131,7 +136,9 @@ def _against(section: Section, base: Group, peers: Sequence[Peers], shown: Seque
     """A row beside each of its peers, in the columns that rank."""
     ranking = [column.key for column in shown if column.key in DEFINITIONS and DEFINITIONS[column.key].better]
     others = next((part.rows for part in peers if base in part.rows), ())
-    return against(dataclasses.replace(section, groups=tuple(others)), base, ranking)
+    found = against(dataclasses.replace(section, groups=tuple(others)), base, ranking)
+    of_other_sizes = [f"{g.label} is left out: it is of another size" for g in section.groups if g not in others]
+    return tuple(dataclasses.replace(one, left_out=(*one.left_out, *of_other_sizes)) for one in found)
 
 
 def _peers(section: Section, size: Sequence[Group], key: str, by_tokens: bool) -> Peers:
@@ -146,7 +153,8 @@ def _peers(section: Section, size: Sequence[Group], key: str, by_tokens: bool) -
 
 
 def _tokens(group: Group) -> float:
-    found = group.summary.estimates.get("tokens_per_image")
+    known = group.summary.estimates
+    found = known.get("tokens_per_image") or known.get("mean_tokens_per_image")
     return found.mean if found else math.inf
 
 

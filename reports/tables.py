@@ -209,7 +209,7 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     """What the marks of the main table mean."""
     protocol = section.section.protocol
     unit = "validation images" if "resolution" in protocol else "validation items"
-    size = f" at {protocol['resolution']} px" if "resolution" in protocol else ""
+    size = f" at {protocol['resolution']} px" if protocol.get("resolution") else ""
     said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
     said += cautions((c.key for c in section.columns), int(protocol["n_images"])).values()
     said += [text for group in section.rows for text in group.summary.matched]

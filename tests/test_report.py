@@ -314,6 +314,18 @@ def test_one_row_against_all_others_is_what_compare_finds_of_each(experiment: Pa
     assert [line[-2][0] for line in table[1:]] == [row["verdict_adjusted"] for row in rows]
 
 
+def test_a_base_is_set_against_its_own_size_and_where_none_is_left_that_is_said(tmp_path: Path) -> None:
+    experiment = load_experiment(make_sizes(tmp_path, "sizes").parent, "sizes")
+    report = build_report(experiment, ["psnr"], bases=("vqgan", "theirs", "sqvae"))
+    (found,) = report.sections[0].against
+    assert (found.base, [row.part.a.label for row in found.rows]) == ("vqgan", ["rqvae", "taming"])
+    assert {said for said in found.left_out if "of another size" in said} == {
+        f"{label} is left out: it is of another size" for label in ("fsq", "titok", "llamagen", "theirs", "sqvae")
+    }
+    (theirs, sqvae) = (said for said in report.notes if "is set against no row" in said)
+    assert (": theirs is" in theirs, ": sqvae is" in sqvae) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("base", "said"), [("vqgam", "unknown group 'vqgam'.*did you mean vqgan"), ("nothing at all", "unknown group")]
 )
@@ -1017,7 +1029,7 @@ def test_every_file_says_what_was_tested_against_what(of_sizes: Report, tmp_path
     assert {label: line["psnr_tied"] for label, line in lines.items() if line["psnr_tied"]} == tied
     assert [lines[label]["size"] for label in ("rqvae", "fsq", "llamagen", "theirs")] == ["576.0", "610.0", "896.0", ""]
     (section,) = json.loads(text["json"])["sections"]
-    assert "comparisons" not in section
+    assert section["comparisons"] == {}
     assert [(found["size"], found.get("untested"), [*found["comparisons"]]) for found in section["sizes"]] == [
         (576.0, None, ["usage", "psnr"]), (610.0, None, ["usage", "psnr"]),
         (896.0, "no other row is of its size", []), (None, "it has no codes", []),

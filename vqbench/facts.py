@@ -109,6 +109,10 @@ class Facts:
             near = max(1, round(resolution / self.step)) * self.step
             what = f"{label} takes sides that are divisible by {self.step}, not {resolution}"
             raise UsageError(what, f"the nearest: {near}")
+        if resolution is None and self.sizes:
+            known = ", ".join(map(str, self.sizes))
+            what = f"{label} takes images of {known} px alone, and here each keeps its own size"
+            raise UsageError(what, "leave --protocol native out")
         if resolution is not None and self.sizes and resolution not in self.sizes:
             known = ", ".join(map(str, self.sizes))
             raise UsageError(f"{label} takes images of {known} px, not {resolution}", f"give it {self.sizes[0]}")

@@ -180,7 +180,7 @@ def _divisor(tokenizer: Codec) -> int:
 def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = "") -> None:
     if images.shape != expected:
         what = f"decode gave {tuple(images.shape)} for images {tuple(expected)}"
-        raise VQBenchError(what, "`vqbench check` shows what breaks it")
+        raise VQBenchError(what, "it must give back the size that it was given: mend it; `vqbench check` shows more")
     bad = (~torch.isfinite(images)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise VQBenchError(

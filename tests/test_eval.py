@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import Answer, Background, settings, typed, until
+from helpers.commands import REPOSITORY, Answer, Background, settings, typed, until
+from helpers.shared import SHARED
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import stats
@@ -22,6 +24,8 @@ from scipy import stats
 import vqbench
 
 METRICS = ("--metrics", "psnr,usage")
+EXAMPLE = REPOSITORY / "docs" / "examples" / "nbx_vqvae.py"
+NBX, NATURAL = SHARED / "weights" / "nbx_vqvae.pt", SHARED / "data" / "natural256.tar"
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +401,35 @@ def test_small_mistakes_have_small_answers(trained: Path, images: Path, tmp_path
         idle = typed(*words)
         assert (idle.code, "leave" in idle.err) == (2, True), idle.err
     assert evaluated(own, "--as", "taming", images=images, runs=runs).code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (NBX.is_file() and NATURAL.is_file()), reason=f"{NBX} or {NATURAL} is not there")
+def test_every_door_in_one_command(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published network, a folder of diffusers, reconstructions and two seeds of ours: one table and one page."""
+    from diffusers import VQModel
+
+    monkeypatch.setenv("NBX_VQVAE", str(NBX))
+    with tarfile.open(NATURAL) as archive:
+        archive.extractall(tmp_path / "natural", filter="data")
+    (originals,) = (tmp_path / "natural").iterdir()
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    VQModel(**blocks, block_out_channels=(32, 64), latent_channels=4, num_vq_embeddings=64).save_pretrained(
+        tmp_path / "theirs"
+    )
+    shutil.copytree(originals, tmp_path / "made")
+    own = [cell(trained, f"vqgan-*-s{seed}") for seed in (0, 1)]
+    sources = (f"{EXAMPLE}:tokenizer", tmp_path / "theirs", f"images:{tmp_path / 'made'},{originals}", *own)
+    some = ("--resolution", 256, "--validation-images", 4, "--runs", tmp_path / "runs", "--name", "doors", *METRICS)
+    answer = typed("eval", *sources, "--dataset", f"folder:{originals}", *some, "--json", VQBENCH_PAGE="1")
+    assert answer.code == 0, answer.err
+    assert "all 500 images are scored" in answer.err
+    label = answer.objects[-1]["method"]
+    names = ["nbx_vqvae", "theirs", "made", label, label]
+    assert [(row["method"], row["state"]) for row in answer.objects] == [(name, "done") for name in names]
+    assert [row["seed"] for row in answer.objects[-2:]] == [0, 1]
+    page = (tmp_path / "runs" / "doors" / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in names)
+    table = _report(tmp_path / "runs" / "doors", tmp_path / "out")
+    assert table["n"].to_dict() == {"nbx_vqvae": 1, "theirs": 1, "made": 1, label: 2}

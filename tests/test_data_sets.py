@@ -137,7 +137,7 @@ def test_celebahq_by_the_partition_of_celeba(tmp_path: Path) -> None:
     originals = {n: 1000 - n for n in NUMBERS}
     write_mapping(root / "CelebAMask-HQ" / "CelebA-HQ-to-CelebA-mapping.txt", originals)
     assert open_dataset("celebahq", 32, root).protocol_name.startswith("celebahq-hash90")
-    note = open_dataset("celebahq", 32, root).notes[0]
+    note = open_dataset("celebahq", 32, root).notes[1]
     assert "for CelebA's partition, list_eval_partition.txt must lie beside the images" in note
     write_partition(root / "celeba" / "list_eval_partition.txt", {originals[n]: n % 3 for n in NUMBERS})
     dataset = open_dataset("celebahq", 32, root)
@@ -600,6 +600,11 @@ def test_other_rules_and_another_split_leave_what_is_cut(brats: Path, tmp_path: 
         assert dataset.validation.load(0).shape == (64, 64, channels)
         assert "padded with 0 to a square" in dataset.split_rule
         assert list(dataset.train.groups) == [name.split("-")[2] for name in dataset.train.ids]
+        as_it_is = open_dataset(reference, max(BRAIN[:2]), brats, split_list=listed, channels=channels).validation
+        share = np.mean([as_it_is.load(i) == 0 for i in range(5)])
+        assert any(
+            f"validation: 5 slices of 1 case of 1 subject; {100 * share:.1f} % of" in note for note in dataset.notes
+        )
         assert "5 of 5 validation images have a short side below 64 px" in dataset.small_images
     root = write_celeba(tmp_path, {1: 0, 2: 0, 3: 1})
     listed.write_text("000001.jpg")
@@ -610,6 +615,48 @@ def test_other_rules_and_another_split_leave_what_is_cut(brats: Path, tmp_path: 
     assert dataset.protocol_name.startswith("celeba-crop140-list-")
     with pytest.raises(UsageError, match="is not in lsun:bedroom"):
         open_dataset("lsun:bedroom", 32, write_lsun(tmp_path, train=2, validation=1), split_list=listed)
+
+
+def anew(dataset: Dataset, tmp_path: Path, count: int = 5) -> Dataset:
+    """The same set, split by a list of training images."""
+    listed = tmp_path / "validation.txt"
+    listed.write_text("\n".join(dataset.train.ids[:count]))
+    return open_dataset(dataset.reference, dataset.resolution, tmp_path, split_list=listed)
+
+
+def test_another_split_takes_nothing_else_from_what_is_said(tmp_path: Path) -> None:
+    """What is not here, what is not used and how images are read is so whatever the split."""
+    root = write_celebahq(tmp_path, NUMBERS)
+    write_mapping(tmp_path / "CelebAMask-HQ" / "CelebA-HQ-to-CelebA-mapping.txt", {n: n + 1 for n in NUMBERS})
+    write_partition(tmp_path / "celeba" / "list_eval_partition.txt", {n + 1: n % 3 for n in NUMBERS})
+    write_photograph(tmp_path / "CelebAMask-HQ" / "CelebA-HQ-img" / "cat.jpg", 0)
+    hq = anew(open_dataset("celebahq", 32, root), tmp_path)
+    assert hq.notes[1:-1] == (
+        "13 images are of CelebA's test side and are not used",
+        "40 of the 30,000 images are here: 22 train and 5 validation",
+    )
+    assert hq.notes[0].startswith("1 images in")
+    assert hq.notes[-1] == "split by validation.txt: 5 images are validation, the other 22 are trained on"
+    shutil.rmtree(tmp_path / "CelebAMask-HQ")
+    alone = open_dataset("celebahq", 32, write_celebahq(tmp_path, NUMBERS))
+    assert any("split by hash of the number" in note for note in alone.notes)
+    listed = anew(alone, tmp_path)
+    assert any("40 of the 30,000 images are here" in note for note in listed.notes)
+    assert not any("by hash" in note for note in listed.notes)
+
+    celeba = anew(open_dataset("celeba:140", 32, write_celeba(tmp_path, {n: n % 3 for n in range(1, 31)})), tmp_path, 2)
+    assert celeba.notes[:-1] == (
+        "30 of the 202,599 images are here: 18 train and 2 validation",
+        "10 images are of CelebA's test side and are not used",
+    )
+    own = open_dataset("coco", 64, write_coco(tmp_path, 7, 3))
+    coco = anew(own, tmp_path)
+    assert coco.notes[0] == "10 of the 123,287 images are here: 5 train and 5 validation"
+    assert (coco.licence, coco.reading, bool(coco.small_images)) == (own.licence, own.reading, True)
+
+    scored = open_dataset("celeba:140", 32, tmp_path, score_all=True)
+    assert scored.notes[0] == "30 of the 202,599 images are here: 0 train and 20 validation"
+    assert "the middle 140×140 pixels are cut out" in scored.split_rule
 
 
 # used

@@ -133,6 +133,10 @@ def test_a_subset_is_the_same_in_every_layout(kind: str, roots: dict[str, Path],
     sha256 = hashlib.sha256(listed.read_bytes()).hexdigest()
     assert dataset.protocol_name == f"imagenet-some-{sha256[:12]}-part-40-10"
     assert sha256 in dataset.split_rule
+    (tmp_path / "list.txt").write_text(dataset.train.ids[0])
+    anew = open_dataset(dataset.reference, 32, roots[kind], split_list=tmp_path / "list.txt")
+    assert sha256 in anew.split_rule
+    assert anew.notes[:-2] == dataset.notes[:-1]
     assert {name[:9] for name in dataset.train.ids} == {"n01440764", "n03440764"}
     assert (len(dataset.train), len(dataset.validation), dataset.reference) == (40, 10, f"imagenet:{listed}")
 
@@ -449,6 +453,9 @@ def test_splits_are_read_from_the_names_of_shards(
     assert dataset.protocol_name == f"hf-set-{word}"
     assert "1 of 2 shards train-… are here" in dataset.notes
     assert ("5 images of other splits are not used" in dataset.notes) == (len(splits) == 3)
+    (tmp_path / "list.txt").write_text(f"{sides[0]}3.jpg")
+    listed = open_dataset(f"hf:{tmp_path}/set", 16, split_list=tmp_path / "list.txt")
+    assert listed.notes[:-1] == dataset.notes
 
 
 def test_rows_that_share_paths_are_named_by_number(tmp_path: Path) -> None:

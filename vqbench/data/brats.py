@@ -155,15 +155,10 @@ class _Side:
         channels = [_GreyImages(slices, self.subjects, resolution, crop) for slices in self.modalities]
         return _Channels(channels) if self.wanted == ALL else channels[0]
 
-    def note(self) -> str:
-        """How much there is, and how much of it is background."""
-        background = np.mean([slices.background() for slices in self.modalities], dtype=np.float64)
-        subjects = len({case.subject for case in self.cases})
-        return (
-            f"{self.name}: {counted(len(self.ids), 'slice')} of {counted(len(self.cases), 'case')} of "
-            f"{counted(subjects, 'subject')}; "
-            f"{100 * background:.1f} % of their pixels are background"
-        )
+    def background(self) -> dict[str, float]:
+        """Id → share of the pixels of a slice that are 0, mean over what is read of it."""
+        shares = np.mean([slices.background() for slices in self.modalities], axis=0, dtype=np.float64)
+        return dict(zip(self.ids, shares.tolist(), strict=True))
 
 
 @DATASETS.register("brats")
@@ -198,16 +193,23 @@ class BraTS(Dataset):
         self.validation = validation.images(resolution, crop=True)
         self.train_digest = self.train.contents()
         self.protocol_name = f"{_COLLECTIONS.get(collection, collection.lower())}-{argument}-axial"
-        self._cut = f"{RULE}."
+        self.whatever_split = f"{RULE}."
         if argument == ALL:
-            self._cut += f" Channels are {', '.join(wanted)}; a slice is used where it is kept in each."
-        self.split_rule = f"A subject, with all its visits, is validation where {_BY_SUBJECT}. {self._cut}"
-        self.split_notes = (train.note(), validation.note())
+            self.whatever_split += f" Channels are {', '.join(wanted)}; a slice is used where it is kept in each."
+        self.split_rule = f"A subject, with all its visits, is validation where {_BY_SUBJECT}. {self.whatever_split}"
+        self._background = train.background() | validation.background()
 
-    def split_by(self, file: Path) -> None:
-        """As any dataset does; slices stay what they were."""
-        super().split_by(file)
-        self.split_rule += f" {self._cut}"
+    def say_split(self) -> None:
+        """As any dataset does; and how much there is on each side, and how much of it is background."""
+        super().say_split()
+        for name, images in (("train", self.train), ("validation", self.validation)):
+            if not len(images):
+                continue
+            cases = {slice_id.rpartition("-z")[0] for slice_id in images.ids}
+            amount = f"{counted(len(images), 'slice')} of {counted(len(cases), 'case')}"
+            subjects = counted(len(set(images.groups)), "subject")
+            background = 100 * np.mean([self._background[slice_id] for slice_id in images.ids])
+            self.notes += (f"{name}: {amount} of {subjects}; {background:.1f} % of their pixels are background",)
 
 
 def _modalities(argument: str) -> tuple[str, ...]:

@@ -98,15 +98,11 @@ class CelebA(Dataset):
         self.train = EncodedImages(squares, resolution, crop=False)
         self.validation = EncodedImages(_MiddleSquares(validation, int(argument)), resolution, crop=True)
         self.train_digest = squares.digest()
-        self._cut = (
+        self.whatever_split = (
             f"Of each image of {_WIDTH}×{_HEIGHT} the middle {argument}×{argument} pixels are cut out before resizing."
         )
-        self.split_rule = f"CelebA's {PARTITION}: 0 is trained on, 1 is validation, 2 (test) is not used. {self._cut}"
-
-    def split_by(self, file: Path) -> None:
-        """As any dataset does; what is cut out stays what it was."""
-        super().split_by(file)
-        self.split_rule += f" {self._cut}"
+        rule = f"CelebA's {PARTITION}: 0 is trained on, 1 is validation, 2 (test) is not used."
+        self.split_rule = f"{rule} {self.whatever_split}"
 
     def _split(self, root: Path) -> tuple[list[ImageFile], list[ImageFile]]:
         folder = first_folder(root / "celeba" / _FOLDER, root / _FOLDER)
@@ -133,5 +129,7 @@ class CelebA(Dataset):
         self.protocol_name = f"{self.slug}{share_of(len(listed), _TOTAL)}"
         if len(listed) != _TOTAL:
             state = f"{len(listed):,} of the {_TOTAL:,} images are here"
-            self.split_notes = (f"{state}: {{train}} train and {{validation}} validation",)
+            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        if test := len(listed) - len(train) - len(validation):
+            self.notes += (f"{test:,} images are of CelebA's test side and are not used",)
         return in_order(files, train), in_order(files, validation)

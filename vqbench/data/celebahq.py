@@ -46,13 +46,10 @@ class CelebAHQ(Dataset):
             if not part:
                 what = f"{len(files)} CelebA-HQ images are here, none of them for {side}. {self.split_rule}"
                 raise UsageError(what, _GET)
-        count = len(train) + len(validation)
         self.protocol_name += share_of(len(files), _TOTAL)
         if len(files) != _TOTAL:
             state = f"{len(files):,} of the {_TOTAL:,} images are here"
-            self.split_notes += (f"{state}: {{train}} train and {{validation}} validation",)
-        elif count != len(files):
-            self.split_notes += (f"{len(files) - count:,} images are of CelebA's test side and are not used",)
+            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
         self.train_digest = contents_digest(train)
@@ -105,6 +102,8 @@ class CelebAHQ(Dataset):
             self.protocol_name = "celebahq-partition"
             by_side = {n: sides[originals[n]] for n in files}
             train, validation = ([n for n in files if by_side[n] == side] for side in (TRAIN, VALIDATION))
+            if test := len(files) - len(train) - len(validation):
+                self.notes += (f"{test:,} images are of CelebA's test side and are not used",)
             return in_order(files, train), in_order(files, validation)
         lacks = " and ".join(name for name, file in ((_MAPPING, mapping), (PARTITION, partition)) if file is None)
         self.split_rule = "An image is validation where the sha256 of its number in five digits is 0 modulo 10."

@@ -33,7 +33,7 @@ class COCO(Dataset):
         self.protocol_name = f"coco2017{share_of(count, total)}"
         if count != total:
             state = f"{count:,} of the {total:,} images are here"
-            self.split_notes = (f"{state}: {{train}} train and {{validation}} validation",)
+            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
         self.split_rule = "train2017 is trained on, val2017 is validation."
         self.train = FileImages(train, resolution, crop=False, reading=_READING)
         self.validation = FileImages(validation, resolution, crop=True, reading=_READING)

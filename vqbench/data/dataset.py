@@ -310,6 +310,7 @@ class Cropped(Images):
 
     def __init__(self, images: Images, resolution: int) -> None:
         self.images, self.resolution, self.ids, self.reading = images, resolution, images.ids, images.reading
+        self.groups = images.groups
         self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
 
     def load(self, i: int) -> Pixels:
@@ -465,14 +466,16 @@ class Dataset(ABC):
     validation: Images
     """(R, R, C) each."""
     notes: tuple[str, ...] = ()
-    """What must be said aloud whenever numbers on this dataset are shown."""
+    """What must be said aloud whenever numbers on this dataset are shown. In it "{train}" and "{validation}" become the
+    numbers of images of both sides, without those that are left out."""
     split_notes: tuple[str, ...] = ()
-    """The same of its own split, not said where another takes its place. In them "{train}" and "{validation}" become
-    the numbers of images of both sides, without those that are left out."""
+    """The same of its own split, not said where another takes its place."""
     protocol_name: str
     """Dataset and split in one word; part of the protocol's name."""
     split_rule: str
     """One sentence."""
+    whatever_split: str = ""
+    """The end of `split_rule` that is so of any split: what is cut out of images, of which classes they are."""
     train_digest: str
     """sha256 over the training items as far as it can be had without decoding; the same on every machine."""
     own_digest: str = ""
@@ -567,13 +570,16 @@ class Dataset(ABC):
         self.validation, self.train = Cropped(Chosen(whole, validation), self.resolution), Chosen(whole, train)
         self.train_digest = digest_of(whole.contents(), "without", listed.sha256)
         self.protocol_name = f"{self.slug}-list-{listed.sha256[:8]}"
-        self.split_rule = (
+        self._split_anew(
             f"The {len(held):,} images that a list of sha256 {listed.sha256} names are validation, all others are "
-            "trained on."
-        )
-        self.split_notes = (
+            "trained on.",
             f"split by {file.name}: {{validation}} images are validation, the other {{train}} are trained on",
         )
+
+    def _split_anew(self, rule: str, note: str) -> None:
+        """Say of another split than its own what is said of a split; what is so of the images whatever it is stays."""
+        self.split_rule = f"{rule} {self.whatever_split}".rstrip()
+        self.split_notes = (note,)
 
     def _whole(self) -> tuple[Joined, list[int]]:
         """The images of both sides, not cropped where they are decoded; and their positions in the order of ids."""
@@ -587,8 +593,10 @@ class Dataset(ABC):
         self.validation, self.train = Cropped(Chosen(whole, by_id), self.resolution), Part(whole, [])
         self.train_digest = digest_of("nothing is trained on")
         self.protocol_name = f"{self.slug}-all"
-        self.split_rule = "All images are validation, and none is trained on."
-        self.split_notes = ("all {validation} images are scored, and none is left to train on",)
+        self._split_anew(
+            "All images are validation, and none is trained on.",
+            "all {validation} images are scored, and none is left to train on",
+        )
 
     def leave_out_small(self, when: str = "") -> None:
         """Keep the images that need not be enlarged, where the reading leaves out the others.
@@ -614,12 +622,12 @@ class Dataset(ABC):
             self._say_small(self.reading)
 
     def say_split(self) -> None:
-        """Take up what is to be said of the split."""
-        sides = {"{train}": len(self.train), "{validation}": len(self.validation)}
-        for note in self.split_notes:
-            for side, count in sides.items():
-                note = note.replace(side, f"{count:,}")
-            self.notes += (note,)
+        """Take up what is to be said of the split, and how many images are on each side of it."""
+        train, validation = f"{len(self.train):,}", f"{len(self.validation):,}"
+        self.notes = tuple(
+            note.replace("{train}", train).replace("{validation}", validation)
+            for note in (*self.notes, *self.split_notes)
+        )
 
     def _say_small(self, reading: Reading, when: str = "") -> dict[str, NDArray[np.bool_]]:
         """Which images of each side are smaller than they are resized to."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vqbench.data.dataset import Dataset
 from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
+from vqbench.data.layout import share_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -82,16 +83,14 @@ class FFHQ(Dataset):
 
     def _name_split(self, files: dict[int, ImageFile], official: bool) -> None:
         count = len(files)
-        state = f"{count:,} of the {_TOTAL:,} ids are here"
-        if official and count == _TOTAL:
-            self.protocol_name = "ffhq"
-        elif official:
-            self.protocol_name = f"ffhq-{count}-of-{_TOTAL}"
-            self.split_notes += (f"{state}: official split, {{train}} train and {{validation}} validation",)
+        if count != _TOTAL:
+            state = f"{count:,} of the {_TOTAL:,} ids are here"
+            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        if official:
+            self.protocol_name = f"ffhq{share_of(count, _TOTAL)}"
         else:
             self.protocol_name = f"ffhq-6to1-of-{count}"
-            split = "split 6:1 by id (id % 7 == 6 is validation), {train} train and {validation} validation"
-            self.split_notes += (f"{state}, none reaches 60000: {split}",)
+            self.split_notes += ("no id reaches 60000: split 6:1 by id (id % 7 == 6 is validation)",)
 
     @staticmethod
     def _renamed(number: int, file: ImageFile) -> ImageFile:

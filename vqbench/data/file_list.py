@@ -6,18 +6,17 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from vqbench.data.dataset import Dataset, path_safe
+from vqbench.data.dataset import path_safe
 from vqbench.data.decode import SUFFIXES
-from vqbench.data.encoded import EncodedImages
 from vqbench.data.files import Files, FoundFiles, absolute
-from vqbench.data.index import TRAIN, VALIDATION, make_index
-from vqbench.data.source_shards import BY_HASH, split_of
+from vqbench.data.index import make_index
+from vqbench.data.source_shards import SplitByNames, split_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
 
 @DATASETS.register("files")
-class FileList(Dataset):
+class FileList(SplitByNames):
     """Image files that a text file names, one a line (files:LIST.txt; a split by hash)."""
 
     takes_argument: ClassVar[str] = "LIST.txt"
@@ -32,14 +31,7 @@ class FileList(Dataset):
             found.add(_from(root, name))
         found.whole()
         split = split_of(found.names)
-        index = make_index(found, found.names, split.sides)
-        train, validation = Files(index, TRAIN), Files(index, VALIDATION)
-        self.train = EncodedImages(train, resolution, crop=False)
-        self.validation = EncodedImages(validation, resolution, crop=True)
-        self.train_digest = train.digest()
-        self.has_own_split = split.word != BY_HASH
-        self.protocol_name, self.split_rule = f"{self.slug}-{split.word}", split.rule
-        self.split_notes = tuple(split.notes)
+        self.give_sides(make_index(found, found.names, split.sides, split.facts()), Files)
 
 
 def _from(root: Path, name: str) -> str:

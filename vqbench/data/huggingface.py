@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vqbench.data.dataset import Dataset, path_safe
-from vqbench.data.encoded import EncodedImages
+from vqbench.data.dataset import path_safe
 from vqbench.data.files import absolute
-from vqbench.data.index import TRAIN, VALIDATION, Index, kept_index, make_index
+from vqbench.data.index import Index, kept_index, make_index
 from vqbench.data.parquet import FoundRows, Rows
-from vqbench.data.source_shards import BY_HASH, missing_shards, side_named, split_of, states_of
+from vqbench.data.source_shards import SplitByNames, missing_shards, side_named, split_of, states_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -19,7 +18,7 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
 @DATASETS.register("hf")
-class HuggingFace(Dataset):
+class HuggingFace(SplitByNames):
     """Parquet or Arrow files of `datasets` (hf:PATH; their train and validation splits, or a split by hash)."""
 
     takes_argument: ClassVar[str] = "PATH"
@@ -44,14 +43,8 @@ class HuggingFace(Dataset):
             return make_index(found, ids, split.sides, split.facts() | {"remarks": remarks})
 
         index = kept_index(("hf", str(root)), make, states_of(shards))
-        facts = index.facts
-        train, validation = Rows(index, TRAIN), Rows(index, VALIDATION)
-        self.train = EncodedImages(train, resolution, crop=False)
-        self.validation = EncodedImages(validation, resolution, crop=True)
-        self.train_digest = train.digest()
-        self.has_own_split = facts["word"] != BY_HASH
-        self.protocol_name = f"{self.slug}-{facts['word']}"
-        self.split_rule, self.split_notes, self.notes = facts["rule"], tuple(facts["notes"]), tuple(facts["remarks"])
+        self.notes = tuple(index.facts["remarks"])
+        self.give_sides(index, Rows)
 
 
 def row_files(root: Path) -> list[str]:

@@ -100,9 +100,10 @@ class ImageNet(Dataset):
             self.reference = f"imagenet:{subset.path}"
             self.slug = f"imagenet-{path_safe(subset.path.stem)}"
             self.protocol_name = f"{self.slug}-{subset.sha256[:12]}"
-            self.split_rule += (
-                f" Of the classes, the {len(subset.synsets)} are kept that a file of sha256 {subset.sha256} lists."
+            self.whatever_split = (
+                f"Of the classes, the {len(subset.synsets)} are kept that a file of sha256 {subset.sha256} lists."
             )
+            self.split_rule += f" {self.whatever_split}"
             expected = {TRAIN: counts[TRAIN], VALIDATION: 50 * len(subset.synsets)}
         else:
             self.protocol_name = "imagenet"

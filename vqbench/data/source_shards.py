@@ -5,14 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError
-from vqbench.data.encoded import unreadable
+from vqbench.data.encoded import EncodedImages, unreadable
 from vqbench.data.folder import is_validation
-from vqbench.data.index import TRAIN, VALIDATION, State, state_of
+from vqbench.data.index import TRAIN, VALIDATION, Index, IndexedImages, State, state_of
 from vqbench.errors import UsageError
 
 TEST = "test"
@@ -133,3 +134,21 @@ class Split:
     def facts(self) -> dict[str, Any]:
         """What an index keeps of it."""
         return {"word": self.word, "rule": self.rule, "notes": self.notes}
+
+
+class SplitByNames(Dataset):
+    """A dataset whose sides are what `split_of` has found: as names say, or by hash."""
+
+    def give_sides(self, index: Index, reader: Callable[[Index, str], IndexedImages]) -> None:
+        """Take both sides of an index, and what its facts (`Split.facts`) say of the split; `slug` is set before."""
+        train, validation = reader(index, TRAIN), reader(index, VALIDATION)
+        self.train = EncodedImages(train, self.resolution, crop=False)
+        self.validation = EncodedImages(validation, self.resolution, crop=True)
+        self.train_digest = train.digest()
+        word, notes = index.facts["word"], tuple(index.facts["notes"])
+        self.has_own_split = word != BY_HASH
+        self.protocol_name, self.split_rule = f"{self.slug}-{word}", index.facts["rule"]
+        if self.has_own_split:  # which images are not used is so with a list, too
+            self.notes += notes
+        else:
+            self.split_notes = notes

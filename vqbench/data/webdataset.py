@@ -6,18 +6,17 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from vqbench.data.dataset import Dataset, path_safe
-from vqbench.data.encoded import EncodedImages
+from vqbench.data.dataset import path_safe
 from vqbench.data.files import absolute
-from vqbench.data.index import TRAIN, VALIDATION, Index, kept_index, make_index
-from vqbench.data.source_shards import BY_HASH, matching, split_of, states_of
+from vqbench.data.index import Index, kept_index, make_index
+from vqbench.data.source_shards import SplitByNames, matching, split_of, states_of
 from vqbench.data.tars import FoundMembers, Members
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
 
 @DATASETS.register("wds")
-class WebDataset(Dataset):
+class WebDataset(SplitByNames):
     """Images in plain tars (wds:GLOB; train and val in the names of the tars, or a split by hash)."""
 
     takes_argument: ClassVar[str] = "GLOB"
@@ -40,12 +39,4 @@ class WebDataset(Dataset):
             split = split_of(found.names, found.shard_of, places)
             return make_index(found, found.names, split.sides, split.facts())
 
-        index = kept_index(("wds", pattern), make, states_of(shards))
-        facts = index.facts
-        train, validation = Members(index, TRAIN), Members(index, VALIDATION)
-        self.train = EncodedImages(train, resolution, crop=False)
-        self.validation = EncodedImages(validation, resolution, crop=True)
-        self.train_digest = train.digest()
-        self.has_own_split = facts["word"] != BY_HASH
-        self.protocol_name = f"{self.slug}-{facts['word']}"
-        self.split_rule, self.split_notes = facts["rule"], tuple(facts["notes"])
+        self.give_sides(kept_index(("wds", pattern), make, states_of(shards)), Members)

@@ -34,7 +34,7 @@ from vqbench.data.decode import ImageFileError, Reading, decode_image
 from vqbench.data.files import FileImages, contents_digest, list_images
 from vqbench.data.kept import Making
 from vqbench.data.names import Names, PickedNames
-from vqbench.data.prepare import is_cached, prepare_train, prepare_validation
+from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 
@@ -624,6 +624,55 @@ def test_rows_are_kept_in_the_order_in_which_they_lie(
         assert kept.measure(i) == direct.measure(i)
     (line, _) = verify_kept(dataset, own_home, ("train", "train"), form, lambda *_: None)
     assert "as their files are" in line
+
+
+def test_validation_rows_are_read_as_they_lie_and_kept_by_their_ids(
+    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is chosen or cropped of them: each group of rows is read once, and the array is the one of a folder."""
+    order = np.random.default_rng(0).permutation(150)
+    names = [f"{'train' if number < 75 else 'val'}/{number:03d}.jpg" for number in order]
+    for side in ("train", "val"):
+        images = {name: layouts.jpeg(int(name[-7:-4])) for name in names if name.startswith(side)}
+        layouts.parquet(tmp_path / "rows" / f"{side}.parquet", list(images), list(images.values()))
+        for name, data in images.items():
+            layouts.write(tmp_path / "tree" / name, data)
+    (tmp_path / "list.txt").write_text("\n".join(sorted(names[3:])))
+    read: list[tuple[int, int]] = []
+    real = parquet._Table.group
+
+    def counted(table: Any, number: int, *more: Any) -> Any:
+        read.append((id(table), number))
+        return real(table, number, *more)
+
+    monkeypatch.setattr(parquet._Table, "group", counted)
+    for module in ("kept", "prepare"):
+        monkeypatch.setattr(f"vqbench.data.{module}.cores", lambda: 1)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"split_list": tmp_path / "list.txt"},
+        {"holdout": 0.9},
+        {"validation_images": 70},
+    ]
+    for asked in ways:
+        rows = DataReference(f"hf:{tmp_path}/rows", **asked).open(16)
+        tree = DataReference(f"folder:{tmp_path}/tree", **asked).open(16)
+        read.clear()
+        kept = prepare_validation(rows, own_home)
+        assert len(read) <= len(set(read)) + 1, asked
+        assert kept.digest == prepare_validation(tree, own_home).digest
+        (line,) = verify_kept(rows, own_home, ("validation",), "", lambda *_: None)
+        assert "as their files are" in line
+        read.clear()
+        verify(rows.validation)
+        assert len(read) <= len(set(read)) + 1, asked
+    own = DataReference(f"hf:{tmp_path}/rows").open(16)
+    (pixels,) = (path for path in own_home.rglob("hf-*/pixels.bin") if path.stat().st_size == 75 * 16 * 16 * 3)
+    changed = bytearray(pixels.read_bytes())
+    changed[70 * 16 * 16 * 3] ^= 1
+    pixels.write_bytes(changed)
+    with pytest.raises(UsageError, match="has other bytes than were written"):
+        verify_kept(own, own_home, ("validation",), "", lambda *_: None)
 
 
 def test_rows_of_both_sides_lie_in_an_order_too(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -305,24 +305,52 @@ class Joined(Images):
         return np.concatenate([first, second + len(self.first)])
 
 
-class Cropped(Images):
+class Changed(Images):
+    """The images of another sequence, changed when they are loaded. What a subclass does not say is as it is there."""
+
+    def __init__(self, images: Images, key: str) -> None:
+        self.images, self.ids, self.content_key = images, images.ids, key
+        # of a plugin, which may give a class of its own
+        self.groups, self.reading = getattr(images, "groups", ()), getattr(images, "reading", None)
+
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i` before decoding, and so before the change."""
+        return self.images.encoded(i) if isinstance(self.images, Images) else None
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`."""
+        return self.images.measure(i)
+
+    def stored_order(self) -> NDArray[np.int64] | None:
+        """As the other images lie."""
+        return self.images.stored_order() if isinstance(self.images, Images) else None
+
+    def contents(self) -> str:
+        """Of the other images, before the change."""
+        return self.images.contents()
+
+    def short_side(self, i: int) -> int:
+        """Of image `i` as it is stored."""
+        return self.images.short_side(i)
+
+    def short_sides(self) -> NDArray[np.int32]:
+        """(N,) of the images as they are stored."""
+        return self.images.short_sides()
+
+
+class Cropped(Changed):
     """Images whose middle square is kept."""
 
     def __init__(self, images: Images, resolution: int) -> None:
-        self.images, self.resolution, self.ids, self.reading = images, resolution, images.ids, images.reading
-        self.groups = images.groups
-        self.content_key = digest_of(images.content_key, "centre crop") if images.content_key else ""
+        super().__init__(images, digest_of(images.content_key, "centre crop") if images.content_key else "")
+        self.resolution = resolution
 
     def load(self, i: int) -> Pixels:
         """The middle (R, R, C) of image `i`."""
         return centre_crop(self.images.load(i), self.resolution, self.reading)
 
-    def encoded(self, i: int) -> bytes | None:
-        """Image `i` before decoding, and so before the crop."""
-        return self.images.encoded(i)
-
     def decode(self, i: int, encoded: bytes) -> Pixels:
-        """The middle (R, R, 3) of image `i`, of these bytes."""
+        """The middle (R, R, C) of image `i`, of these bytes."""
         return centre_crop(self.images.decode(i, encoded), self.resolution, self.reading)
 
     def measure(self, i: int) -> tuple[int, int]:
@@ -335,26 +363,13 @@ class Cropped(Images):
         images = self.images.read_as(reading, crop=False)
         return Cropped(images, self.resolution) if crop else images
 
-    def contents(self) -> str:
-        """Of the images, whole."""
-        return self.images.contents()
 
-    def short_side(self, i: int) -> int:
-        """Of image `i`, whole."""
-        return self.images.short_side(i)
-
-    def short_sides(self) -> NDArray[np.int32]:
-        """(N,) of the images, whole."""
-        return self.images.short_sides()
-
-
-class Reencoded(Images):
+class Reencoded(Changed):
     """Images as JPEG makes them: what is lost in a smaller cache, whether or not there is one."""
 
     def __init__(self, images: Images, quality: int) -> None:
-        self.images, self.quality, self.ids, self.reading = images, quality, images.ids, images.reading
-        self.groups = getattr(images, "groups", ())
-        self.content_key = digest_of(images.content_key, "JPEG", quality) if images.content_key else ""
+        super().__init__(images, digest_of(images.content_key, "JPEG", quality) if images.content_key else "")
+        self.quality = quality
 
     def load(self, i: int) -> Pixels:
         """Image `i`, encoded and decoded again."""
@@ -382,30 +397,17 @@ class Reencoded(Images):
             pixels = np.asarray(image)
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i`."""
-        return self.images.measure(i)
 
-    def stored_order(self) -> NDArray[np.int64] | None:
-        """As the images that are encoded anew lie."""
-        return self.images.stored_order()
-
-
-class Looked(Images):
+class Looked(Changed):
     """The images of a plugin, each looked at when it is loaded: bytes of another kind would become wrong pixels."""
 
     def __init__(self, images: Images, resolution: int, is_square: bool, channels: int = 3) -> None:
-        self.images, self.resolution, self.is_square, self.channels = images, resolution, is_square, channels
-        self.ids, self.groups, self.content_key = images.ids, getattr(images, "groups", ()), images.content_key
-        self.reading = getattr(images, "reading", None)
+        super().__init__(images, images.content_key)
+        self.resolution, self.is_square, self.channels = resolution, is_square, channels
 
     def load(self, i: int) -> Pixels:
         """Image `i`. Raises UsageError unless it is uint8 (H, W, C) with sides and channels as `Dataset` says."""
         return self._looked_at(i, self.images.load(i))
-
-    def encoded(self, i: int) -> bytes | None:
-        """Image `i` before decoding, where the plugin has such a thing."""
-        return self.images.encoded(i) if isinstance(self.images, Images) else None
 
     def decode(self, i: int, encoded: bytes) -> Pixels:
         """Image `i` of these bytes. Raises UsageError as `load` does."""
@@ -422,26 +424,10 @@ class Looked(Images):
             raise UsageError(f"image {self.ids[i]} is {kind} of shape {shape}, not uint8 of shape {wanted}", _SEE)
         return pixels
 
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i`."""
-        return self.images.measure(i)
-
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """The plugin's, read so."""
         channels = 1 if reading.channels == 1 else self.channels
         return Looked(self.images.read_as(reading, crop), self.resolution, is_square=crop, channels=channels)
-
-    def contents(self) -> str:
-        """The plugin's."""
-        return self.images.contents()
-
-    def short_side(self, i: int) -> int:
-        """The plugin's."""
-        return self.images.short_side(i)
-
-    def short_sides(self) -> NDArray[np.int32]:
-        """The plugin's."""
-        return self.images.short_sides()
 
 
 class Dataset(ABC):

@@ -166,14 +166,15 @@ class Kept:
 
     def __init__(self, dataset: Dataset, side: Side, images: Images, kind: Kind, home: Path) -> None:
         self.dataset, self.side, self.kind, self.home = dataset, side, kind, home
-        self.order = images.stored_order() if side == "train" else None  # validation images are one array, by their ids
+        self.order = images.stored_order()
         self.given = images
         self.images = images if self.order is None else _ordered(images, self.order)
         """In the order in which they lie in shards: that of the source, where any other would cost it much more."""
         R, C = dataset.resolution, dataset.channels
         self.is_whole = images.reading is not None and images.reading.whole
+        # validation images are one array by their ids, whatever the order in which they are read
         fixed = R * R * C if side == "validation" and not self.is_whole else 0
-        self.layout = Layout.of(len(images), fixed)
+        self.layout = Layout.of(len(images), fixed, self.order if fixed else None)
         self.prefix = f"{dataset.slug}-{R}px-{side}-"
         read = sorted(images.reading.differences.items()) if images.reading is not None else []
         key = digest_of(VERSION, kind, side, R, C, self.images.content_key, *read)[:24]
@@ -268,14 +269,13 @@ class Kept:
         """(N, R, R, C), or each at its own size: what a folder holds of validation images, mapped."""
         R = self.dataset.resolution
         if self.is_whole:
-            shards = Shards(folder, self.layout)
-            kept = CachedImages(shards, self.images.ids, self.dataset.channels)
-            return WholeImages([shards.size_of(i) for i in range(len(kept))], self.dataset.channels, kept.load)
+            kept = self.images_of(Shards(folder, self.layout))
+            return WholeImages([kept.measure(i) for i in range(len(kept))], self.dataset.channels, kept.load)
         return np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(self.images), R, R, self.dataset.channels))
 
     def digest(self, folder: Path | None = None) -> str:
         """`pixels_digest` of what a folder, or else this one, holds of validation images."""
-        return pixels_digest(self.validation_pixels(folder or self.folder), self.images.ids)
+        return pixels_digest(self.validation_pixels(folder or self.folder), self.given.ids)
 
 
 def _ordered(images: Images, order: NDArray[np.int64]) -> Images:

@@ -236,7 +236,8 @@ def is_reencoded(images: Any) -> bool:
 
 def verify(images: Images, progress: Advance | None = None) -> None:
     """Decode every image once and keep none of it. Raises UsageError like `prepare_validation`."""
-    for _ in decode_or_name(images, progress):
+    order = images.stored_order()
+    for _ in decode_or_name(images if order is None else Part(images, order), progress):
         pass
 
 

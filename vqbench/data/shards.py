@@ -72,11 +72,13 @@ class Layout:
     """Images of a shard; the last may have fewer."""
     fixed: int = 0
     """Bytes of every image, which then lie one after the other in a single file; 0 where images differ."""
+    places: NDArray[np.int64] | None = None
+    """Where in that single file each image lies, counted in images; None: as they follow one another in shards."""
 
     @classmethod
-    def of(cls, images: int, fixed: int = 0) -> Layout:
+    def of(cls, images: int, fixed: int = 0, places: NDArray[np.int64] | None = None) -> Layout:
         """At most `MOST` shards, of at least `LEAST_IMAGES`."""
-        return cls(images, max(LEAST_IMAGES, -(-images // MOST)), fixed)
+        return cls(images, max(LEAST_IMAGES, -(-images // MOST)), fixed, places)
 
     @property
     def shards(self) -> int:
@@ -91,9 +93,12 @@ class Layout:
         """The name of the file with the bytes of shard `k`."""
         return PIXELS if self.fixed else f"shard-{k:03d}.bin"
 
-    def start(self, k: int) -> int:
-        """Where in its file shard `k` begins."""
-        return k * self.each * self.fixed
+    def starts(self, k: int) -> NDArray[np.int64] | None:
+        """Where in the single file each image of shard `k` begins; None where the shard has a file of its own."""
+        if not self.fixed:
+            return None
+        images = np.array(self.range(k))
+        return (images if self.places is None else self.places[images]) * self.fixed
 
 
 def marker(k: int) -> str:
@@ -110,7 +115,9 @@ def read_marker(folder: Path, layout: Layout, k: int) -> dict[str, Any] | None:
     """What the marker of shard `k` says, where the shard is made and its files have their length; else None."""
     try:
         said = json.loads((folder / marker(k)).read_text(encoding="utf-8"))
-        long = (folder / layout.file(k)).stat().st_size >= layout.start(k) + said["bytes"]
+        starts = layout.starts(k)
+        end = said["bytes"] if starts is None else int(starts.max()) + layout.fixed
+        long = (folder / layout.file(k)).stat().st_size >= end
         whole = long and (folder / rows(k)).stat().st_size == said["rows_bytes"]
         return said if whole and {"sha256", "rows_sha256"} <= said.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -130,10 +137,10 @@ def write_shard(folder: Path, layout: Layout, k: int, make: Maker, told: Told) -
     Plain writes, since a full disk under a memory map kills the process. Raises OSError.
     """
     is_good = True
-    sha256, start, entries = hashlib.sha256(), layout.start(k), []
+    sha256, starts, length, entries = hashlib.sha256(), layout.starts(k), 0, []
     for name in (marker(k), rows(k)):  # which another user may own: better said before than after
         (folder / name).unlink(missing_ok=True)
-    with _opened(folder / layout.file(k), start, shared=bool(layout.fixed)) as file:
+    with _opened(folder / layout.file(k), shared=bool(layout.fixed)) as file:
         for count, item in enumerate(make(layout.range(k)), start=1):
             error = item if isinstance(item, ImageFileError) else None
             is_good &= error is None
@@ -141,10 +148,13 @@ def write_shard(folder: Path, layout: Layout, k: int, make: Maker, told: Told) -
                 data = memoryview(item.data).cast("B")  # type: ignore[arg-type]
                 if layout.fixed and len(data) != layout.fixed:
                     raise ValueError(f"an image of {len(data)} bytes among images of {layout.fixed}")
+                start = length if starts is None else int(starts[count - 1])
+                if start != file.tell():
+                    file.seek(start)
                 file.write(data)
                 sha256.update(data)
                 entries.append((start, len(data), item.height, item.width, item.source))
-                start += len(data)
+                length += len(data)
             if told.done(k, count, error):
                 return False
         file.flush()
@@ -156,7 +166,7 @@ def write_shard(folder: Path, layout: Layout, k: int, make: Maker, told: Told) -
     with keeping(folder / rows(k)) as partial:
         partial.write_bytes(of_rows.getvalue())
     said = {
-        "bytes": start - layout.start(k),
+        "bytes": length,
         "sha256": sha256.hexdigest(),
         "rows_bytes": of_rows.tell(),
         "rows_sha256": hashlib.sha256(of_rows.getvalue()).hexdigest(),
@@ -166,15 +176,14 @@ def write_shard(folder: Path, layout: Layout, k: int, make: Maker, told: Told) -
 
 
 @contextlib.contextmanager
-def _opened(path: Path, start: int, shared: bool) -> Iterator[io.BufferedWriter]:
-    """A file to write to from `start`: one of all shards, or one's own."""
+def _opened(path: Path, shared: bool) -> Iterator[io.BufferedWriter]:
+    """A file to write to: one of all shards, or one's own."""
     if not shared:  # a stalled machine that wakes up writes into a file that nobody reads any more
         path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         is_sticky = path.parent.stat().st_mode & stat.S_ISVTX  # there nobody alters what another has made
         open_like_its_folder(path, lock=shared and not is_sticky)
-        file.seek(start)
         yield file
 
 
@@ -291,17 +300,15 @@ def damage(folder: Path, layout: Layout, k: int) -> str:
         return f"{folder / name} is missing" if name else f"{folder / layout.file(k)} has been cut, or its marker has"
     if hashlib.sha256((folder / rows(k)).read_bytes()).hexdigest() != said["rows_sha256"]:
         return f"{folder / rows(k)} has other bytes than were written"
-    sha256 = hashlib.sha256()
+    sha256, of_rows = hashlib.sha256(), np.load(folder / rows(k))
     with (folder / layout.file(k)).open("rb") as file:
-        file.seek(layout.start(k))
-        left = said["bytes"]
-        while left and (part := file.read(min(left, 2**22))):
-            sha256.update(part)
-            left -= len(part)
+        for row in of_rows:
+            file.seek(int(row["start"]))
+            sha256.update(file.read(int(row["bytes"])))
     if sha256.hexdigest() != said["sha256"]:
         return f"{folder / layout.file(k)} has other bytes than were written"
     images = layout.range(k)
     index = np.load(folder / INDEX, mmap_mode="r") if is_whole(folder) else None
-    if index is not None and not np.array_equal(index[images.start : images.stop], np.load(folder / rows(k))):
+    if index is not None and not np.array_equal(index[images.start : images.stop], of_rows):
         return f"{folder / INDEX} has other bytes than were written"
     return ""

@@ -509,12 +509,13 @@ def words(asked: Mapping[str, object]) -> list[object]:
 def test_a_run_is_read_as_it_was_asked_for(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the command line, in a file and in Python: one cell, whose result says all of it."""
     monkeypatch.chdir(tmp_path)
-    asked = ASKED | {"split_list": listed(tmp_path, "train/0", "val/2", "val/3")}
+    asked = ASKED | {"split_list": listed(tmp_path, "train/0", "val/2", "val/3"), "format": "jpeg:90"}
     same = ["--methods", "vqgan", "--dataset", f"folder:{mixed}", "--runs", "runs", "--metrics", "psnr", "--images", 8,
             *small_recipe("resolution=32")]  # fmt: skip
     done = typed("run", *same, *words(asked | {"split_list": "validation.txt"}), "--json")
     assert done.code == 0, done.err
     assert "5 of 12 training images and 3 of 3 validation images have a short side below 36 px" in done.err
+    assert "training images are re-encoded as JPEG of quality 90; validation images never are" in done.err
     (row,) = done.objects
     result = json.loads((Path(row["path"]) / "result.json").read_text())
     assert {name: result["dataset"][name] for name in asked} == asked | {"split_list": str(asked["split_list"])}
@@ -531,6 +532,10 @@ def test_a_run_is_read_as_it_was_asked_for(mixed: Path, tmp_path: Path, monkeypa
     assert list(rows["state"]) == ["cached"]
     plain = typed("run", *same, "--small", "enlarge", "--dry-run", "--json")
     assert [cell["state"] for cell in plain.objects if "state" in cell] == ["missing"]
+    other = typed("run", *same, *words(asked | {"format": "jpeg:91"}), "--dry-run", "--json")
+    (cell,) = (cell for cell in other.objects if "state" in cell)
+    assert cell["state"] == "missing", "the quality is part of the cell's hash"
+    assert cell["protocol"] == row["protocol"], "and not of what its numbers mean"
 
 
 @pytest.mark.slow

@@ -315,7 +315,7 @@ def test_ffhq_part_is_split_six_to_one_and_says_so(thumbnails: Path) -> None:
     assert (len(dataset.train), len(dataset.validation)) == (97, 16)
     assert all(int(name) % 7 == 6 for name in dataset.validation.ids)
     assert dataset.protocol_name == "ffhq-6to1-of-113"
-    assert "113 of the 70,000 ids are here: 97 train and 16 validation" in dataset.notes[0]
+    assert "113 of the 70,000 images are here: 97 train and 16 validation" in dataset.notes[0]
     assert "no id reaches 60000: split 6:1" in dataset.notes[1]
     assert dataset.validation.load(0).shape == (64, 64, 3)
 

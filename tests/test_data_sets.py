@@ -172,6 +172,15 @@ def test_celebahq_numbered_from_one(tmp_path: Path) -> None:
     ids = sorted(sides(dataset)[0] + sides(dataset)[1])
     assert (ids[:2], ids[-1]) == (["00000", "00001"], "29999")
     assert "numbered from 1 to 30000" in dataset.notes[0]
+    part = open_dataset("celebahq", 32, write_celebahq(tmp_path / "part", range(1, 40), "{:05d}.jpg"))
+    assert sorted(sides(part)[0] + sides(part)[1])[0] == "00001"
+    assert "neither image 0 nor image 30000 is here: numbers are taken to count from 0" in part.notes[0]
+    place = "celeba_hq/{}/male/{{:06d}}.jpg"  # numbers of CelebA, which go on after 30000
+    for side, number in (("train", 30000), ("val", 12)):
+        write_celebahq(tmp_path / "sides", (number,), place.format(side))
+    named = open_dataset("celebahq", 32, tmp_path / "sides")
+    assert sides(named) == (["30000"], ["00012"])
+    assert not any("number" in note for note in named.notes)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +249,10 @@ def test_celeba_refuses(tmp_path: Path) -> None:
     assert "CelebA image 000001 is here twice" in refusal("celeba:140", root)
     (root / "celeba" / "img_align_celeba" / "000001.png").unlink()
     write_photograph(root / "celeba" / "img_align_celeba" / "000001.jpg", 3, 178, 200)
-    with pytest.raises(ImageFileError, match=r"000001.jpg: 178×200 pixels at a width of 178, where CelebA's have"):
+    with pytest.raises(ImageFileError, match=r"000001.jpg: 178×200 pixels, where CelebA's have 178×218"):
+        open_dataset("celeba:140", 32, root).train.load(0)
+    write_photograph(root / "celeba" / "img_align_celeba" / "000001.jpg", 3, 2 * 178, 2 * 218)
+    with pytest.raises(ImageFileError, match=r"000001.jpg: 356×436 pixels, where CelebA's have 178×218"):
         open_dataset("celeba:140", 32, root).train.load(0)
     change(root / "celeba" / "img_align_celeba" / "000002.jpg", lambda data: data[:-200])
     with pytest.raises(UsageError, match=r"000002.jpg: damaged"):
@@ -262,13 +274,18 @@ def test_celeba_refuses(tmp_path: Path) -> None:
 # coco
 
 
-def test_coco_has_the_split_of_its_folders(tmp_path: Path) -> None:
+def test_coco_has_the_split_of_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_coco(tmp_path / "here" / "coco", 5, 3)
     dataset = open_dataset("coco", 32, root)
     assert len(dataset.train), len(dataset.validation) == (5, 3)
     assert dataset.train.ids[0] == "000000000009"
     assert dataset.protocol_name == "coco2017-8-of-123287"
     assert "8 of the 123,287 images are here: 5 train and 3 validation" in dataset.notes[0]
+    monkeypatch.setattr("vqbench.data.coco._SIDES", {"train2017": 2, "val2017": 2})
+    doubled = open_dataset("coco", 32, root)
+    assert "8 images are here, where the published set has 4: it is not that set: 5 train" in doubled.notes[0]
+    assert doubled.protocol_name == "coco2017-8-of-4"
+    monkeypatch.undo()
     above = open_dataset("coco", 32, tmp_path / "here")
     assert (sides(above), above.train_digest) == (sides(dataset), dataset.train_digest)
     write_photograph(root / "val2017" / "cat.jpg", 0)

@@ -11,10 +11,19 @@ from typing import ClassVar
 from PIL import Image
 
 from vqbench.data.dataset import Dataset, centre_crop, digest_of
-from vqbench.data.decode import ImageFileError, decode_image, measure_image
+from vqbench.data.decode import ImageFileError, Reading, decode_image, measure_image
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.files import ImageFile, contents_digest, listing_key
-from vqbench.data.layout import first_folder, in_order, lines_of, not_here, numbered, required_root, share_of
+from vqbench.data.layout import (
+    count_notes,
+    first_folder,
+    in_order,
+    lines_of,
+    not_here,
+    numbered,
+    required_root,
+    share_of,
+)
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -23,6 +32,7 @@ TRAIN, VALIDATION = 0, 1
 """What the partition calls the sides; 2 is the test side."""
 _TOTAL = 202_599
 _WIDTH, _HEIGHT = 178, 218
+_AS_IT_IS = Reading(whole=True)
 _FOLDER = "img_align_celeba"
 _CROPS = ("140", "148")
 _PARTITION_NAMES = (PARTITION, "list_eval_partition.csv")
@@ -62,11 +72,11 @@ class _MiddleSquares(Encoded):
     def read(self, i: int) -> bytes:
         """The square as a bitmap. Raises ImageFileError."""
         path, bitmap = self.files[i].path, io.BytesIO()
-        height, width = measure_image(path, _WIDTH)
+        height, width = measure_image(path, _WIDTH, _AS_IT_IS)
         if (width, height) != (_WIDTH, _HEIGHT):
-            what = f"{path}: {width}×{height} pixels at a width of {_WIDTH}, where CelebA's have {_WIDTH}×{_HEIGHT}"
+            what = f"{path}: {width}×{height} pixels, where CelebA's have {_WIDTH}×{_HEIGHT}"
             raise ImageFileError(what, "use the aligned images, img_align_celeba")
-        pixels = decode_image(path, _WIDTH)  # nothing is resized
+        pixels = decode_image(path, _WIDTH, _AS_IT_IS)
         Image.fromarray(centre_crop(pixels, self.square)).save(bitmap, "BMP")
         return bitmap.getvalue()
 
@@ -127,9 +137,7 @@ class CelebA(Dataset):
                 what = f"{len(listed)} CelebA images are here, none of them for {name} by {partition.name}"
                 raise UsageError(what, _GET)
         self.protocol_name = f"{self.slug}{share_of(len(listed), _TOTAL)}"
-        if len(listed) != _TOTAL:
-            state = f"{len(listed):,} of the {_TOTAL:,} images are here"
-            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        self.notes += count_notes(len(listed), _TOTAL)
         if test := len(listed) - len(train) - len(validation):
             self.notes += (f"{test:,} images are of CelebA's test side and are not used",)
         return in_order(files, train), in_order(files, validation)

@@ -10,7 +10,16 @@ from vqbench.data.celeba import PARTITION, TRAIN, VALIDATION, find_partition, re
 from vqbench.data.dataset import Dataset
 from vqbench.data.files import FileImages, ImageFile, contents_digest
 from vqbench.data.folder import is_validation
-from vqbench.data.layout import first_folder, in_order, lines_of, not_here, numbered, required_root, share_of
+from vqbench.data.layout import (
+    count_notes,
+    first_folder,
+    in_order,
+    lines_of,
+    not_here,
+    numbered,
+    required_root,
+    share_of,
+)
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -47,9 +56,7 @@ class CelebAHQ(Dataset):
                 what = f"{len(files)} CelebA-HQ images are here, none of them for {side}. {self.split_rule}"
                 raise UsageError(what, _GET)
         self.protocol_name += share_of(len(files), _TOTAL)
-        if len(files) != _TOTAL:
-            state = f"{len(files):,} of the {_TOTAL:,} images are here"
-            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        self.notes += count_notes(len(files), _TOTAL)
         self.train = FileImages(train, resolution, crop=False)
         self.validation = FileImages(validation, resolution, crop=True)
         self.train_digest = contents_digest(train)
@@ -57,9 +64,6 @@ class CelebAHQ(Dataset):
     def _numbered(self, folder: Path) -> tuple[dict[int, ImageFile], int]:
         files, others = numbered("CelebA-HQ", folder, digits=5)
         if files:
-            if max(files) == _TOTAL and 0 not in files:  # one archive at 256 px counts so
-                self.notes += (f"the images are numbered from 1 to {_TOTAL}: each is one less here, as elsewhere",)
-                files = {n - 1: dataclasses.replace(file, id=f"{n - 1:05d}") for n, file in files.items()}
             return files, others
         arrays = next((p.name for p in sorted(folder.rglob("*.npy")) if p.name.startswith("imgHQ")), None)
         if arrays is not None:
@@ -84,7 +88,21 @@ class CelebAHQ(Dataset):
         self.split_rule, self.protocol_name = "train/ is trained on, val/ is validation.", "celebahq-train-val"
         return in_order(files, sides["train"]), in_order(files, sides["val"])
 
+    def _from_zero(self, files: dict[int, ImageFile]) -> dict[int, ImageFile]:
+        """By the numbers that a flat folder has elsewhere: one archive at 256 px counts from 1."""
+        if 0 in files:
+            return files
+        if max(files) != _TOTAL:
+            self.notes += (
+                f"neither image 0 nor image {_TOTAL} is here: numbers are taken to count from 0; in an archive that "
+                "counts from 1 each image would be its neighbour",
+            )
+            return files
+        self.notes += (f"the images are numbered from 1 to {_TOTAL}: each is one less here, as elsewhere",)
+        return {n - 1: dataclasses.replace(file, id=f"{n - 1:05d}") for n, file in files.items()}
+
     def _split(self, root: Path, folder: Path, files: dict[int, ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+        files = self._from_zero(files)
         if (last := max(files)) >= _TOTAL:
             what = f"{files[last].path}: the images of CelebA-HQ are numbered up to {_TOTAL - 1}"
             raise UsageError(what, "CelebA itself is --dataset celeba:140 or celeba:148")

@@ -8,7 +8,7 @@ from pathlib import Path
 from vqbench.data.dataset import Dataset
 from vqbench.data.decode import Reading
 from vqbench.data.files import FileImages, ImageFile, contents_digest, list_images
-from vqbench.data.layout import by_base_name, first_folder, not_here, required_root, share_of
+from vqbench.data.layout import by_base_name, count_notes, first_folder, not_here, required_root, share_of
 from vqbench.registry import DATASETS
 
 _SIDES = {"train2017": 118_287, "val2017": 5_000}
@@ -31,9 +31,7 @@ class COCO(Dataset):
         train, validation = (self._side(root, side) for side in _SIDES)
         count, total = len(train) + len(validation), sum(_SIDES.values())
         self.protocol_name = f"coco2017{share_of(count, total)}"
-        if count != total:
-            state = f"{count:,} of the {total:,} images are here"
-            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        self.notes += count_notes(count, total)
         self.split_rule = "train2017 is trained on, val2017 is validation."
         self.train = FileImages(train, resolution, crop=False, reading=_READING)
         self.validation = FileImages(validation, resolution, crop=True, reading=_READING)

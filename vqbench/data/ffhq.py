@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqbench.data.dataset import Dataset
 from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
-from vqbench.data.layout import share_of
+from vqbench.data.layout import count_notes, share_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -83,9 +83,7 @@ class FFHQ(Dataset):
 
     def _name_split(self, files: dict[int, ImageFile], official: bool) -> None:
         count = len(files)
-        if count != _TOTAL:
-            state = f"{count:,} of the {_TOTAL:,} ids are here"
-            self.notes += (f"{state}: {{train}} train and {{validation}} validation",)
+        self.notes += count_notes(count, _TOTAL)
         if official:
             self.protocol_name = f"ffhq{share_of(count, _TOTAL)}"
         else:

@@ -90,6 +90,16 @@ def share_of(count: int, total: int) -> str:
     return f"-{count}-of-{total}" if count != total else ""
 
 
+def count_notes(count: int, total: int) -> tuple[str, ...]:
+    """What a dataset says (`Dataset.notes`) where other than all of the images of a published set are here."""
+    if count == total:
+        return ()
+    state = f"{count:,} of the {total:,} images are here"
+    if count > total:
+        state = f"{count:,} images are here, where the published set has {total:,}: it is not that set"
+    return (f"{state}: {{train}} train and {{validation}} validation",)
+
+
 def lines_of(path: Path, hint: str) -> list[str]:
     """The lines of a list that belongs to a set. Raises UsageError, with `hint`, for one that cannot be read."""
     try:

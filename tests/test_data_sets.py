@@ -373,6 +373,16 @@ def test_lsun_that_was_written_again_is_another(tmp_path: Path) -> None:
     assert len(after.train) == 6
     assert before.train_digest != after.train_digest
     assert before.train.content_key != after.train.content_key
+    images = [encoded(50 + k) for k in range(6)]
+    padded = [data.ljust(max(map(len, images)), b"\0") for data in images]
+    digests, keys = set(), set()
+    for values in (padded, padded[::-1]):
+        shutil.rmtree(root / "bedroom_train_lmdb")
+        write_lmdb(root / "bedroom_train_lmdb", {f"{k:040d}": data for k, data in enumerate(values)})
+        found = open_dataset("lsun:bedroom", 32, root)
+        digests.add(found.train_digest)
+        keys.add(found.train.content_key)
+    assert (len(digests), len(keys)) == (1, 2), "of one size each: decoded again, but not told apart (docs/datasets.md)"
 
 
 def test_lsun_refuses(tmp_path: Path) -> None:

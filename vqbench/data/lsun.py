@@ -147,7 +147,10 @@ class _LMDB(Encoded):
         return f"{self.folder / _FILE}, key {self.ids[i]}"
 
     def digest(self) -> str:
-        """sha256 over key and size of every value; encoded images that were made again have other sizes."""
+        """sha256 over key and size of every value: encoded images that were made again have other sizes, as a rule.
+
+        An image in the place of another of its size is not seen: its bytes lie on a page of their own, which is a seek.
+        """
         return remembered_digest(home() / "prepared" / f"lmdb-{self.key[:24]}.txt", self._digest)
 
     def _digest(self) -> str:

@@ -24,7 +24,9 @@ from helpers.plugins import OUTSIDE, own_plugins
 from PIL import Image
 
 from vqbench.data.cache import is_whole
-from vqbench.data.dataset import DataReference, Dataset, Images, Reencoded, digest_of
+from vqbench.data.dataset import DataReference, Dataset
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Images, Reencoded
 from vqbench.data.kept import CachedImages, KeptEncoded, Making
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation
 from vqbench.data.stream import TrainingStream
@@ -114,7 +116,8 @@ def test_several_processes_name_all_that_cannot_be_used(tmp_path: Path) -> None:
 PLUGIN = """
 import numpy as np
 
-from vqbench.data.dataset import Dataset, Images
+from vqbench.data.dataset import Dataset
+from vqbench.data.images import Images
 from vqbench.registry import DATASETS
 
 

@@ -29,9 +29,11 @@ from hypothesis import strategies as st
 
 from vqbench.data import encoded, index, parquet, tars
 from vqbench.data.checking import verify_kept
-from vqbench.data.dataset import Chosen, DataReference, Dataset, HeldOut, Images, by_hash, digest_of, open_dataset
+from vqbench.data.dataset import DataReference, Dataset, open_dataset
 from vqbench.data.decode import ImageFileError, Reading, decode_image
 from vqbench.data.files import FileImages, contents_digest, list_images
+from vqbench.data.hashing import HeldOut, by_hash, digest_of
+from vqbench.data.images import Chosen, Images
 from vqbench.data.kept import Making
 from vqbench.data.names import Names, PickedNames
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
@@ -544,7 +546,7 @@ def read_all(images: Images, queue: multiprocessing.SimpleQueue[str]) -> None:
 
 SPAWNED = """
 import pickle, sys
-from vqbench.data.dataset import digest_of
+from vqbench.data.hashing import digest_of
 images = pickle.load(sys.stdin.buffer)
 print(digest_of(*(images.load(i).tobytes() for i in range(len(images)))), end="")
 """

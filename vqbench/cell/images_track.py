@@ -10,7 +10,8 @@ from vqbench.cell.measured import Measured
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import Stopwatch
 from vqbench.cell.track import Preparing, Track, refuse_no_data
-from vqbench.data.dataset import DataReference, Dataset, Images
+from vqbench.data.dataset import DataReference, Dataset
+from vqbench.data.images import Images
 from vqbench.data.kept import Making
 from vqbench.data.prepare import PreparedImages, is_cached, prepare_both, prepare_train, prepare_validation
 from vqbench.data.uncached import cost_of_decoding

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from vqbench.artifact import Artifact
 from vqbench.data.cache import META, PIXELS, cached_folder
-from vqbench.data.dataset import Chosen, Dataset, centre_crop, digest_of, first_by_hash
+from vqbench.data.dataset import Dataset
+from vqbench.data.hashing import digest_of, first_by_hash
+from vqbench.data.images import Chosen, centre_crop
 from vqbench.data.kept import Advance
 from vqbench.data.prepare import decode_or_name, not_kept
 from vqbench.errors import UsageError

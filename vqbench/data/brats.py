@@ -15,11 +15,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import AS_EVER, ImageFileError, Reading, name_unusable
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, contents_digest, list_images, listing_key
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Images, Pixels
 from vqbench.data.layout import by_base_name, not_here, required_root
 from vqbench.data.slices import RULE, RULE_KEY, Sliced, sliced
 from vqbench.errors import UsageError, unknown
@@ -157,7 +159,8 @@ class _Side:
 
     def background(self) -> dict[str, float]:
         """Id → share of the pixels of a slice that are 0, mean over what is read of it."""
-        shares = np.mean([slices.background() for slices in self.modalities], axis=0, dtype=np.float64)
+        each = [slices.background() for slices in self.modalities]
+        shares: NDArray[np.float64] = np.mean(each, axis=0, dtype=np.float64)
         return dict(zip(self.ids, shares.tolist(), strict=True))
 
 

@@ -10,10 +10,12 @@ from typing import ClassVar
 
 from PIL import Image
 
-from vqbench.data.dataset import Dataset, centre_crop, digest_of
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError, Reading, decode_image, measure_image
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.files import ImageFile, contents_digest, listing_key
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import centre_crop
 from vqbench.data.layout import (
     count_notes,
     first_folder,

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, is_whole
-from vqbench.data.dataset import Chosen, Dataset, Images, Reencoded
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import SHOWN, ImageFileError
 from vqbench.data.filling import ahead
+from vqbench.data.images import Chosen, Images, Reencoded
 from vqbench.data.kept import VERSION, Kept, Side, kinds_of
 from vqbench.data.shards import INDEX, damage, fingerprint, marker, read_marker, rows
 from vqbench.errors import UsageError

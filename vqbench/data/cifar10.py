@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
+from vqbench.data.dataset import Dataset
 from vqbench.data.files import absolute
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Images, Pixels
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 

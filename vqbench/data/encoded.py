@@ -15,8 +15,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.dataset import Images, Pixels, centre_crop, digest_of_each
 from vqbench.data.decode import AS_EVER, ImageFileError, Reading, decode_image, measure_image, name_unusable, short_side
+from vqbench.data.hashing import digest_of_each
+from vqbench.data.images import Images, Pixels, centre_crop
 
 T = TypeVar("T")
 

@@ -20,16 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, cached_folder
-from vqbench.data.dataset import (
-    Chosen,
-    DataReference,
-    Dataset,
-    HeldOut,
-    centre_crop,
-    digest_of,
-    first_by_hash,
-    path_safe,
-)
+from vqbench.data.dataset import DataReference, Dataset, path_safe
+from vqbench.data.hashing import HeldOut, digest_of, first_by_hash
+from vqbench.data.images import Chosen, centre_crop
 from vqbench.data.kept import Advance
 from vqbench.data.prepare import PreparedImages, decode_or_name, not_kept, prepare_validation
 from vqbench.errors import UsageError, require_utf8

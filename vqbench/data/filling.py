@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from vqbench.data.dataset import Images, Pixels, Reencoded
 from vqbench.data.decode import ImageFileError
+from vqbench.data.images import Images, Pixels, Reencoded
 from vqbench.data.shards import Item, Layout, fingerprint
 
 Kind = Literal["pixels", "encoded"]

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.dataset import digest_of, digest_of_each
 from vqbench.data.encoded import Encoded, encoded_digest
+from vqbench.data.hashing import digest_of, digest_of_each
 from vqbench.data.names import Names
 from vqbench.errors import UsageError
 from vqbench.machine.home import home, keeping, remembered_digest

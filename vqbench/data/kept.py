@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.cache import META, PIXELS, is_whole, locked, refuse_unreadable
-from vqbench.data.dataset import Dataset, Images, Part, Pixels, Reencoded, digest_of
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError, name_unusable
 from vqbench.data.filling import Filling, Kind
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Images, Part, Pixels, Reencoded
 from vqbench.data.shards import CLAIMS, Layout, Shards, fill, finish, read_marker
 from vqbench.data.workers import fill_by_processes
 from vqbench.machine.cores import cores

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.dataset import Dataset, digest_of, path_safe
+from vqbench.data.dataset import Dataset, path_safe
 from vqbench.data.decode import ImageFileError
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.extras import required_library
+from vqbench.data.hashing import digest_of
 from vqbench.data.layout import first_folder, not_here, required_root
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import home, keeping, remembered_digest

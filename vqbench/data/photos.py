@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vqbench.data.dataset import Dataset, Images, Pixels, digest_of
+from vqbench.data.dataset import Dataset
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Images, Pixels
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vqbench.data.cache import META, PIXELS, free_bytes
-from vqbench.data.dataset import Chosen, Dataset, Images, Part, Pixels, Reencoded
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError, UnusableImagesError, name_unusable
 from vqbench.data.filling import ahead
+from vqbench.data.images import Chosen, Images, Part, Pixels, Reencoded
 from vqbench.data.kept import (
     BAD_IMAGES_SOUGHT,
     PLAIN,

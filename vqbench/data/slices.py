@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqbench.data.dataset import Pixels, digest_of
 from vqbench.data.decode import ImageFileError, name_unusable
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, listing_key
+from vqbench.data.hashing import digest_of
+from vqbench.data.images import Pixels
 from vqbench.errors import UsageError
 from vqbench.machine.home import home, keeping
 

@@ -66,7 +66,7 @@ class SplitList:
         then, where all base names of the dataset are numbers, by the number that it ends with. Raises UsageError for
         ids that are unknown, that stand for several images, or for one that another stands for already.
         """
-        names = _Names([_plain(name) for name in known])
+        names = _Lookup([_plain(name) for name in known])
         found = {listed: names.positions(listed) for listed in self.ids}
         if unknown := [listed for listed, places in found.items() if not places]:
             raise self._unknown(unknown, names, reference)
@@ -84,7 +84,7 @@ class SplitList:
             owner[place] = listed
         return list(owner)
 
-    def _unknown(self, unknown: Sequence[str], names: _Names, reference: str) -> UsageError:
+    def _unknown(self, unknown: Sequence[str], names: _Lookup, reference: str) -> UsageError:
         count = f"{len(unknown):,} of the {len(self.ids):,} ids" if len(unknown) > 1 else "an id"
         shown = ", ".join(f"{name} (nearest: {names.nearest(name)})" for name in unknown[:_SHOWN])
         more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
@@ -93,7 +93,7 @@ class SplitList:
         return UsageError(what, "get the images that are missing, or correct the list")
 
 
-class _Names:
+class _Lookup:
     """The ids of a dataset, to be found by what somebody else calls them."""
 
     def __init__(self, ids: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqbench.data.dataset import Images, Pixels, centre_crop
+from vqbench.data.images import Images, Pixels, centre_crop
 
 _ORDER, _AUGMENTATION = 0, 1  # two families of random streams of one seed
 

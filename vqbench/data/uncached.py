@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqbench.data.cache import free_bytes
-from vqbench.data.dataset import Dataset, Images, Pixels
+from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError
+from vqbench.data.images import Images, Pixels
 from vqbench.data.kept import Advance
 from vqbench.data.prepare import decoded_bytes, encoded_bytes, is_reencoded, room
 

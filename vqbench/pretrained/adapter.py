@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vqbench.data.dataset import digest_of
+from vqbench.data.hashing import digest_of
 from vqbench.errors import UsageError, VQBenchError, require_utf8, unknown
 from vqbench.facts import Facts
 from vqbench.machine.home import expanded

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vqbench.checks.suite import Property, judged
 from vqbench.checks.toy import NotApplicableError, require, same
-from vqbench.data.dataset import Images
+from vqbench.data.images import Images
 from vqbench.data.photos import Photos
 from vqbench.errors import UsageError
 from vqbench.inputs import to_input

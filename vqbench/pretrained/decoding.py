@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqbench.data.dataset import Pixels
+from vqbench.data.images import Pixels
 from vqbench.errors import UsageError, VQBenchError
 from vqbench.facts import Facts
 from vqbench.machine.atomic import write_bytes_atomically

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.dataset import centre_crop, digest_of_each
 from vqbench.data.decode import (
     AS_EVER,
     SHOWN,
@@ -29,6 +28,8 @@ from vqbench.data.decode import (
 from vqbench.data.encoded import read_each, unreadable
 from vqbench.data.files import ImageFile, absolute, list_images, listing_key
 from vqbench.data.filling import ahead
+from vqbench.data.hashing import digest_of_each
+from vqbench.data.images import centre_crop
 from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.machine.cores import cores

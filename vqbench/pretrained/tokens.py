@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqbench.data.dataset import Cropped, DataReference, Dataset, Part, Pixels
+from vqbench.data.dataset import DataReference, Dataset
+from vqbench.data.images import Cropped, Part, Pixels
 from vqbench.data.prepare import decode_or_name, prepare_validation
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.facts import Facts

@@ -29,7 +29,6 @@ FIRST_WEIGHT = 2 / 192
 BLOCK_BYTES = 32 * 2**20
 """Upper bound of an N × K matrix that is kept for the backward pass; above it, blocks of rows are computed twice."""
 
-
 def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
     """−Σ (z − e_k)² / 2σ² for each token and code, (N, K), up to what is the same for every code of a token.
 
@@ -58,6 +57,23 @@ def _noise(z: Tensor, z_q: Tensor, variance: Tensor) -> Tensor:
 def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tensor | float) -> Tensor:
     """Gumbel-softmax mixture of the codes, (N, d): what the decoder gets in training."""
     return ((logits + gumbel) / temperature).softmax(1) @ codes
+
+
+def gumbel_noise(out: Tensor) -> Tensor:
+    """Fill float32 `out`, of any shape, with standard Gumbel noise, and return it.
+
+    On a CPU `exponential_` draws a uniform number in float64 and takes its logarithm, one after the other: two fifths
+    of a step with many codes. Above BLOCK_BYTES the same numbers are drawn, so many bytes of them at a time, and the
+    logarithm is taken of all at once. The noise and the generator's state are the same; of some billions of numbers one
+    may have another last bit, so that smaller matrices are filled as they were for stored trainings.
+    """
+    if out.device.type != "cpu" or out.numel() * out.element_size() <= BLOCK_BYTES:
+        return out.exponential_().log_().neg_()
+    size = max(1, BLOCK_BYTES // 8)
+    uniform = torch.empty(min(size, out.numel()), dtype=torch.float64)
+    for part in out.view(-1).split(size):
+        part.copy_(uniform[: len(part)].uniform_().neg_().log1p_())
+    return out.neg_().log_().neg_()
 
 
 def noisy_assignment(
@@ -250,7 +266,7 @@ class SQVAE(Quantizer):
             precision = 1 / variance.clamp(min=MIN_VARIANCE) if self.config.variance == "IV" else None
             return Quantized(*quantize(mean, self.embedding, precision), continuous=mean)
         rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
-        gumbel = rows.new_empty(len(rows), self.codebook_size).exponential_().log_().neg_()
+        gumbel = gumbel_noise(rows.new_empty(len(rows), self.codebook_size))
         mixture, indices, terms = noisy_assignment(rows, self.embedding, spread, gumbel, self.temperature)
         batch, _, height, width = mean.shape
         return Quantized(

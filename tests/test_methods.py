@@ -392,6 +392,10 @@ def test_sqvae_draws_the_noise_that_stored_trainings_drew(monkeypatch: pytest.Mo
     monkeypatch.setattr(sqvae, "BLOCK_BYTES", 4 * 16 * 5)
     torch.manual_seed(5)
     torch.testing.assert_close(as_rows(quantizer(z).latents), expected, rtol=1e-5, atol=1e-6)
+    following = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(sqvae.gumbel_noise(torch.empty(18, 16)), gumbel)  # in pieces of 40, the last one smaller
+    assert torch.equal(torch.rand(3), following)
 
 
 # vaevq

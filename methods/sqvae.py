@@ -29,6 +29,7 @@ FIRST_WEIGHT = 2 / 192
 BLOCK_BYTES = 32 * 2**20
 """Upper bound of an N × K matrix that is kept for the backward pass; above it, blocks of rows are computed twice."""
 
+
 def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
     """−Σ (z − e_k)² / 2σ² for each token and code, (N, K), up to what is the same for every code of a token.
 

@@ -17,12 +17,13 @@ from helpers.training import TINY, Noise
 from numpy.typing import NDArray
 
 import vqbench
-from vqbench.artifact import Artifact
+from vqbench.artifact import FEATURES, Artifact
 from vqbench.cell.planned import artifact_facts, receive
 from vqbench.data.artifacts import artifact_digest, load_artifact
 from vqbench.data.dataset import open_dataset
 from vqbench.data.stream import TrainingStream
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, VQBenchError
+from vqbench.methods.movq import MoVQ
 from vqbench.metrics.inception import Inception, load
 from vqbench.metrics.weights import require_weights
 from vqbench.planning.plan import check_request, make_plan
@@ -98,6 +99,35 @@ def test_a_digest_is_of_the_rule_and_of_all_that_goes_into_it(images: Path, tmp_
     digests += [artifact_digest(OF_PATCHES, open_dataset(f"folder:{images / 'train'}", 32, None, None))]
     assert len(set(digests)) == len(digests)
     assert digests[2] == artifact_digest(Artifact.of(json.loads(json.dumps(vars(OF_PATCHES)))), data)
+
+
+def test_other_features_of_the_same_network_have_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other layers have 768 channels of 17 × 17 places too; the digest of today's is in the hashes of stored cells."""
+    monkeypatch.setitem(FEATURES, "inception_mixed_6d", FEATURES["inception_mixed_6e"])
+    photos = open_dataset("photos", 32)
+    assert artifact_digest(OF_PATCHES, photos) == "5dd6a891c546b0c36df36fc389d7c6b560e7548f95d2bea61770bdd7b27bf46f"
+    of_others = Artifact("patch_centres", (K, 768), images=3, features="inception_mixed_6d")
+    assert artifact_digest(of_others, photos) != artifact_digest(OF_PATCHES, photos)
+
+
+def test_a_file_that_changes_while_it_is_read_is_what_its_digest_says_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, planned_for = tmp_path / "centres.npy", np.ones((K, 4), np.float32)
+    np.save(file, planned_for)
+    of_file, read = Artifact("file", (K, 4), path=str(file)), Path.read_bytes
+    planned = artifact_digest(of_file, None)
+
+    def read_and_change(path: Path) -> bytes:
+        contents = read(path)
+        np.save(path, np.zeros((K, 4), np.float32))
+        return contents
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    assert np.array_equal(load_artifact(of_file, None, None, tmp_path, planned=planned), planned_for)
+    with pytest.raises(VQBenchError, match=r"centres\.npy has changed since this cell was planned") as refused:
+        load_artifact(of_file, None, None, tmp_path, planned=planned)
+    assert "plans anew" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -184,6 +214,19 @@ def test_of_features_random_vectors_stand_for_it_and_that_is_said(images: Path, 
     assert any("vqgan_lc: of features there are no patches" in note for note in plan.notes)
     assert any("movq: what it does in the decoder is not seen here" in note for note in plan.notes)
     assert sum("decoder" in note for note in plan.notes) == 1
+
+
+def test_a_method_is_built_once_to_know_its_size_and_its_decoder(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, begin = [], MoVQ.__init__
+    monkeypatch.setattr(MoVQ, "__init__", lambda self, config: built.append(config) or begin(self, config))
+    settings = ("movq.beta=0.2503",)  # which nobody has chosen before
+    request = RunRequest(("movq",), f"folder:{images}", settings=settings, recipe="atomic", runs=tmp_path)
+    (choice,) = check_request(request).choices
+    assert choice.conditions_decoder
+    assert choice.size is not None
+    assert [config.beta for config in built].count(0.2503) == 1  # and once as it would be with nothing set
 
 
 def test_of_features_a_file_is_taken_all_the_same(images: Path, tmp_path: Path) -> None:

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-CHANNELS, PATCHES = {"inception_mixed_6e": 768}, {"inception_mixed_6e": 17 * 17}
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """What a layer of a pretrained network gives of an image."""
+
+    weights: str
+    """The network, by the name of its weights (a key of `vqbench.metrics.weights.PINS`)."""
+    channels: int
+    patches: int
+    """Places of an image."""
+
+
+FIRST = "inception_mixed_6e"
+"""The features whose digests are older than others, and do not say their name."""
+FEATURES = {FIRST: PatchFeatures("inception", 768, 17 * 17)}
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class Artifact:
     shape: tuple[int, int]
     """(vectors, channels), float32."""
     images: int = 0
-    features: str = "inception_mixed_6e"
+    features: str = FIRST
     """The network and layer of patch_centres: the 768 channels at 17 × 17 places of rFID's Inception."""
     path: str = ""
     field: str = ""
@@ -40,16 +54,16 @@ class Artifact:
         if self.field and self.rule != "file":
             raise ValueError(f"an artifact's field names the file of the rule file, and {self.rule} has none")
         if self.rule == "patch_centres":
-            if (channels := CHANNELS.get(self.features)) is None:
-                raise ValueError(f"an artifact's features must be {' or '.join(CHANNELS)}, not {self.features!r}")
-            if self.shape[1] != channels or self.images < 1:
+            if self.features not in FEATURES:
+                raise ValueError(f"an artifact's features must be {' or '.join(FEATURES)}, not {self.features!r}")
+            if self.shape[1] != (channels := FEATURES[self.features].channels) or self.images < 1:
                 what = f"{channels} channels, of at least one image"
                 raise ValueError(f"patch_centres of {self.features} have {what}: not {self.shape}, {self.images}")
 
     @property
-    def patches(self) -> int:
-        """How many patches an image has."""
-        return PATCHES[self.features]
+    def made_of(self) -> PatchFeatures | None:
+        """The features of training images that it is made of; None where it is read."""
+        return FEATURES[self.features] if self.rule == "patch_centres" else None
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Artifact:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vqbench.artifact import Artifact
 from vqbench.cell.measured import Measured
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import Stopwatch
@@ -33,10 +32,6 @@ class FeaturesTrack(Track):
     has_decoder = False
     kept_sides = ("validation",)
     stand_in = "of features there are no patches: the vectors that it would be built around are drawn at random here"
-
-    def artifact_digest(self, artifact: Artifact, source: FeatureSource) -> str | None:
-        """That of a file; of features no artifact is made."""
-        return super().artifact_digest(artifact, source) if artifact.rule == "file" else None
 
     def refuse(self, recipe: Recipe, reference: DataReference, devices: int) -> None:
         """Raise UsageError unless there is either a dataset or a file of features, and one device."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vqbench.artifact import Artifact
 from vqbench.cell.progress import Progress
-from vqbench.data.artifacts import artifact_digest
 from vqbench.data.checking import verify_kept
 from vqbench.data.dataset import DataReference
 from vqbench.data.kept import Side
@@ -71,12 +70,9 @@ class Track(ABC):
     stand_in: ClassVar[str] = ""
     """What is said of a method whose artifact would be made of images; empty where the track has images."""
 
-    def artifact_digest(self, artifact: Artifact, source: Any) -> str | None:
-        """The digest of what a method is built around, of an opened source; None where the track has none to give.
-
-        Raises UsageError for what cannot be read, or made of the source.
-        """
-        return artifact_digest(artifact, source)
+    def gives(self, artifact: Artifact) -> bool:
+        """Whether a method has what it is built around here: a file anywhere, what is made of images where they are."""
+        return artifact.made_of is None or not self.stand_in
 
     @abstractmethod
     def prepare_training(

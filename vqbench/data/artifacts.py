@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
 import zipfile
@@ -12,18 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.artifact import Artifact
+from vqbench.artifact import FIRST, Artifact, PatchFeatures
 from vqbench.data.cache import META, PIXELS, cached_folder
 from vqbench.data.dataset import Dataset
 from vqbench.data.hashing import digest_of, first_by_hash
 from vqbench.data.images import Chosen, centre_crop
 from vqbench.data.kept import Advance
 from vqbench.data.prepare import decode_or_name, not_kept
-from vqbench.errors import UsageError
+from vqbench.errors import UsageError, VQBenchError
 from vqbench.machine.home import expanded
 from vqbench.metrics.kinds import RGB, pictures_of
 from vqbench.metrics.weights import pin_of
-from vqbench.registry import file_digest
 from vqbench.wording import counted
 
 VERSION = 1
@@ -34,22 +35,17 @@ _BATCH = 4096  # patches of one of its steps
 _MOST_BYTES = 4 * 2**30  # of all patches, which k-means has in memory
 _ORDER = "patch centres"  # in which images are taken
 
-_WEIGHTS = {"inception_mixed_6e": "inception"}
-
-
-def weights_for(artifact: Artifact) -> str | None:
-    """The name of the weights that an artifact is made with (a key of `PINS`), or None."""
-    return _WEIGHTS[artifact.features] if artifact.rule == "patch_centres" else None
-
 
 def artifact_digest(artifact: Artifact, dataset: Any) -> str:
-    """sha256 over the rule and all that goes into it: of a file what is in it, else images of a Dataset and weights.
+    """sha256 over the rule and all that goes into it: of a file what is in it; else images of a Dataset, and name and
+    weights of the features. Libraries may round otherwise: which ones made a result is in its `versions`, and what
+    they made in its `artifact_sha256`.
 
     Raises UsageError for a file that is no such array, and for fewer patches than centres.
     """
-    if artifact.rule == "file":
-        return digest_of("file", artifact.shape, file_digest(_checked_file(artifact)))
-    each = artifact.patches * pictures_of(dataset.channels)
+    if (features := artifact.made_of) is None:
+        return _read(artifact)[1]
+    each = features.patches * pictures_of(dataset.channels)
     found = each * min(artifact.images, len(dataset.train))
     if found < artifact.shape[0]:
         images = counted(found // each, "image")
@@ -59,7 +55,8 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
     if (count := found // each) * of_image > _MOST_BYTES:
         what = f"the patches of {count:,} images take {count * of_image / 2**30:.1f} GiB at one time"
         raise UsageError(what, f"take at most {_MOST_BYTES // of_image:,} images")
-    made_with = (artifact.images, pin_of(_WEIGHTS[artifact.features]).digest)
+    named = () if artifact.features == FIRST else (artifact.features,)
+    made_with = (artifact.images, pin_of(features.weights).digest, *named)
     of_channels = () if dataset.channels == RGB else (dataset.channels,)  # digests of RGB are older than others
     return digest_of(
         VERSION, "patch_centres", artifact.shape, made_with, dataset.train_digest, dataset.resolution, *of_channels
@@ -67,20 +64,32 @@ def artifact_digest(artifact: Artifact, dataset: Any) -> str:
 
 
 def load_artifact(
-    artifact: Artifact, dataset: Any, weights: Path | None, home: Path, progress: Advance | None = None
+    artifact: Artifact,
+    dataset: Any,
+    weights: Path | None,
+    home: Path,
+    progress: Advance | None = None,
+    planned: str | None = None,
 ) -> NDArray[np.float32]:
     """The array of an artifact, from the cache below `home` or made now; `weights` is a file of the user's, if any.
 
-    Raises UsageError for what cannot be read, made or kept.
+    Raises UsageError for what cannot be read, made or kept, and VQBenchError where its digest is not what was
+    `planned`: it is that of the very bytes that the array is read from.
     """
-    if artifact.rule == "file":
-        array: NDArray[np.float32] = np.load(_checked_file(artifact), allow_pickle=False).astype(np.float32)
+    if (features := artifact.made_of) is None:
+        array, digest = _read(artifact)
+    else:
+        digest = artifact_digest(artifact, dataset)
+    if planned is not None and digest != planned:
+        what = f"{artifact.path or 'what the codebook is made of'} has changed since this cell was planned"
+        raise VQBenchError(what, "give the command again, it plans anew")
+    if features is None:
         return array
-    key = digest_of(artifact_digest(artifact, dataset), dataset.train.content_key)[:24]  # images that changed in place
+    key = digest_of(digest, dataset.train.content_key)[:24]  # images that changed in place
     name = f"{dataset.slug}-{dataset.resolution}px-centres-{key}"
 
     def fill(folder: Path) -> None:
-        centres = _centres(_patches(artifact, dataset, weights, home, progress), artifact)
+        centres = _centres(_patches(artifact, features, dataset, weights, home, progress), artifact)
         (folder / PIXELS).write_bytes(centres.tobytes())
         (folder / META).write_text(json.dumps({"bytes": centres.nbytes}), encoding="utf-8")
 
@@ -91,11 +100,13 @@ def load_artifact(
     return np.fromfile(folder / PIXELS, np.float32).reshape(artifact.shape)
 
 
-def _checked_file(artifact: Artifact) -> Path:
+def _read(artifact: Artifact) -> tuple[NDArray[np.float32], str]:
+    """The array of a file and its digest, of the same bytes."""
     path = expanded(Path(artifact.path)).absolute()
     wanted = f"a .npy file of floats of the shape {artifact.shape}, one vector a code"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        contents = path.read_bytes()
+        array = np.load(io.BytesIO(contents), allow_pickle=False)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}", f"give {wanted}") from None
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -107,19 +118,24 @@ def _checked_file(artifact: Artifact) -> Path:
             f"{path} holds {found}; expected {wanted}", "set codebook_size and channels to those of the file"
         )
     with np.errstate(over="ignore"):
-        finite = np.isfinite(np.asarray(array).astype(np.float32)).all()
-    if not finite:
+        values: NDArray[np.float32] = array.astype(np.float32)
+    if not np.isfinite(values).all():
         raise UsageError(f"{path} has values that are not finite in float32", f"give {wanted}")
-    return path
+    return values, digest_of("file", artifact.shape, hashlib.sha256(contents).hexdigest())
 
 
 def _patches(
-    artifact: Artifact, dataset: Dataset, weights: Path | None, home: Path, progress: Advance | None
+    artifact: Artifact,
+    features: PatchFeatures,
+    dataset: Dataset,
+    weights: Path | None,
+    home: Path,
+    progress: Advance | None,
 ) -> NDArray[np.float32]:
     """(N, channels): what the network sees at each place of each image."""
     images = Chosen(dataset.train, first_by_hash(dataset.train.ids, artifact.images, _ORDER))
     crops = (centre_crop(pixels, dataset.resolution) for pixels in decode_or_name(images, None))
-    network, done, each = _network(weights, home), 0, artifact.patches * pictures_of(dataset.channels)
+    network, done, each = _network(weights, home), 0, features.patches * pictures_of(dataset.channels)
     found = np.empty((len(images) * each, artifact.shape[1]), np.float32)
     for batch in _batches(crops):
         found[done * each : (done + len(batch)) * each] = network(batch)

@@ -147,7 +147,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
     _refuse_idle(name, cls.Config, typed, off - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
     unspecified = {field: as_dict(config)[field] for field in open_fields}
-    source = METHODS.source_of(name)
+    source, quantizer = METHODS.source_of(name), _built(cls, config)
     return MethodChoice(
         label=variant.label,
         name=name,
@@ -158,9 +158,9 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),
-        size=_size(cls, config, chosen, recipe),
+        size=_size(quantizer, cls, config, chosen, recipe),
         artifact=_artifact(cls, config, reference),
-        conditions_decoder=_conditions_decoder(cls, config),
+        conditions_decoder=_conditions_decoder(quantizer),
         plugin=source.plugin.in_words() if source.plugin is not None else None,
         plugin_source=source.plugin.packed() if source.plugin is not None else None,
         code=source.digest,
@@ -177,26 +177,33 @@ def _artifact(cls: Any, config: Any, reference: str) -> dict[str, Any] | None:
         raise UsageError(what, "see docs/writing-a-method.md; `vqbench check` tries it") from error
 
 
-def _conditions_decoder(cls: Any, config: Any) -> bool:
+def _built(cls: Any, config: Any) -> Any:
+    """The quantizer, or None where it cannot be built."""
     import torch
 
-    from vqbench.quantizer import Quantizer
-
-    if cls.decoder_modulation is Quantizer.decoder_modulation:
-        return False
     try:
         with torch.random.fork_rng(devices=[]):
-            return cls(config).decoder_modulation(64) is not None
+            return cls(config)
     except Exception:  # its cell will fail with the reason, and the others must not
+        return None
+
+
+def _conditions_decoder(quantizer: Any) -> bool:
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return quantizer.decoder_modulation(64) is not None
+    except Exception:  # as above, and of what could not be built
         return False
 
 
-def _size(cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
+def _size(quantizer: Any, cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> dict[str, Any] | None:
     """The size of a quantizer beside what was asked for: by its own `codebook_size`, else by the recipe.
 
     Who `chose` another size by other fields of the method, such as FSQ's levels, has what was asked for.
     """
-    found, asked = _built_size(cls, config), recipe.codebook_size
+    found, asked = _built_size(quantizer), recipe.codebook_size
     if found is None:
         return None
     if "codebook_size" in chosen:
@@ -208,17 +215,13 @@ def _size(cls: Any, config: Any, chosen: Mapping[str, Any], recipe: Recipe) -> d
         unchosen = build(cls.Config, kept | cls.matched(asked, recipe.codebook_dim), cls.__name__, "")
     except UsageError:  # it means nothing without what was chosen
         return {**found, "asked": None}
-    return {**found, "asked": asked if _built_size(cls, unchosen) == found else None}
+    return {**found, "asked": asked if _built_size(_built(cls, unchosen)) == found else None}
 
 
-def _built_size(cls: Any, config: Any) -> dict[str, int] | None:
-    import torch
-
+def _built_size(quantizer: Any) -> dict[str, int] | None:
     try:
-        with torch.random.fork_rng(devices=[]):
-            quantizer = cls(config)
         return {"codebook_size": int(quantizer.codebook_size), "num_codebooks": int(quantizer.num_codebooks)}
-    except Exception:  # its cell will fail with the reason, and the others must not
+    except Exception:  # as above
         return None
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vqbench.arguments import options
 from vqbench.artifact import Artifact
 from vqbench.config import build
+from vqbench.data.artifacts import artifact_digest
 from vqbench.errors import ArtifactError, UsageError, unknown
 from vqbench.facts import Facts
 from vqbench.machine.home import expanded, working_folder
@@ -341,11 +342,12 @@ def _artifact(choice: MethodChoice, track: Track, dataset: Any) -> dict[str, Any
         return None
     path = choice.artifact["path"]  # which a cell's process reads, whatever folder it is in
     said = {**choice.artifact, "path": str(expanded(Path(path)).absolute()) if path else ""}
+    if not track.gives(needed := Artifact.of(said)):
+        return {}
     try:
-        digest = track.artifact_digest(Artifact.of(said), dataset)
+        return {**said, "digest": artifact_digest(needed, dataset)}
     except UsageError as error:
         raise ArtifactError(f"{choice.label}: {error.what}", f"{error.hint}; `vqbench show {choice.name}`") from None
-    return {} if digest is None else {**said, "digest": digest}
 
 
 def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:

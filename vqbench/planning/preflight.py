@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from vqbench.artifact import Artifact
 from vqbench.cell.tracks import track_of
-from vqbench.data.artifacts import weights_for
 from vqbench.errors import UsageError, remedy, unknown
 from vqbench.machine.home import home
 from vqbench.metrics.definitions import metric, needed_weights, of_channels, select_metrics, too_small, weights_of
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vqbench.backbone import BackboneConfig
+    from vqbench.data.dataset import Dataset
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 _CELL_BYTES = 16e6  # results, curves, features of a few thousand images and log of one cell
@@ -113,8 +113,8 @@ def artifact_problems(asked: Resolved, download: bool = True) -> list[UsageError
     """Weights that are missing to make what methods are built around."""
     problems = []
     for choice, needed in _artifacts(asked):
-        weights = weights_for(needed)
-        problem = _cannot_have(weights, asked.request, download) if weights else None
+        features = needed.made_of
+        problem = _cannot_have(features.weights, asked.request, download) if features else None
         if problem is not None:
             what = f"the codebook of {choice.label} is made with a network: {problem.what}"
             problems.append(UsageError(what, problem.hint))
@@ -124,7 +124,13 @@ def artifact_problems(asked: Resolved, download: bool = True) -> list[UsageError
 def _artifacts(asked: Resolved) -> list[tuple[MethodChoice, Artifact]]:
     """What methods are built around, as far as the track has it to give."""
     found = [(choice, Artifact.of(choice.artifact)) for choice in asked.choices if choice.artifact is not None]
-    return [(choice, needed) for choice, needed in found if needed.rule == "file" or not asked.track.stand_in]
+    return [(choice, needed) for choice, needed in found if asked.track.gives(needed)]
+
+
+def _images_for(artifacts: Iterable[Artifact], request: RunRequest, recipe: Recipe) -> Dataset | None:
+    """The dataset, where any of them is made of its images."""
+    made = any(needed.made_of for needed in artifacts)
+    return request.data.open(recipe.resolution, recipe.image_channels) if made else None
 
 
 def prepare_training(plan: Plan, cells: Iterable[Cell], request: RunRequest, view: View) -> None:
@@ -135,8 +141,7 @@ def prepare_training(plan: Plan, cells: Iterable[Cell], request: RunRequest, vie
         return
     plan.track.prepare_training(plan.recipe, request.data, view.note, view.preparing)
     different = {cell.spec["artifact"]["digest"]: cell.spec for cell in cells if "artifact" in cell.spec}
-    made, recipe = different and not plan.track.stand_in, plan.recipe
-    dataset = request.data.open(recipe.resolution, recipe.image_channels) if made else None
+    dataset = _images_for((Artifact.of(spec["artifact"]) for spec in different.values()), request, plan.recipe)
     for spec in different.values():
         artifact(spec, dataset, lambda done, total: view.preparing("images for a codebook", done, total))
 
@@ -258,7 +263,7 @@ def _prepared(
     for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual), *artifact_problems(asked)):
         if problem is not None:
             raise problem
-    of_artifacts = [weights for _, needed in _artifacts(asked) if (weights := weights_for(needed))]
+    of_artifacts = [features.weights for _, needed in _artifacts(asked) if (features := needed.made_of)]
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual, *of_artifacts]):
         if weights != "none":
             found = find_weights(weights, _given(request, weights))
@@ -285,10 +290,10 @@ def _made(asked: Resolved, preparing: Callable[[str, int, int], None]) -> Iterat
     """Make what methods are built around; a line for each."""
     from vqbench.data.artifacts import load_artifact
 
-    for choice, needed in _artifacts(asked):
-        recipe = asked.recipe
-        source = None if needed.rule == "file" else asked.request.data.open(recipe.resolution, recipe.image_channels)
+    artifacts = _artifacts(asked)
+    dataset = _images_for((needed for _, needed in artifacts), asked.request, asked.recipe)
+    for choice, needed in artifacts:
         advance = functools.partial(preparing, f"images for the codebook of {choice.label}")
-        load_artifact(needed, source, asked.request.inception_weights, home(), advance)
+        load_artifact(needed, dataset, asked.request.inception_weights, home(), advance)
         vectors, channels = needed.shape
         yield f"codebook  {choice.label}: {vectors:,} vectors of {channels} channels, {needed.rule}"

@@ -72,7 +72,7 @@ def gumbel_noise(out: Tensor) -> Tensor:
         return out.exponential_().log_().neg_()
     size = max(1, BLOCK_BYTES // 8)
     uniform = torch.empty(min(size, out.numel()), dtype=torch.float64)
-    for part in out.view(-1).split(size):
+    for part in torch.split(out.view(-1), size):
         part.copy_(uniform[: len(part)].uniform_().neg_().log1p_())
     return out.neg_().log_().neg_()
 
@@ -93,11 +93,11 @@ def noisy_assignment(
     halves = -0.5 * codes.square()
     right = torch.cat([codes, halves if precision.shape[1] > 1 else halves.sum(1, keepdim=True)], 1)
     left = torch.cat([precision * z, precision], 1)  # so that the logits are left · right
-    mixture, entropy, indices = _Blocks.apply(left, right, codes, gumbel, temperature)  # type: ignore[no-untyped-call]
+    mixture, entropy, indices = _NoisyAssignment.apply(left, right, codes, gumbel, temperature)  # type: ignore[no-untyped-call]
     return mixture, indices, {"entropy": entropy, "noise": _noise(z, mixture, variance)}
 
 
-class _Blocks(torch.autograd.Function):
+class _NoisyAssignment(torch.autograd.Function):
     """Mixture (N, d), Σ_k p log p (N,) and most probable code (N,) of logits left (N, c) · right (K, c).
 
     Of the logits a block of rows exists at a time, forwards and, computed again, backwards.

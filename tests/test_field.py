@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -97,4 +98,12 @@ def test_what_is_committed_has_no_weights_and_no_pictures() -> None:
 @pytest.mark.slow
 def test_the_page_of_the_whole_study_is_made_too(tmp_path: Path) -> None:
     made_again("docs/field.md", tmp_path)
-    assert "<html" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    made, kept = ((place / "index.html").read_text(encoding="utf-8") for place in (tmp_path, STUDY))
+    assert "<html" in made
+    assert _data(made) == _data(kept), "docs/field/index.html is of other cells: copy the page that the command makes"
+
+
+def _data(page: str) -> object:
+    """What the page's script reads: every number, without the figures."""
+    (found,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    return json.loads(found)

@@ -43,9 +43,9 @@ class Against:
     """A sentence for each row that cannot be compared with the base at all."""
 
 
-def against(section: Section, base: Group, metrics: Sequence[str], reader: Reader | None = None) -> tuple[Against, ...]:
+def against(section: Section, base: Group, metrics: Sequence[str]) -> tuple[Against, ...]:
     """The base against each other row of its section, metric by metric; none where nothing can be compared."""
-    reader, parts, left_out = reader or Reader(), [], []
+    reader, parts, left_out = Reader(), [], []
     for group in section.groups:
         if group is not base:
             try:

@@ -125,7 +125,8 @@ def _check_column(experiment: Experiment, key: str) -> None:
 def _section(section: Section, columns: Sequence[str], sort: str, bases: Sequence[Group]) -> ReportSection:
     shown = tuple(columns_of([key])[key] for key in dict.fromkeys(columns)) or _default_columns(section)
     key = sort or next((c.key for c in shown if c.key in DEFINITIONS and DEFINITIONS[c.key].better), "")
-    peers = tuple(_peers(section, part, key, by_tokens=not sort) for part in sizes(section.groups))
+    by_tokens = not sort and not all(group.is_trained_here for group in section.groups)
+    peers = tuple(_peers(section, part, key, by_tokens) for part in sizes(section.groups))
     placed = {group.label for part in peers for group in part.rows}
     rest = (group for group in sorted_by(section.groups, key) if group.label not in placed)
     found = tuple(one for base in bases for one in _against(section, base, peers, shown))
@@ -142,11 +143,11 @@ def _against(section: Section, base: Group, peers: Sequence[Peers], shown: Seque
 
 
 def _peers(section: Section, size: Sequence[Group], key: str, by_tokens: bool) -> Peers:
-    """Groups of one size, or all of a section, sorted and compared."""
+    """Groups of one size, or all of a section, sorted, those of as many tokens together, and compared."""
     rows = sorted_by(size, key)
+    rows = tuple(sorted(rows, key=_tokens)) if by_tokens else rows
     if len(size) == len(section.groups):
         return Peers(rows, compare_section(section))
-    rows = tuple(sorted(rows, key=_tokens)) if by_tokens else rows
     if len(rows) == 1:
         return Peers(rows, {}, bits_text(rows), why_alone(rows[0]))
     return Peers(rows, compare_section(dataclasses.replace(section, groups=tuple(size))), bits_text(rows))

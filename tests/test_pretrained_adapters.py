@@ -413,6 +413,7 @@ def test_a_mistake_is_one_error_and_one_hint(tmp_path: Path, mistake: str) -> No
         assert str(path) in caught.value.what
     found = check_source(opened, photographs(64, 64))
     assert [p.name for p in found if p.passed is False]
+    assert not [p.detail for p in found if p.detail.startswith(("ValueError", "RuntimeError"))]
 
 
 OPENING = {

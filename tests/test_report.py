@@ -981,6 +981,16 @@ def test_rfid_of_enough_images_carries_none(tmp_path: Path) -> None:
 # --- rows of several sizes
 
 
+def test_rows_of_as_many_tokens_stand_together_where_all_are_of_one_size(tmp_path: Path) -> None:
+    for label, tokens, psnr in (("a", 256, 30.0), ("b", 64, 20.0), ("c", 256, 10.0), ("d", 64, 25.0)):
+        known = {"kind": "checkpoint", "name": label, "path": f"/x/{label}.ckpt", "sha256": label * 64}
+        sizes = {"bits_per_image": 2304, "tokens_per_image": tokens}
+        write_cell(tmp_path / "x", label, 0, {"psnr": psnr}, result=sizes, label=label, pretrained=known)
+    experiment = load_experiment(tmp_path, "x")
+    assert [group.label for group in build_report(experiment).sections[0].rows] == ["d", "b", "a", "c"]
+    assert [group.label for group in build_report(experiment, sort="psnr").sections[0].rows] == ["a", "d", "b", "c"]
+
+
 @pytest.fixture(scope="module")
 def of_sizes(tmp_path_factory: pytest.TempPathFactory) -> Report:
     runs = tmp_path_factory.mktemp("sizes")

@@ -86,7 +86,7 @@ def test_the_round_trip_scores_as_the_evaluation(
     assert make(cells[method], tmp_path / "t", "--split", "val", "--shard-images", 5).code == 0
     assert list(read(tmp_path / "t")["sides"]) == ["val"]
     done = typed("decode", tmp_path / "t", "--out", tmp_path / "back")
-    assert done.code == 0, done.err
+    assert (done.code, done.out) == (0, f"{tmp_path / 'back' / 'val'}\n"), done.err
     dataset, found = open_dataset(f"folder:{images}", 16).validation, []
     for i, name in enumerate(dataset.ids):
         back = np.asarray(Image.open((tmp_path / "back" / "val" / name).with_suffix(".png")), np.float64)

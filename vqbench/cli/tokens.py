@@ -73,5 +73,5 @@ def decode(
     for plugin in known:
         add_plugin(plugin)
     with TerminalView() as view:
-        decode_tokens(DecodeRequest(folder, out, tokenizer, trust, known), workers, view.preparing)
-    print(out)
+        made = decode_tokens(DecodeRequest(folder, out, tokenizer, trust, known), workers, view.preparing)
+    print(*made, sep="\n")  # each is what `vqbench eval images:FOLDER` takes

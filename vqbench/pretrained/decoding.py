@@ -52,8 +52,9 @@ class DecodeRequest:
     plugins: tuple[Path, ...] = ()
 
 
-def decode_tokens(asked: DecodeRequest, workers: int = 1, advance: Advance = lambda *_: None) -> Path:
-    """Write OUT/SIDE/ID.png for each image of a folder of tokens; those that are there and whole are kept.
+def decode_tokens(asked: DecodeRequest, workers: int = 1, advance: Advance = lambda *_: None) -> list[Path]:
+    """Write OUT/SIDE/ID.png for each image of a folder of tokens; those that are there and whole are kept. Returns the
+    folder of each side.
 
     Raises UsageError for tokens that are not whole, a tokenizer that is not the one which made them, and a folder that
     holds other images; VQBenchError where the tokenizer fails.
@@ -72,7 +73,7 @@ def decode_tokens(asked: DecodeRequest, workers: int = 1, advance: Advance = lam
     told = counting(functools.partial(advance, "images"), total, sum(len(tokens.rows(p)) for p in missing))
     make = functools.partial(_make, asked.out, tokens, files, opened, device_for(0))
     carry_out(missing, make, functools.partial(_begin, asked, tokens, files), workers, asked.plugins, told)
-    return asked.out
+    return [asked.out / side for side in tokens.sides]
 
 
 def image_names(ids: Sequence[str]) -> list[str]:

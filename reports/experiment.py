@@ -222,7 +222,7 @@ class Experiment:
         if len(protocols) > 1:
             listed = ", ".join(f"{name} {digest}" for digest, name in protocols.items())
             said.append(
-                f"{len(protocols)} protocols ({listed}): their numbers are measured differently, "
+                f"{len(protocols)} protocols ({listed}): numbers compare within one alone, "
                 "so each has a table of its own and nothing is compared across"
             )
         if len(self.names) > 1:

@@ -310,7 +310,8 @@ def test_a_set_without_files_has_no_original_bytes(tmp_path: Path) -> None:
 def test_jpeg_trains_on_what_jpeg_makes_and_says_so(tmp_path: Path) -> None:
     root, home = write(tmp_path / "set", 70, suffix="png"), tmp_path / "home"
     said = prepared(root, "--format", "jpeg:60", home=home)
-    assert "training images are re-encoded as JPEG of quality 60; validation images never are" in said
+    assert "training images are re-encoded as JPEG (4:2:0) of quality 60, as validation images never are" in said
+    assert f"protocol  folder-set-train-val-jpeg60-{R}-v1 " in said
     plain, dataset = opened(root), opened(root, format="jpeg:60")
     train = prepare_train(dataset, home)
     assert isinstance(train, KeptEncoded)
@@ -325,7 +326,7 @@ def test_jpeg_trains_on_what_jpeg_makes_and_says_so(tmp_path: Path) -> None:
     assert prepare_validation(dataset, home).digest == prepare_validation(plain, home).digest
 
 
-def test_a_run_on_jpeg_is_another_cell_under_the_same_protocol(tmp_path: Path) -> None:
+def test_a_run_on_jpeg_has_a_protocol_with_its_quality(tmp_path: Path) -> None:
     root = write(tmp_path / "set", 20)
     small = ["--recipe", "tiny", "--set", f"resolution={R}", "--metrics", "psnr", "--dry-run", "--json"]
     rows = []
@@ -338,7 +339,10 @@ def test_a_run_on_jpeg_is_another_cell_under_the_same_protocol(tmp_path: Path) -
     assert of_cell[0] == of_cell[1] == of_cell[2]
     assert of_cell[3] == of_cell[4]
     assert len({*of_cell}) == 3
-    assert len({row["protocol"] for row in rows}) == 1
+    protocols = [row["protocol"] for row in rows]
+    assert protocols[0] == protocols[1] == protocols[2]
+    assert protocols[3] == protocols[4]
+    assert len({*protocols}) == 3
 
 
 def test_validation_images_are_never_jpeg(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
 from vqbench.metrics.protocol import LANCZOS, Protocol, protocol_for
+from vqbench.pretrained.own import open_own
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.registry import DATASETS
 
@@ -515,13 +516,16 @@ def test_a_run_is_read_as_it_was_asked_for(mixed: Path, tmp_path: Path, monkeypa
     done = typed("run", *same, *words(asked | {"split_list": "validation.txt"}), "--json")
     assert done.code == 0, done.err
     assert "5 of 12 training images and 3 of 3 validation images have a short side below 36 px" in done.err
-    assert "training images are re-encoded as JPEG of quality 90; validation images never are" in done.err
+    assert "training images are re-encoded as JPEG (4:2:0) of quality 90, as validation images never are" in done.err
     (row,) = done.objects
     result = json.loads((Path(row["path"]) / "result.json").read_text())
     assert {name: result["dataset"][name] for name in asked} == asked | {"split_list": str(asked["split_list"])}
     assert result["protocol"]["small"] == "enlarged"
     assert result["protocol"]["small_images"].startswith("5 of 12 training images and 3 of 3 validation images")
+    assert open_own(Path(row["path"])).facts.trained_on.endswith(", 32 px, jpeg:90")
     assert result["protocol"]["n_images"] == 3
+    assert result["protocol"]["name"].endswith("-jpeg90-32-v1")
+    assert result["protocol"]["training_images"].startswith("re-encoded as JPEG (4:2:0) of quality 90")
     assert result["versions"]["pillow"] == PIL.__version__
     (tmp_path / "asked.yaml").write_text("".join(f"{name}: {value}\n" for name, value in asked.items()))
     again = typed("run", *same, "--config", "asked.yaml", "--dry-run", "--json")
@@ -534,8 +538,8 @@ def test_a_run_is_read_as_it_was_asked_for(mixed: Path, tmp_path: Path, monkeypa
     assert [cell["state"] for cell in plain.objects if "state" in cell] == ["missing"]
     other = typed("run", *same, *words(asked | {"format": "jpeg:91"}), "--dry-run", "--json")
     (cell,) = (cell for cell in other.objects if "state" in cell)
-    assert cell["state"] == "missing", "the quality is part of the cell's hash"
-    assert cell["protocol"] == row["protocol"], "and not of what its numbers mean"
+    assert cell["state"] == "missing"
+    assert cell["protocol"] != row["protocol"], "no column holds two qualities"
 
 
 @pytest.mark.slow

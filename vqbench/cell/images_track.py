@@ -105,6 +105,7 @@ def _protocol(dataset: Dataset, recipe: Recipe, validation: PreparedImages) -> P
     return protocol_for(
         dataset.protocol_name, 0 if whole else recipe.resolution, validation.digest, len(validation),
         dataset.split_rule,
-        small_images=dataset.small_images, image_channels=dataset.channels, named=dataset.named,
+        small_images=dataset.small_images, image_channels=dataset.channels, training_images=dataset.training_images,
+        named=dataset.named,
         **(dataset.reading.in_words if dataset.reading is not None else {}),
     )  # fmt: skip

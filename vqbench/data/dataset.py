@@ -72,6 +72,8 @@ class Dataset(ABC):
     """How encoded images become pixels; None where nothing is decoded. That of `train`, once the dataset is open."""
     small_images: str = ""
     """How many images of each side are smaller than they are resized to, and what became of them."""
+    training_images: str = ""
+    """What was made of the training images alone; empty: nothing."""
     named: NamedProtocol | None = None
     """The protocol of somebody else under which the images are read; None: ours."""
     empty_side: UsageError | None = None
@@ -241,7 +243,9 @@ class Dataset(ABC):
         else:
             self.train = Reencoded(self.train, quality)
         self.train_digest = digest_of(self.train_digest, "JPEG", quality)
-        self.notes += (f"training images are re-encoded as JPEG of quality {quality}; validation images never are",)
+        self.protocol_name += f"-jpeg{quality}"
+        self.training_images = f"re-encoded as JPEG (4:2:0) of quality {quality}, as validation images never are"
+        self.notes += (f"training images are {self.training_images}",)
 
     def keep_validation(self, count: int) -> None:
         """Keep only the first `count` validation images, in an order that depends on their ids alone."""

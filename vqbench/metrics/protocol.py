@@ -90,6 +90,8 @@ class Protocol(Hashed):
     small_images: str = field(default="", metadata=NOT_HASHED)
     """How many of each side are small."""
     image_channels: int = field(default=3, metadata=ADDED_LATER)
+    training_images: str = field(default="", metadata=ADDED_LATER)
+    """What was made of the images that are trained on, and of no other; empty: nothing."""
     rules: str = field(default="", metadata=ADDED_LATER)
     """The named protocol whose rules they are; empty: ours."""
     substitute: str = field(default="", metadata=NOT_HASHED)
@@ -110,6 +112,7 @@ class Protocol(Hashed):
                 f"  crop: {self.crop}; resize: {self.resize}",
                 *([f"  orientation: {self.orientation}"] if self.orientation else []),
                 *([f"  small images: {self.small_images or self.small}"] if self.small else []),
+                *([f"  training images: {self.training_images}"] if self.training_images else []),
                 f"  rounding: {self.rounding}",
                 *([f"  rules of {self.rules}: {self.source}"] if self.rules else []),
                 *([f"  not as there: {self.substitute}"] if self.substitute else []),
@@ -136,6 +139,7 @@ def protocol_for(
     orientation: str = "",
     small_images: str = "",
     image_channels: int = 3,
+    training_images: str = "",
     named: NamedProtocol | None = None,
 ) -> Protocol:
     """The protocol of a dataset at a resolution.
@@ -162,5 +166,6 @@ def protocol_for(
         orientation=orientation,
         small_images=small_images,
         image_channels=image_channels,
+        training_images=training_images,
         **others,
     )

@@ -22,7 +22,8 @@ def open_own(path: Path, trust: bool = False) -> Opened:
     tokenizer, header = load_with_header(weights, trust)
     spec, quantizer = CellFolder(weights.parent.parent).spec, tokenizer.quantizer
     is_of_cell = spec.get("hash") == header["hash"]
-    data = spec["dataset"].get("reference", "") if is_of_cell else ""
+    dataset = spec["dataset"] if is_of_cell else {}
+    data = dataset.get("reference", "")
     # a header of before it told how it was trained says no more than the cell that it lies in
     told = training_facts(spec) if is_of_cell else {name: str(value) for name, value in header["training"].items()}
     trained_as = told.pop("digest", "")
@@ -44,6 +45,6 @@ def open_own(path: Path, trust: bool = False) -> Opened:
         training={**told, **({"reference": data} if data else {})},
         trained_as=trained_as,
         seed=header["seed"],
-        trained_on=f"{data}, {side} px" if data else f"{side} px",
+        trained_on=", ".join(filter(None, (data, f"{side} px", dataset.get("format")))),
     )
     return Opened(tokenizer, facts)

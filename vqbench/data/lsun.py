@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,18 @@ from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.extras import required_library
 from vqbench.data.hashing import digest_of
 from vqbench.data.layout import first_folder, not_here, required_root
+from vqbench.data.names import HeldNames
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.home import home, keeping, remembered_digest
 from vqbench.registry import DATASETS
 
 _FILE = "data.mdb"
-_BLOCK = 2**14  # keys that are strings at the same time
+_BLOCK = 2**14  # keys that are listed at the same time
 _TRAIN, _VALIDATION = "_train_lmdb", "_val_lmdb"
 _GET = "get CATEGORY_train_lmdb.zip and CATEGORY_val_lmdb.zip with https://github.com/fyu/lsun and unpack both there"
 
 
-class _Keys(Sequence[str]):
+class _Keys(HeldNames):
     """The keys of an LMDB, which may be three million: one array, mapped, and not so many strings."""
 
     def __init__(self, raw: NDArray[np.bytes_], path: Path | None = None) -> None:
@@ -60,17 +61,11 @@ class _Keys(Sequence[str]):
     def __len__(self) -> int:
         return len(self.raw)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        return [key.decode() for key in self.raw[i].tolist()] if isinstance(i, slice) else bytes(self.raw[i]).decode()
+    def _one(self, i: int) -> str:
+        return bytes(self.raw[i]).decode()
 
-    def __iter__(self) -> Iterator[str]:
-        return (
-            key.decode() for start in range(0, len(self), _BLOCK) for key in self.raw[start : start + _BLOCK].tolist()
-        )
+    def _part(self, first: int, stop: int) -> Iterator[str]:
+        return (key.decode() for key in self.raw[first:stop].tolist())
 
 
 def _list_keys(folder: Path) -> NDArray[np.bytes_]:

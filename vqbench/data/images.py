@@ -94,7 +94,40 @@ class Images(ABC):
         return remembered_short_sides(self.content_key, len(self), self.short_side)
 
 
-class Part(Images):
+class Elsewhere(Images):
+    """Images that are those of other sequences; what a subclass does not say of one is as it is there."""
+
+    @abstractmethod
+    def _place(self, i: int) -> tuple[Images, int]:
+        """The sequence that has image `i`, and where it stands in that."""
+
+    def load(self, i: int) -> Pixels:
+        """Image `i`, as its source gives it."""
+        images, place = self._place(i)
+        return images.load(place)
+
+    def encoded(self, i: int) -> bytes | None:
+        """Image `i`, before decoding."""
+        images, place = self._place(i)
+        return images.encoded(place)
+
+    def decode(self, i: int, encoded: bytes) -> Pixels:
+        """Image `i`, of these bytes."""
+        images, place = self._place(i)
+        return images.decode(place, encoded)
+
+    def measure(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`."""
+        images, place = self._place(i)
+        return images.measure(place)
+
+    def short_side(self, i: int) -> int:
+        """Of image `i` as it is stored."""
+        images, place = self._place(i)
+        return images.short_side(place)
+
+
+class Part(Elsewhere):
     """Some of the images of another sequence."""
 
     def __init__(self, images: Images, positions: Sequence[int] | NDArray[np.int64]) -> None:
@@ -106,21 +139,8 @@ class Part(Images):
         chosen = tuple(self.positions.tolist()) if images.content_key else ()
         self.content_key = digest_of(images.content_key, chosen) if chosen else ""  # of none, nothing is kept
 
-    def load(self, i: int) -> Pixels:
-        """Image `i` of the chosen ones, as its source gives it."""
-        return self.images.load(int(self.positions[i]))
-
-    def encoded(self, i: int) -> bytes | None:
-        """Image `i` of the chosen ones, before decoding."""
-        return self.images.encoded(int(self.positions[i]))
-
-    def decode(self, i: int, encoded: bytes) -> Pixels:
-        """Image `i` of the chosen ones, of these bytes."""
-        return self.images.decode(int(self.positions[i]), encoded)
-
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i` of the chosen ones."""
-        return self.images.measure(int(self.positions[i]))
+    def _place(self, i: int) -> tuple[Images, int]:
+        return self.images, int(self.positions[i])
 
     def stored_order(self) -> NDArray[np.int64] | None:
         """Positions among the chosen ones."""
@@ -135,10 +155,6 @@ class Part(Images):
         """Of all of them, and which these are."""
         return digest_of(self.images.contents(), list(self.ids))
 
-    def short_side(self, i: int) -> int:
-        """Of image `i` of the chosen ones."""
-        return self.images.short_side(int(self.positions[i]))
-
     def short_sides(self) -> NDArray[np.int32]:
         """(N,) of the chosen ones."""
         return self.images.short_sides()[self.positions]
@@ -152,7 +168,7 @@ class LargeEnough(Part):
     """The part that is not left out for being small; the others are never decoded."""
 
 
-class Joined(Images):
+class Joined(Elsewhere):
     """The images of both sides of a split, one after the other."""
 
     def __init__(self, first: Images, second: Images) -> None:
@@ -167,26 +183,6 @@ class Joined(Images):
     def _place(self, i: int) -> tuple[Images, int]:
         return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))
 
-    def load(self, i: int) -> Pixels:
-        """Image `i` of both."""
-        images, place = self._place(i)
-        return images.load(place)
-
-    def encoded(self, i: int) -> bytes | None:
-        """Image `i` of both, before decoding."""
-        images, place = self._place(i)
-        return images.encoded(place)
-
-    def decode(self, i: int, encoded: bytes) -> Pixels:
-        """Image `i` of both, of these bytes."""
-        images, place = self._place(i)
-        return images.decode(place, encoded)
-
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i` of both."""
-        images, place = self._place(i)
-        return images.measure(place)
-
     def read_as(self, reading: Reading, crop: bool) -> Images:
         """Both, read so."""
         return Joined(self.first.read_as(reading, crop), self.second.read_as(reading, crop))
@@ -194,11 +190,6 @@ class Joined(Images):
     def contents(self) -> str:
         """Of both."""
         return digest_of(*sorted((self.first.contents(), self.second.contents())))
-
-    def short_side(self, i: int) -> int:
-        """Of image `i` of both."""
-        images, place = self._place(i)
-        return images.short_side(place)
 
     def short_sides(self) -> NDArray[np.int32]:
         """(N,) of both."""
@@ -213,21 +204,20 @@ class Joined(Images):
         return np.concatenate([first, second + len(self.first)])
 
 
-class Changed(Images):
-    """The images of another sequence, changed when they are loaded. What a subclass does not say is as it is there."""
+class Changed(Elsewhere):
+    """The images of another sequence, changed when they are loaded."""
 
     def __init__(self, images: Images, key: str) -> None:
         self.images, self.ids, self.content_key = images, images.ids, key
         # of a plugin, which may give a class of its own
         self.groups, self.reading = getattr(images, "groups", ()), getattr(images, "reading", None)
 
+    def _place(self, i: int) -> tuple[Images, int]:
+        return self.images, i
+
     def encoded(self, i: int) -> bytes | None:
         """Image `i` before decoding, and so before the change."""
         return self.images.encoded(i) if isinstance(self.images, Images) else None
-
-    def measure(self, i: int) -> tuple[int, int]:
-        """(H, W) of image `i`."""
-        return self.images.measure(i)
 
     def stored_order(self) -> NDArray[np.int64] | None:
         """As the other images lie."""
@@ -236,10 +226,6 @@ class Changed(Images):
     def contents(self) -> str:
         """Of the other images, before the change."""
         return self.images.contents()
-
-    def short_side(self, i: int) -> int:
-        """Of image `i` as it is stored."""
-        return self.images.short_side(i)
 
     def short_sides(self) -> NDArray[np.int32]:
         """(N,) of the images as they are stored."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from vqbench.data.cache import free_bytes
 from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError
-from vqbench.data.images import Images, Pixels
+from vqbench.data.images import Images, Part, Pixels
 from vqbench.data.kept import Advance
 from vqbench.data.prepare import decoded_bytes, encoded_bytes, is_reencoded, room
 
@@ -29,19 +29,18 @@ class LoadingRates:
     decoded: float
 
 
-class _Kept(Images):
+class _Held(Part):
     """`MEASURED` images spread over a set, read when they are first asked for and held from then on."""
 
     def __init__(self, images: Images) -> None:
         count = min(MEASURED, len(images))
-        self.images, self.positions = images, [i * len(images) // count for i in range(count)]
-        self.ids = [images.ids[i] for i in self.positions]
+        super().__init__(images, [i * len(images) // count for i in range(count)])
         self.held: dict[int, Pixels] = {}
 
     def load(self, i: int) -> Pixels:
         """Image `i` of these."""
         if i not in self.held:
-            self.held[i] = self.images.load(self.positions[i])
+            self.held[i] = super().load(i)
         return self.held[i]
 
 
@@ -49,7 +48,7 @@ def loading_rates(images: Images, resolution: int, progress: Advance | None = No
     """Measure them as a loader of training images works. None where none of the images can be used."""
     from vqbench.data.stream import TrainingStream  # torch, which commands do without where all is cached
 
-    sample = _Kept(images)
+    sample = _Held(images)
     stream, readable = TrainingStream(sample, resolution, 0, random_crop=True, flip=True), []
     spent = 0.0
     for position in range(len(sample)):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.data.dataset import Dataset
-from vqbench.data.decode import AS_EVER, ImageFileError, Reading, name_unusable
+from vqbench.data.decode import ImageFileError, Reading, name_unusable
 from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, contents_digest, list_images, listing_key
@@ -65,8 +65,9 @@ class _Slices(Encoded):
         volumes: Sequence[Sliced],
         positions: Sequence[NDArray[np.int32]],
         ids: Sequence[str],
+        subjects: Sequence[str],
     ) -> None:
-        self.files, self.volumes, self.ids = files, volumes, ids
+        self.files, self.volumes, self.ids, self.groups = files, volumes, ids, subjects
         self.key = digest_of(RULE_KEY, listing_key(files), *(some.tolist() for some in positions))
         self.volume = np.repeat(np.arange(len(volumes)), [len(some) for some in positions])
         self.place = np.concatenate([np.searchsorted(v.positions, z) for v, z in zip(volumes, positions, strict=True)])
@@ -87,20 +88,6 @@ class _Slices(Encoded):
         """Share of the pixels of each square that are 0."""
         kept = np.concatenate([[0], np.cumsum([len(volume.positions) for volume in self.volumes])])
         return np.concatenate([volume.background for volume in self.volumes])[kept[self.volume] + self.place]
-
-
-class _GreyImages(EncodedImages):
-    """Slices of one modality, of which those of a subject are one group."""
-
-    def __init__(
-        self, source: Encoded, subjects: Sequence[str], resolution: int, crop: bool, reading: Reading = AS_EVER
-    ) -> None:
-        super().__init__(source, resolution, crop, reading)
-        self.groups = subjects
-
-    def read_as(self, reading: Reading, crop: bool) -> _GreyImages:
-        """The same slices, read so."""
-        return _GreyImages(self.source, self.groups, self.resolution, crop, reading)
 
 
 class _Channels(Images):
@@ -142,19 +129,21 @@ class _Side:
         volumes: Mapping[Case, Sequence[Sliced]],
         wanted: str,
     ) -> None:
-        self.name, self.cases, self.wanted = name, cases, wanted
+        self.name, self.wanted = name, wanted
         kept = [functools.reduce(np.intersect1d, [v.positions for v in volumes[case]]) for case in cases]
         suffix = "" if wanted == ALL else f"-{wanted}"
         self.ids = [f"{case.id}{suffix}-z{z:03d}" for case, some in zip(cases, kept, strict=True) for z in some]
-        self.subjects = [case.subject for case, some in zip(cases, kept, strict=True) for _ in some]
+        subjects = [case.subject for case, some in zip(cases, kept, strict=True) for _ in some]
         self.modalities = [
-            _Slices([files[k] for files in cases.values()], [volumes[case][k] for case in cases], kept, self.ids)
+            _Slices(
+                [files[k] for files in cases.values()], [volumes[case][k] for case in cases], kept, self.ids, subjects
+            )
             for k in range(len(_modalities(wanted)) if self.ids else 0)
         ]
 
     def images(self, resolution: int, crop: bool) -> Images:
         """Its images."""
-        channels = [_GreyImages(slices, self.subjects, resolution, crop) for slices in self.modalities]
+        channels = [EncodedImages(slices, resolution, crop) for slices in self.modalities]
         return _Channels(channels) if self.wanted == ALL else channels[0]
 
     def background(self) -> dict[str, float]:

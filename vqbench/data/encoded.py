@@ -36,6 +36,8 @@ class Encoded(ABC):
 
     ids: Sequence[str]
     """One name for each image, the same on every machine."""
+    groups: Sequence[str] = ()
+    """See `Images.groups`."""
     key: str
     """Changes whenever the bytes may have changed; valid on this machine only."""
 
@@ -72,7 +74,7 @@ class EncodedImages(Images):
 
     def __init__(self, source: Encoded, resolution: int, crop: bool, reading: Reading = AS_EVER) -> None:
         self.source = source
-        self.ids = source.ids
+        self.ids, self.groups = source.ids, source.groups
         self.resolution = resolution
         self.crop = crop
         self.reading: Reading = reading

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vqbench.cell.images_track import ImagesTrack
 from vqbench.data import prepare
-from vqbench.data.cache import is_whole
+from vqbench.data.cache import cached_folder, is_whole
 from vqbench.data.dataset import DataReference, Dataset, Images, open_dataset
 from vqbench.data.decode import ImageFileError, decode_image, measure_image
 from vqbench.data.prepare import is_cached, prepare_train, prepare_validation, verify
@@ -328,6 +329,40 @@ def test_a_cache_whose_index_is_damaged_is_made_again(tmp_path: Path, content: b
         (cache / "index.npy").write_bytes(content)
     again = prepare_train(dataset, tmp_path)
     assert [again.measure(i) for i in range(len(again))] == [first.measure(i) for i in range(len(first))]
+
+
+def test_a_cached_folder_is_made_once_and_again_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "there" / ".pixels.1-abcdef12.part"
+    made: list[Path] = []
+
+    def fill(file: Path) -> dict[str, Any]:
+        made.append(file)
+        file.write_bytes(b"12345678")
+        return {"shape": [2, 4]}
+
+    def folder() -> Path:
+        return cached_folder(tmp_path, "there", fill)
+
+    left.parent.mkdir()
+    left.write_bytes(b"of a process that was killed")
+    assert folder() == folder() == left.parent
+    assert len(made) == 1
+    assert (left.parent / "meta.json").read_text() == '{"bytes": 8, "shape": [2, 4]}'
+    assert sorted(path.name for path in left.parent.iterdir()) == ["meta.json", "pixels.bin"]
+    (left.parent / "pixels.bin").write_bytes(b"1234")
+    assert is_whole(folder())
+    assert len(made) == 2
+
+    def overtaken(file: Path) -> dict[str, Any]:
+        """Another process, which cannot lock either, is done first and has cleared up."""
+        folder()
+        return fill(file)
+
+    monkeypatch.setattr("vqbench.data.cache.locked", lambda path: contextlib.nullcontext())
+    (left.parent / "meta.json").unlink()
+    assert is_whole(cached_folder(tmp_path, "there", overtaken))
 
 
 def test_interrupted_writer_leaves_nothing_that_is_read(tmp_path: Path) -> None:

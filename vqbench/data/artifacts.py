@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.artifact import FIRST, Artifact, PatchFeatures
-from vqbench.data.cache import META, PIXELS, cached_folder
+from vqbench.data.cache import PIXELS, cached_folder
 from vqbench.data.dataset import Dataset
 from vqbench.data.hashing import digest_of, first_by_hash
 from vqbench.data.images import Chosen, centre_crop
@@ -88,10 +87,10 @@ def load_artifact(
     key = digest_of(digest, dataset.train.content_key)[:24]  # images that changed in place
     name = f"{dataset.slug}-{dataset.resolution}px-centres-{key}"
 
-    def fill(folder: Path) -> None:
+    def fill(file: Path) -> dict[str, Any]:
         centres = _centres(_patches(artifact, features, dataset, weights, home, progress), artifact)
-        (folder / PIXELS).write_bytes(centres.tobytes())
-        (folder / META).write_text(json.dumps({"bytes": centres.nbytes}), encoding="utf-8")
+        file.write_bytes(centres.tobytes())
+        return {}
 
     try:
         folder = cached_folder(home / "prepared", name, fill)

@@ -1,38 +1,50 @@
-"""A folder of the decoded cache: made aside, moved into place when it is whole, never read before."""
+"""A folder of the decoded cache: read when all of it is there, never before."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
-import socket
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from vqbench.machine.home import folder_in_home, open_like_its_folder
+from vqbench.machine.home import folder_in_home, keep_text, keeping, open_like_its_folder
 
 PIXELS, META = "pixels.bin", "meta.json"
 
 
-def cached_folder(base: Path, name: str, fill: Callable[[Path], None], arrays: tuple[str, ...] = ()) -> Path:
-    """`base/name`, made by `fill(folder)` unless an earlier call has made it; `arrays` are its .npy files.
+def cached_folder(base: Path, name: str, fill: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """`base/name`, made unless an earlier call has made it: `pixels.bin`, which `fill(file)` writes, and `meta.json`.
 
-    `fill` writes `pixels.bin` and last `meta.json` with its length as "bytes". Processes that want the same folder
-    wait for one another; where they cannot lock they work twice, and the first to finish is kept. Raises OSError.
+    That has the length as "bytes", and what `fill` returns. Processes that want the same folder wait for one another;
+    where they cannot lock they work twice, which gives the same. Raises OSError.
     """
     final = base / name
-    if is_whole(final, arrays):
+    if is_whole(final):
         return final
-    folder_in_home(base)
-    with locked(base / f".{name}.lock"):
-        if not is_whole(final, arrays):
+    with locked(folder_in_home(base) / f".{name}.lock"):
+        if not is_whole(final):
             refuse_unreadable(final)
-            _remove_leftovers(base, name)
-            _make(base, name, fill, arrays)
+            try:
+                _make(folder_in_home(final), fill)
+            except OSError:  # of two that could not lock, the other has cleared up
+                if not is_whole(final):
+                    raise
     return final
+
+
+def _make(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
+    with keeping(folder / PIXELS) as partial:
+        said = fill(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may keep the name and lose the pixels
+            size = os.fstat(file.fileno()).st_size
+    keep_text(folder / META, json.dumps({"bytes": size, **said}))
+    for left in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # of a process that was killed, perhaps another user's
+            left.unlink()
 
 
 def is_whole(folder: Path, arrays: tuple[str, ...] = ()) -> bool:
@@ -62,55 +74,6 @@ def free_bytes(folder: Path) -> int:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
     return 0
-
-
-def _make(base: Path, name: str, fill: Callable[[Path], None], arrays: tuple[str, ...]) -> None:
-    final = base / name
-    temporary = base / f"{_prefix(name)}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()  # as the umask says, which tempfile's own does not ask
-    try:
-        open_like_its_folder(temporary)
-        fill(temporary)
-        for file in temporary.iterdir():
-            _flush(file)  # else a power cut may keep the rename and lose the pixels
-            open_like_its_folder(file)
-        if final.exists() and not is_whole(final, arrays):
-            os.replace(final, temporary / "damaged")
-        os.replace(temporary, final)
-        shutil.rmtree(final / "damaged", ignore_errors=True)
-    except OSError as error:
-        lost_race = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_whole(final, arrays)
-        if not lost_race:
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(file: Path) -> None:
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _prefix(name: str) -> str:
-    return f".{name}-{socket.gethostname()}-"
-
-
-def _remove_leftovers(base: Path, name: str) -> None:
-    """Remove what processes of this host left behind when they were killed."""
-    for folder in base.glob(f"{_prefix(name)}*-*"):
-        process = folder.name.removeprefix(_prefix(name)).split("-")[0]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 @contextlib.contextmanager

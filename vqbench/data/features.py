@@ -155,21 +155,21 @@ class EncodedDataset(FeatureSource):
         key = digest_of(self.protocol.validation_digest, metadata.version("torch"))[:24]
         name = f"{self.slug}-{self.recipe.resolution}px-features-{key}"
         try:
-            folder = cached_folder(home / "prepared", name, lambda folder: self._fill(folder, progress))
+            folder = cached_folder(home / "prepared", name, lambda file: self._fill(file, progress))
         except OSError as error:
             raise not_kept(home, error) from None
         shape = json.loads((folder / META).read_text(encoding="utf-8"))["shape"]
         both: Features = np.memmap(folder / PIXELS, np.float32, "r", shape=tuple(shape))
         return both[: len(self.images)], both[len(self.images) :]
 
-    def _fill(self, folder: Path, progress: Advance | None) -> None:
+    def _fill(self, path: Path, progress: Advance | None) -> dict[str, Any]:
         total = len(self.images) + len(self.validation)
         R = self.recipe.resolution
 
         training = (centre_crop(pixels, R) for pixels in decode_or_name(self.images, None))
         pixels = itertools.chain(training, self.validation.pixels)
         shape: tuple[int, ...] = ()
-        with (folder / PIXELS).open("wb") as file:
+        with path.open("wb") as file:
             for start in range(0, total, _CHUNK):
                 stop = min(start + _CHUNK, total)
                 part = self._encode(np.stack(list(itertools.islice(pixels, stop - start))))
@@ -177,8 +177,7 @@ class EncodedDataset(FeatureSource):
                 shape = (total, *part.shape[1:])
                 if progress is not None:
                     progress(stop, total)
-        meta = {"bytes": (folder / PIXELS).stat().st_size, "shape": shape}
-        (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+        return {"shape": shape}
 
     @functools.cached_property
     def _encode(self) -> Callable[[NDArray[np.uint8]], Features]:

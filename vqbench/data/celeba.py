@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError, Reading, decode_image, measure_image
-from vqbench.data.encoded import Encoded, EncodedImages
+from vqbench.data.encoded import Encoded
 from vqbench.data.files import ImageFile, contents_digest, listing_key
 from vqbench.data.hashing import digest_of
 from vqbench.data.images import centre_crop
@@ -23,6 +23,7 @@ from vqbench.data.layout import (
     lines_of,
     not_here,
     numbered,
+    require_both_sides,
     required_root,
     share_of,
 )
@@ -30,8 +31,7 @@ from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
 PARTITION = "list_eval_partition.txt"
-TRAIN, VALIDATION = 0, 1
-"""What the partition calls the sides; 2 is the test side."""
+_TRAIN, _VALIDATION = 0, 1  # what the partition calls the sides; 2 is the test side
 _TOTAL = 202_599
 _WIDTH, _HEIGHT = 178, 218
 _AS_IT_IS = Reading(whole=True)
@@ -61,6 +61,16 @@ def read_partition(path: Path) -> dict[int, int]:
             raise UsageError(f"{path}, line {number}: image {image:06d} is here twice", _GET)
         sides[image] = side
     return sides
+
+
+def used_sides(
+    files: Mapping[int, ImageFile], sides: Mapping[int, int]
+) -> tuple[list[ImageFile], list[ImageFile], tuple[str, ...]]:
+    """The training and the validation images among `files` by number → side, and what is to be said of the others."""
+    train, validation = ([n for n, of in sides.items() if of == side] for side in (_TRAIN, _VALIDATION))
+    test = len(sides) - len(train) - len(validation)
+    notes = (f"{test:,} images are of CelebA's test side and are not used",) if test else ()
+    return in_order(files, train), in_order(files, validation), notes
 
 
 class _MiddleSquares(Encoded):
@@ -106,10 +116,7 @@ class CelebA(Dataset):
         root = required_root("celeba", data_root, f"{_FOLDER}/ and {PARTITION}", _GET)
         self.reference, self.slug = f"celeba:{argument}", f"celeba-crop{argument}"
         train, validation = self._split(root)
-        squares = _MiddleSquares(train, int(argument))
-        self.train = EncodedImages(squares, resolution, crop=False)
-        self.validation = EncodedImages(_MiddleSquares(validation, int(argument)), resolution, crop=True)
-        self.train_digest = squares.digest()
+        self.take_encoded(_MiddleSquares(train, int(argument)), _MiddleSquares(validation, int(argument)))
         self.whatever_split = (
             f"Of each image of {_WIDTH}×{_HEIGHT} the middle {argument}×{argument} pixels are cut out before resizing."
         )
@@ -133,13 +140,8 @@ class CelebA(Dataset):
             raise not_here(f"image that {partition.name} lists", folder, "000001.jpg …", _GET)
         if others or unlisted:
             self.notes += (f"{others + len(unlisted)} images in {folder} are not in {partition.name} and not used",)
-        train, validation = ([n for n in listed if sides[n] == side] for side in (TRAIN, VALIDATION))
-        for name, side in (("training", train), ("validation", validation)):
-            if not side:
-                what = f"{len(listed)} CelebA images are here, none of them for {name} by {partition.name}"
-                raise UsageError(what, _GET)
+        train, validation, notes = used_sides(files, {number: sides[number] for number in listed})
+        require_both_sides(f"{len(listed)} CelebA images", train, validation, f" by {partition.name}", _GET)
         self.protocol_name = f"{self.slug}{share_of(len(listed), _TOTAL)}"
-        self.notes += count_notes(len(listed), _TOTAL)
-        if test := len(listed) - len(train) - len(validation):
-            self.notes += (f"{test:,} images are of CelebA's test side and are not used",)
-        return in_order(files, train), in_order(files, validation)
+        self.notes += (*count_notes(len(listed), _TOTAL), *notes)
+        return train, validation

@@ -6,9 +6,9 @@ import dataclasses
 import re
 from pathlib import Path, PurePosixPath
 
-from vqbench.data.celeba import PARTITION, TRAIN, VALIDATION, find_partition, read_partition
+from vqbench.data.celeba import PARTITION, find_partition, read_partition, used_sides
 from vqbench.data.dataset import Dataset
-from vqbench.data.files import FileImages, ImageFile, contents_digest
+from vqbench.data.files import Files, ImageFile
 from vqbench.data.folder import is_validation
 from vqbench.data.layout import (
     count_notes,
@@ -17,6 +17,7 @@ from vqbench.data.layout import (
     lines_of,
     not_here,
     numbered,
+    require_both_sides,
     required_root,
     share_of,
 )
@@ -51,15 +52,10 @@ class CelebAHQ(Dataset):
         if others:
             self.notes += (f"{others} images in {folder} are not named by a number and are not used",)
         train, validation = self._split_by_folder(folder, files) or self._split(root, folder, files)
-        for side, part in (("training", train), ("validation", validation)):
-            if not part:
-                what = f"{len(files)} CelebA-HQ images are here, none of them for {side}. {self.split_rule}"
-                raise UsageError(what, _GET)
+        require_both_sides(f"{len(files)} CelebA-HQ images", train, validation, f". {self.split_rule}", _GET)
         self.protocol_name += share_of(len(files), _TOTAL)
         self.notes += count_notes(len(files), _TOTAL)
-        self.train = FileImages(train, resolution, crop=False)
-        self.validation = FileImages(validation, resolution, crop=True)
-        self.train_digest = contents_digest(train)
+        self.take_encoded(Files.of(train), Files.of(validation))
 
     def _numbered(self, folder: Path) -> tuple[dict[int, ImageFile], int]:
         files, others = numbered("CelebA-HQ", folder, digits=5)
@@ -119,10 +115,9 @@ class CelebAHQ(Dataset):
             )
             self.protocol_name = "celebahq-partition"
             by_side = {n: sides[originals[n]] for n in files}
-            train, validation = ([n for n in files if by_side[n] == side] for side in (TRAIN, VALIDATION))
-            if test := len(files) - len(train) - len(validation):
-                self.notes += (f"{test:,} images are of CelebA's test side and are not used",)
-            return in_order(files, train), in_order(files, validation)
+            train, validation, notes = used_sides(files, by_side)
+            self.notes += notes
+            return train, validation
         lacks = " and ".join(name for name, file in ((_MAPPING, mapping), (PARTITION, partition)) if file is None)
         self.split_rule = "An image is validation where the sha256 of its number in five digits is 0 modulo 10."
         self.protocol_name = "celebahq-hash90"

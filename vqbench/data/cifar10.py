@@ -13,6 +13,7 @@ from vqbench.data.dataset import Dataset
 from vqbench.data.files import absolute
 from vqbench.data.hashing import digest_of
 from vqbench.data.images import Images, Pixels
+from vqbench.data.layout import required_root
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -68,9 +69,7 @@ class CIFAR10(Dataset):
         if resolution != 32:
             raise UsageError(f"cifar10 is 32 px, not {resolution}", "use a recipe with a resolution of 32")
         self.reference = self.slug = self.protocol_name = "cifar10"
-        if data_root is None:
-            raise UsageError(f"dataset 'cifar10' needs --data-root, the folder that holds {_FOLDER}/", _hint(None))
-        root = absolute(data_root)
+        root = required_root("cifar10", data_root, f"{_FOLDER}/", _hint(None))
         sizes = self._sizes(root)
         self.train, self.validation = _Batches(root, train=True), _Batches(root, train=False)
         self.split_rule = "The 50,000 training images are trained on, the 10,000 test images are validation."

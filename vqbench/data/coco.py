@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqbench.data.dataset import Dataset
 from vqbench.data.decode import Reading
-from vqbench.data.files import FileImages, ImageFile, contents_digest, list_images
+from vqbench.data.files import Files, ImageFile, list_images
 from vqbench.data.layout import by_base_name, count_notes, first_folder, not_here, required_root, share_of
 from vqbench.registry import DATASETS
 
@@ -33,9 +33,7 @@ class COCO(Dataset):
         self.protocol_name = f"coco2017{share_of(count, total)}"
         self.notes += count_notes(count, total)
         self.split_rule = "train2017 is trained on, val2017 is validation."
-        self.train = FileImages(train, resolution, crop=False, reading=_READING)
-        self.validation = FileImages(validation, resolution, crop=True, reading=_READING)
-        self.train_digest = contents_digest(train)
+        self.take_encoded(Files.of(train), Files.of(validation), _READING)
 
     def _side(self, root: Path, side: str) -> list[ImageFile]:
         folder = first_folder(root / side, root / "images" / side, root / "coco" / side)

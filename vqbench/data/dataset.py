@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import SMALL, Reading
+from vqbench.data.decode import AS_EVER, SMALL, Reading
+from vqbench.data.encoded import Encoded, EncodedImages
 from vqbench.data.hashing import SEE, HeldOut, first_by_hash
 from vqbench.data.hashing import digest_of as digest_of  # plugins have these three from here
 from vqbench.data.images import Chosen, Cropped, Joined, LargeEnough, Looked, Part, Reencoded
@@ -86,6 +87,12 @@ class Dataset(ABC):
     def download(cls, data_root: Path | None) -> None:
         """Get the files from where they are published. Does nothing where there is nothing to get."""
         return None
+
+    def take_encoded(self, train: Encoded, validation: Encoded, reading: Reading = AS_EVER) -> None:
+        """Have encoded images be both sides. Raises UsageError that names those that cannot be read."""
+        self.train = EncodedImages(train, self.resolution, crop=False, reading=reading)
+        self.validation = EncodedImages(validation, self.resolution, crop=True, reading=reading)
+        self.train_digest = train.digest()
 
     def give_channels(self, channels: int) -> None:
         """Give images of so many channels, as a recipe asks: image files are read as grey where that is 1.

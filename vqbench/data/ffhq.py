@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 
 from vqbench.data.dataset import Dataset
-from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
-from vqbench.data.layout import count_notes, share_of
+from vqbench.data.files import Files, ImageFile, list_images
+from vqbench.data.layout import by_base_name, count_notes, in_order, require_both_sides, required_root, share_of
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
 _TOTAL = 70_000
 _FIRST_VALIDATION = 60_000
 _LARGE, _THUMBNAILS = "images1024x1024", "thumbnails128x128"
-_PLACE = re.compile(r"(?:\d{5}/)?(\d{5})\.(?:png|jpe?g)", re.IGNORECASE)
+_PLACE = re.compile(r"(?:\d{5}/)?\d{5}\.(?:png|jpe?g)", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-6]\d{4}")
 _GET = "get images1024x1024 or thumbnails128x128 from https://github.com/NVlabs/ffhq-dataset (about 90 GB, or 2 GB)"
 
 
@@ -27,16 +28,10 @@ class FFHQ(Dataset):
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         super().__init__(argument, resolution, data_root)
         self.reference = self.slug = "ffhq"
-        if data_root is None:
-            raise UsageError("dataset 'ffhq' needs --data-root, the folder that holds its images", _GET)
-        files = self._numbered(self._choose_layout(absolute(data_root)))
+        files = self._numbered(self._choose_layout(required_root("ffhq", data_root, "its images", _GET)))
         train, validation = self._split(files)
-        for side, part in (("training", train), ("validation", validation)):
-            if not part:
-                raise UsageError(f"{len(files)} FFHQ images are here, none of them for {side}. {self.split_rule}", _GET)
-        self.train = FileImages(train, resolution, crop=False)
-        self.validation = FileImages(validation, resolution, crop=True)
-        self.train_digest = contents_digest(train)
+        require_both_sides(f"{len(files)} FFHQ images", train, validation, f". {self.split_rule}", _GET)
+        self.take_encoded(Files.of(train), Files.of(validation))
 
     def _choose_layout(self, root: Path) -> Path:
         large, thumbnails = root / _LARGE, root / _THUMBNAILS
@@ -49,48 +44,24 @@ class FFHQ(Dataset):
         return large if large.is_dir() else thumbnails if thumbnails.is_dir() else root
 
     def _numbered(self, folder: Path) -> dict[int, ImageFile]:
-        by_id: dict[int, ImageFile] = {}
-        others = 0
-        for file in list_images(folder):
-            match = _PLACE.fullmatch(file.id)
-            number = int(match.group(1)) if match else -1
-            if not 0 <= number < _TOTAL:
-                others += 1
-            elif number in by_id:
-                what = f"FFHQ image {number:05d} is here twice: {by_id[number].path} and {file.path}"
-                raise UsageError(what, "remove one of them")
-            else:
-                by_id[number] = file
-        if not by_id:
+        listed = list_images(folder)
+        named, _ = by_base_name("FFHQ", (file for file in listed if _PLACE.fullmatch(file.id)), _NUMBER)
+        if not named:
             what = f"no FFHQ image in {folder} (looked for 00000.png, 00000/00000.png, .jpg, and in {_LARGE}/ and "
             raise UsageError(f"{what}{_THUMBNAILS}/)", _GET)
-        if others:
+        if others := len(listed) - len(named):
             self.notes += (f"{others} images in {folder} are not named like FFHQ's and are not used",)
-        return by_id
+        return {int(name): file for name, file in named.items()}
 
     def _split(self, files: dict[int, ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
-        official = max(files) >= _FIRST_VALIDATION
-        if official:
+        self.notes += count_notes(len(files), _TOTAL)
+        if max(files) >= _FIRST_VALIDATION:
             self.split_rule = "Ids 0 to 59999 are trained on, 60000 to 69999 are validation (the official split)."
+            self.protocol_name = f"ffhq{share_of(len(files), _TOTAL)}"
             held_out = {number for number in files if number >= _FIRST_VALIDATION}
         else:
             self.split_rule = "An id that is 6 modulo 7 is validation, the others are trained on (6:1, as officially)."
-            held_out = {number for number in files if number % 7 == 6}
-        self._name_split(files, official)
-        ordered = sorted(files)
-        train = [self._renamed(n, files[n]) for n in ordered if n not in held_out]
-        return train, [self._renamed(n, files[n]) for n in ordered if n in held_out]
-
-    def _name_split(self, files: dict[int, ImageFile], official: bool) -> None:
-        count = len(files)
-        self.notes += count_notes(count, _TOTAL)
-        if official:
-            self.protocol_name = f"ffhq{share_of(count, _TOTAL)}"
-        else:
-            self.protocol_name = f"ffhq-6to1-of-{count}"
             self.split_notes += ("no id reaches 60000: split 6:1 by id (id % 7 == 6 is validation)",)
-
-    @staticmethod
-    def _renamed(number: int, file: ImageFile) -> ImageFile:
-        """The same file under its number: an id must not depend on the layout it was unpacked in."""
-        return ImageFile(f"{number:05d}", file.path, file.size, file.mtime_ns, file.ctime_ns)
+            self.protocol_name = f"ffhq-6to1-of-{len(files)}"
+            held_out = {number for number in files if number % 7 == 6}
+        return in_order(files, files.keys() - held_out), in_order(files, held_out)

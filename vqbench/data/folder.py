@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from vqbench.data.dataset import Dataset, path_safe
-from vqbench.data.files import FileImages, ImageFile, absolute, contents_digest, list_images
+from vqbench.data.files import Files, ImageFile, absolute, list_images
 from vqbench.errors import UsageError
 from vqbench.registry import DATASETS
 
@@ -44,9 +44,7 @@ class Folder(Dataset):
         if not files:
             raise UsageError(f"{root} holds no image (.png .jpg .jpeg .webp .bmp .tif .tiff)", "give another folder")
         train, validation = self._split_by_folder(root, files) or self._split_by_hash(root, files)
-        self.train = FileImages(train, resolution, crop=False)
-        self.validation = FileImages(validation, resolution, crop=True)
-        self.train_digest = contents_digest(train)
+        self.take_encoded(Files.of(train), Files.of(validation))
 
     def _split_by_folder(self, root: Path, files: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:
         # by its entries: a disk that ignores case would find train/ where there is Train/, whose images have other ids

@@ -18,9 +18,9 @@ import numpy as np
 
 from vqbench.data.dataset import Dataset, path_safe
 from vqbench.data.decode import SUFFIXES, Reading
-from vqbench.data.encoded import EncodedImages
 from vqbench.data.files import Files, FoundFiles, absolute
 from vqbench.data.index import TRAIN, VALIDATION, Found, Index, IndexedImages, State, kept_index, make_index
+from vqbench.data.layout import required_root
 from vqbench.data.parquet import FoundRows, Rows
 from vqbench.data.source_shards import TEST, missing_shards, side_named, states_of
 from vqbench.data.tars import FoundMembers, Members
@@ -73,15 +73,13 @@ class ImageNet(Dataset):
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         super().__init__(argument, resolution, data_root)
         self.reference = self.slug = "imagenet"
-        if data_root is None:
-            raise UsageError("dataset 'imagenet' needs --data-root, the folder that holds it", _GET)
+        root = required_root("imagenet", data_root, "it", _GET)
         subset = Subset.read(absolute(argument)) if argument else None
-        layout = find_layout(absolute(data_root))
-        index = self._listed(absolute(data_root), layout, subset)
+        layout = find_layout(root)
+        index = self._listed(root, layout, subset)
         train, validation = (_READERS[layout.kind](index, side) for side in (TRAIN, VALIDATION))
-        self.train = EncodedImages(train, resolution, crop=False, reading=self.reading)
-        self.validation = EncodedImages(validation, resolution, crop=True, reading=self.reading)
-        self.train_digest, self.labels = train.digest(), Labels(train, validation)
+        self.take_encoded(train, validation, self.reading)
+        self.labels = Labels(train, validation)
         self._say({TRAIN: len(train), VALIDATION: len(validation)}, layout, subset, index.facts)
 
     @staticmethod

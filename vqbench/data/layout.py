@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from vqbench.data.files import ImageFile, absolute, list_images
@@ -83,6 +83,15 @@ def numbered(name: str, folder: Path, digits: int) -> tuple[dict[int, ImageFile]
 def in_order(files: Mapping[int, ImageFile], numbers: Iterable[int]) -> list[ImageFile]:
     """The files of some numbers, ascending."""
     return [files[number] for number in sorted(numbers)]
+
+
+def require_both_sides(
+    here: str, train: Sequence[ImageFile], validation: Sequence[ImageFile], rule: str, hint: str
+) -> None:
+    """Raise UsageError where the images that are `here` leave a side of the split, which `rule` tells, without any."""
+    for side, images in (("training", train), ("validation", validation)):
+        if not images:
+            raise UsageError(f"{here} are here, none of them for {side}{rule}", hint)
 
 
 def share_of(count: int, total: int) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqbench.data.dataset import Dataset, path_safe
 from vqbench.data.decode import ImageFileError
-from vqbench.data.encoded import Encoded, EncodedImages
+from vqbench.data.encoded import Encoded
 from vqbench.data.extras import required_library
 from vqbench.data.hashing import digest_of
 from vqbench.data.layout import first_folder, not_here, required_root
@@ -171,9 +171,7 @@ class LSUN(Dataset):
         self.reference, self.slug = f"lsun:{argument}", f"lsun-{path_safe(argument)}"
         self.protocol_name = self.slug
         train, validation = (_LMDB(_side(root, argument, side)) for side in (_TRAIN, _VALIDATION))
-        self.train = EncodedImages(train, resolution, crop=False)
-        self.validation = EncodedImages(validation, resolution, crop=True)
-        self.train_digest = train.digest()
+        self.take_encoded(train, validation)
         self.split_rule = f"{argument}{_TRAIN} is trained on, {argument}{_VALIDATION} is validation."
 
 

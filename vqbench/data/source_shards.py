@@ -11,7 +11,7 @@ from typing import Any
 
 from vqbench.data.dataset import Dataset
 from vqbench.data.decode import ImageFileError
-from vqbench.data.encoded import EncodedImages, unreadable
+from vqbench.data.encoded import unreadable
 from vqbench.data.folder import is_validation
 from vqbench.data.index import TRAIN, VALIDATION, Index, IndexedImages, State, state_of
 from vqbench.errors import UsageError
@@ -142,9 +142,7 @@ class SplitByNames(Dataset):
     def give_sides(self, index: Index, reader: Callable[[Index, str], IndexedImages]) -> None:
         """Take both sides of an index, and what its facts (`Split.facts`) say of the split; `slug` is set before."""
         train, validation = reader(index, TRAIN), reader(index, VALIDATION)
-        self.train = EncodedImages(train, self.resolution, crop=False)
-        self.validation = EncodedImages(validation, self.resolution, crop=True)
-        self.train_digest = train.digest()
+        self.take_encoded(train, validation)
         word, notes = index.facts["word"], tuple(index.facts["notes"])
         self.has_own_split = word != BY_HASH
         self.protocol_name, self.split_rule = f"{self.slug}-{word}", index.facts["rule"]

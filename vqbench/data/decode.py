@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqbench.errors import UsageError, unknown
+from vqbench.wording import reason_of_library
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -217,8 +218,7 @@ def _damaged(name: str, error: Exception) -> ImageFileError:
         return _refuse(name, "not a PNG, JPEG, WebP, BMP or TIFF image", "get the file again, or remove it")
     if isinstance(error, OSError) and error.strerror:
         return _refuse(name, f"cannot be read ({error.strerror})", "mend its permissions or its link, or remove it")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return _refuse(name, f"damaged ({reason})", "get the file again, or remove it")
+    return _refuse(name, f"damaged ({reason_of_library(error)})", "get the file again, or remove it")
 
 
 @contextlib.contextmanager

@@ -144,17 +144,19 @@ class Opened(Generic[T]):
             return thing
 
 
-def read_each(read: Callable[[int], str | ImageFileError], count: int) -> list[str]:
+def read_each(
+    read: Callable[[int], T | ImageFileError], count: int, threads: int = _READERS, together: int = _BLOCK
+) -> list[T]:
     """What `read` finds of 0 … count - 1, by many threads. Raises UsageError that names all that cannot be read."""
 
-    def block(first: int) -> list[str | ImageFileError]:
-        return [read(i) for i in range(first, min(first + _BLOCK, count))]
+    def block(first: int) -> list[T | ImageFileError]:
+        return [read(i) for i in range(first, min(first + together, count))]
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = [one for part in pool.map(block, range(0, count, _BLOCK)) for one in part]
+    with ThreadPoolExecutor(threads) as pool:
+        found = [one for part in pool.map(block, range(0, count, together)) for one in part]
     if bad := [one for one in found if isinstance(one, ImageFileError)]:
         raise name_unusable(bad)
-    return [one for one in found if isinstance(one, str)]
+    return [one for one in found if not isinstance(one, ImageFileError)]
 
 
 def unreadable(name: object, error: OSError) -> ImageFileError:

@@ -50,7 +50,9 @@ def list_images(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[ImageF
     Links are followed; a folder that is reached twice (a loop of links, too) is listed once. Raises UsageError where
     there is no such folder or a part of it cannot be read: a set must not become smaller unnoticed.
     """
-    files = FoundFiles.below(root, suffixes)
+    files = FoundFiles(str(root))
+    files.walk(root, suffixes)
+    files.whole()
     listed = [
         ImageFile(name, Path(files.where(i)), files.sizes[i], files.mtimes[i], files.ctimes[i])
         for i, name in enumerate(files.names)
@@ -67,13 +69,6 @@ class FoundFiles(Found):
         self.sizes: array[int] = array("q")
         self.mtimes, self.ctimes = array("q"), array("q")
         self.bad: list[ImageFileError] = []
-
-    @classmethod
-    def below(cls, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> FoundFiles:
-        """Every file below a folder with one of the suffixes; see `list_images`."""
-        found = cls(str(root))
-        found.walk(root, suffixes)
-        return found.whole()
 
     def whole(self) -> FoundFiles:
         """These. Raises UsageError where a part cannot be read."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
 import re
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,9 +67,6 @@ class ImageNet(Dataset):
     reading = Reading(small="enlarge", upright=False)
     """As every published loader does: small images are enlarged, EXIF is ignored."""
 
-    labels: Mapping[str, str]
-    """id → synset, of the images of which a layout says it."""
-
     def __init__(self, argument: str, resolution: int, data_root: Path | None) -> None:
         super().__init__(argument, resolution, data_root)
         self.reference = self.slug = "imagenet"
@@ -79,8 +76,19 @@ class ImageNet(Dataset):
         index = self._listed(root, layout, subset)
         train, validation = (_READERS[layout.kind](index, side) for side in (TRAIN, VALIDATION))
         self.take_encoded(train, validation, self.reading)
-        self.labels = Labels(train, validation)
+        self._sides = train, validation
         self._say({TRAIN: len(train), VALIDATION: len(validation)}, layout, subset, index.facts)
+
+    @functools.cached_property
+    def labels(self) -> dict[str, str]:
+        """id → synset, of the images of both sides of which a layout says it."""
+        classes = self._sides[0].index.facts["classes"]
+        return {
+            name: classes[number]
+            for side in self._sides
+            for name, number in zip(side.ids, side.column("label").tolist(), strict=True)
+            if number >= 0
+        }
 
     @staticmethod
     def _listed(root: Path, layout: Layout, subset: Subset | None) -> Index:
@@ -143,36 +151,6 @@ class Subset:
         if twice := [synset for synset, count in Counter(synsets).items() if count > 1]:
             raise UsageError(f"{path} names {twice[0]} twice", "name each class once")
         return cls(path, hashlib.sha256(data).hexdigest(), frozenset(synsets))
-
-
-class Labels(Mapping[str, str]):
-    """id → synset, looked up in the index."""
-
-    def __init__(self, *sides: IndexedImages) -> None:
-        self._sides = sides
-        self._classes: list[str] = sides[0].index.facts["classes"]
-
-    def _found(self, name: str) -> str | None:
-        for side in self._sides:
-            at = bisect_left(side.ids, name)
-            if at < len(side) and side.ids[at] == name:
-                number = int(side.column("label")[at])
-                return self._classes[number] if number >= 0 else None
-        return None
-
-    def __getitem__(self, name: str) -> str:
-        if (synset := self._found(name)) is None:
-            raise KeyError(name)
-        return synset
-
-    def __iter__(self) -> Iterator[str]:
-        for side in self._sides:
-            for name, number in zip(side.ids, side.column("label"), strict=True):
-                if number >= 0:
-                    yield name
-
-    def __len__(self) -> int:
-        return sum(int((side.column("label") >= 0).sum()) for side in self._sides)
 
 
 def _state(path: Path) -> State:
@@ -274,14 +252,12 @@ def _not_found(root: Path) -> UsageError:
 
 def _found(layout: Layout) -> tuple[Found, Sequence[str]]:
     """The entries, and the side of each."""
-    if layout.kind == _PARQUET:
-        rows = FoundRows(layout.shards)
+    if layout.shards:
+        entries: FoundRows | FoundMembers = (
+            FoundRows(layout.shards) if layout.kind == _PARQUET else FoundMembers(layout.shards, (".cls", ".json"))
+        )
         of_shard = [side_named(shard) for shard in layout.shards]
-        return rows, [of_shard[shard] for shard in rows.shard_of]
-    if layout.kind == _TARS:
-        members = FoundMembers(layout.shards, (".cls", ".json"))
-        of_shard = [side_named(shard) for shard in layout.shards]
-        return members, [of_shard[shard] for shard in members.shard_of]
+        return entries, [of_shard[shard] for shard in entries.shard_of]
     found = FoundFiles(os.path.commonpath([str(folder) for folder in layout.folders.values()]))
     sides: list[str] = []
     for side, folder in layout.folders.items():

@@ -6,9 +6,10 @@ other: `stored_order`.
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from vqbench.data.encoded import Opened, ends_digest, unreadable
 from vqbench.data.index import Found, Index, IndexedImages
 from vqbench.data.source_shards import same_as_listed, states_of
 from vqbench.errors import UsageError
+from vqbench.wording import reason_of_library
 
 _READERS = 4  # each has a group of rows in memory
 _USUAL = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -35,6 +37,7 @@ class _Table:
 
     file: Any
     """A ParquetFile, or the record batches of an Arrow file, mapped."""
+    schema: Any
     column: str
     """The column of images."""
     has_path: bool
@@ -69,21 +72,19 @@ def _open(path: str) -> _Table:
 
     try:
         if path.endswith(".arrow"):
-            source = pyarrow.memory_map(path)
-            batches = list(ipc.open_stream(source))
-            if not batches:
-                raise UsageError(f"{path} holds no row", "get the shard again, or remove it")
-            return _Table(batches, *_image_column(batches[0].schema, path), len(batches))
-        file = parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
-        if not file.metadata.num_rows:
+            stream = ipc.open_stream(pyarrow.memory_map(path))
+            file, schema = list(stream), stream.schema
+            groups = count = len(file)
+        else:
+            file = parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
+            schema, groups, count = file.schema_arrow, file.metadata.num_row_groups, file.metadata.num_rows
+        if not count:
             raise UsageError(f"{path} holds no row", "get the shard again, or remove it")
-        return _Table(file, *_image_column(file.schema_arrow, path), file.metadata.num_row_groups)
+        return _Table(file, schema, *_image_column(schema, path), groups)
     except pyarrow.ArrowException as error:
         kind = "Arrow" if path.endswith(".arrow") else "parquet"
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{path}: truncated, or no {kind} file ({reason})", "get the shard again, or remove it"
-        ) from None
+        what = f"{path}: truncated, or no {kind} file ({reason_of_library(error)})"
+        raise UsageError(what, "get the shard again, or remove it") from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -173,20 +174,18 @@ def _rows(path: str) -> Iterator[tuple[int, int, str, int, int, str, int]]:
     table, number = _open(path), 0
     for group in range(table.groups):
         try:
-            paths, labels = _paths_and_labels(table, group)
-            for row, value in enumerate(table.images(group)):
+            entries = zip(table.images(group), *_paths_and_labels(table, group), strict=False)
+            for row, (value, name, label) in enumerate(entries):
                 data = value.as_py()
-                name = paths[row] if paths is not None else ""
                 if data is None:
                     says = f", only the path {name}" if name else ""
                     what = f"{path}: row {number} has no bytes{says}"
                     raise ImageFileError(what, "write the images themselves into it, as push_to_hub of `datasets` does")
-                label = labels[row] if labels is not None else -1
                 yield group, row, name or "", label, len(data), ends_digest(data), _short_side(data)
                 number += 1
         except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(f"{path}: truncated or damaged ({reason})", "get the shard again, or remove it") from None
+            what = f"{path}: truncated or damaged ({reason_of_library(error)})"
+            raise UsageError(what, "get the shard again, or remove it") from None
 
 
 def _short_side(data: bytes) -> int:
@@ -196,19 +195,17 @@ def _short_side(data: bytes) -> int:
         return 0
 
 
-def _paths_and_labels(table: _Table, group: int) -> tuple[list[str | None] | None, list[int] | None]:
+def _paths_and_labels(table: _Table, group: int) -> tuple[Iterable[str | None], Iterable[int]]:
+    """Of each row of a group; without an end where the file states none."""
     import pyarrow.types as kinds
 
-    schema = table.file[0].schema if isinstance(table.file, list) else table.file.schema_arrow
-    kind = schema.field(table.column).type
-    has_path = table.has_path and any(f.name == "path" for f in kind)
-    has_label = "label" in schema.names and kinds.is_integer(schema.field("label").type)
-    wanted = [*([f"{table.column}.path"] if has_path else []), *(["label"] if has_label else [])]
-    if not wanted:
-        return None, None
-    rows = table.group(group, wanted)
-    paths = _part(rows[table.column], "path").to_pylist() if has_path else None
-    labels = [-1 if label is None else label for label in rows["label"].to_pylist()] if has_label else None
+    schema = table.schema
+    paths: Iterable[str | None] = itertools.repeat(None)
+    labels: Iterable[int] = itertools.repeat(-1)
+    if table.has_path and any(f.name == "path" for f in schema.field(table.column).type):
+        paths = _part(table.group(group, [f"{table.column}.path"])[table.column], "path").to_pylist()
+    if "label" in schema.names and kinds.is_integer(schema.field("label").type):
+        labels = (-1 if label is None else label for label in table.group(group, ["label"])["label"].to_pylist())
     return paths, labels
 
 
@@ -235,8 +232,8 @@ class Rows(IndexedImages):
             images = _groups.get((state, group), lambda: _tables.get(state, lambda: _opened(state)).images(group))
             data: bytes = images[int(self._row[i])].as_py()
         except (ValueError, IndexError, OSError) as error:  # pyarrow's own errors are ValueErrors and OSErrors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ImageFileError(f"{self.name(i)}: cannot be read ({reason})", "get the shard again") from None
+            what = f"{self.name(i)}: cannot be read ({reason_of_library(error)})"
+            raise ImageFileError(what, "get the shard again") from None
         return data
 
     def short_sides(self) -> NDArray[np.int32]:

@@ -15,7 +15,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqbench.data.decode import ImageFileError, name_unusable
+from vqbench.data.decode import ImageFileError
+from vqbench.data.encoded import read_each
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, listing_key
 from vqbench.data.hashing import digest_of
 from vqbench.data.images import Pixels
 from vqbench.errors import UsageError
+from vqbench.machine.cores import cores
 from vqbench.machine.home import home, keeping
+from vqbench.wording import reason_of_library
 
 LOW, HIGH = 0.5, 99.5
 """Percentiles of the non-zero voxels of a volume that become 0 and 255."""
@@ -80,26 +82,19 @@ def sliced(volumes: Sequence[ImageFile]) -> list[Sliced]:
     Raises UsageError that names every volume that cannot be used, and where the home cannot be written.
     """
     known = [_known(_place(volume)) for volume in volumes]
-    waiting = [i for i, made in enumerate(known) if made is None]
-    if waiting:
-        say = _Speaker(len(waiting))
+    waiting = [volume for volume, made in zip(volumes, known, strict=True) if made is None]
+    say = _Speaker(len(waiting))
 
-        def make(i: int) -> Sliced | ImageFileError:
-            try:
-                return _slice_once(volumes[i])
-            except ImageFileError as error:
-                return error
-            finally:
-                say.one_is_done()
+    def make(i: int) -> Sliced | ImageFileError:
+        try:
+            return _slice_once(waiting[i])
+        except ImageFileError as error:
+            return error
+        finally:
+            say.one_is_done()
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ThreadPoolExecutor(min(cores, _THREADS)) as pool:
-            made = list(pool.map(make, waiting))
-        if bad := [error for error in made if isinstance(error, ImageFileError)]:
-            raise name_unusable(bad)
-        for i, found in zip(waiting, made, strict=True):
-            known[i] = found if isinstance(found, Sliced) else None
-    return [found for found in known if found is not None]
+    made_now = iter(read_each(make, len(waiting), min(cores(), _THREADS), together=1))
+    return [made or next(made_now) for made in known]
 
 
 class _Speaker:
@@ -196,8 +191,9 @@ def _canonical(path: Path) -> Any:
 def _damaged(path: Path, error: Exception) -> ImageFileError:
     if isinstance(error, OSError) and error.strerror:
         return ImageFileError(f"{path}: cannot be read ({error.strerror})", "mend its permissions, or remove its case")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ImageFileError(f"{path}: damaged ({reason[:120]})", "get the file again, or remove its case")
+    return ImageFileError(
+        f"{path}: damaged ({reason_of_library(error)[:120]})", "get the file again, or remove its case"
+    )
 
 
 def read_volume(path: Path) -> NDArray[np.float64]:

@@ -102,9 +102,8 @@ class Dataset(ABC):
         if channels == self.channels:
             return
         if (channels, self.channels) == (1, 3) and self.train.reading is not None:
-            reading, self.channels = dataclasses.replace(self.train.reading, channels=1), 1
-            self.train, self.reading = self.train.read_as(reading, crop=False), reading
-            self.validation = self.validation.read_as(reading, crop=True)
+            self.channels = 1
+            self._read_both(dataclasses.replace(self.train.reading, channels=1))
             self.protocol_name += "-grey"
             return
         given = "1 channel" if self.channels == 1 else f"{self.channels} channels"
@@ -135,13 +134,14 @@ class Dataset(ABC):
         known, reading = dataclasses.asdict(self.reading), dataclasses.replace(self.reading, **asked)
         other = {name: value for name, value in asked.items() if value != known[name]}
         if other:
-            self.train, self.validation = (
-                self.train.read_as(reading, crop=False),
-                self.validation.read_as(reading, True),
-            )
-            self.reading = reading
+            self._read_both(reading)
             self.train_digest = digest_of(self.train_digest, "read", sorted(other.items()))
         return other
+
+    def _read_both(self, reading: Reading) -> None:
+        self.train = self.train.read_as(reading, crop=False)
+        self.validation = self.validation.read_as(reading, crop=True)
+        self.reading = reading
 
     def split_by(self, file: Path) -> None:
         """Have the images that a file lists be the validation images, and all others be trained on.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +25,14 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF and of EXIF
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
 
+T = TypeVar("T")
+
 MAX_PIXELS = 10**9
 """Larger images are refused. Decoding takes 4 bytes per pixel, or 8 where colours are converted."""
 SHOWN = 20
 """Files that cannot be used, of which an error names no more."""
+_READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
+_BLOCK = 256  # images that a thread reads at a time: a million tasks would take more memory than what they find
 _LARGE = 10**8
 _one_large = threading.Lock()  # as many threads as cores decode: that many large images need not fit in memory
 _pillow = threading.Lock()
@@ -39,10 +45,7 @@ Size = tuple[int, int]
 
 
 def _by_pillow(filter: Image.Resampling) -> Callable[[Image.Image, Size], Image.Image]:
-    def resized(image: Image.Image, size: Size) -> Image.Image:
-        return image.resize(size, filter)
-
-    return resized
+    return functools.partial(Image.Image.resize, resample=filter)
 
 
 def _opencv_linear(image: Image.Image, size: Size) -> Image.Image:
@@ -207,6 +210,21 @@ def name_unusable(bad: Sequence[ImageFileError], stopped: bool = False) -> Usage
     error = UnusableImagesError(f"{count} images cannot be used: {shown}{more}", bad[0].hint)
     error.bad, error.stopped = tuple(bad), stopped
     return error
+
+
+def read_each(
+    read: Callable[[int], T | ImageFileError], count: int, threads: int = _READERS, together: int = _BLOCK
+) -> list[T]:
+    """What `read` finds of 0 … count - 1, by many threads. Raises UsageError that names all that cannot be read."""
+
+    def block(first: int) -> list[T | ImageFileError]:
+        return [read(i) for i in range(first, min(first + together, count))]
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = [one for part in pool.map(block, range(0, count, together)) for one in part]
+    if bad := [one for one in found if isinstance(one, ImageFileError)]:
+        raise name_unusable(bad)
+    return [one for one in found if not isinstance(one, ImageFileError)]
 
 
 def _refuse(name: str, reason: str, hint: str) -> ImageFileError:

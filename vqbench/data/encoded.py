@@ -8,21 +8,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import AS_EVER, ImageFileError, Reading, decode_image, measure_image, name_unusable, short_side
+from vqbench.data.decode import AS_EVER, ImageFileError, Reading, decode_image, measure_image, short_side
 from vqbench.data.hashing import digest_of_each
 from vqbench.data.images import Images, Pixels, centre_crop
 
 T = TypeVar("T")
-
-_READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
-_BLOCK = 256  # images that a thread reads at a time: a million tasks would take more memory than what they find
 
 END = 2**14
 """Bytes at either end of an encoded image that its digest is made of."""
@@ -142,21 +138,6 @@ class Opened(Generic[T]):
             if len(self._things) > self._most:
                 self._things.popitem(last=False)
             return thing
-
-
-def read_each(
-    read: Callable[[int], T | ImageFileError], count: int, threads: int = _READERS, together: int = _BLOCK
-) -> list[T]:
-    """What `read` finds of 0 … count - 1, by many threads. Raises UsageError that names all that cannot be read."""
-
-    def block(first: int) -> list[T | ImageFileError]:
-        return [read(i) for i in range(first, min(first + together, count))]
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = [one for part in pool.map(block, range(0, count, together)) for one in part]
-    if bad := [one for one in found if isinstance(one, ImageFileError)]:
-        raise name_unusable(bad)
-    return [one for one in found if not isinstance(one, ImageFileError)]
 
 
 def unreadable(name: object, error: OSError) -> ImageFileError:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import AS_EVER, SUFFIXES, ImageFileError, Reading, name_unusable
-from vqbench.data.encoded import END, EncodedImages, encoded_digest, read_each, unreadable
+from vqbench.data.decode import AS_EVER, SUFFIXES, ImageFileError, Reading, name_unusable, read_each
+from vqbench.data.encoded import END, EncodedImages, encoded_digest, unreadable
 from vqbench.data.hashing import digest_of_each
 from vqbench.data.index import Found, Index, IndexedImages, named, remembered_contents, state_of
 from vqbench.errors import UsageError, require_utf8

@@ -19,7 +19,7 @@ import numpy as np
 from vqbench.data.dataset import Dataset, path_safe
 from vqbench.data.decode import SUFFIXES, Reading
 from vqbench.data.files import Files, FoundFiles, absolute
-from vqbench.data.index import TRAIN, VALIDATION, Found, Index, IndexedImages, State, kept_index, make_index
+from vqbench.data.index import TRAIN, VALIDATION, Found, Index, IndexedImages, kept_index, make_index
 from vqbench.data.layout import required_root
 from vqbench.data.parquet import FoundRows, Rows
 from vqbench.data.source_shards import TEST, missing_shards, side_named, states_of
@@ -53,7 +53,7 @@ class Layout:
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Side → its folder, of a tree."""
     shards: tuple[str, ...] = ()
-    beside: tuple[Path, ...] = ()
+    beside: tuple[str, ...] = ()
     """Files with labels."""
 
 
@@ -93,10 +93,10 @@ class ImageNet(Dataset):
     @staticmethod
     def _listed(root: Path, layout: Layout, subset: Subset | None) -> Index:
         def make() -> Index:
-            return _indexed(_found(layout), layout, subset)
+            return _indexed(layout, subset)
 
-        shards = [*states_of(layout.shards), *map(_state, layout.beside)] if layout.kind != _TREE else None
-        what = ("imagenet", str(root), layout.kind, *map(str, (*layout.folders.values(), *layout.beside)))
+        shards = states_of([*layout.shards, *layout.beside]) if layout.kind != _TREE else None
+        what = ("imagenet", str(root), layout.kind, *map(str, layout.folders.values()), *layout.beside)
         return kept_index((*what, subset.sha256 if subset else ""), make, shards)
 
     def _say(self, counts: Mapping[str, int], layout: Layout, subset: Subset | None, facts: Mapping[str, Any]) -> None:
@@ -151,10 +151,6 @@ class Subset:
         if twice := [synset for synset, count in Counter(synsets).items() if count > 1]:
             raise UsageError(f"{path} names {twice[0]} twice", "name each class once")
         return cls(path, hashlib.sha256(data).hexdigest(), frozenset(synsets))
-
-
-def _state(path: Path) -> State:
-    return states_of([str(path)])[0]
 
 
 def find_layout(root: Path) -> Layout:
@@ -221,7 +217,7 @@ def _tree(root: Path, base: Path, folders: Mapping[str, Path]) -> Layout:
     else:
         title = "class folders"
     places = [folder / _SOLUTION for folder in (base, *base.parents) if folder == root or folder.is_relative_to(root)]
-    labels = [path for path in places if path.is_file()][:1] if flat else []
+    labels = [str(path) for path in places if path.is_file()][:1] if flat else []
     return Layout(_TREE, title + (" with a flat val/" if flat else ""), folders, beside=tuple(labels))
 
 
@@ -266,23 +262,21 @@ def _found(layout: Layout) -> tuple[Found, Sequence[str]]:
     return found.whole(), sides
 
 
-def _indexed(found: tuple[Found, Sequence[str]], layout: Layout, subset: Subset | None) -> Index:
-    entries, sides = found
+def _indexed(layout: Layout, subset: Subset | None) -> Index:
+    entries, sides = _found(layout)
     names = _Named(entries)
     if isinstance(entries, FoundFiles):
         _refuse_empty_classes(layout, entries)
-    states = list(map(_state, layout.beside))
+    states = states_of(layout.beside)
     names.learn(_solution(layout.beside[0]) if layout.beside else {})
     wanted: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
-    unlike, left_out, unknown = 0, 0, 0
+    unlike, unknown = 0, 0
     for i, side in enumerate(sides):
         if not names.ids[i]:
             unlike += 1
         elif subset is None or names.synsets[i] in subset.synsets:
             wanted[side].append(i)
-        elif names.synsets[i]:
-            left_out += 1
-        else:
+        elif not names.synsets[i]:
             unknown += 1
     _require_sides(wanted, entries, names, subset, unknown)
     if not names.unmapped:  # keys of shards may count anew on each side
@@ -327,11 +321,13 @@ class _Named:
             if known is None and isinstance(found, FoundMembers):
                 known = _NAME.fullmatch(_stem(_file_name(found.text_beside(i, ".json"))))
             folder = name.rpartition("/")[0].rpartition("/")[2]
-            synset = (known[2] or known[3] or "") if known else ""
-            self.synsets.append(synset or (folder if _SYNSET.fullmatch(folder) else ""))
+            of_folder = folder if _SYNSET.fullmatch(folder) else ""
+            synset = (known and (known[2] or known[3])) or of_folder
+            self.synsets.append(synset)
             # a number is read once for each synset, and of images whose synset is known by nothing else
-            numbers.append(-1 if self.synsets[-1] in seen else _class_number(found, i))
-            seen.update(self.synsets[-1:] if self.synsets[-1] else ())
+            numbers.append(-1 if synset in seen else _class_number(found, i))
+            if synset:
+                seen.add(synset)
             if known:
                 self.ids.append(known[1])
             elif isinstance(found, FoundFiles):
@@ -376,7 +372,7 @@ def _class_number(found: Found, i: int) -> int:
     return int(text) if re.fullmatch(r"\s*\d{1,4}\s*", text) else -1
 
 
-def _solution(path: Path) -> dict[str, str]:
+def _solution(path: str) -> dict[str, str]:
     """id → synset, of Kaggle's file: `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
     with open(path, encoding="utf-8", newline="") as file:
         return {row[0]: row[1].split()[0] for row in csv.reader(file) if len(row) > 1 and _SYNSET.match(row[1])}

@@ -121,11 +121,6 @@ class Elsewhere(Images):
         images, place = self._place(i)
         return images.measure(place)
 
-    def short_side(self, i: int) -> int:
-        """Of image `i` as it is stored."""
-        images, place = self._place(i)
-        return images.short_side(place)
-
 
 class Part(Elsewhere):
     """Some of the images of another sequence."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import ImageFileError
+from vqbench.data.decode import ImageFileError, read_each
 from vqbench.machine.home import home, keeping
-
-_READERS = 16  # more than cores: on a network disk, opening a file is mostly waiting
-_TOGETHER = 1024
 
 
 def remembered_short_sides(key: str, count: int, short_side: Callable[[int], int]) -> NDArray[np.int32]:
@@ -26,21 +22,17 @@ def remembered_short_sides(key: str, count: int, short_side: Callable[[int], int
     kept = home() / "prepared" / f"short-sides-{key[:24]}.npy"
     if key and (known := _kept(kept, count)) is not None:
         return known
-    with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda start: _sides(range(start, min(start + _TOGETHER, count)), short_side),
-                        range(0, count, _TOGETHER))  # fmt: skip
-        sides = np.concatenate([np.empty(0, np.int32), *read])
+
+    def side(i: int) -> int:
+        try:
+            return short_side(i)
+        except ImageFileError:
+            return 0
+
+    sides = np.array(read_each(side, count), np.int32)
     if key and sides.all():
         with contextlib.suppress(OSError):  # a home that cannot be written costs the work each time, no result
             _keep(kept, sides)
-    return sides
-
-
-def _sides(positions: range, short_side: Callable[[int], int]) -> NDArray[np.int32]:
-    sides = np.zeros(len(positions), np.int32)
-    for place, i in enumerate(positions):
-        with contextlib.suppress(ImageFileError):
-            sides[place] = short_side(i)
     return sides
 
 

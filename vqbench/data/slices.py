@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqbench.data.decode import ImageFileError
-from vqbench.data.encoded import read_each
+from vqbench.data.decode import ImageFileError, read_each
 from vqbench.data.extras import required_library
 from vqbench.data.files import ImageFile, listing_key
 from vqbench.data.hashing import digest_of

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ def missing_shards(shards: Sequence[str]) -> list[str]:
     ]
 
 
+BY_HASH = "hash90"
+"""In the name of a protocol: nobody has split the images but us."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which entries of a set are trained on and which are validation, and what a dataset says of it."""
+
+    sides: Mapping[str, list[int]]
+    word: str
+    """In the name of a protocol."""
+    rule: str
+    notes: Sequence[str]
+
+    def facts(self) -> dict[str, Any]:
+        """What an index keeps of it."""
+        return {"word": self.word, "rule": self.rule, "notes": self.notes}
+
+
 def split_of(ids: Sequence[str], shard_of: Sequence[int] = (), shards: Sequence[str] = ()) -> Split:
     """The sides of entries: as the names of their shards say, else as their top folders do, else by hash of the id."""
     tops = {name.partition("/")[0]: "" for name in ids if "/" in name}
@@ -98,42 +118,24 @@ def split_of(ids: Sequence[str], shard_of: Sequence[int] = (), shards: Sequence[
     for stated in ([by_shard[shard] for shard in shard_of], [of_top.get(name.partition("/")[0], "") for name in ids]):
         held_out = VALIDATION if VALIDATION in stated else TEST
         if TRAIN in stated and held_out in stated:
-            wanted = {TRAIN: TRAIN, VALIDATION: held_out}
-            sides = {side: [i for i, word in enumerate(stated) if word == name] for side, name in wanted.items()}
-            return Split(sides, True, held_out, len(ids) - sum(map(len, sides.values())))
+            sides = _both_sides(stated, held_out)
+            rule = f"The {TRAIN} split is trained on, the {held_out} split is validation."
+            left_out = len(ids) - len(sides[TRAIN]) - len(sides[VALIDATION])
+            notes = [f"{left_out:,} images of other splits are not used"] if left_out else []
+            return Split(sides, f"train-{'val' if held_out == VALIDATION else held_out}", rule, notes)
+    sides = _both_sides([VALIDATION if is_validation(name) else TRAIN for name in ids], VALIDATION)
+    amounts = f"{len(sides[TRAIN]):,} train, {len(sides[VALIDATION]):,} validation"
     return Split(
-        {
-            TRAIN: [i for i, name in enumerate(ids) if not is_validation(name)],
-            VALIDATION: [i for i, name in enumerate(ids) if is_validation(name)],
-        }
+        sides,
+        BY_HASH,
+        "An image is validation where the sha256 of its id is 0 modulo 10 (about 10 %).",
+        [f"{len(ids):,} images split by hash of the id: {amounts}"],
     )
 
 
-BY_HASH = "hash90"
-"""In the name of a protocol: nobody has split the images but us."""
-
-
-class Split:
-    """Which entries of a set are trained on and which are validation, and what a dataset says of it."""
-
-    def __init__(
-        self, sides: Mapping[str, list[int]], is_by_name: bool = False, held_out: str = "", left_out: int = 0
-    ) -> None:
-        self.sides, count = sides, {side: len(entries) for side, entries in sides.items()}
-        self.word = f"train-{'val' if held_out == VALIDATION else held_out}" if is_by_name else BY_HASH
-        if is_by_name:
-            self.rule = f"The {TRAIN} split is trained on, the {held_out} split is validation."
-            self.notes = [f"{left_out:,} images of other splits are not used"] if left_out else []
-        else:
-            self.rule = "An image is validation where the sha256 of its id is 0 modulo 10 (about 10 %)."
-            total = sum(count.values())
-            self.notes = [
-                f"{total:,} images split by hash of the id: {count[TRAIN]:,} train, {count[VALIDATION]:,} validation"
-            ]
-
-    def facts(self) -> dict[str, Any]:
-        """What an index keeps of it."""
-        return {"word": self.word, "rule": self.rule, "notes": self.notes}
+def _both_sides(stated: Sequence[str], held_out: str) -> dict[str, list[int]]:
+    wanted = {TRAIN: TRAIN, VALIDATION: held_out}
+    return {side: [i for i, word in enumerate(stated) if word == name] for side, name in wanted.items()}
 
 
 class SplitByNames(Dataset):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.data.decode import SUFFIXES, ImageFileError
-from vqbench.data.encoded import END, Opened, read_each, unreadable
+from vqbench.data.decode import SUFFIXES, ImageFileError, read_each
+from vqbench.data.encoded import END, Opened, unreadable
 from vqbench.data.index import Found, Index, IndexedImages, named
 from vqbench.data.source_shards import same_as_listed, states_of
 from vqbench.errors import UsageError, require_utf8

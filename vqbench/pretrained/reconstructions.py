@@ -24,8 +24,9 @@ from vqbench.data.decode import (
     decode_image,
     measure_image,
     name_unusable,
+    read_each,
 )
-from vqbench.data.encoded import read_each, unreadable
+from vqbench.data.encoded import unreadable
 from vqbench.data.files import ImageFile, absolute, list_images, listing_key
 from vqbench.data.filling import ahead
 from vqbench.data.hashing import digest_of_each

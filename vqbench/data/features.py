@@ -6,7 +6,6 @@ Listing a source is cheap and needs no torch; `load` reads or computes the featu
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -29,6 +28,7 @@ from vqbench.errors import UsageError, require_utf8
 from vqbench.machine.home import expanded
 from vqbench.metrics.feature_protocol import VERSION, FeatureProtocol
 from vqbench.recipe import Recipe
+from vqbench.registry import file_digest
 
 Features = NDArray[np.float32]
 
@@ -207,8 +207,7 @@ class FeatureFile(FeatureSource):
         self.path = expanded(path).absolute()
         require_utf8(self.path)
         array = _open_array(self.path)
-        with self.path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = file_digest(self.path)
         self.array = array if array.ndim == 4 else array[:, None, None, :]
         self.validation_rows = first_by_hash([str(i) for i in range(len(array))], len(array) // 10, "feature rows")
         validation = set(self.validation_rows)

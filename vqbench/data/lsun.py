@@ -34,8 +34,8 @@ _GET = "get CATEGORY_train_lmdb.zip and CATEGORY_val_lmdb.zip with https://githu
 class _Keys(HeldNames):
     """The keys of an LMDB, which may be three million: one array, mapped, and not so many strings."""
 
-    def __init__(self, raw: NDArray[np.bytes_], path: Path | None = None) -> None:
-        self.raw, self.path = raw, path
+    def __init__(self, raw: NDArray[np.bytes_]) -> None:
+        self.raw = raw
 
     @classmethod
     def of(cls, folder: Path, kept: Path) -> _Keys:
@@ -43,20 +43,21 @@ class _Keys(HeldNames):
         with contextlib.suppress(OSError, ValueError, EOFError):
             return cls.mapped(kept)
         raw = _list_keys(folder)
-        try:
+        with contextlib.suppress(OSError):  # a home that cannot be written costs the work each time, no result
             with keeping(kept) as partial, open(partial, "wb") as file:
                 np.save(file, raw)
             return cls.mapped(kept)
-        except OSError:  # a home that cannot be written costs the work each time, no result
-            return cls(raw)
+        return cls(raw)
 
     @classmethod
     def mapped(cls, path: Path) -> _Keys:
         """Those of a file. Raises OSError, ValueError."""
-        return cls(np.load(path, mmap_mode="r", allow_pickle=False), path)
+        return cls(np.load(path, mmap_mode="r", allow_pickle=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Keys.mapped, (self.path,)) if self.path else (_Keys, (self.raw,))  # a pickled map would be a copy
+        if isinstance(self.raw, np.memmap):  # a pickled map would be a copy
+            return _Keys.mapped, (self.raw.filename,)
+        return _Keys, (self.raw,)
 
     def __len__(self) -> int:
         return len(self.raw)

@@ -31,8 +31,9 @@ def remembered_short_sides(key: str, count: int, short_side: Callable[[int], int
 
     sides = np.array(read_each(side, count), np.int32)
     if key and sides.all():
-        with contextlib.suppress(OSError):  # a home that cannot be written costs the work each time, no result
-            _keep(kept, sides)
+        # a home that cannot be written costs the work each time, no result
+        with contextlib.suppress(OSError), keeping(kept) as partial, partial.open("wb") as file:
+            np.save(file, sides)
     return sides
 
 
@@ -42,8 +43,3 @@ def _kept(path: Path, count: int) -> NDArray[np.int32] | None:
         if sides.shape == (count,) and sides.dtype == np.int32:
             return sides
     return None
-
-
-def _keep(path: Path, sides: NDArray[np.int32]) -> None:
-    with keeping(path) as partial, partial.open("wb") as file:
-        np.save(file, sides)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.commands import DEADLINE, until
+from helpers.speaker import speaks
 
 from vqbench.errors import UsageError
 from vqbench.machine import gpus
@@ -24,6 +25,7 @@ from vqbench.machine.cores import CORES_VARIABLE
 from vqbench.machine.gpus import claim_gpus, try_to_claim, visible_gpus
 from vqbench.machine.imports import lasting_imports
 from vqbench.machine.lease import STALE_SECONDS, CellBusyError, exclusive, this_machine
+from vqbench.machine.processes import work_beside
 from vqbench.planning.request import parse_resources
 from vqbench.running.worker import Need, _threads
 from vqbench.training.fit import data_workers
@@ -325,3 +327,21 @@ def test_those_who_load_images_follow_the_cores_of_their_cell(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
     monkeypatch.setenv(CORES_VARIABLE, told)
     assert data_workers(devices) == loaders
+
+
+def test_what_processes_beside_one_another_say_and_raise() -> None:
+    said: list[str | None] = []
+
+    def heard(word: str | None) -> bool:
+        said.append(word)
+        return {"one", "hangs", None} <= set(said)
+
+    work_beside(speaks, [("one",), ("hangs",)], heard, "works", patience=0.1)  # nothing else is awaited
+    with pytest.raises(UsageError, match=r"^no such thing$") as refused:
+        work_beside(speaks, [("refuses",), ("hangs",)], said.append, "works")
+    assert refused.value.hint == "give another"
+    with pytest.raises(OSError, match="No space left") as failed:
+        work_beside(speaks, [("cannot write",)], said.append, "works")
+    assert (failed.value.errno, failed.value.filename) == (28, "/there")
+    with pytest.raises(UsageError, match=r"^a process that works has ended by itself \(exit code -9\)$"):
+        work_beside(speaks, [("is killed",), ("one",)], said.append, "works")

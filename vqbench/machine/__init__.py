@@ -1,3 +1,3 @@
-"""What vqbench needs of this computer: whole files, downloads, locks, cores, GPUs, signals, imports, provenance. May
-import `errors`, `wording` and `config`.
+"""What vqbench needs of this computer: whole files, downloads, locks, cores, processes, GPUs, signals, imports,
+provenance. May import `errors`, `wording` and `config`.
 """

@@ -1,0 +1,23 @@
+"""What processes beside one another do in a test. Light, for each of them imports it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from vqbench.errors import UsageError
+
+
+def speaks(say: Callable[[str], None], name: str) -> None:
+    """Say one's name, and do what it says."""
+    say(name)
+    if name == "refuses":
+        raise UsageError("no such thing", "give another")
+    if name == "cannot write":
+        raise OSError(28, "No space left on device", "/there")
+    if name == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "hangs":
+        time.sleep(600)

@@ -210,28 +210,22 @@ class FeatureFile(FeatureSource):
         self.sha256 = file_digest(self.path)
         self.array = array if array.ndim == 4 else array[:, None, None, :]
         self.validation_rows = first_by_hash([str(i) for i in range(len(array))], len(array) // 10, "feature rows")
-        validation = set(self.validation_rows)
-        self.training_rows = [i for i in range(len(array)) if i not in validation]
-        self.train = self.training_rows
-        self.reference, self.slug = f"features:{self.path}", f"features-{path_safe(self.path.stem)}"
-        self.split_rule, kept, name = _BY_HASH, len(self.validation_rows), path_safe(self.path.stem)
-        self.notes: tuple[str, ...] = (
-            f"{len(array):,} rows split by hash: {len(self.train):,} train, {kept:,} validate",
-        )
+        self.train = self.training_rows = sorted(set(range(len(array))) - set(self.validation_rows))
+        self.reference, name = f"features:{self.path}", path_safe(self.path.stem)
+        self.slug, self.split_rule = f"features-{name}", _BY_HASH
         self.train_digest = digest_of("feature file", self.sha256, _BY_HASH)
+        train, kept = len(self.training_rows), len(self.validation_rows)
+        self.notes: tuple[str, ...] = (f"{len(array):,} rows split by hash: {train:,} train, {kept:,} validate",)
         if holdout is not None:
             held = HeldOut.of([str(i) for i in self.training_rows], holdout, self.reference)
             self.validation_rows = [self.training_rows[i] for i in held.chosen]
             self.train = self.training_rows = [self.training_rows[i] for i in held.left]
-            self.train_digest, kept = digest_of(self.train_digest, "without", held.chosen), len(held.chosen)
-            self.split_rule, name, self.notes = (
-                self.split_rule + held.rule,
-                name + held.suffix,
-                (*self.notes, held.note),
-            )
-        if validation_rows is not None:
-            self._keep(validation_rows)
-            name += f"-first{validation_rows}" if validation_rows < kept else ""
+            self.train_digest = digest_of(self.train_digest, "without", held.chosen)
+            self.split_rule += held.rule
+            self.notes += (held.note,)
+            name += held.suffix
+        if validation_rows is not None and self._keep(validation_rows):
+            name += f"-first{validation_rows}"
         _, height, width, channels = self.array.shape
         self.protocol = FeatureProtocol(
             name=f"{name}-features-{VERSION}",
@@ -244,7 +238,8 @@ class FeatureFile(FeatureSource):
             tokens_per_image=height * width,
         )
 
-    def _keep(self, count: int) -> None:
+    def _keep(self, count: int) -> bool:
+        """Keep so many of the validation rows; whether there are more."""
         available = len(self.validation_rows)
         if not 1 <= count <= available:
             raise UsageError(
@@ -256,6 +251,7 @@ class FeatureFile(FeatureSource):
             self.validation_rows = [self.validation_rows[i] for i in kept]
             self.split_rule += f" Of the validation rows, the first {count} by hash of the number are kept."
             self.notes += (f"{count} of {available} validation rows are used",)
+        return count < available
 
     def spec(self) -> dict[str, Any]:
         """The file and its sha256."""

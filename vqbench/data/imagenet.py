@@ -92,35 +92,30 @@ class ImageNet(Dataset):
 
     @staticmethod
     def _listed(root: Path, layout: Layout, subset: Subset | None) -> Index:
-        def make() -> Index:
-            return _indexed(layout, subset)
-
         shards = states_of([*layout.shards, *layout.beside]) if layout.kind != _TREE else None
         what = ("imagenet", str(root), layout.kind, *map(str, layout.folders.values()), *layout.beside)
-        return kept_index((*what, subset.sha256 if subset else ""), make, shards)
+        return kept_index((*what, subset.sha256 if subset else ""), lambda: _indexed(layout, subset), shards)
 
     def _say(self, counts: Mapping[str, int], layout: Layout, subset: Subset | None, facts: Mapping[str, Any]) -> None:
-        expected = dict(EXPECTED)
+        here = f"{counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation images"
         self.split_rule = "The training images of ILSVRC 2012 are trained on, its validation images are validation."
-        if subset is not None:
+        if subset is None:
+            expected, self.protocol_name = EXPECTED, "imagenet"
+            whole = f"{here}, all that there are"
+            part = f"{here}; ImageNet has {expected[TRAIN]:,} and {expected[VALIDATION]:,}: this is a part of it"
+        else:
+            classes = len(subset.synsets)
+            expected = {TRAIN: counts[TRAIN], VALIDATION: 50 * classes}
+            whole = f"{here} of {classes} classes"
+            part = f"{here}; {classes} classes have {expected[VALIDATION]:,} for validation"
             self.reference = f"imagenet:{subset.path}"
             self.slug = f"imagenet-{path_safe(subset.path.stem)}"
             self.protocol_name = f"{self.slug}-{subset.sha256[:12]}"
-            self.whatever_split = (
-                f"Of the classes, the {len(subset.synsets)} are kept that a file of sha256 {subset.sha256} lists."
-            )
+            self.whatever_split = f"Of the classes, the {classes} are kept that a file of sha256 {subset.sha256} lists."
             self.split_rule += f" {self.whatever_split}"
-            expected = {TRAIN: counts[TRAIN], VALIDATION: 50 * len(subset.synsets)}
-        else:
-            self.protocol_name = "imagenet"
-        here = f"{counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation images"
-        if counts == expected:
-            state = f"{here}, all that there are" if subset is None else f"{here} of {len(subset.synsets)} classes"
-        else:
+        if counts != expected:
             self.protocol_name += f"-part-{counts[TRAIN]}-{counts[VALIDATION]}"
-            state = f"{here}; ImageNet has {expected[TRAIN]:,} and {expected[VALIDATION]:,}: this is a part of it"
-            if subset is not None:
-                state = f"{here}; {len(subset.synsets)} classes have {expected[VALIDATION]:,} for validation"
+        state = whole if counts == expected else part
         self.notes = (f"ImageNet as {layout.title}: {state}", *facts["notes"])
 
 

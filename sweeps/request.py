@@ -13,7 +13,6 @@ from vqbench.errors import UsageError
 from vqbench.machine.yaml_files import shipped
 from vqbench.planning.choice import folder_name
 from vqbench.planning.request import RunRequest
-from vqbench.planning.variant import Variant
 
 if TYPE_CHECKING:
     from vqbench.sweeps.grammar import Raw
@@ -84,7 +83,7 @@ class SweepRequest:
     @property
     def references(self) -> tuple[str, ...]:
         """method or method@preset, each once."""
-        return tuple(dict.fromkeys(m.reference if isinstance(m, Variant) else m for m in self.run.methods))
+        return tuple(dict.fromkeys(self.run.methods))
 
     @property
     def title(self) -> str:

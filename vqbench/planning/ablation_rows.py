@@ -62,8 +62,7 @@ def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], Resolved,
         rows.append(row)
     if len(rows) < 2:
         raise UsageError(f"every row would be the full {request.reference}", f"--drop one of: {', '.join(on)}")
-    trained = replace(request.run, methods=tuple(row.variant for row in rows))
-    return tuple(rows), replace(asked, request=trained, choices=tuple(choices)), tuple(notes)
+    return tuple(rows), replace(asked, choices=tuple(choices)), tuple(notes)
 
 
 def rows_of_paper(reference: str) -> tuple[PaperRow, ...]:

@@ -33,7 +33,6 @@ from vqbench.planning.source_choice import (
     seen_by,
     told_of,
 )
-from vqbench.planning.variant import Variant
 from vqbench.plugin import Plugin
 from vqbench.pretrained.initial import starting_from
 from vqbench.pretrained.opening import door, refuse_idle_options
@@ -100,9 +99,8 @@ class Plan:
         return tuple(dict.fromkeys(name for cell in self.cells for name in asked_metrics(cell.spec)))
 
 
-def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str | Variant, ...]) -> None:
-    references = [m.reference if isinstance(m, Variant) else m for m in methods]
-    owners = {"recipe", *references, *(split_reference(r)[0] for r in references)}
+def _refuse_stray_settings(settings: dict[str, dict[str, str]], methods: tuple[str, ...]) -> None:
+    owners = {"recipe", *methods, *(split_reference(method)[0] for method in methods)}
     for owner in settings:
         if owner not in owners:
             raise unknown("method in --set", owner, owners, "--set takes METHOD.FIELD=VALUE of a method in --methods")
@@ -180,7 +178,7 @@ def resolve(request: RunRequest) -> Resolved:
 
 def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, str]]) -> tuple[MethodChoice, ...]:
     choices = [
-        choose_source(str(asked), request) if names_source(asked) else choose_method(asked, recipe, settings)
+        choose_source(asked, request) if names_source(asked) else choose_method(asked, recipe, settings)
         for asked in dict.fromkeys(request.methods)
     ]
     if recipe.track == "features" and (stray := [choice.label for choice in choices if choice.pretrained]):

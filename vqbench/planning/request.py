@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -16,7 +15,6 @@ from vqbench.arguments import option
 from vqbench.errors import UsageError, require_utf8, unknown
 from vqbench.machine.home import expanded
 from vqbench.metrics.named import named_protocol
-from vqbench.planning.variant import Variant
 from vqbench.pretrained.opening import IMAGES
 from vqbench.registry import DATASETS
 
@@ -29,16 +27,10 @@ _WORKERS_PER_PROCESSOR = 16
 """More are a slip of the keyboard, and would take the machine down."""
 
 
-def _methods(words: str, value: Any) -> tuple[str | Variant, ...]:
-    """Names as `arguments.names` reads them; variants stay what they are."""
-    if isinstance(value, tuple | list):
-        each = [(item,) if isinstance(item, Variant) else _named(words, item) for item in value]
-        return tuple(itertools.chain.from_iterable(each))
-    return (value,) if isinstance(value, Variant) else _named(words, value)
-
-
-def _named(words: str, value: Any) -> tuple[str, ...]:
+def _methods(words: str, value: Any) -> tuple[str, ...]:
     """Names between commas; `images:RECONSTRUCTIONS,ORIGINALS` is one, where the second is a folder."""
+    if isinstance(value, tuple | list):
+        return tuple(name for item in value for name in _methods(words, item))
     found: list[str] = []
     for name in arguments.names(words, value):
         is_pair = found and IMAGES in found[-1] and "," not in found[-1] and expanded(Path(name)).is_dir()
@@ -97,7 +89,7 @@ class RunRequest:
     A list may be given as one value, any iterable, or text with commas; a number as text; None is the default.
     """
 
-    methods: tuple[str | Variant, ...] = ()
+    methods: tuple[str, ...] = ()
     dataset: str = option(
         "", arguments.source, "photos, folder:PATH, ffhq, … (`vqbench datasets`).", "NAME",
         has_variable=True, defines=True, complete=_datasets,
@@ -273,14 +265,14 @@ class AblateRequest:
         """Each field may be given as the command line or Python does. Raises UsageError for what it does not take."""
         arguments.settle(self)
         if len(self.run.methods) != 1:
-            names = ", ".join(m if isinstance(m, str) else m.label for m in self.run.methods) or "none"
+            names = ", ".join(self.run.methods) or "none"
             raise UsageError(f"an ablation takes one method apart, not {len(self.run.methods)}: {names}", "name one")
 
     @property
     def reference(self) -> str:
         """method or method@preset."""
         (method,) = self.run.methods
-        return method.reference if isinstance(method, Variant) else method
+        return method
 
 
 @dataclass(frozen=True)
@@ -312,7 +304,7 @@ OF_TRAINING = (
 
 
 def make_request(
-    methods: str | os.PathLike[str] | Variant | Iterable[str | os.PathLike[str] | Variant],
+    methods: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     dataset: str | os.PathLike[str] = "",
     asked_by: Callable[..., Any] | None = None,
     **options: Any,

@@ -18,7 +18,6 @@ from vqbench.machine.home import expanded
 from vqbench.metrics.named import named_protocol
 from vqbench.planning.choice import MethodChoice, own_source, remembered, split_reference
 from vqbench.planning.request import RunRequest
-from vqbench.planning.variant import Variant
 from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source, is_there
 from vqbench.registry import METHODS
 
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
 _NAMED = re.compile(r"([\w.+-]{1,60})=(.+)")
 
 
-def names_source(asked: str | Variant) -> bool:
+def names_source(asked: str) -> bool:
     """Whether a row is a tokenizer that is trained already, `NAME=SOURCE` or SOURCE, and no method to train."""
-    if isinstance(asked, Variant) or split_reference(asked)[0] in METHODS:
-        return False
-    return is_source(split_name(asked)[1])
+    return split_reference(asked)[0] not in METHODS and is_source(split_name(asked)[1])
 
 
 def split_name(asked: str) -> tuple[str, str]:

@@ -47,9 +47,9 @@ def check_evaluation(request: EvalRequest) -> Resolved:
     if not run.methods:
         raise UsageError("no tokenizer to score", f"a tokenizer is {EXAMPLES}")
     for asked in run.methods:
-        _refuse_other(str(asked))
+        _refuse_other(asked)
     run = replace(run, dataset=run.dataset or _originals(run.methods))
-    choices = [choose_source(str(asked), run) for asked in dict.fromkeys(run.methods)]
+    choices = [choose_source(asked, run) for asked in dict.fromkeys(run.methods)]
     refuse_idle_options([choice.kind for choice in choices], run.family, run.trust)
     recipe = _recipe(choices, request.resolution)
     refuse_unfit(choices, recipe, run.data)
@@ -78,10 +78,10 @@ def _refuse_other(asked: str) -> None:
     raise UsageError(f"there is no {asked}", f"a tokenizer is {EXAMPLES}")
 
 
-def _originals(sources: Iterable[Any]) -> str:
+def _originals(sources: Iterable[str]) -> str:
     """The dataset where none is named: the originals of a folder of reconstructions."""
     for source in sources:
-        text = split_name(str(source))[1]
+        text = split_name(source)[1]
         if text.startswith(IMAGES) and (originals := folders_of(text)[1]) is not None:
             return f"folder:{originals}"
     return ""

@@ -100,26 +100,29 @@ class DaskEngine:
 
         False where there is nothing to run: a result that an earlier command could not fetch is brought home.
         """
-        held = contextlib.ExitStack()
+        held = self._held[job.name] = contextlib.ExitStack()
         try:
             held.enter_context(CellFolder(job.folder).locked())
-            if patiently(lambda: self._settle_store(job, store), _START_SECONDS):
-                held.close()
-                self._over.append((job.name, Ended(DONE)))
-                return False
+            if not patiently(lambda: self._settle_store(job, store), _START_SECONDS):
+                return True
+            end = Ended(DONE)
         except CellBusyError:
-            self._over.append((job.name, Ended(BUSY)))
-            return False
+            end = Ended(BUSY)
         except Exception as error:
-            held.close()
-            why = reason_of_library(error, store.tracking_uri)
-            self._over.append((job.name, _write_failure(job, type(error).__name__, why, _STORE_HINT)))
-            return False
-        except BaseException:  # Ctrl-C
-            held.close()
-            raise
-        self._held[job.name] = held
-        return True
+            end = self._without_store(job, store, error)
+        self._let_go(job.name)
+        self._over.append((job.name, end))
+        return False
+
+    def _let_go(self, name: str) -> None:
+        """Give back the folder of a job that ran, or was to run, where its lock does not reach."""
+        if name in self._held:
+            self._held.pop(name).close()
+
+    def _without_store(self, job: CellJob, store: Store, error: Exception) -> Ended:
+        """The end of a job whose store stays away."""
+        self._let_go(job.name)
+        return _write_failure(job, type(error).__name__, reason_of_library(error, store.tracking_uri), _STORE_HINT)
 
     def _settle_store(self, job: CellJob, store: Store) -> bool:
         """Have the store hold what a far process is to go on from; True where the cell is found finished there."""
@@ -176,11 +179,10 @@ class DaskEngine:
                 place = masked(store.tracking_uri)
                 raise VQBenchError(f"what {job.name} left did not arrive whole at {place}", _STORE_HINT)
         except Exception as error:
-            self._held.pop(job.name).close()
-            return _write_failure(job, type(error).__name__, reason_of_library(error, store.tracking_uri), _STORE_HINT)
+            return self._without_store(job, store, error)
         (job.folder / AWAY).unlink(missing_ok=True)
         courier.clear()
-        self._held.pop(job.name).close()
+        self._let_go(job.name)
         return end
 
     def ended(self) -> list[tuple[str, Ended]]:
@@ -223,7 +225,7 @@ class DaskEngine:
             if job.store is None:
                 return end
             if end.state == BUSY:
-                self._held.pop(name).close()
+                self._let_go(name)
                 return end
             return self._bring_home(job, job.store, end)
         if self._client.status != "running" or future.status in ("lost", "cancelled"):
@@ -234,8 +236,7 @@ class DaskEngine:
         # dask gives up a job with the fourth worker that dies; one that gets on each time may take many
         if type(error).__name__ == "KilledWorker" and self._progress(job) > self._trained[name]:
             return None
-        if name in self._held:
-            self._held.pop(name).close()
+        self._let_go(name)
         kind, message = type(error).__name__, reason_of_library(error)
         if kind == "KilledWorker":
             message = "the workers that ran it died, several in a row; out of memory is the usual reason"
@@ -247,8 +248,7 @@ class DaskEngine:
         future = self._futures.pop(name, None)
         if future is not None:
             future.cancel()
-            if name in self._held:
-                self._held.pop(name).close()
+            self._let_go(name)
             self._over.append((name, Ended(STOPPED)))
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ LIVE_SECONDS = 3.0  # between two looks at a training cell
 STORE_SECONDS = 60.0  # that a server may take to say which run is a cell's
 RETRY_SECONDS = 30.0  # before a server that did not answer is asked again
 AGAIN_SECONDS = 1.0  # the same where a cell waits for the answer
+Job = Callable[[Mirror], object]
 
 
 def _records(folder: Path) -> list[Path]:
@@ -70,20 +72,24 @@ def sync(runs: Path) -> SyncReport:
     """Send everything below `runs` that the tracking server lacks. Safe to repeat."""
     report = SyncReport(0, [], [])
     mirror = Mirror(runs)
+
+    def sent(name: str, job: Job) -> object:
+        """What a job gives; None where it fails, which is said."""
+        try:
+            return job(mirror)
+        except Exception as error:
+            report.problems.append(f"{name}: {reason_of_library(error, mirror.uri)}")
+            return None
+
     for experiment in sorted(p.parent for p in runs.absolute().glob("*/commands")):
         try:
             mirror.look(experiment)
-        except VQBenchError as error:
-            report.problems.append(f"{experiment.name}: {error.what}; {error.hint}")
-            continue
         except Exception as error:
-            report.problems.append(f"{experiment.name}: {reason_of_library(error, mirror.uri)}")
+            hint = f"; {error.hint}" if isinstance(error, VQBenchError) else ""
+            report.problems.append(f"{experiment.name}: {reason_of_library(error, mirror.uri)}{hint}")
             continue
         for folder in cell_folders(experiment):
-            try:
-                report.cells += mirror.cell(folder)
-            except Exception as error:
-                report.problems.append(f"{folder.name}: {reason_of_library(error, mirror.uri)}")
+            report.cells += bool(sent(folder.name, methodcaller("cell", folder)))
         report.problems += results_of_nothing(experiment)
         gone = {path for path in mirror.gone if path.parent.parent == experiment}
         for command in sorted({*_records(experiment / "commands"), *gone}):
@@ -91,10 +97,7 @@ def sync(runs: Path) -> SyncReport:
                 lost = "gone" if command in gone else "not whole"
                 report.problems.append(f"{command.name}: the record of this command is {lost}")
                 continue
-            try:
-                mirror.command(command)
-            except Exception as error:
-                report.problems.append(f"{command.name}: {reason_of_library(error, mirror.uri)}")
+            sent(command.name, methodcaller("command", command))
     if mirror.restored:
         report.notes.append(f"{counted(len(mirror.restored), 'run')} had been deleted in MLflow: restored")
     if mirror.lost:
@@ -113,8 +116,7 @@ class Tracker:
         self._not_before = 0.0
         self._last_look = 0.0
         self._mirror: Mirror | None = None
-        self._jobs: queue.Queue[Callable[[Mirror], object] | None] = queue.Queue()
-        self._patience: dict[Callable[[Mirror], object], float] = {}  # questions, and until when they are asked
+        self._jobs: queue.Queue[tuple[Job, float] | None] = queue.Queue()  # each with the time until which it is tried
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._record: Path | None = None
         self._tags: dict[str, dict[str, str]] = {}
@@ -155,8 +157,7 @@ class Tracker:
         self._record = folder / f"{number:04d}.json"
         write_json(self._record, record)
         self._thread.start()
-        path = self._record
-        self._jobs.put(lambda mirror: mirror.command(path))
+        self._do(methodcaller("command", self._record))
 
     def tag_cell(self, cell: Cell, tags: Mapping[str, str]) -> None:
         """Give a cell's run these tags, if it is started later."""
@@ -172,7 +173,7 @@ class Tracker:
         kept = {key: known[key] for key in ("attempt", "started") if key in known}
         tags = {"tags": self._tags[cell.folder.name]} if cell.folder.name in self._tags else {}
         write_json(path, {**kept, "command": self._record.stem, "label": cell.label, **tags})
-        self._jobs.put(lambda mirror: mirror.cell(cell.folder))
+        self._do(methodcaller("cell", cell.folder))
 
     def store_of(self, cell: Cell) -> Store:
         """The run of a cell that `start_cell` announced. Raises VQBenchError if the server does not answer."""
@@ -186,8 +187,8 @@ class Tracker:
                 return
             answer.put((read_json(cell.folder.path / MLFLOW_RUN) or {})["run_id"])
 
-        self._patience[ask] = time.monotonic() + STORE_SECONDS
-        self._jobs.put(ask)
+        # nobody makes up for an answer that a cell waits for, so it is asked for again and again
+        self._do(ask, until=time.monotonic() + STORE_SECONDS)
         uri = tracking_uri(self.runs)
         try:
             found = answer.get(timeout=STORE_SECONDS)
@@ -206,18 +207,18 @@ class Tracker:
         if now - self._last_look > LIVE_SECONDS and self._jobs.empty():
             self._last_look = now
             for folder in folders:
-                self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
+                self._do(methodcaller("cell", folder))
 
     def finish_cell(self, cell: Cell) -> None:
         """Have the result sent."""
-        self._jobs.put(lambda mirror: mirror.cell(cell.folder))
+        self._do(methodcaller("cell", cell.folder))
 
     def end_cells(self, folders: Iterable[CellFolder]) -> None:
         """Have the runs of cells that were given up closed; a command that goes on with one opens it again."""
         for folder in folders:
             if (record := read_json(folder.path / TRACKING)) is not None:
                 write_json(folder.path / TRACKING, {**record, "given_up": True})
-                self._jobs.put(lambda mirror, folder=folder: mirror.cell(folder))  # type: ignore[misc]
+                self._do(methodcaller("cell", folder))
 
     def finish_command(
         self,
@@ -246,7 +247,7 @@ class Tracker:
             write_json(record, {**(read_json(record) or {}), **cells, **ended, "state": state})
         except Exception as error:  # neither a full disk nor a table that cannot be drawn may cost what was trained
             self.trouble = reason_of_library(error)
-        self._jobs.put(lambda mirror: mirror.command(record))
+        self._do(methodcaller("command", record))
         self._jobs.put(None)
         self._thread.join()
         if self.trouble:
@@ -262,20 +263,19 @@ class Tracker:
             write_text_atomically(record.with_suffix(f".{suffix}"), text)
         draw_side_by_side({row["method"]: Path(row["path"]) / GRID for row in rows}, record.with_suffix(".png"))
 
+    def _do(self, job: Job, until: float = 0.0) -> None:
+        """Have the thread do a job: once, unless the server was away just now; or again and again, at most `until`."""
+        self._jobs.put((job, until))
+
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            asked_until = self._patience.pop(job, None)
-            if asked_until is not None:
-                self._ask(job, asked_until)
-            elif time.monotonic() >= self._not_before:  # or else a later job, or `sync`, sends all that is missing
-                self._do(job)
+        while (asked := self._jobs.get()) is not None:
+            job, until = asked
+            if not until and time.monotonic() < self._not_before:
+                continue  # a later job, or `sync`, sends all that is missing
+            while not self._is_done(job) and time.monotonic() < until:
+                time.sleep(AGAIN_SECONDS)
 
-    def _ask(self, question: Callable[[Mirror], object], until: float) -> None:
-        """Nobody makes up for an answer that a cell waits for, so it is asked for again and again."""
-        while not self._do(question) and time.monotonic() < until:
-            time.sleep(AGAIN_SECONDS)
-
-    def _do(self, job: Callable[[Mirror], object]) -> bool:
+    def _is_done(self, job: Job) -> bool:
         """Do a job; whether the server took it."""
         try:
             self._mirror = self._mirror or Mirror(self.runs)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.errors import ArtifactError, UsageError, VQBenchError
+from vqbench.metrics.definitions import metric
 from vqbench.planning.plan import Cell, Plan, Resolved, make_plan, resolve
-from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.results.cell_files import DONE, FAILED
 from vqbench.results.cell_folder import failure
 from vqbench.running.execution import Execution, cached_row, row_of
 from vqbench.sweeps.spaces import settings_of
-from vqbench.sweeps.trials import Limits, LiveTrial
-from vqbench.sweeps.watched import Watched, images_seen, new_points
+from vqbench.sweeps.trials import LiveTrial
+from vqbench.sweeps.watched import Watched, images_seen, new_points, watched
 
 if TYPE_CHECKING:
     from vqbench.sweeps.backend import OpenStudy
+    from vqbench.sweeps.plan import SweepPlan
     from vqbench.tracking.tracker import Tracker
 
 PRUNE_SECONDS = 0.5  # between two looks at the curves
@@ -28,21 +30,16 @@ PRUNE_SECONDS = 0.5  # between two looks at the curves
 class Driver:
     """One sweep under way."""
 
-    def __init__(
-        self,
-        studies: Sequence[OpenStudy],
-        run: RunRequest,
-        base: Plan,
-        objectives: tuple[str, ...],
-        watched: Watched | None,
-        limits: Limits,
-        execution: Execution,
-        view: View,
-        tracker: Tracker | None,
-    ) -> None:
-        self.studies, self.run_request, self.base, self.objectives = studies, run, base, objectives
-        self.watched, self.limits, self.execution, self.view, self.tracker = watched, limits, execution, view, tracker
-        self.metrics = tuple(base.cells[0].spec["metrics"])
+    def __init__(self, plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None) -> None:
+        request = plan.request
+        self.plan, self.studies, self.view, self.tracker = plan, studies, view, tracker
+        self.deadline = time.monotonic() + request.timeout if request.timeout is not None else math.inf
+        self.watched: Watched | None = None
+        """What the pruner looks at."""
+        if request.pruner != "none":
+            maximize = metric(request.objectives[0]).better == "higher"
+            self.watched = watched(request.objectives[0], maximize, plan.base.track.watched)
+        self.metrics = tuple(plan.base.cells[0].spec["metrics"])
         self.live: list[LiveTrial] = []
         self.queue: list[Cell] = []
         self.cells: dict[str, Cell] = {}
@@ -56,10 +53,16 @@ class Driver:
         self._turn = 0
         self._looked = 0.0
 
-    def drive(self) -> None:
+    @property
+    def planned(self) -> Plan:
+        """The plan of every cell so far."""
+        return dataclasses.replace(self.plan.base, cells=tuple(self.cells.values()))
+
+    def drive(self, execution: Execution) -> None:
         """Run trials until the budget is spent."""
+        self.execution = execution
         while True:
-            if self._is_late():
+            if time.monotonic() > self.deadline:
                 self._stop_all()
                 return
             self._fill()
@@ -69,10 +72,10 @@ class Driver:
                 self._settle(cell, row)
             self._prune()
 
-    def put_back(self, seen: Callable[[str], int]) -> None:
+    def put_back(self) -> None:
         """Queue again what has not come to its end. Called when no cell runs any more: all that was trained counts."""
         for live in self.live:
-            live.study.put_back(live.trial.number, live.drawn, seen)
+            live.study.put_back(live.trial.number, live.drawn, self.plan.seen)
 
     def _is_over(self) -> bool:
         """Whether nothing is under way and nothing will be; a cluster may have no worker yet."""
@@ -97,34 +100,34 @@ class Driver:
             study = self.studies[(self._turn + i) % len(self.studies)]
             if study.remaining > 0:
                 if self._would_pass(study):
-                    self.reason = f"--max-images {self.limits.max_images:,} leaves no room for another trial"
+                    self.reason = f"--max-images {self.plan.request.max_images:,} leaves no room for another trial"
                     return None
                 self._turn, self.reason = (self._turn + i + 1) % len(self.studies), ""
                 return study
         return None
 
     def _would_pass(self, study: OpenStudy) -> bool:
-        if self.limits.max_images is None:
+        most, recipe = self.plan.request.max_images, self.plan.base.recipe
+        if most is None:
             return False
         drawn = [int(end) for p in study.plan.parameters if p.name == "images" for end in p.ends()]
-        each = max(self.base.recipe.steps * self.base.recipe.batch_size, *drawn, 0)
-        under_way = each * (len(self.execution.running) + len(self.queue))
-        return self.spent + under_way + each * len(self.run_request.seeds) > self.limits.max_images
+        each = max(recipe.steps * recipe.batch_size, *drawn, 0)
+        to_come = len(self.execution.running) + len(self.queue) + len(self.plan.request.run.seeds)
+        return self.spent + each * to_come > most
 
     def _begin(self, study: OpenStudy) -> None:
         trial, drawn = study.ask()
         live = LiveTrial(study, trial, drawn)
         self.live.append(live)
-        asked = study.plan.asked(self.run_request, drawn)
         try:
-            resolved = resolve(asked)
+            resolved = resolve(study.plan.asked(self.plan.request.run, drawn))
         except UsageError as error:  # what was drawn is to blame, and always will be
-            self._tell(live, "failed", None, _as_error(error))
+            self._tell(live, "failed", error=_as_error(error))
             return
         try:
             live.cells = self._plan(resolved).cells
         except ArtifactError as error:  # so it is here: no such codebook can be made of these data
-            self._tell(live, "failed", None, _as_error(error))
+            self._tell(live, "failed", error=_as_error(error))
             return
         for cell in live.cells:
             self._place(live, cell)
@@ -134,9 +137,9 @@ class Driver:
 
     def _plan(self, asked: Resolved) -> Plan:
         """The cells of a trial. Raises UsageError where the data cannot be read, which is no fault of the trial."""
-        plan = make_plan(asked, self.metrics)
-        before, now = self.base.cells[0].spec["dataset"], plan.cells[0].spec["dataset"]
-        if plan.protocol.hash != self.base.protocol.hash or now["training_digest"] != before["training_digest"]:
+        plan, base = make_plan(asked, self.metrics), self.plan.base
+        before, now = base.cells[0].spec["dataset"], plan.cells[0].spec["dataset"]
+        if plan.protocol.hash != base.protocol.hash or now["training_digest"] != before["training_digest"]:
             raise UsageError("the data has changed since this sweep began: trials would not be of the same images",
                              "bring it back, or start another sweep with --sweep-name")  # fmt: skip
         return plan
@@ -167,7 +170,7 @@ class Driver:
     def _settle(self, cell: Cell, row: dict[str, Any]) -> None:
         name = cell.folder.name
         self.ended[name] = row
-        waiting = [live for live in self.live if any(c.folder.name == name for c in live.cells)]
+        waiting = [live for live in self.live if name in live.names]
         trained = max(0, images_seen(cell.folder.path) - self._before.get(name, 0)) if row["state"] != "cached" else 0
         self.spent += trained
         for i, live in enumerate(waiting):
@@ -178,51 +181,54 @@ class Driver:
 
     def _conclude(self, live: LiveTrial) -> None:
         """Tell a trial, all of whose cells have ended."""
-        names = [cell.folder.name for cell in live.cells]
-        if any(name not in live.rows for name in names):
+        if any(name not in live.rows for name in live.names):
             return
-        rows = [live.rows[name] for name in names]
+        rows = [live.rows[name] for name in live.names]
         failed = next((row for row in rows if row["state"] == FAILED), None)
         stopped = {row["cell"] for row in rows if row["state"] == "stopped"}
         if stopped & self._pruned:
             if self.tracker is not None:
                 self.tracker.end_cells([cell.folder for cell in live.cells if cell.folder.name in stopped])
-            self._tell(live, "pruned", None, None)
+            self._tell(live, "pruned")
         elif stopped:
             return  # it is put back in the end
         elif failed is not None:
-            self._tell(live, "failed", None, failed["error"])
+            self._tell(live, "failed", error=failed["error"])
         else:
-            values = [_mean([row["scores"].get(name) for row in rows]) for name in self.objectives]
-            if any(value is None for value in values):
-                error = VQBenchError(f"no finite {' and '.join(self.objectives)}", "see the curves of its cells")
-                self._tell(live, "failed", None, _as_error(error))
-            else:
-                self._show_curve(live)
-                self._tell(live, "done", values, None)
+            objectives = self.plan.request.objectives
+            means = (_mean([row["scores"].get(name) for row in rows]) for name in objectives)
+            values = {name: mean for name, mean in zip(objectives, means, strict=True) if mean is not None}
+            if len(values) < len(objectives):
+                error = VQBenchError(f"no finite {' and '.join(objectives)}", "see the curves of its cells")
+                self._tell(live, "failed", error=_as_error(error))
+                return
+            for _ in self._reported(live):  # the rest of its curve: others are compared with it, also if it is cached
+                pass
+            self._tell(live, "done", values)
 
     def _tell(
-        self, live: LiveTrial, state: str, values: Sequence[float | None] | None, error: dict[str, Any] | None
+        self,
+        live: LiveTrial,
+        state: str,
+        values: Mapping[str, float] | None = None,
+        error: Mapping[str, Any] | None = None,
     ) -> None:
-        rows = [live.rows[cell.folder.name] for cell in live.cells if cell.folder.name in live.rows]
+        """End a trial; `values` are those of the objectives, if it is done, and `error` says why it failed."""
+        rows = [live.rows[name] for name in live.names if name in live.rows]
         record = {
             "settings": [*live.study.plan.settings, *settings_of(live.drawn)],
-            "cells": [cell.folder.name for cell in live.cells],
+            "cells": live.names,
             "cached": bool(rows) and all(row["state"] == "cached" for row in rows),
             "error": error,
         }
-        numbers = [value for value in values if value is not None] if values is not None else None
-        live.study.tell(live.trial, numbers, state, record)
+        live.study.tell(live.trial, values.values() if values else None, state, record)
         self.live.remove(live)
         few = {name: " (of few images)" for row in rows for name in row.get("cautions", {})}
-        shown = ", ".join(f"{n} {v:.4g}{few.get(n, '')}" for n, v in zip(self.objectives, numbers or (), strict=False))
+        shown = ", ".join(f"{name} {value:.4g}{few.get(name, '')}" for name, value in (values or {}).items())
         said = {"done": shown, "failed": f"failed: {(error or {}).get('message', '')}", "pruned": "pruned"}[state]
         self.view.note(f"{live.title} {said}{' (cached)' if record['cached'] else ''}")
 
     # ending early
-
-    def _is_late(self) -> bool:
-        return self.limits.deadline is not None and time.monotonic() > self.limits.deadline
 
     def _stop_all(self) -> None:
         if self.live or any(study.remaining > 0 for study in self.studies):
@@ -241,24 +247,15 @@ class Driver:
         self._looked = time.monotonic()
         running = {cell.folder.name for cell in self.execution.running}
         for live in list(self.live):
-            first = live.cells[0] if live.cells else None
-            if first is None or first.folder.name not in running - self._pruned:
-                continue
-            if self._gives_up(live, first):
+            is_watched = live.names[0] in running - self._pruned
+            if is_watched and any(live.trial.should_prune() for _ in self._reported(live)):
                 self._give_up(live)
 
-    def _gives_up(self, live: LiveTrial, cell: Cell) -> bool:
-        return any(live.trial.should_prune() for _ in self._reported(live, cell))
-
-    def _show_curve(self, live: LiveTrial) -> None:
-        """Report the rest of the curve of a trial's first cell: others are compared with it, also if it is cached."""
-        if self.watched is not None and live.cells:
-            for _ in self._reported(live, live.cells[0]):
-                pass
-
-    def _reported(self, live: LiveTrial, cell: Cell) -> Iterator[int]:
-        """Report a curve's new points one by one; yields the images of each."""
-        assert self.watched is not None
+    def _reported(self, live: LiveTrial) -> Iterator[int]:
+        """Report the new points of the curve of a trial's first cell one by one; yields the images of each."""
+        if self.watched is None:
+            return
+        cell = live.cells[0]
         recipe = cell.spec["recipe"]
         for images, value in new_points(cell.folder.path, self.watched.curve, live.reported, recipe["images"]):
             step = images // recipe["log_images"] * recipe["log_images"]  # the same for every batch size
@@ -269,7 +266,7 @@ class Driver:
             yield images
 
     def _give_up(self, live: LiveTrial) -> None:
-        names = {cell.folder.name for cell in live.cells} - live.rows.keys()
+        names = {*live.names} - live.rows.keys()
         self._pruned |= names
         for cell in self.execution.running:
             if cell.folder.name in names:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
-from vqbench.metrics.definitions import metric
-from vqbench.planning.plan import Cell, check_request
+from vqbench.planning.plan import check_request
 from vqbench.planning.request import RunRequest
 from vqbench.planning.view import Silent, View
 from vqbench.registry import METRICS
@@ -24,13 +22,13 @@ from vqbench.sweeps.plan import SweepPlan
 from vqbench.sweeps.refusals import check_objectives, refuse_odd
 from vqbench.sweeps.request import SweepRequest, asked_sweep
 from vqbench.sweeps.studies import plan_studies
-from vqbench.sweeps.watched import watched
 from vqbench.wording import counted, masked
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vqbench.sweeps.backend import OpenStudy
+    from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.patience import PatientStorage
     from vqbench.tracking.tracker import Tracker
 
@@ -111,90 +109,67 @@ def in_storage(plan: SweepPlan, storage: Any) -> list[OpenStudy]:
 
 
 def _drive(plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None) -> SweepReport:
+    from vqbench.sweeps.driver import Driver
     from vqbench.sweeps.rows import make_report
 
-    reason = ""
     if not any(study.remaining > 0 for study in studies):
-        report = make_report(plan, studies, reason)
+        report = make_report(plan, studies, reason="")
         report.write()
         return report
+    driver = Driver(plan, studies, view, tracker)
     title = f"sweep {', '.join(plan.request.references)}: {', '.join(Path(s).stem for s in plan.request.spaces)}"
     if tracker is not None:
         tracker.start_command(plan.base, "sweep", title)
-    cells: dict[str, Cell] = {}
     try:
-        reason = _run_trials(plan, studies, view, tracker, cells)
+        _run_trials(driver)
     except BaseException:
         # this error must be the one that is heard, whatever a storage or a disk that is gone says to a report
         with contextlib.suppress(Exception):
-            report = _finish(plan, studies, reason, view, tracker, cells)
+            report = _finish(driver, reason="")
             tracker = None
             view.note(f"{report.folder / 'summary.md'} has what was found so far; go on with `{plan.resume}`")
         if tracker is not None:
-            tracker.finish_command(dataclasses.replace(plan.base, cells=tuple(cells.values())), [], dict, False)
+            tracker.finish_command(driver.planned, [], dict, False)
         raise
-    return _finish(plan, studies, reason, view, tracker, cells)
+    return _finish(driver, driver.reason)
 
 
-def _finish(
-    plan: SweepPlan,
-    studies: list[OpenStudy],
-    reason: str,
-    view: View,
-    tracker: Tracker | None,
-    cells: dict[str, Cell],
-) -> SweepReport:
+def _finish(driver: Driver, reason: str) -> SweepReport:
     """Write the report, and attach it to the command's run."""
     from vqbench.sweeps.rows import make_report
 
-    report = make_report(plan, studies, reason)
+    plan, tracker = driver.plan, driver.tracker
+    report = make_report(plan, driver.studies, reason)
     files = report.write()
     if plan.request.run.page and any(report.rows):
-        report = dataclasses.replace(report, page=write_page(plan.base.folder, view, trained=True))
+        report = dataclasses.replace(report, page=write_page(plan.base.folder, driver.view, trained=True))
         files += [report.page] if report.page is not None else []
     if tracker is not None:
-        found = dataclasses.replace(plan.base, cells=tuple(cells.values()))
-        complete = not any(study.remaining > 0 for study in studies)
-        tracker.finish_command(found, report.best_cells(), lambda: {"md": report.markdown()}, complete, files)
+        complete = not any(study.remaining > 0 for study in driver.studies)
+        tracker.finish_command(driver.planned, report.best_cells(), lambda: {"md": report.markdown()}, complete, files)
     return report
 
 
-def _run_trials(
-    plan: SweepPlan, studies: list[OpenStudy], view: View, tracker: Tracker | None, cells: dict[str, Cell]
-) -> str:
-    """Why the sweep ended before its trials did; empty where it did not."""
+def _run_trials(driver: Driver) -> None:
+    """Have its trials run on the engine that is asked for, and put back what does not come to its end."""
     from vqbench.planning.preflight import check_disk, prepare_training
     from vqbench.running.execution import open_execution
-    from vqbench.sweeps.driver import Driver
-    from vqbench.sweeps.trials import Limits
 
-    request, base = plan.request, plan.base
-    deadline = time.monotonic() + request.timeout if request.timeout is not None else None
+    run, base = driver.plan.request.run, driver.plan.base
     of_method = {cell.label: cell for cell in base.cells}
-    check_disk(base, [of_method[s.plan.method] for s in studies for _ in range(s.remaining * len(request.run.seeds))])
-    prepare_training(base, base.cells, request.run, view)
-    look = None
-    if request.pruner != "none":
-        maximize = metric(request.objectives[0]).better == "higher"
-        look = watched(request.objectives[0], maximize, base.track.watched)
-        if look.note:
-            view.note(look.note)
-
-    at_most = sum(study.remaining for study in studies) * len(request.run.seeds)
-    driver = None
+    to_come = [of_method[s.plan.method] for s in driver.studies for _ in range(s.remaining * len(run.seeds))]
+    check_disk(base, to_come)
+    prepare_training(base, base.cells, run, driver.view)
+    if driver.watched is not None and driver.watched.note:
+        driver.view.note(driver.watched.note)
     try:
-        with open_execution(request.run, view, tracker, at_most) as execution:
-            limits = Limits(deadline, request.max_images)
-            driver = Driver(studies, request.run, base, request.objectives, look, limits, execution, view, tracker)
-            driver.cells = cells
-            driver.drive()
+        with open_execution(run, driver.view, driver.tracker, len(to_come)) as execution:
+            driver.drive(execution)
     except BaseException:
-        if driver is not None:
-            with contextlib.suppress(Exception):  # who resumes the sweep puts back what could not be put back here
-                driver.put_back(plan.seen)
+        with contextlib.suppress(Exception):  # who resumes the sweep puts back what could not be put back here
+            driver.put_back()
         raise
-    driver.put_back(plan.seen)
-    return driver.reason
+    driver.put_back()
 
 
 @arguments.offers(SweepRequest, RunRequest)

@@ -1,4 +1,4 @@
-"""A trial under way, and what ends a sweep before its trials do."""
+"""A trial under way."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ class LiveTrial:
     """Of the points that it has seen, each in whole `log_images`."""
 
     @property
+    def names(self) -> list[str]:
+        """Of its cells."""
+        return [cell.folder.name for cell in self.cells]
+
+    @property
     def title(self) -> str:
         """For a person."""
         level = self.study.plan.level
@@ -47,12 +52,3 @@ class LiveTrial:
     def _under_way(self) -> dict[str, int]:
         known: dict[str, int] = self.trial.user_attrs.get(UNDER_WAY, {})
         return known
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What ends a sweep before its trials do."""
-
-    deadline: float | None = None
-    """On time.monotonic's clock."""
-    max_images: int | None = None

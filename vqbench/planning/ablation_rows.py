@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def make_rows(request: AblateRequest) -> tuple[tuple[PlannedRow, ...], Resolved,
     settings, declared = read_settings(request.run.settings), rows_of_paper(request.reference)
     on = tuple(component for component, is_on in full.components.items() if is_on)
     _refuse_nothing_to_switch(request.reference, tuple(full.components), on)
-    named = _named(request, full.components, declared)
+    named = _named(request, full.components, frozenset(on), declared)
     rows, choices, notes = [], [], []
     for switches in dict.fromkeys([*named, *_generated(request, on)]):
         row = _row(request.reference, full.components, frozenset(on), switches, declared)
@@ -82,16 +82,17 @@ def _refuse_nothing_to_switch(reference: str, declared: tuple[str, ...], on: tup
         raise UsageError(f"all components of {reference} are off already", "switch some on: --set METHOD.FIELD=true")
 
 
-def _named(request: AblateRequest, components: Mapping[str, bool], declared: Iterable[PaperRow]) -> list[Switches]:
+def _named(
+    request: AblateRequest, components: Mapping[str, bool], on: Switches, declared: Sequence[PaperRow]
+) -> list[Switches]:
     """Full, and the rows that were asked for one by one."""
-    on = frozenset(component for component, is_on in components.items() if is_on)
     named = [on]
     if request.drop is not None:
         named.append(on - _known("--drop", request.drop, request.reference, components))
     if request.keep is not None:
         named.append(_known("--keep", request.keep, request.reference, components))
     if request.rows:
-        named = [*_paper(request, on, list(declared)), *named]
+        named = [*_paper(request, on, declared), *named]
     return named
 
 
@@ -109,7 +110,7 @@ def _known(option: str, asked: tuple[str, ...], reference: str, components: Mapp
     return frozenset(asked)
 
 
-def _paper(request: AblateRequest, on: Switches, declared: list[PaperRow]) -> list[Switches]:
+def _paper(request: AblateRequest, on: Switches, declared: Sequence[PaperRow]) -> list[Switches]:
     name, _ = split_reference(request.reference)
     if request.rows != "paper":
         raise unknown("kind of rows", request.rows, ["paper"], "write --rows paper, or leave it out")

@@ -9,13 +9,14 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vqbench.config import as_dict, build, components, first_default, part_of, split_setting, stored
 from vqbench.errors import UsageError, unknown
+from vqbench.facts import Facts
 from vqbench.machine.home import home, keep_text
 from vqbench.planning.paper import paper_facts
 from vqbench.planning.variant import Variant
@@ -29,39 +30,39 @@ class MethodChoice:
 
     label: str
     name: str
-    preset: str | None
-    config: dict[str, Any]
-    components: dict[str, bool]
-    unspecified: dict[str, Any]
+    preset: str | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    components: dict[str, bool] = dataclasses.field(default_factory=dict)
+    unspecified: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields that the method's paper leaves open, and what they are set to."""
-    part_of: dict[str, list[str]]
+    part_of: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Fields that have no effect without a component, and which: they are at their defaults where it is off."""
-    paper: dict[str, Any]
+    paper: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the method's paper says of this configuration (`vqbench.planning.paper.paper_facts`)."""
-    remark: str
+    remark: str = ""
     """What must be said of this configuration; empty where there is nothing."""
-    size: dict[str, Any] | None
+    size: dict[str, Any] | None = None
     """Codes of a codebook, codebooks, and how many codes were asked for, if any were; None where it cannot be built."""
-    artifact: dict[str, Any] | None
+    artifact: dict[str, Any] | None = None
     """Fields of the Artifact that the method is built around, if any."""
-    conditions_decoder: bool
+    conditions_decoder: bool = False
     """Whether the norms of the decoder are modulated by its latents."""
-    plugin: dict[str, Any] | None
+    plugin: dict[str, Any] | None = None
     """Path and sha256 of the file that the method is in, unless it is installed; its files, where it has neighbours."""
-    plugin_source: bytes | None
+    plugin_source: bytes | None = None
     """What a cell keeps of it (`Plugin.packed`)."""
-    code: str | None
+    code: str | None = None
     """sha256 of the method's source, neighbours included, unless it is one of vqbench's own."""
-    pretrained: dict[str, Any] | None = None
-    """What is known of a tokenizer that is trained already (`vqbench.facts.Facts`), and the text that named
-    it; None for a method to train."""
+    pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What is known of a tokenizer that is trained already (`facts`), and the text that named it; {} for a method to
+    train."""
     initial: dict[str, Any] | None = None
     """What is known of the tokenizer that its training starts from (`vqbench.facts.Facts`), if any."""
 
     @property
-    def kind(self) -> str:
-        """Through which door it came (`vqbench.facts.Kind`); empty for a method to train."""
-        return str((self.pretrained or {}).get("kind", ""))
+    def facts(self) -> Facts:
+        """What is known of it, if it is a tokenizer that is trained already."""
+        return Facts.of(self.pretrained)
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -91,12 +92,12 @@ def choose_method(asked: str | Variant, recipe: Recipe, settings: dict[str, dict
         return _choose(variant, recipe, settings)
     typed = {owner: values for owner, values in settings.items() if owner in (name, variant.reference)}
     asked_for = [variant.reference, sorted(variant.off), recipe.codebook_size, recipe.codebook_dim, typed]
-    key = hashlib.sha256(json.dumps([asked_for, own_source()], sort_keys=True).encode()).hexdigest()
-    return remembered(key, variant.label, lambda: _choose(variant, recipe, settings))
+    return remembered(asked_for, variant.label, lambda: _choose(variant, recipe, settings))
 
 
-def remembered(key: str, label: str, choose: Callable[[], MethodChoice]) -> MethodChoice:
-    """The choice that was made for `key` before, so that a command that trains nothing need not import torch."""
+def remembered(asked_for: Sequence[Any], label: str, choose: Callable[[], MethodChoice]) -> MethodChoice:
+    """The choice that was made for the same before, so that a command that trains nothing need not import torch."""
+    key = hashlib.sha256(json.dumps([*asked_for, _own_source()], sort_keys=True).encode()).hexdigest()
     file = home() / "choices" / f"{key[:32]}.json"
     try:
         return MethodChoice(**{**json.loads(file.read_text(encoding="utf-8")), "label": label})
@@ -108,7 +109,7 @@ def remembered(key: str, label: str, choose: Callable[[], MethodChoice]) -> Meth
 
 
 @functools.cache
-def own_source() -> str:
+def _own_source() -> str:
     """sha256 of all source that a choice may depend on, but plugins'."""
     digest = hashlib.sha256()
     methods = importlib.util.find_spec("vqbench.methods")
@@ -131,22 +132,18 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         raise UsageError(
             f"method name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100"
         )
-    values: dict[str, Any] = dict(cls.matched(recipe.codebook_size, recipe.codebook_dim))
-    if preset is not None:
-        if preset not in cls.presets:
-            raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
-        values |= cls.presets[preset]
-    typed = {**settings.get(name, {}), **(settings.get(reference, {}) if preset is not None else {})}
-    see = f"vqbench show {name}"
-    chosen = {**(cls.presets[preset] if preset is not None else {}), **typed}
-    given = _without(cls.Config, values | typed, variant.off)
-    config = build(cls.Config, given, name, see)
+    if preset is not None and preset not in cls.presets:
+        raise unknown(f"preset of {name}", preset, cls.presets, f"`vqbench show {name}` lists the presets")
+    typed = settings.get(name, {}) | settings.get(reference, {})
+    chosen: dict[str, Any] = {**(cls.presets[preset] if preset is not None else {}), **typed}
+    matched = cls.matched(recipe.codebook_size, recipe.codebook_dim)
+    given = _without(cls.Config, {**matched, **chosen}, variant.off)
+    config = build(cls.Config, given, name, f"vqbench show {name}")
     switches = {component: bool(getattr(config, f)) for component, f in components(cls.Config).items()}
     off = {component for component, on in switches.items() if not on}
     config = replace(config, **{f: value for f, value in _idle(cls.Config, off).items() if f not in given})
     _refuse_idle(name, cls.Config, typed, off - variant.off)
     open_fields = [f.name for f in dataclasses.fields(cls.Config) if f.metadata.get("paper_unspecified")]
-    unspecified = {field: as_dict(config)[field] for field in open_fields}
     source, quantizer = METHODS.source_of(name), _built(cls, config)
     return MethodChoice(
         label=variant.label,
@@ -154,7 +151,7 @@ def _choose(variant: Variant, recipe: Recipe, settings: dict[str, dict[str, str]
         preset=preset,
         config=stored(config),
         components=switches,
-        unspecified=unspecified,
+        unspecified={field: as_dict(config)[field] for field in open_fields},
         part_of={field: list(parts) for field, parts in part_of(cls.Config).items()},
         paper=paper_facts(cls, name, preset, switches),
         remark=cls.remark(config),

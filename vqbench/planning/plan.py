@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from vqbench.metrics.definitions import asked_metrics, companions, digests, has_
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.planning.choice import MethodChoice, choose_method, folder_name, read_settings, split_reference
-from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine
+from vqbench.planning.request import ALL, RunRequest, refuse_odd_bytes, refuse_odd_engine, refuse_odd_name
 from vqbench.planning.source_choice import (
     apart,
     choose_source,
@@ -145,12 +144,18 @@ class Resolved:
         return self.execution.identity(self.recipe.dropout, self.recipe.batch_size // self.request.devices)
 
 
-def check_request(request: RunRequest) -> Resolved:
-    """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
+def begin(request: RunRequest) -> None:
+    """Register the plugins of a request. Raises UsageError for what no command can be asked."""
     working_folder()
+    refuse_odd_bytes(request)
     refuse_odd_engine(request)
     for plugin in request.plugins:
         add_plugin(plugin)
+
+
+def check_request(request: RunRequest) -> Resolved:
+    """What can be found wrong before anything is downloaded or decoded. Registers plugins; raises UsageError."""
+    begin(request)
     if ALL in request.methods:
         each = (METHODS.names() if asked == ALL else [asked] for asked in request.methods)
         request = replace(request, methods=tuple(dict.fromkeys(itertools.chain.from_iterable(each))))
@@ -161,7 +166,6 @@ def resolve(request: RunRequest) -> Resolved:
     """Find the recipe and the methods of a request, and check them. Raises UsageError."""
     from vqbench.cell.tracks import track_of
 
-    refuse_odd_bytes(request)
     settings = read_settings(request.settings)
     _refuse_stray_settings(settings, request.methods)
     recipe = resolve_recipe(request, settings)
@@ -186,7 +190,7 @@ def _chosen(request: RunRequest, recipe: Recipe, settings: dict[str, dict[str, s
         raise UsageError(what, "choose a recipe of images: `vqbench recipes`; or `vqbench eval` for it alone")
     request.data.refuse_training([choice.label for choice in choices if not choice.pretrained])
     sources = [choice for choice in choices if choice.pretrained]
-    kinds = [choice.kind for choice in sources]
+    kinds = [choice.facts.kind for choice in sources]
     if request.init_from:
         kinds.append(door(request.init_from))
     refuse_idle_options(kinds, request.family, request.trust)
@@ -215,12 +219,12 @@ def make_plan(
         )
     dataset, protocol = source or asked.track.open(recipe, request.data, progress)
     experiment = request.name or f"{dataset.slug}-{recipe.name}"
-    _refuse_odd_name(experiment)
+    refuse_odd_name("--name", experiment)
     folder = Path(os.path.abspath(request.runs)) / experiment
     beside, images_from = _plugins_of(metrics), asked.track.plugin(request.data)
     beside |= {images_from.digest: images_from} if images_from is not None else {}
-    artifacts = {choice.label: _artifact(choice, asked.track, dataset) for choice in choices}
-    remarks += tuple(f"{name}: {asked.track.stand_in}" for name, needed in artifacts.items() if needed == {})
+    choices = tuple(_with_artifact(choice, asked.track, dataset) for choice in choices)
+    remarks += tuple(f"{choice.label}: {asked.track.stand_in}" for choice in choices if choice.artifact == {})
     if not asked.track.has_decoder:
         without = "what it does in the decoder is not seen here, where there is none"
         remarks += tuple(f"{choice.label}: {without}" for choice in choices if choice.conditions_decoder)
@@ -229,7 +233,7 @@ def make_plan(
     cells = []
     for seed, choice in _each_cell(request.seeds, choices):
         others = [plugin for digest, plugin in beside.items() if digest != choice.code]
-        spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others, artifacts[choice.label])
+        spec = _spec(choice, asked, dataset, protocol, seed, metrics, images_from, others)
         of_folder = 0 if choice.pretrained else seed  # what is trained already has its seed in its name, if it has one
         name = f"{folder_name(choice.name)}-{dataset.slug}-s{of_folder}-{spec['hash'][:8]}"
         if len(name) > _LONGEST_NAME:
@@ -254,6 +258,24 @@ def _each_cell(seeds: Iterable[int], choices: Collection[MethodChoice]) -> Itera
                 yield choice.pretrained.get("seed", 0), choice
 
 
+def _of_training(choice: MethodChoice, asked: Resolved, dataset: Any, seed: int) -> dict[str, Any]:
+    """What decides the weights that a training leaves."""
+    recipe, artifact = asked.recipe, choice.artifact or {}
+    return {
+        "method": choice.name,
+        # where the file of an artifact lies decides nothing: its digest does
+        "config": {field: value for field, value in choice.config.items() if field != artifact.get("field")},
+        "code": choice.code,
+        "recipe": recipe.identity(),
+        "training_images": dataset.train_digest,
+        "seed": seed,
+        "devices": asked.request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
+        **asked.execution_identity,
+        **({"artifact": artifact["digest"]} if artifact else {}),
+        **({"initial": Facts.of(choice.initial).in_hash} if choice.initial else {}),
+    }
+
+
 def _spec(
     choice: MethodChoice,
     asked: Resolved,
@@ -263,43 +285,24 @@ def _spec(
     metrics: tuple[str, ...],
     images_from: Plugin | None,
     plugins: list[Plugin],
-    artifact: dict[str, Any] | None,
 ) -> dict[str, Any]:
     request, recipe = asked.request, asked.recipe
-    paths = {artifact["field"]: artifact["path"]} if artifact and artifact["field"] else {}
     of_dataset = {"dataset_code": images_from.digest} if images_from is not None else {}
-    if choice.pretrained and choice.pretrained.get("codebook_size") is None:
+    if choice.pretrained and choice.facts.codebook_size is None:
         metrics = without_codes(metrics)
-    of_training = {
-        "method": choice.name,
-        "config": {field: value for field, value in choice.config.items() if field not in paths},
-        "code": choice.code,
-        "recipe": recipe.identity(),
-        "training_images": dataset.train_digest,
-        "seed": seed,
-        "devices": request.devices,  # each draws noise of its own, and BatchNorm sees its share of the batch
-        **asked.execution_identity,
-        **({"artifact": artifact["digest"]} if artifact else {}),
-        **({"initial": Facts.of(choice.initial).in_hash} if choice.initial else {}),
-    }
-    identity = {
-        "schema": SCHEMA,
-        "protocol": protocol.hash,
-        **of_dataset,
-        **({"pretrained": Facts.of(choice.pretrained).in_hash} if choice.pretrained else of_training),
-    }
+    decides = {"pretrained": choice.facts.in_hash} if choice.pretrained else _of_training(choice, asked, dataset, seed)
     return {
-        "hash": cell_hash(identity),
+        "hash": cell_hash({"schema": SCHEMA, "protocol": protocol.hash, **of_dataset, **decides}),
         "schema": SCHEMA,
         "label": choice.label,
         "method": choice.name,
         "preset": choice.preset,
-        "config": {**choice.config, **paths},
+        "config": choice.config,
         "components": choice.components,
         "paper_unspecified": choice.unspecified,
         "part_of": choice.part_of,
         "size": choice.size,
-        **({"artifact": artifact} if artifact else {}),
+        **({"artifact": choice.artifact} if choice.artifact else {}),
         **({"pretrained": told_of(choice, dataset, request.data)} if choice.pretrained else {}),
         **({"initial": choice.initial} if choice.initial else {}),
         "paper": choice.paper,
@@ -334,18 +337,20 @@ def _spec(
     }
 
 
-def _artifact(choice: MethodChoice, track: Track, dataset: Any) -> dict[str, Any] | None:
-    """What the spec says of what a method is built around, with its digest; {} where the track has none to give."""
+def _with_artifact(choice: MethodChoice, track: Track, dataset: Any) -> MethodChoice:
+    """The same, with place and digest of what the method is built around; {} where the track has none to give."""
     if choice.artifact is None:
-        return None
+        return choice
     path = choice.artifact["path"]  # which a cell's process reads, whatever folder it is in
     said = {**choice.artifact, "path": str(expanded(Path(path)).absolute()) if path else ""}
     if not track.gives(needed := Artifact.of(said)):
-        return {}
+        return replace(choice, artifact={})
     try:
-        return {**said, "digest": artifact_digest(needed, dataset)}
+        said["digest"] = artifact_digest(needed, dataset)
     except UsageError as error:
         raise ArtifactError(f"{choice.label}: {error.what}", f"{error.hint}; `vqbench show {choice.name}`") from None
+    in_config = {said["field"]: said["path"]} if said["field"] else {}
+    return replace(choice, artifact=said, config={**choice.config, **in_config})
 
 
 def _plugins_of(metrics: tuple[str, ...]) -> dict[str, Plugin]:
@@ -393,8 +398,3 @@ def _refuse_odd_execution(request: RunRequest, recipe: Recipe) -> None:
 
 
 _OF_NETWORKS = ("compile", "micro_batch", "activation_checkpointing", "init_from")
-
-
-def _refuse_odd_name(name: str) -> None:
-    if not re.fullmatch(r"[\w@.+=-][\w@.+= -]{0,99}", name) or name in (".", ".."):
-        raise UsageError(f"--name {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100")

@@ -20,8 +20,8 @@ from vqbench.metrics.definitions import metric, needed_weights, of_channels, sel
 from vqbench.metrics.kinds import RGB
 from vqbench.metrics.named import named_protocol
 from vqbench.planning.choice import MethodChoice, read_settings
-from vqbench.planning.plan import Cell, Plan, Resolved, check_request, resolve_recipe
-from vqbench.planning.request import RunRequest, refuse_odd_bytes, refuse_odd_engine
+from vqbench.planning.plan import Cell, Plan, Resolved, begin, check_request, resolve_recipe
+from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 from vqbench.recipe import Recipe
 
@@ -104,14 +104,11 @@ def _large_enough(asked: tuple[str, ...], resolution: int, by_name: bool) -> tup
     return tuple(name for name in asked if metric(name) not in small), notes
 
 
-def perceptual_problem(request: RunRequest, net: str, download: bool = True) -> UsageError | None:
-    """Why the recipe's LPIPS term cannot be computed here, or None if it can or there is none."""
-    return _cannot_have(net, request, download) if net != "none" else None
-
-
-def artifact_problems(asked: Resolved, download: bool = True) -> list[UsageError]:
-    """Weights that are missing to make what methods are built around."""
-    problems = []
+def missing_weights(asked: Resolved, metrics: MetricChoice, download: bool = True) -> list[UsageError]:
+    """Why weights cannot be had: of the metrics, of the recipe's LPIPS term, or of what methods are built around."""
+    problems, net = list(metrics.problems), asked.recipe.perceptual
+    if net != "none" and (problem := _cannot_have(net, asked.request, download)) is not None:
+        problems.append(problem)
     for choice, needed in _artifacts(asked):
         features = needed.made_of
         problem = _cannot_have(features.weights, asked.request, download) if features else None
@@ -260,9 +257,8 @@ def _prepared(
     metrics = choose_metrics(request, recipe, insist=True)
     for text in metrics.notes:
         note(text)
-    for problem in (*metrics.problems, perceptual_problem(request, recipe.perceptual), *artifact_problems(asked)):
-        if problem is not None:
-            raise problem
+    for problem in missing_weights(asked, metrics):
+        raise problem
     of_artifacts = [features.weights for _, needed in _artifacts(asked) if (features := needed.made_of)]
     for weights in dict.fromkeys([*needed_weights(metrics.names), recipe.perceptual, *of_artifacts]):
         if weights != "none":
@@ -274,8 +270,7 @@ def _prepared(
 def _resolved(request: RunRequest) -> Resolved:
     if request.methods:
         return check_request(request)
-    refuse_odd_bytes(request)
-    refuse_odd_engine(request)
+    begin(request)
     recipe = resolve_recipe(request, read_settings(request.settings))
     return Resolved(request, recipe, track_of(recipe), ())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +49,16 @@ _QUALITY = 95
 def _kept_as(words: str, value: Any) -> str:
     """A format as `DataReference` has it: the quality of JPEG is filled in; empty text stays empty."""
     text = arguments.text(words, value)
-    kind, colon, quality = text.partition(":")
-    if kind == "jpeg" and not colon:
-        return f"jpeg:{_QUALITY}"
-    if kind == "jpeg" and quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100:
-        return f"jpeg:{int(quality)}"
     if text in ("", "pixels", "original"):
         return text
-    if kind == "jpeg":
+    kind, colon, quality = text.partition(":")
+    if kind != "jpeg":
+        raise unknown("format", text, ("pixels", "original", "jpeg"), f"for example: {words} pixels")
+    if not colon:
+        return f"jpeg:{_QUALITY}"
+    if not (quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100):
         raise UsageError(f"{words} {text}: the quality of a JPEG is from 1 to 100", f"for example: {words} jpeg:90")
-    raise unknown("format", text, ("pixels", "original", "jpeg"), f"for example: {words} pixels")
+    return f"jpeg:{int(quality)}"
 
 
 def _protocol(words: str, value: Any) -> str:
@@ -347,6 +348,12 @@ def refuse_odd_bytes(request: RunRequest) -> None:
                 require_utf8(os.path.abspath(text))  # the working directory may be what is not
             elif isinstance(text, str):
                 require_utf8(text)
+
+
+def refuse_odd_name(words: str, name: str) -> None:
+    """Raise UsageError where what is given as `words` cannot be the name of a folder."""
+    if not re.fullmatch(r"[\w@.+=-][\w@.+= -]{0,99}", name) or name in (".", ".."):
+        raise UsageError(f"{words} {name!r} cannot be a folder", "use letters, digits, '-', '_' and '.', at most 100")
 
 
 def parse_resources(text: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.data.dataset import path_safe
 from vqbench.errors import UsageError
-from vqbench.facts import Facts, split_in_words
+from vqbench.facts import split_in_words
 from vqbench.machine.home import expanded
 from vqbench.metrics.named import named_protocol
-from vqbench.planning.choice import MethodChoice, own_source, remembered, split_reference
+from vqbench.planning.choice import MethodChoice, remembered, split_reference
 from vqbench.planning.request import RunRequest
-from vqbench.pretrained.opening import IMAGES, absolute, facts_of, folders_of, is_source, is_there
+from vqbench.pretrained.opening import IMAGES, absolute, door, facts_of, folders_of, is_source, is_there
 from vqbench.registry import METHODS
 
 if TYPE_CHECKING:
@@ -49,14 +48,10 @@ def choose_source(asked: str, request: RunRequest) -> MethodChoice:
     source = absolute(source)
     options = (source, request.family, request.trust)
     stamps = _stamps(source)
-    if stamps is None:
-        choice = _choice(facts_of(*options), options)
-    else:
-        key = hashlib.sha256(json.dumps([*options, stamps, own_source()]).encode()).hexdigest()
-        choice = remembered(key, "", lambda: _choice(facts_of(*options), options))
-    facts = Facts.of(choice.pretrained or {})
+    choice = _choice(options) if stamps is None else remembered([*options, stamps], "", lambda: _choice(options))
     if name:
-        return replace(choice, label=name, pretrained={**(choice.pretrained or {}), "named": name})
+        return replace(choice, label=name, pretrained={**choice.pretrained, "named": name})
+    facts = choice.facts
     # seeds of one training share a row
     label = f"{facts.family}-{facts.trained_as[:8]}" if facts.trained_as else facts.name
     return replace(choice, label=label)
@@ -64,9 +59,10 @@ def choose_source(asked: str, request: RunRequest) -> MethodChoice:
 
 def _stamps(source: str) -> list[Any] | None:
     """Place, size and time of each file of a source; None for an adapter, which may read any other."""
-    if re.search(r"\.py:\w+$", source):
+    kind = door(source)
+    if kind == "adapter":
         return None
-    made, originals = folders_of(source) if source.startswith(IMAGES) else (expanded(Path(source)), None)
+    made, originals = folders_of(source) if kind == "images" else (expanded(Path(source)), None)
     found: list[Any] = []
     for place in (made, originals):
         if place is None:
@@ -81,7 +77,8 @@ def _stamps(source: str) -> list[Any] | None:
     return found
 
 
-def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
+def _choice(options: tuple[str, str, bool]) -> MethodChoice:
+    facts = facts_of(*options)
     has_codes = facts.codebook_size is not None
     size = {"codebook_size": facts.codebook_size, "num_codebooks": facts.num_codebooks, "asked": None}
     published = [
@@ -93,26 +90,16 @@ def _choice(facts: Facts, options: tuple[str, str, bool]) -> MethodChoice:
     return MethodChoice(
         label=facts.name,
         name=path_safe(facts.name),
-        preset=None,
-        config={},
-        components={},
-        unspecified={},
-        part_of={},
         paper={"published": published} if published else {},
         remark="; ".join([facts.in_words(), *said]),
         size=size if has_codes else None,
-        artifact=None,
-        conditions_decoder=False,
-        plugin=None,
-        plugin_source=None,
-        code=None,
         pretrained={**facts.as_dict(), **dict(zip(("source", "as", "trust"), options, strict=True))},
     )
 
 
 def told_of(choice: MethodChoice, dataset: Any, data: DataReference) -> dict[str, Any]:
     """What the spec says of a source that is scored on a dataset."""
-    said = dict(choice.pretrained or {})
+    said = dict(choice.pretrained)
     if seen := seen_by(choice, dataset, data):
         said["remarks"] = [*said.get("remarks", []), seen]
     return said
@@ -121,7 +108,7 @@ def told_of(choice: MethodChoice, dataset: Any, data: DataReference) -> dict[str
 def seen_by(choice: MethodChoice, dataset: Any, data: DataReference) -> str:
     """What must be said of images that a source has been trained on, and is scored on; mostly nothing."""
     split, digests = split_in_words(data.in_spec()), (dataset.train_digest, dataset.own_digest)
-    return Facts.of(choice.pretrained or {}).may_have_seen(dataset.reference, split, *digests)
+    return choice.facts.may_have_seen(dataset.reference, split, *digests)
 
 
 def refuse_unfit(choices: Iterable[MethodChoice], recipe: Recipe, data: DataReference) -> None:
@@ -130,7 +117,7 @@ def refuse_unfit(choices: Iterable[MethodChoice], recipe: Recipe, data: DataRefe
     own_sizes = named is not None and named.reading.get("whole")
     for choice in choices:
         side = None if own_sizes else recipe.resolution
-        Facts.of(choice.pretrained or {}).refuse_images(choice.label, side, recipe.image_channels)
+        choice.facts.refuse_images(choice.label, side, recipe.image_channels)
 
 
 def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:
@@ -146,24 +133,21 @@ def apart(choices: Sequence[MethodChoice]) -> list[MethodChoice]:
     for choice in found:
         other = rows.setdefault(choice.label, choice)
         if _row(other) != _row(choice):
-            hint = f"give one another name: NAME={_source_of(found, choice.label)}"
-            raise UsageError(f"two rows are called '{choice.label}'", hint)
+            source = next(c.pretrained["source"] for c in (other, choice) if c.pretrained)
+            raise UsageError(f"two rows are called '{choice.label}'", f"give one another name: NAME={source}")
     _refuse_same_seed(found)
     return found
 
 
 def _row(choice: MethodChoice) -> str:
     """What rows are told apart by that share a name: the method, the training of vqbench, or the file."""
-    if not choice.pretrained:
-        return choice.label
-    facts = Facts.of(choice.pretrained)
-    return facts.trained_as or json.dumps(facts.in_hash)
+    return choice.facts.trained_as or json.dumps(choice.facts.in_hash) if choice.pretrained else choice.label
 
 
 def _refuse_same_seed(choices: Iterable[MethodChoice]) -> None:
     known: dict[tuple[str, int], str] = {}
     for choice in choices:
-        said = choice.pretrained or {}
+        said = choice.pretrained
         if "seed" not in said:
             continue
         other = known.setdefault((choice.label, said["seed"]), said["source"])
@@ -176,16 +160,11 @@ def _refuse_same(choices: Iterable[MethodChoice]) -> None:
     known: dict[str, MethodChoice] = {}
     for choice in choices:
         if choice.pretrained:
-            other = known.setdefault(json.dumps(Facts.of(choice.pretrained).in_hash), choice)
+            other = known.setdefault(json.dumps(choice.facts.in_hash), choice)
             if other is not choice:
-                one, two = ((c.pretrained or {})["source"] for c in (other, choice))
+                one, two = (c.pretrained["source"] for c in (other, choice))
                 raise UsageError(f"{one} and {two} are the same tokenizer", "leave one of them out")
 
 
 def _with_folder(choice: MethodChoice) -> str:
-    place = Path(str((choice.pretrained or {})["path"]))
-    return f"{place.parent.name}/{choice.label}"
-
-
-def _source_of(choices: Iterable[MethodChoice], label: str) -> str:
-    return next(str(c.pretrained["source"]) for c in choices if c.label == label and c.pretrained)
+    return f"{Path(choice.facts.path).parent.name}/{choice.label}"

@@ -68,8 +68,7 @@ def ablate(method: str, dataset: str | os.PathLike[str] = "", *, track: bool = T
     of_rows, of_run = arguments.by_keyword(ablate, options, AblateRequest, RunRequest)
     run = arguments.asked(RunRequest, methods=method, dataset=dataset, **of_run)
     request = arguments.asked(AblateRequest, run=run, **of_rows)
-    tracker = make_tracker(request.run) if arguments.flag("track", track) else None
-    found = objects(execute_ablation(request, tracker=tracker).rows)
+    found = objects(execute_ablation(request, tracker=make_tracker(request.run, track)).rows)
     deltas = ("delta", "delta_low", "delta_high", "p")
     return pd.DataFrame(
         {"row": o["row"], "paper_row": o["paper_row"], "metric": metric, "score": score}

@@ -9,7 +9,7 @@ from typing import Protocol
 from vqbench.cell.process import POLL_SECONDS, STOPPED, CellJob, CellProcess, Ended
 from vqbench.errors import UsageError
 from vqbench.machine.gpus import visible_gpus
-from vqbench.planning.request import RunRequest, refuse_odd_engine
+from vqbench.planning.request import RunRequest
 from vqbench.planning.view import View
 
 
@@ -91,7 +91,6 @@ class SerialEngine:
 
 def open_engine(request: RunRequest, view: View) -> Engine:
     """The engine that a request asks for. Raises UsageError where it cannot be had."""
-    refuse_odd_engine(request)
     if request.scheduler or request.workers > 1:
         from vqbench.running.cluster import join_cluster, local_cluster
 

@@ -11,11 +11,9 @@ from vqbench import arguments
 from vqbench.cell.tracks import track_of
 from vqbench.config import build
 from vqbench.errors import UsageError
-from vqbench.facts import Facts
-from vqbench.machine.home import working_folder
 from vqbench.planning.choice import MethodChoice, split_reference
-from vqbench.planning.plan import Resolved
-from vqbench.planning.request import EvalRequest, RunRequest, make_request, refuse_odd_bytes, refuse_odd_engine
+from vqbench.planning.plan import Resolved, begin
+from vqbench.planning.request import EvalRequest, RunRequest, make_request
 from vqbench.planning.source_choice import (
     apart,
     choose_source,
@@ -26,7 +24,7 @@ from vqbench.planning.source_choice import (
 )
 from vqbench.pretrained.opening import EXAMPLES, IMAGES, folders_of, refuse_idle_options
 from vqbench.recipe import Recipe
-from vqbench.registry import METHODS, add_plugin
+from vqbench.registry import METHODS
 from vqbench.running.run import execute, frame, make_tracker
 
 if TYPE_CHECKING:
@@ -38,19 +36,15 @@ _USUAL = 256
 
 def check_evaluation(request: EvalRequest) -> Resolved:
     """What can be found wrong before any image is read: the sources are opened. Raises UsageError."""
-    working_folder()
     run = request.run
-    refuse_odd_bytes(run)
-    refuse_odd_engine(run)
-    for plugin in run.plugins:
-        add_plugin(plugin)
+    begin(run)
     if not run.methods:
         raise UsageError("no tokenizer to score", f"a tokenizer is {EXAMPLES}")
     for asked in run.methods:
         _refuse_other(asked)
     run = replace(run, dataset=run.dataset or _originals(run.methods))
     choices = [choose_source(asked, run) for asked in dict.fromkeys(run.methods)]
-    refuse_idle_options([choice.kind for choice in choices], run.family, run.trust)
+    refuse_idle_options([choice.facts.kind for choice in choices], run.family, run.trust)
     recipe = _recipe(choices, request.resolution)
     refuse_unfit(choices, recipe, run.data)
     track = track_of(recipe)
@@ -89,7 +83,7 @@ def _originals(sources: Iterable[str]) -> str:
 
 def _recipe(choices: Iterable[MethodChoice], resolution: int | None) -> Recipe:
     """What is held equal where nothing is trained: the images."""
-    known = [Facts.of(choice.pretrained or {}) for choice in choices]
+    known = [choice.facts for choice in choices]
     sides = dict.fromkeys(side for facts in known for side in (facts.sizes[:1] or (facts.resolution,)) if side)
     if resolution is None and len(sides) > 1:
         what = f"the tokenizers were trained on images of {' and '.join(map(str, sides))} px"
@@ -117,5 +111,5 @@ def evaluate(
     """
     of_run, of_eval = arguments.by_keyword(evaluate, options, RunRequest, EvalRequest)
     run = make_request(sources, dataset, evaluate, **of_run)
-    tracker = make_tracker(run) if arguments.flag("track", track) else None
+    tracker = make_tracker(run, track)
     return frame(execute(check_evaluation(EvalRequest(run, **of_eval)), tracker=tracker, kind="eval").rows)

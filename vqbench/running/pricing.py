@@ -49,7 +49,9 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     said so in its cells, and does not stop the others. Raises UsageError for what would stop the run itself.
     """
     waiting = [cell for cell in plan.cells if cell.trains and (request.rerun or cell.state != "cached")]
-    _say_untrained(plan, view)
+    for cell in plan.cells:
+        if not cell.trains:
+            view.note(f"{cell.label} is trained already: what its evaluation takes is not measured here")
     if waiting:
         prepare_probes(request, plan, view)
     answers: dict[str, Answer] = {}
@@ -60,13 +62,6 @@ def probe_costs(request: RunRequest, plan: Plan, view: View) -> PlanCost:
     of_each = [answers[_configuration(cell)] if cell.folder.name in names else None for cell in plan.cells]
     measured = any(isinstance(answer, Measured) for answer in answers.values())
     return priced(request, plan, of_each, scoring_seconds(plan, waiting) if measured else 0.0)
-
-
-def _say_untrained(plan: Plan, view: View) -> None:
-    """Say which rows have no costs here: nothing of them is trained."""
-    for cell in plan.cells:
-        if not cell.trains:
-            view.note(f"{cell.label} is trained already: what its evaluation takes is not measured here")
 
 
 def prepare_probes(request: RunRequest, plan: Plan, view: View) -> None:
@@ -152,14 +147,10 @@ def scoring_seconds(plan: Plan, cells: Sequence[Cell]) -> float:
         if isinstance(known, FeatureMetric):
             n, times = known.timing(plan.protocol.n_images)
             x, y = (draw.random((n, EXTRACTORS.get(known.extractor).dimensions), np.float32) for _ in range(2))
-            seconds += times * _timed(functools.partial(known.score, x, y))
+            clock = time.perf_counter()
+            known.score(x, y)
+            seconds += times * (time.perf_counter() - clock)
     return seconds
-
-
-def _timed(work: Callable[[], object]) -> float:
-    clock = time.perf_counter()
-    work()
-    return time.perf_counter() - clock
 
 
 def probe(cell: Cell, request: RunRequest, view: View) -> Answer:

@@ -60,6 +60,8 @@ class WrittenReport:
 
 def execute_report(request: ReportRequest) -> WrittenReport:
     """Read, compare and write. Raises UsageError for what cannot be reported on, before anything is written."""
+    from vqbench.reports.compare import open_experiment
+    from vqbench.reports.experiment import load_experiments
     from vqbench.reports.write import check_formats
 
     check_formats(request.formats)
@@ -69,9 +71,6 @@ def execute_report(request: ReportRequest) -> WrittenReport:
     if len(names) > 1 and (paths := [name for name in names if name != Path(name).name]):
         raise UsageError(f"'{paths[0]}' is a path, and several experiments are named", "--runs DIR, and names in it")
     if not request.from_mlflow:
-        from vqbench.reports.compare import open_experiment
-        from vqbench.reports.experiment import load_experiments
-
         if names:
             experiment = load_experiments(request.runs, names)
         else:
@@ -80,7 +79,6 @@ def execute_report(request: ReportRequest) -> WrittenReport:
     if not names:
         raise UsageError("which experiment of the MLflow server?", "--experiment NAME")
     with tempfile.TemporaryDirectory(prefix="vqbench-report-") as folder:
-        from vqbench.reports.experiment import load_experiments
         from vqbench.tracking.fetch import fetch_experiment
 
         for name in names:

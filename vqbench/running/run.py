@@ -55,16 +55,13 @@ def prepare_plan(asked: Resolved, view: View, dry: bool = False) -> Plan:
     Metric weights that are missing are downloaded; a dry run only says which. Raises UsageError. Writes nothing
     below the runs directory.
     """
-    from vqbench.planning.preflight import artifact_problems, choose_metrics, perceptual_problem
+    from vqbench.planning.preflight import choose_metrics, missing_weights
 
-    request, recipe = asked.request, asked.recipe
-    metrics = choose_metrics(request, recipe, download=not dry)
-    of_training = (perceptual_problem(request, recipe.perceptual, not dry), *artifact_problems(asked, not dry))
-    for problem in (*metrics.problems, *of_training):
-        if problem is not None and not dry:
+    metrics = choose_metrics(asked.request, asked.recipe, download=not dry)
+    for problem in missing_weights(asked, metrics, download=not dry):
+        if not dry:
             raise problem
-        if problem is not None:
-            view.note(f"this run would need weights: {problem.what}")
+        view.note(f"this run would need weights: {problem.what}")
     plan = make_plan(asked, metrics.names, lambda done, total: view.preparing("validation images", done, total))
     refuse_few_images(metrics.names, plan.protocol.n_images)
     DEFINITIONS.tell(stored_definitions(metrics.names))  # an experiment that was read before may have others
@@ -97,14 +94,14 @@ def execute(
 
     view = view or Silent()
     request, plan = asked.request, prepare_plan(asked, view)
+    cached = [] if request.rerun else [cell for cell in plan.cells if cell.state == "cached"]
     todo = [cell for cell in plan.cells if request.rerun or cell.state != "cached"]
     if todo:
         check_runs_directory(plan.folder)
         check_disk(plan, todo)
         prepare_training(plan, todo, request, view)
-    _remember([cell for cell in plan.cells if cell not in todo])
-    to_train = {cell.folder.name for cell in todo}
-    rows = {cell.folder.name: cached_row(cell, view.note) for cell in plan.cells if cell.folder.name not in to_train}
+    _remember(cached)
+    rows = {cell.folder.name: cached_row(cell, view.note) for cell in cached}
     if tracker is not None and not todo and (kind == "run" or tracker.knows(plan, kind)):
         tracker = None
     engine = open_engine(request, view) if todo else None
@@ -177,15 +174,17 @@ def run(
     says why. Raises UsageError for what cannot be run at all.
     """
     request = make_request(methods, dataset, run, **options)
-    tracker = make_tracker(request) if arguments.flag("track", track) else None
-    return frame(execute(check_request(request), tracker=tracker).rows)
+    return frame(execute(check_request(request), tracker=make_tracker(request, track)).rows)
 
 
-def make_tracker(request: RunRequest) -> Tracker:
-    """The tracker for a request's runs directory, or for `$MLFLOW_TRACKING_URI`."""
+def make_tracker(request: RunRequest, track: bool = True) -> Tracker | None:
+    """The tracker for a request's runs directory, or for `$MLFLOW_TRACKING_URI`; None where MLflow is left out.
+
+    Raises UsageError for a `track` that is neither True nor False.
+    """
     from vqbench.tracking.tracker import Tracker
 
-    return Tracker(request.runs.absolute())
+    return Tracker(request.runs.absolute()) if arguments.flag("track", track) else None
 
 
 _OWN_COLUMNS = ("scores", "params", "error", "cautions", "digests", "pretrained")

@@ -275,19 +275,15 @@ MIN_TRIALS = 6
 
 def suggest(trial: optuna.Trial, p: Parameter) -> Any:
     """What the sampler says of a parameter: a number, or the text of a choice."""
-    with warnings.catch_warnings():  # the last step is Range.last to the last digit, which Optuna says aloud
-        warnings.filterwarnings("ignore", "The distribution is specified by", UserWarning)
-        return _suggested(trial, p)
-
-
-def _suggested(trial: optuna.Trial, p: Parameter) -> Any:
     domain = p.domain
     if isinstance(domain, Choices):
         return trial.suggest_categorical(p.name, list(p.texts))
-    if p.is_whole:
-        step = int(domain.step or 1)
-        return trial.suggest_int(p.name, int(domain.low), int(domain.last), step=step, log=domain.log)
-    return trial.suggest_float(p.name, float(domain.low), float(domain.last), step=domain.step, log=domain.log)
+    low, high = p.ends()
+    with warnings.catch_warnings():  # the last step is Range.last to the last digit, which Optuna says aloud
+        warnings.filterwarnings("ignore", "The distribution is specified by", UserWarning)
+        if p.is_whole:
+            return trial.suggest_int(p.name, low, high, step=int(domain.step or 1), log=domain.log)
+        return trial.suggest_float(p.name, low, high, step=domain.step, log=domain.log)
 
 
 def directions_of(objectives: Iterable[str]) -> list[Literal["minimize", "maximize"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from vqbench.errors import UsageError, unknown
@@ -34,7 +34,7 @@ def read_spaces(asked: Iterable[str]) -> Raw:
                 raise UsageError(f"{owner}.{field} is in two of the spaces", "give spaces that do not overlap")
             into |= fields
         whole["declared"] += [group for group in space["declared"] if group not in whole["declared"]]
-    if whole == {"recipe": {}, "methods": {}, "declared": []}:
+    if not any(whole.values()):
         raise UsageError("the space is empty", f"shipped spaces: {', '.join(space_names())}, or write one: {_EXAMPLE}")
     return whole
 
@@ -81,7 +81,8 @@ def domain_of(value: Any, where: str) -> Range | Choices:
     when = _mapping(keys.get("when"), f"when of {where}")
     try:
         if "choices" in keys:
-            _refuse_beside(keys, {"choices", "when"})
+            if beside := keys.keys() - {"choices", "when"}:
+                raise ValueError(f"{min(beside)} has no meaning beside choices")
             return Choices(keys["choices"], when=when)
         if not {"low", "high"} <= keys.keys():
             raise ValueError("it needs choices, or low and high")
@@ -92,11 +93,6 @@ def domain_of(value: Any, where: str) -> Range | Choices:
         return Range(low, high, log, step, when=when)
     except ValueError as error:
         raise UsageError(f"{where}: {error}", _EXAMPLE) from None
-
-
-def _refuse_beside(keys: Mapping[Any, Any], known: set[str]) -> None:
-    for key in keys.keys() - known:
-        raise ValueError(f"{key} has no meaning beside choices")
 
 
 def _number(value: Any) -> Any:

@@ -102,15 +102,11 @@ def _refuse_damage(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb") as file:
-        bad, bad_line = 0, b""
-        for number, line in enumerate(file, start=1):
-            if bad:
-                break
-            if not _is_record(line):
-                bad, bad_line = number, line
-        else:
-            if not bad or _was_a_record(bad_line):
-                return
+        lines = enumerate(file, start=1)
+        bad, bad_line = next(((number, line) for number, line in lines if not _is_record(line)), (0, b""))
+        is_last = next(lines, None) is None
+    if not bad or (is_last and _was_a_record(bad_line)):
+        return
     if bad == 1 and not bad_line.startswith(_BEGINS):
         raise UsageError(
             f"--storage {path} is not a journal of a sweep: its first line is no record",

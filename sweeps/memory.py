@@ -89,23 +89,17 @@ def recall(request: SweepRequest, path: Path) -> SweepRequest:
     known = {name: _json(getattr(RunRequest(), name)) for name in _DEFINES} | fields["run"]
     _refuse_others(request.run, known)
     blank = SweepRequest(request.run)
-    for name in _OF_THE_SWEEP:
-        asked_for = name in request.given or getattr(request, name) != getattr(blank, name)
-        if asked_for and getattr(request, name) != fields[name]:
-            raise _disagrees(name, fields[name])
-    if request.spaces and list(request.spaces) != stored["spaces"]:
-        raise _disagrees("spaces", ",".join(stored["spaces"]))
-    if request.objectives and list(request.objectives) != fields["objectives"]:
-        raise _disagrees("objectives", ",".join(fields["objectives"]))
-    asked = _budget(request)
+    told = {name: fields[name] for name in (*_OF_THE_SWEEP, "objectives")} | {"spaces": stored["spaces"]}
+    for name, value in told.items():
+        asked = _json(getattr(request, name))
+        if (name in request.given or asked != _json(getattr(blank, name))) and asked != value:
+            raise _disagrees(name, ",".join(value) if isinstance(value, list) else value)
     return dataclasses.replace(
         request,
         run=dataclasses.replace(request.run, **known, name=path.parents[1].name),
-        spaces=tuple(stored["spaces"]),
         space=fields["space"],
-        objectives=tuple(fields["objectives"]),
-        **{name: fields[name] for name in _OF_THE_SWEEP},
-        **({"trials": None, "trials_per_method": None} | (asked or stored["budget"])),
+        **told,
+        **({"trials": None, "trials_per_method": None} | (_budget(request) or stored["budget"])),
         name=path.stem,
     )
 

@@ -10,10 +10,10 @@ from typing import Any
 from vqbench.metrics.definitions import digests
 from vqbench.planning.choice import choose_method, read_settings
 from vqbench.planning.plan import Plan
-from vqbench.sweeps.commands import resume_command
 from vqbench.sweeps.request import SweepRequest
 from vqbench.sweeps.studies import StudyPlan
 from vqbench.sweeps.watched import images_seen
+from vqbench.wording import shell_command
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class SweepPlan:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with it."""
-        return resume_command(self.request.run.runs, self.base.folder.name, self.request.title)
+        """The command that goes on with it, as it is typed into a shell."""
+        words = ["vqbench", "sweep", "--resume", self.request.title, "--name", self.base.folder.name]
+        runs = self.request.run.runs
+        return shell_command([*words, *(["--runs", str(runs)] if runs != Path("runs") else [])])
 
     @functools.cached_property
     def found(self) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from vqbench.errors import UsageError, unknown
 from vqbench.metrics.definitions import known_metrics, metric
+from vqbench.planning.request import refuse_odd_name
 from vqbench.registry import METRICS
 from vqbench.sweeps.request import SweepRequest
 
@@ -34,9 +33,7 @@ def refuse_odd(request: SweepRequest) -> None:
     if request.run.rerun:
         raise UsageError("--rerun has no meaning here: trials that are equal would be trained again and again",
                          "leave it out, or choose another --name")  # fmt: skip
-    if not re.fullmatch(r"[\w@+.=-][\w@.+= -]{0,99}", request.title) or request.title in (".", ".."):
-        raise UsageError(f"--sweep-name {request.title!r} cannot be a folder",
-                         "use letters, digits, '-', '_' and '.', at most 100")  # fmt: skip
+    refuse_odd_name("--sweep-name", request.title)
 
 
 def check_objectives(request: SweepRequest, track: str, metrics: tuple[str, ...]) -> tuple[str, ...]:

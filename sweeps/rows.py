@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vqbench.metrics.definitions import cautions, current_scores, metric
+from vqbench.planning.request import words_of
 from vqbench.reports.sweep import StudySummary, SweepReport
 from vqbench.results.cell_folder import CellFolder
-from vqbench.sweeps.commands import more_seeds, run_command
+from vqbench.wording import shell_command
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from vqbench.sweeps.backend import OpenStudy
     from vqbench.sweeps.plan import SweepPlan
+
+MORE_SEEDS = 3
 
 
 def make_report(plan: SweepPlan, studies: list[OpenStudy], reason: str) -> SweepReport:
@@ -62,7 +67,7 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
     scored = [current_scores(result) for result in results if result.get("state") == "done"]
     values = trial.values if known["state"] == "done" else None
     base, settings = plan.base.cells[0].spec, known["settings"]
-    run = request.run
+    run, seeds = request.run, more_seeds(request.run.seeds)
     if run.holdout is not None:  # to be scored by what it was not chosen by; the number of images was of the others
         run = dataclasses.replace(run, holdout=None, validation_images=None)
     scores = _means(scored) if values is not None else {}
@@ -89,8 +94,15 @@ def _row(plan: SweepPlan, study: OpenStudy, trial: FrozenTrial) -> dict[str, Any
         "collapse": next((result["collapse"] for result in results if result.get("collapse")), None),
         "error": known["error"],
         **({"cautions": said} if (said := cautions(scores, plan.base.protocol.n_images)) else {}),
-        "command": run_command(run, study.plan.method, settings, more_seeds(request.run.seeds)),
+        "command": shell_command(words_of(run, study.plan.method, settings=tuple(settings), seeds=seeds)),
     }
+
+
+def more_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a sweep, and the next ones up to three in all, or two more: those of the command for a trial."""
+    found, wanted = tuple(dict.fromkeys(seeds)), max(MORE_SEEDS, len(seeds) + 2)
+    others = (seed for seed in itertools.count() if seed not in found)
+    return (*found, *itertools.islice(others, wanted - len(found)))
 
 
 def _means(scored: list[dict[str, float]]) -> dict[str, float]:

@@ -113,11 +113,13 @@ def _groups(references: Sequence[str]) -> list[str]:
 def _study(reference: str, request: SweepRequest, space: Raw, recipe: Recipe) -> tuple[StudyPlan, list[str]]:
     name, _ = split_reference(reference)
     settings = settings_for(request.run, reference)
+    texts = read_settings(settings)
+    fixed = {("recipe" if owner == "recipe" else name, field) for owner, fields in texts.items() for field in fields}
     parameters = [*_recipe_parameters(space, recipe, request), *_method_parameters(reference, space)]
-    parameters, notes = _without_idle(parameters, reference, recipe, settings)
-    _refuse_clashes(parameters, request.run, reference)
+    parameters, notes = _without_idle(parameters, reference, recipe, fixed)
+    _refuse_clashes(parameters, fixed, request.run.images)
     check_order(parameters)
-    choice = choose_method(reference, recipe, read_settings(settings))
+    choice = choose_method(reference, recipe, texts)
     base = {("recipe", field): value for field, value in recipe.as_dict().items()}
     base |= {(name, field): value for field, value in from_stored(METHODS.get(name).Config, choice.config).items()}
     return StudyPlan(reference, settings, tuple(parameters), base, 0), notes
@@ -152,13 +154,12 @@ def _method_parameters(reference: str, space: Raw) -> list[Parameter]:
 
 
 def _without_idle(
-    parameters: list[Parameter], reference: str, recipe: Recipe, settings: tuple[str, ...]
+    parameters: list[Parameter], reference: str, recipe: Recipe, fixed: set[tuple[str, str]]
 ) -> tuple[list[Parameter], list[str]]:
-    """Without sizes that this method does not follow. Raises UsageError where what it would follow is fixed."""
+    """Without sizes that this method does not follow. Raises UsageError where what it would follow is `fixed`."""
     name, preset = split_reference(reference)
     cls, kept, notes = METHODS.get(name), [], []
-    texts = read_settings(settings)
-    fixed = {*texts.get(name, {}), *texts.get(reference, {}), *(cls.presets.get(preset, {}) if preset else {})}
+    known = {field for owner, field in fixed if owner == name} | (cls.presets.get(preset, {}) if preset else {}).keys()
     drawn = {p.field for p in parameters if p.owner == name}
     for p in parameters:
         if p.owner != "recipe" or p.field not in _SIZES:
@@ -168,8 +169,8 @@ def _without_idle(
         made = [cls.matched(*({**asked, p.field: p.typed(end)}[field] for field in _SIZES)) for end in p.ends()]
         moved = [field for field in made[0] if any(other.get(field) != made[0][field] for other in made)]
         for field in moved:
-            if field in fixed | drawn:
-                how = "set" if field in fixed else "in the space too"
+            if field in known | drawn:
+                how = "set" if field in known else "in the space too"
                 raise UsageError(f"{name}.{field} is {how}, and it is what {p.field} stands for in {name}",
                                  f"leave out {name}.{field}, or {p.field}")  # fmt: skip
         if moved:
@@ -179,16 +180,11 @@ def _without_idle(
     return kept, notes
 
 
-def _refuse_clashes(parameters: list[Parameter], run: RunRequest, reference: str) -> None:
-    texts = read_settings(run.settings)
-    fixed = {("recipe", field) for field in texts.get("recipe", {})}
-    name, _ = split_reference(reference)
-    fixed |= {(name, field) for owner in (name, reference) for field in texts.get(owner, {})}
-    if run.images is not None:
-        fixed.add(("recipe", "images"))
+def _refuse_clashes(parameters: list[Parameter], fixed: set[tuple[str, str]], images: int | None) -> None:
     for p in parameters:
-        if (p.owner, p.field) in fixed:
-            option = "--images" if p.field == "images" and p.owner == "recipe" and run.images else f"--set {p.name}"
+        is_asked = images is not None and (p.owner, p.field) == ("recipe", "images")
+        if is_asked or (p.owner, p.field) in fixed:
+            option = "--images" if is_asked else f"--set {p.name}"
             raise UsageError(
                 f"{p.name} is in the space, and {option} fixes it", f"leave out {option}, or choose a space without it"
             )
@@ -252,13 +248,8 @@ def _shared_out(studies: list[StudyPlan], request: SweepRequest, notes: list[str
     shared = []
     for i, study in enumerate(studies):
         share = request.trials_per_method or total // len(studies) + (i < total % len(studies))
-        points = (
-            1
-            if not study.parameters
-            else len(list(grid(study.parameters, study.base)))
-            if request.sampler == "grid"
-            else None
-        )
+        is_listed = request.sampler == "grid" or not study.parameters  # of nothing to draw there is one point
+        points = len(list(grid(study.parameters, study.base))) if is_listed else None
         title = study.method + (f" at {study.level:g} bits" if study.level is not None else "")
         if not study.parameters and study.level is None:
             notes.append(f"{title} has nothing to draw in this space: one trial")

@@ -194,5 +194,5 @@ def sweep(
     of_sweep, of_run = arguments.by_keyword(sweep, options, SweepRequest, RunRequest)
     run = arguments.asked(RunRequest, methods=methods, dataset=dataset, **of_run)
     request = asked_sweep(run, of_sweep, resume)
-    report = execute_sweep(request, tracker=make_tracker(request.run) if arguments.flag("track", track) else None)
+    report = execute_sweep(request, tracker=make_tracker(request.run, track))
     return pd.DataFrame(report.flat())

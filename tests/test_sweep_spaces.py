@@ -22,9 +22,9 @@ from vqbench.recipe import Recipe
 from vqbench.registry import METHODS
 from vqbench.space import Choices, Range
 from vqbench.sweeps.backend import directions_of, suggest
-from vqbench.sweeps.commands import more_seeds
 from vqbench.sweeps.grammar import read_spaces, space_names
 from vqbench.sweeps.refusals import check_objectives, refuse_odd
+from vqbench.sweeps.rows import more_seeds
 from vqbench.sweeps.spaces import as_text, draw, grid, make_parameter, settings_of
 from vqbench.sweeps.studies import plan_studies
 from vqbench.sweeps.watched import watched

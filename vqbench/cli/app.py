@@ -20,7 +20,7 @@ import typer
 from vqbench import arguments
 from vqbench.cli.compare import compare
 from vqbench.cli.export import export
-from vqbench.cli.options import AsJson, Typed, complete_methods, print_rows, takes
+from vqbench.cli.options import AsJson, Typed, complete_methods, print_rows, takes, takes_some
 from vqbench.cli.report import report
 from vqbench.cli.tokens import decode, tokens
 from vqbench.errors import UsageError, VQBenchError, remedy, require_utf8, unknown
@@ -66,11 +66,6 @@ def _common(
             add_plugin(Path(path))
         except UsageError as error:  # it was not named in this command, so it must not stop it
             streams.say(f"warning: VQBENCH_PLUGINS: {error.what}")
-
-
-def _add_plugins(plugins: list[Path] | None) -> None:
-    for path in plugins or ():
-        add_plugin(path)
 
 
 def _of_methods(help_text: str) -> Any:
@@ -160,21 +155,17 @@ def sweep(
     ] = "",
 ) -> None:
     """Search for good settings of each method, with the same number of trials for all."""
-    request = asked_sweep(options.run(methods), options.fields[SweepRequest], resume)
-    if options.dry_run:
-        _show_sweep_plan(request, options.as_json, options.probe)
-    else:
-        _sweep(request, options.as_json)
-
-
-def _sweep(request: SweepRequest, as_json: bool) -> None:
     from vqbench.cli.terminal import TerminalView, print_sweep
     from vqbench.running.run import make_tracker
     from vqbench.sweeps.sweep import execute_sweep
 
+    request = asked_sweep(options.run(methods), options.fields[SweepRequest], resume)
+    if options.dry_run:
+        _show_sweep_plan(request, options.as_json, options.probe)
+        return
     with TerminalView() as view:
         report = execute_sweep(request, view, make_tracker(request.run))
-    if as_json:
+    if options.as_json:
         print_rows(report.rows)
     else:
         print_sweep(report)
@@ -255,12 +246,11 @@ def _show_plan(asked: Resolved, as_json: bool, with_costs: bool = False) -> None
 
 
 @app.command("methods")
-@takes(RunRequest, only=["plugins"])
-def list_methods(plugins: list[Path] | None = None, as_json: AsJson = False) -> None:
+@takes_some("plugins")
+def list_methods(as_json: AsJson = False) -> None:
     """List the methods: name, paper, components, where they come from."""
     from vqbench.cli.terminal_lists import print_outlines
 
-    _add_plugins(plugins)
     outlines = [*map(METHODS.outline, METHODS.names()), *METHODS.families()]
     if as_json:
         print_rows(map(dataclasses.asdict, outlines))
@@ -269,22 +259,20 @@ def list_methods(plugins: list[Path] | None = None, as_json: AsJson = False) -> 
 
 
 @app.command("datasets")
-@takes(RunRequest, only=["plugins"])
-def list_datasets(plugins: list[Path] | None = None) -> None:
+@takes_some("plugins")
+def list_datasets() -> None:
     """List the datasets and where they come from."""
     from vqbench.cli.terminal_lists import print_outlines
 
-    _add_plugins(plugins)
     print_outlines("dataset", [DATASETS.outline(name) for name in DATASETS.names()], with_components=False)
 
 
 @app.command("metrics")
-@takes(RunRequest, only=["plugins"])
-def list_metrics(plugins: list[Path] | None = None) -> None:
+@takes_some("plugins")
+def list_metrics() -> None:
     """List the metrics: name, title and better direction, what they are, where they come from."""
     from vqbench.cli.terminal_lists import print_metrics
 
-    _add_plugins(plugins)
     print_metrics()
 
 
@@ -298,16 +286,12 @@ def list_recipes() -> None:
 
 
 @app.command()
-@takes(RunRequest, only=["plugins"])
-def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")],
-    plugins: list[Path] | None = None,
-) -> None:
+@takes_some("plugins")
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A method or a recipe.")]) -> None:
     """Show every field of a method or a recipe: type, default, meaning; and the components that can be dropped."""
     from vqbench.cli.terminal_lists import print_method, print_recipe
     from vqbench.recipe import recipe_names
 
-    _add_plugins(plugins)
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         print_recipe(name)
         return
@@ -318,7 +302,7 @@ def show(
 
 
 @app.command()
-@takes(RunRequest, only=["plugins", "family", "trust"])
+@takes_some("plugins", "family", "trust")
 def check(
     method: Annotated[
         str,
@@ -327,7 +311,6 @@ def check(
             help="A method's name, a file that registers one, or a tokenizer that is trained already, as for eval.",
         ),
     ],
-    plugins: list[Path] | None = None,
     family: str = "",
     trust: bool = False,
 ) -> None:
@@ -335,7 +318,6 @@ def check(
     from vqbench.planning.source_choice import names_source
     from vqbench.pretrained.opening import refuse_idle_options
 
-    _add_plugins(plugins)
     if not method.endswith(".py") and names_source(method):
         _check_source(method, family, trust)
         return
@@ -376,7 +358,7 @@ _PREPARED = ("dataset", "data_root", "recipe", "settings", "plugins", "validatio
 
 
 @app.command()
-@takes(RunRequest, only=_PREPARED)
+@takes_some(*_PREPARED)
 def prepare(
     dataset: str,
     methods: Annotated[list[str] | None, _of_methods("Methods whose codebook is made of the data; or ALL.")] = None,
@@ -396,7 +378,6 @@ def prepare(
     if verify and workers != 1:
         raise UsageError(f"--verify reads with all cores, not with {workers} workers", "leave --workers out")
     request = arguments.asked(RunRequest, methods=methods, dataset=dataset, workers=workers, **options)
-    _add_plugins(options["plugins"])
     with TerminalView() as view:
         if verify:
             lines = verify_everything(request, view.preparing)
@@ -406,7 +387,7 @@ def prepare(
 
 
 @app.command()
-@takes(RunRequest, only=["inception_weights", "lpips_weights"])
+@takes_some("inception_weights", "lpips_weights")
 def doctor(inception_weights: Path | None = None, lpips_weights: Path | None = None) -> None:
     """Look at this machine: device, versions, weights, and metric values with known answers."""
     from vqbench.checks.doctor import diagnose, exit_status, render
@@ -426,7 +407,7 @@ app.command()(export)
 
 
 @app.command()
-@takes(RunRequest, only=["runs"])
+@takes_some("runs")
 def sync(runs: Path = Path("runs")) -> None:
     """Send to MLflow what it missed while it was away."""
     from vqbench.tracking.server import tracking_uri
@@ -452,7 +433,7 @@ def sync(runs: Path = Path("runs")) -> None:
 
 
 @app.command()
-@takes(RunRequest, only=["runs"])
+@takes_some("runs")
 def ui(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The experiment to open; by default the newest.")
@@ -512,11 +493,6 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
         if code == 130:  # typer's own answer to Ctrl-C
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
-    except VQBenchError as error:
-        if "--debug" in arguments:
-            return _report_traceback(error)
-        _report(error.what, error.hint)
-        return error.exit_code
     except _ClickError as error:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -524,21 +500,19 @@ def _exit_code(call: Callable[[], Any], arguments: list[str]) -> int:
         return interrupts.exit_code()
     except Exception as error:
         if "--debug" in arguments:
-            return _report_traceback(error)
+            streams.say("".join(traceback.format_exception(error)).rstrip())
+            return 1
+        if isinstance(error, VQBenchError):
+            _report(error.what, error.hint)
+            return error.exit_code
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             where = f" ({error.filename})" if error.filename else ""
-            _report(
-                f"{error.strerror}{where}",
-                f"{remedy(error)}, then give the same command again: it goes on where it was",
-            )
-            return 1
-        _report(f"{type(error).__name__}: {error}", "this is a bug of vqbench; `vqbench --debug …` shows the traceback")
+            hint = f"{remedy(error)}, then give the same command again: it goes on where it was"
+            _report(f"{error.strerror}{where}", hint)
+        else:
+            hint = "this is a bug of vqbench; `vqbench --debug …` shows the traceback"
+            _report(f"{type(error).__name__}: {error}", hint)
         return 1
-
-
-def _report_traceback(error: Exception) -> int:
-    streams.say("".join(traceback.format_exception(error)).rstrip())
-    return 1
 
 
 def _report_usage(error: Any) -> int:

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from vqbench import arguments
-from vqbench.cli.options import AsJson, print_rows, takes
-from vqbench.planning.request import RunRequest
+from vqbench.cli.options import AsJson, print_rows, takes_some
 
 Who = 'A row of the experiment\'s table: a method, NAME@PRESET, or "NAME without PART".'
 
 
-@takes(RunRequest, only=["runs"])
+@takes_some("runs")
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=Who)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vqbench.cli.options import takes
-from vqbench.planning.request import RunRequest
-from vqbench.registry import add_plugin
+from vqbench.cli.options import takes_some
 
 
-@takes(RunRequest, only=["plugins", "trust"])
+@takes_some("plugins", "trust")
 def export(
     cell: Annotated[str, typer.Argument(metavar="CELL", help="A finished cell's folder.")],
     to: Annotated[
@@ -24,12 +22,9 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is new or empty.")],
-    plugins: list[Path] | None = None,
     trust: bool = False,
 ) -> None:
     """Export a tokenizer, and write its card: method, data, protocol, scores, and how it is loaded."""
     from vqbench.pretrained.export import export_cell
 
-    for plugin in plugins or ():
-        add_plugin(plugin)
     print(export_cell(cell, to, out, trust))

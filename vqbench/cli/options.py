@@ -18,7 +18,7 @@ from vqbench import arguments
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.yaml_files import parse_yaml
 from vqbench.planning.request import RunRequest
-from vqbench.registry import METHODS
+from vqbench.registry import METHODS, add_plugin
 
 
 def complete_methods(incomplete: str) -> list[str]:
@@ -106,23 +106,40 @@ class Typed:
         return arguments.asked(RunRequest, methods=methods, **self.fields[RunRequest])
 
 
-def takes(
-    *requests: type[Any], only: Sequence[str] = (), without: Sequence[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_some(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options of RunRequest beside its own, as arguments of these names.
+
+    Plugins among them are registered, and handed on to a command that asks for them. An option that the command names
+    itself has its default; without one it must be given.
+    """
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        options = {field: known for field, known in arguments.options(RunRequest).items() if field in fields}
+        named = {field: _parameter(RunRequest, known).replace(name=field) for field, known in options.items()}
+        mine = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        takes_others = len(mine) < len(own)
+
+        def call(**values: Any) -> None:
+            for plugin in values.get("plugins") or ():
+                add_plugin(plugin)
+            command(**{name: value for name, value in values.items() if takes_others or name in own})
+
+        listed = [named[p.name].replace(default=p.default) if p.name in named else p for p in mine]
+        return _with_signature(call, [*listed, *(p for field, p in named.items() if field not in own)], command)
+
+    return with_options
+
+
+def takes(*requests: type[Any], without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of these requests beside its own; its parameter `options` holds what was typed.
 
-    With `only` it gets these options of the one request as arguments of these names, and no `options`. The options of
-    the last request `without` which it makes sense are left at their defaults.
+    The options of the last request `without` which it makes sense are left at their defaults.
     """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
         every = {(request, field): known for request in requests for field, known in arguments.options(request).items()}
-        if only:
-            named = {f: _parameter(requests[0], known).replace(name=f) for (_, f), known in every.items() if f in only}
-            mine = [_of_shared(p, named[p.name]) if p.name in named else p for p in own.values()]
-            mine = [p for p in mine if p.kind is not inspect.Parameter.VAR_KEYWORD]
-            return _with_signature(command, [*mine, *(p for f, p in named.items() if f not in own)], command)
         left = {(requests[-1], field) for field in without}
         kept = {key: known for key, known in every.items() if known.field not in own and key not in left}
         shared = {key: _parameter(key[0], known) for key, known in kept.items()}
@@ -147,23 +164,16 @@ def takes(
 def _with_signature(
     call: Callable[..., None], parameters: Sequence[inspect.Parameter], command: Callable[..., None]
 ) -> Callable[..., None]:
-    @functools.wraps(command)
-    def typed(**values: Any) -> None:
-        call(**values)
-
+    """`call`, which goes by the name and the help of `command`, with these parameters for typer to see."""
     listed = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    typed.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
-    typed.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
-    return typed
+    functools.update_wrapper(call, command)
+    call.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
+    return call
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-
-
-def _of_shared(own: inspect.Parameter, shared: inspect.Parameter) -> inspect.Parameter:
-    """A parameter of a command that is typed as a shared option; without a default it must be given."""
-    return shared.replace(default=own.default)
 
 
 def _parameter(request: type[Any], known: arguments.Option) -> inspect.Parameter:

@@ -142,22 +142,20 @@ class Columns:
         """Columns whose text stays on its line."""
         self.sections = False
         """Whether a line is left free after each row."""
-        self._rows: list[tuple[Text, ...]] = []
-        self._styles: list[str] = []
+        self._rows: list[tuple[tuple[Text, ...], str]] = []
 
     def add(self, *cells: str | Text, style: str = "") -> None:
         """A row; a line end in a cell begins another line of it."""
         if len(cells) != len(self.titles):
             raise ValueError(f"expected {len(self.titles)} cells under {self.titles}, found {len(cells)}")
-        self._rows.append(tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
-        self._styles.append(style)
+        self._rows.append((tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells), style))
 
     def print(self, console: Console) -> None:
         """Print it as wide as the console."""
         if (table := self._fitting(console)) is not None:
             console.print(table)
             return
-        for row, style in zip(self._rows, self._styles, strict=True):
+        for row, style in self._rows:
             console.print(Text("\n").join(self._block(row, console)), style=style or None, soft_wrap=True)
 
     def fits(self, console: Console) -> bool:
@@ -174,7 +172,7 @@ class Columns:
         for i, (title, numeric) in enumerate(zip(self.titles, self.numeric, strict=True)):
             justify: Literal["right", "left"] = "right" if numeric else "left"
             table.add_column(_shown(Text(title), console), justify=justify, overflow="fold", no_wrap=i in self.whole)
-        for row, style in zip(self._rows, self._styles, strict=True):
+        for row, style in self._rows:
             cells = (_shown(cell, console) for cell in row)
             table.add_row(*cells, style=style or None, end_section=self.sections)
         return table
@@ -188,7 +186,7 @@ class Columns:
         """Whether every number stands on a line as it is, and every word but a very long one."""
         lines = console.render_lines(table, pad=False)
         there = Counter(word for line in lines for word in "".join(segment.text for segment in line).split())
-        cells = (cell for row in (map(Text, self.titles), *self._rows) for cell in row)
+        cells = (cell for row in (map(Text, self.titles), *(cells for cells, _ in self._rows)) for cell in row)
         words = (word for cell in cells for word in _shown(cell, console).plain.split())
         return not Counter(filter(_stays_whole, words)) - there
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vqbench.planning.cost import MethodCost, PlanCost
     from vqbench.planning.estimate import Estimate
     from vqbench.planning.plan import Plan
-    from vqbench.sweeps.costs import Amount, SweepCosts
+    from vqbench.sweeps.costs import Amount, StudyCost, SweepCosts
     from vqbench.sweeps.plan import SweepPlan
 
 
@@ -60,8 +60,7 @@ def print_sweep_costs(costs: SweepCosts) -> None:
     if not any(study.cells for study in costs.studies.values()):
         console.print("\nnothing is left to train")
         return
-    titles = ("study", "cells to train", "s per cell", costs.unit, "disk")
-    table = Columns(titles, (False, *(True for _ in titles[1:])))
+    table = _numbers("study", "cells to train", "s per cell", costs.unit, "disk")
     for name, study in costs.studies.items():
         if study.problem is not None:
             table.add(f"{name} (failed)", str(study.cells), *["–"] * 3)
@@ -82,10 +81,21 @@ def print_sweep_costs(costs: SweepCosts) -> None:
     if undrawn:
         which = f"{counted(undrawn, 'cell')} of these are not drawn yet"
         console.print(Text(f"{which}: they count as the cheapest that is, and as the dearest"))
-    for name, study in costs.studies.items():
-        if study.problem is not None:
-            console.print(Text(f"failed {name}: {study.problem}", style="red"))
-            console.print(Text(f"  hint: {study.hint}"), soft_wrap=True)
+    _print_failures(costs.studies)
+
+
+def _numbers(*titles: str) -> Columns:
+    """A table of numbers, each row of which has its name in front."""
+    return Columns(titles, (False, *(True for _ in titles[1:])))
+
+
+def _print_failures(costs: Mapping[str, StudyCost | MethodCost]) -> None:
+    """Why some of what is named so has no numbers."""
+    console = make_console()
+    for name, cost in costs.items():
+        if cost.problem is not None:
+            console.print(Text(f"failed {name}: {cost.problem}", style="red"))
+            console.print(Text(f"  hint: {cost.hint}"), soft_wrap=True)
 
 
 def _amounts(least: Amount, most: Amount) -> tuple[str, str]:
@@ -104,8 +114,7 @@ def _between(ends: Iterable[float], shown: Callable[[float], str]) -> str:
 def print_costs(costs: PlanCost) -> None:
     """What the cells of a plan will cost, a row for each method; and why a method has no numbers."""
     unit = costs.unit
-    numbers = ("cells to train", "s per cell", "images/s", unit, "disk", "peak disk")
-    table = Columns(("method", *numbers), (False, *(True for _ in numbers)))
+    table = _numbers("method", "cells to train", "s per cell", "images/s", unit, "disk", "peak disk")
     rows = costs.methods()
     for row in rows:
         table.add(*_cost_cells(row))
@@ -120,10 +129,7 @@ def print_costs(costs: PlanCost) -> None:
     if costs.device_name is not None:
         each = ", one cell after the other" if unit == "CPU-hours" else ""
         console.print(Text(f"\nfrom 20 steps of each method on {costs.device_name}{each}"))
-    for row in rows:
-        if row.problem is not None:
-            console.print(Text(f"failed {row.label}: {row.problem}", style="red"))
-            console.print(Text(f"  hint: {row.hint}"), soft_wrap=True)
+    _print_failures({row.label: row for row in rows})
 
 
 def print_estimates(rows: list[Estimate]) -> None:
@@ -132,8 +138,8 @@ def print_estimates(rows: list[Estimate]) -> None:
         return
     from vqbench.planning.estimate import ASSUMED_FLOPS
 
-    titles = ("estimate of", "cells", "images at once", "memory of a step", "GFLOP/image", "GPU-hours")
-    table, console = Columns(titles, (False, *(True for _ in titles[1:]))), make_console()
+    table = _numbers("estimate of", "cells", "images at once", "memory of a step", "GFLOP/image", "GPU-hours")
+    console = make_console()
     for row in rows:
         if row.memory_bytes is None:
             table.add(row.label, str(row.cells), *["–"] * 4)

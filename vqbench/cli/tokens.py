@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from vqbench import arguments
-from vqbench.cli.options import takes
+from vqbench.cli.options import takes_some
 from vqbench.errors import UsageError
 from vqbench.planning.request import RunRequest
-from vqbench.registry import add_plugin
 
 _SOURCE = "A tokenizer that is trained already: a finished cell's folder, a file of weights, …"
 _IMAGES = ("dataset", "data_root", "plugins", "validation_images", "holdout", "resize", "resize_scale", "small",
@@ -20,7 +19,7 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="A folder that is new, or
 Workers = Annotated[int, typer.Option(metavar="N", help="Processes beside one another, a GPU each.")]
 
 
-@takes(RunRequest, only=_IMAGES)
+@takes_some(*_IMAGES)
 def tokens(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE)],
     dataset: str,
@@ -43,8 +42,6 @@ def tokens(
     if request.protocol_name == "native":
         what = "--protocol native leaves each image at its own size, and tokens of one shape are kept"
         raise UsageError(what, "leave it out, or give --resolution N")
-    for plugin in request.plugins:
-        add_plugin(plugin)
     asked = TokensRequest(
         source, request.data, out, split, resolution, shard_images, request.family, request.trust, request.plugins
     )
@@ -56,7 +53,7 @@ def tokens(
     print(out / MANIFEST)
 
 
-@takes(RunRequest, only=["plugins", "trust"])
+@takes_some("plugins", "trust")
 def decode(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `vqbench tokens` wrote.")],
     out: Out,
@@ -69,9 +66,7 @@ def decode(
     from vqbench.cli.terminal import TerminalView
     from vqbench.pretrained.decoding import DecodeRequest, decode_tokens
 
-    known = tuple(plugins or ())
-    for plugin in known:
-        add_plugin(plugin)
+    asked = DecodeRequest(folder, out, tokenizer, trust, tuple(plugins or ()))
     with TerminalView() as view:
-        made = decode_tokens(DecodeRequest(folder, out, tokenizer, trust, known), workers, view.preparing)
+        made = decode_tokens(asked, workers, view.preparing)
     print(*made, sep="\n")  # each is what `vqbench eval images:FOLDER` takes

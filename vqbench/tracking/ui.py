@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vqbench.errors import UsageError, VQBenchError, unknown
 from vqbench.machine.streams import LOG_ENCODING, say
@@ -159,15 +159,9 @@ def experiments_at(address: str, name: str | None = None) -> list[Shown]:
     found = [each for each in found if has_views(each.tags)]
     if name is not None and name not in {each.name for each in found}:
         raise unknown("experiment", name, [each.name for each in found], f"all of them: {masked(address)}")
-    return _shown(address, [each for each in found if name in (None, each.name)])
-
-
-def _shown(address: str, experiments: Sequence[Any]) -> list[Shown]:
-    shown = []
-    for each in experiments:
-        here = f"{address.rstrip('/')}/#/experiments/{each.experiment_id}"
-        shown.append(Shown(each.name, {view: address_of(here, view) for view in VIEWS}))
-    return shown
+    here = {each.name: f"{address.rstrip('/')}/#/experiments/{each.experiment_id}" for each in found}
+    asked = here if name is None else {name: here[name]}
+    return [Shown(each, {view: address_of(place, view) for view in VIEWS}) for each, place in asked.items()]
 
 
 def _open(address: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.arguments import options
 from vqbench.cell.measured import Measured, steps_between
-from vqbench.planning.cost import CellCost, unit_of
+from vqbench.planning.cost import CellCost
 from vqbench.planning.estimate import Estimate, estimates, is_large
 from vqbench.planning.preflight import model_size
 from vqbench.running.pricing import Answer, ProbeError, prepare_probes, priced, probe, scoring_seconds
@@ -220,7 +220,7 @@ def _added_up(
     studies = {name: _of_a_study(study, of_study[name], ends) for name, study in found.items()}
     hours = low.total().device_hours - sum(cost.device_hours for cost in map(Amount.of, low.cells))
     reference = Amount(low.reference_seconds, hours, low.reference_bytes)
-    return SweepCosts(studies, reference, unit_of(low.cells), low.device_name)
+    return SweepCosts(studies, reference, low.unit, low.device_name)
 
 
 def _of_a_study(study: StudyForecast, cells: Sequence[Cell], ends: Mapping[str, Sequence[CellCost]]) -> StudyCost:

@@ -41,8 +41,6 @@ class StudyPlan:
     base: Values
     """What fields have where they are not drawn."""
     trials: int
-    size: int | None = None
-    """With --same-bits: the codes that the level asks for."""
     level: float | None = None
     """With --same-bits: bits per image of the level."""
     bits: float | None = None
@@ -210,9 +208,7 @@ def _levels(study: StudyPlan, request: SweepRequest, recipe: Recipe) -> tuple[li
             continue
         base = {**study.base, ("recipe", "codebook_size"): int(value)}
         base |= {(choice.name, field): v for field, v in choice.config.items()}
-        found.append(dataclasses.replace(
-            study, settings=settings, parameters=rest, base=base, size=int(value), level=level, bits=bits
-        ))  # fmt: skip
+        found.append(dataclasses.replace(study, settings=settings, parameters=rest, base=base, level=level, bits=bits))
     return found, notes
 
 

@@ -107,7 +107,10 @@ class PlanCost:
     @property
     def unit(self) -> str:
         """What device_hours count."""
-        return unit_of(self.cells)
+        measured = [cost for cost in self.cells if cost.device is not None]
+        if not measured:
+            return "hours"
+        return "GPU-hours" if any(cost.is_on_gpu for cost in measured) else "CPU-hours"
 
     def methods(self) -> list[MethodCost]:
         """One for each method, in the plan's order."""
@@ -141,14 +144,6 @@ class PlanCost:
             problem=broken.problem if broken else None,
             hint=broken.hint if broken else None,
         )
-
-
-def unit_of(costs: Iterable[CellCost]) -> str:
-    """What the hours of these cells count."""
-    measured = [cost for cost in costs if cost.device is not None]
-    if not measured:
-        return "hours"
-    return "GPU-hours" if any(cost.is_on_gpu for cost in measured) else "CPU-hours"
 
 
 def _peak(costs: Iterable[CellCost]) -> int:

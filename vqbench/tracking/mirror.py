@@ -40,7 +40,6 @@ from vqbench.tracking.pages import (
     command_tags,
     description,
     missing_tags,
-    newest_first,
     result_tags,
     run_metrics,
     setup_of,
@@ -220,7 +219,7 @@ class Mirror:
         found = all_runs(self.client, experiment_id, "tags.`vqbench.kind` = 'command'")
         commands = [CommandRun(r.info.run_id, r.info.run_name, r.info.status, r.data.tags) for r in found]
         old = self.client.get_experiment(experiment_id).tags.get(NOTE, "")
-        new = description(old, experiment_id, newest_first(commands))
+        new = description(old, experiment_id, commands)
         if new != old:
             self.client.set_experiment_tag(experiment_id, NOTE, new)
 

@@ -156,11 +156,13 @@ class CommandRun:
     tags: Mapping[str, str]
 
 
-def description(old: str, experiment_id: str, commands: Sequence[CommandRun]) -> str:
-    """The experiment's description: report, commands, protocols; `commands` with the newest first.
+def description(old: str, experiment_id: str, commands: Iterable[CommandRun]) -> str:
+    """The experiment's description: report, commands with the newest first, protocols.
 
     What somebody wrote above our part of the `old` description stays.
     """
+    # by name, whose number counts up: where several machines write, the order of the experiment is theirs
+    commands = sorted(commands, key=lambda c: c.name, reverse=True)
     own = old.partition(_MARK)[0].rstrip()
     parts = [own] if own else []
     parts.append(_MARK)
@@ -324,8 +326,3 @@ def _line_chart(metric: str, title: str) -> dict[str, Any]:
         "useGlobalXaxisKey": True,
         "useGlobalLineSmoothing": True,
     }
-
-
-def newest_first(commands: Iterable[CommandRun]) -> list[CommandRun]:
-    """Commands by name, whose number counts up; the order of an experiment that several machines write to is theirs."""
-    return sorted(commands, key=lambda c: c.name, reverse=True)

@@ -98,15 +98,10 @@ class SweepRequest:
 def asked_sweep(run: RunRequest, given: Mapping[str, Any], resume: str) -> SweepRequest:
     """The sweep of what was typed, or given in Python: field → value. Raises UsageError where it goes on and begins."""
     by_name = arguments.given(SweepRequest, given)
-    name = one_name(resume, given.get("name") or "")
-    return arguments.asked(SweepRequest, run=run, **{**given, "name": name}, resume=bool(resume), given=by_name)
-
-
-def one_name(resume: str, name: str) -> str:
-    """The name of a sweep that goes on, or of one that begins. Raises UsageError where both are given."""
     resume = arguments.text("--resume", resume if resume is not None else "")
-    name = arguments.text("--sweep-name", name if name is not None else "")
+    name = arguments.text("--sweep-name", given.get("name") or "")
     if resume and name and resume != name:
         raise UsageError(f"--resume {resume} goes on with that sweep, and --sweep-name {name} begins another",
                          "give one of them")  # fmt: skip
-    return resume or name
+    named = {**given, "name": resume or name}
+    return arguments.asked(SweepRequest, run=run, **named, resume=bool(resume), given=by_name)

@@ -177,10 +177,14 @@ def _divisor(tokenizer: Codec) -> int:
     return math.lcm(*said)
 
 
-def _check_reconstruction(images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = "") -> None:
+def _check_reconstruction(
+    tokenizer: Codec, images: Tensor, expected: torch.Size, ids: Sequence[object], source: str = ""
+) -> None:
     if images.shape != expected:
-        what = f"decode gave {tuple(images.shape)} for images {tuple(expected)}"
-        raise VQBenchError(what, "it must give back the size that it was given: mend it; `vqbench check` shows more")
+        who = getattr(tokenizer, "who", "")  # an adapter has a name: the file that is to be mended
+        what = f"{f'{who}: ' if who else ''}decode gave {tuple(images.shape)} for images {tuple(expected)}"
+        shows = f"`vqbench check{f' {who}' if who else ''}` shows more"
+        raise VQBenchError(what, f"it must give back the size that it was given: mend it; {shows}")
     bad = (~torch.isfinite(images)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise VQBenchError(
@@ -304,7 +308,7 @@ class _Pass:
         given = padded(to_input(images), self.multiple)
         indices, undiscretised = self.encoding.run(functools.partial(_encode, self.tokenizer), given)
         reconstructions = self.decoding.run(self.tokenizer.from_indices, indices)
-        _check_reconstruction(reconstructions, given.shape, ids)
+        _check_reconstruction(self.tokenizer, reconstructions, given.shape, ids)
         reconstructions = reconstructions[..., :height, :width]
         first = self.seen
         self.seen += len(images)
@@ -315,7 +319,7 @@ class _Pass:
             self.kept[i] = to_8_bits(reconstructions[i - first]).permute(1, 2, 0).cpu().numpy()
         if undiscretised is not None and self.continuous is not None:
             without_codes = undiscretised()  # decoded by itself: the scores of codes stay what they are
-            _check_reconstruction(without_codes, given.shape, ids, " without quantization")
+            _check_reconstruction(self.tokenizer, without_codes, given.shape, ids, " without quantization")
             self.continuous.add(images, without_codes[..., :height, :width])
         return waited + len(images) - self.decoded.waiting
 

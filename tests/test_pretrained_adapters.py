@@ -659,6 +659,11 @@ def test_sizes_and_channels_are_refused_before_images_are_read(folder: Path, tmp
         answer = typed(*words, *data)
         assert answer.code == 2, answer.err
         assert "takes sides that are divisible by 48, not 32\nhint: the nearest: 48" in answer.err
+    oblong = written(tmp_path, "class Mine(Row):\n    sizes = [(32, 64), (64, 32)]\n", "oblong.py")
+    for words in (("eval", f"{oblong}:Mine", "--resolution", 32), ("run", "--methods", f"vqgan,{oblong}:Mine")):
+        answer = typed(*words, *data)
+        assert answer.code == 2, answer.err
+        assert "takes images of 32×64 or 64×32 px alone, and images are squares here\nhint: let its" in answer.err
     grey = typed("run", "--methods", f"vqgan,{path}:row", *data, "--set", "image_channels=1")
     assert (grey.code, "takes images of 3 channels, not of 1 channel" in grey.err) == (2, True), grey.err
     native = typed("eval", f"{path}:Mine", *data[:-1], "--protocol", "native", "--metrics", "psnr", "--json")

@@ -52,6 +52,8 @@ class Facts:
     """The side of the images that it was trained on; None where it is not known."""
     sizes: tuple[int, ...] = ()
     """The sides that it takes, where it takes no others."""
+    oblong: tuple[str, ...] = ()
+    """As "256×128", height first: the sizes that it takes, where it takes no others and none is a square."""
     image_channels: int = 3
     parameters: Mapping[str, int] = field(default_factory=dict)
     """By part, with "total"; empty where they cannot be counted."""
@@ -113,6 +115,9 @@ class Facts:
             known = ", ".join(map(str, self.sizes))
             what = f"{label} takes images of {known} px alone, and here each keeps its own size"
             raise UsageError(what, "leave --protocol native out")
+        if resolution is not None and self.oblong:
+            what = f"{label} takes images of {' or '.join(self.oblong)} px alone, and images are squares here"
+            raise UsageError(what, "let its encode pad squares, its decode cut that off, and leave its `sizes` out")
         if resolution is not None and self.sizes and resolution not in self.sizes:
             known = ", ".join(map(str, self.sizes))
             raise UsageError(f"{label} takes images of {known} px, not {resolution}", f"give it {self.sizes[0]}")

@@ -44,6 +44,7 @@ def open_adapter(path: Path, function: str) -> Opened:
     remarks += [_UNPINNED] if parameters and not weights else []
     printed = [published_of(str(file.path), digest) for file, digest in zip(declared.source, weights, strict=True)]
     found, licence = next((known for known in printed if known[0]), ({}, ""))
+    squares = tuple(height for height, width in declared.sizes if height == width)
     facts = Facts(
         kind="adapter",
         name=declared.name or f"{path.stem}:{function}",
@@ -55,7 +56,8 @@ def open_adapter(path: Path, function: str) -> Opened:
         downsampling=declared.downsampling,
         multiple_of=declared.multiple_of,
         resolution=declared.resolution,
-        sizes=tuple(height for height, width in declared.sizes if height == width),
+        sizes=squares,
+        oblong=() if squares else tuple(f"{height}×{width}" for height, width in declared.sizes),
         parameters=parameters,
         trained_on=_each(file.trained_on for file in declared.source),
         licence=_each(file.licence for file in declared.source) or licence,

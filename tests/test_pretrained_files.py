@@ -388,6 +388,10 @@ def test_files_that_hold_no_tokenizer(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "vq-f4.zip", "w") as archive:
         archive.writestr("model.ckpt", b"...")
     refused(lambda: open_checkpoint(tmp_path / "vq-f4.zip"), "an archive with model.ckpt in it", "unpack")
+    program = torch.export.export(nn.Conv2d(3, 4, 1).eval(), (torch.zeros(1, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "encode.pt2")
+    hint = "give the cell that it was exported from, or an adapter"
+    refused(lambda: open_checkpoint(tmp_path / "encode.pt2"), "a program of torch.export", hint)
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "old.ckpt", "safetensors"])

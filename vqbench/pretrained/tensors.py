@@ -25,6 +25,8 @@ _HOSTILE_MODULES = {
     "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "importlib", "ctypes", "pty", "commands",
 }  # fmt: skip
 _HOSTILE = {"eval", "exec", "execfile", "compile", "open", "__import__", "breakpoint", "input"}
+_EXPORTED = {"archive_format", "serialized_exported_program.json"}
+"""Files in an archive of torch.export, of today's torch and of earlier ones."""
 _TRUST = "--trust runs what the file holds, with your rights: only where you trust whoever made it"
 _AGAIN = "copy or download it again, and compare its size and sha256 with those of its source"
 
@@ -147,6 +149,10 @@ def _zip(path: Path, trust: bool) -> Mapping[str, Any]:
         raise _unreadable(path, error) from None
     if _is_program(names):
         return _program(path, "TorchScript", trust, is_script=True)
+    if any(name.rpartition("/")[2] in _EXPORTED for name in names):
+        what = f"{path} is a program of torch.export, which encodes or decodes: a tokenizer is both"
+        adapter = "an adapter whose encode and decode call such programs: adapter.py:function"
+        raise UsageError(what, f"give the cell that it was exported from, or {adapter}")
     if not pickles:
         raise UsageError(f"{path} is an archive with {some(names, 4)} in it", "unpack it, and give the file of weights")
     return _loaded(path, foreign, trust, mmap=True)

@@ -34,7 +34,7 @@ from vqbench.metrics.named import NAMED, named_protocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.metrics.values import of_reference
 from vqbench.metrics.weights import Missing, find_inception, require_weights
-from vqbench.pretrained.published import published_of, sheet
+from vqbench.pretrained.published import published_of, published_of_foreign, sheet
 from vqbench.recipe import load_recipe
 
 SHAPES = ((61, 40), (40, 67), (25, 30), (90, 133), (40, 40), (131, 200))
@@ -355,12 +355,13 @@ def test_the_sheet_knows_a_file_of_which_its_source_prints_the_md5_alone(
 ) -> None:
     file = tmp_path / "any.pth"
     file.write_bytes(b"weights")
-    assert published_of(str(file), "f" * 64) == ({}, "")
+    assert published_of_foreign(file, "f" * 64) == ({}, "")
     bsq = next(row for row in sheet() if str(row.get("md5")) == "7abf5a")
     ours = {**bsq, "md5": hashlib.md5(b"weights").hexdigest()[:6]}
     monkeypatch.setattr("vqbench.pretrained.published.sheet", lambda: (*sheet(), ours))
-    scores, licence = published_of(str(file), "f" * 64)
+    scores, licence = published_of_foreign(file, "f" * 64)
     assert (scores, licence) == ({"bsq, 256 px, EMA weights": {"rfid_float": 1.23, "psnr_float": 24.8}}, "MIT")
+    assert published_of(str(file), "f" * 64) == ({}, ""), "what a layout of ours reads is not read for it again"
 
 
 def test_the_sheet_is_of_known_metrics_and_every_row_can_be_found() -> None:

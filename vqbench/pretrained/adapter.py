@@ -20,7 +20,7 @@ from vqbench.machine.home import expanded
 from vqbench.plugin import Plugin, read_plugin
 from vqbench.pretrained.external import Declared, ExternalCodec, WeightsFile, told
 from vqbench.pretrained.opened import Opened
-from vqbench.pretrained.published import published_of
+from vqbench.pretrained.published import published_of_foreign
 from vqbench.registry import file_digest
 from vqbench.seeds import seeded
 
@@ -42,7 +42,7 @@ def open_adapter(path: Path, function: str) -> Opened:
     parameters = codec.parameter_counts()
     remarks = [f"computes in {declared.dtype}"] if declared.dtype != "float32" else []
     remarks += [_UNPINNED] if parameters and not weights else []
-    printed = [published_of(str(file.path), digest) for file, digest in zip(declared.source, weights, strict=True)]
+    printed = [published_of_foreign(file.path, digest) for file, digest in zip(declared.source, weights, strict=True)]
     found, licence = next((known for known in printed if known[0]), ({}, ""))
     squares = tuple(height for height, width in declared.sizes if height == width)
     facts = Facts(

@@ -32,7 +32,6 @@ def published_of(name: str, sha256: str) -> tuple[Published, str]:
 
     `name` is the file's, or its path: the folders that hold it count where the sheet has their names. A file of another
     sha256 than the sheet has for its name is another file. Where the sheet has none, the words of the protocol say so.
-    Of some files it has the md5 alone, or the beginning of it, as their source prints it.
     """
     names = set(_names(name))
     for row in sheet():
@@ -43,13 +42,19 @@ def published_of(name: str, sha256: str) -> tuple[Published, str]:
         if names.intersection(map(str.lower, named)):
             printed = row.get("published", {})
             return {f"{words}; {_BY_NAME}": found for words, found in printed.items()}, row["licence"]
-    if (file := Path(name)).is_file():
-        with file.open("rb") as content:
-            md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        for row in sheet():
-            if "md5" in row and md5.startswith(str(row["md5"])):
-                return row["published"], row["licence"]
     return {}, ""
+
+
+def published_of_foreign(path: Path, sha256: str) -> tuple[Published, str]:
+    """As `published_of`, of a file that no layout of ours reads: the source of some prints the beginning of their md5
+    alone, for which the file is read once more."""
+    known = published_of(str(path), sha256)
+    if any(known) or not path.is_file():
+        return known
+    with path.open("rb") as content:
+        md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    rows = (row for row in sheet() if "md5" in row and md5.startswith(str(row["md5"])))
+    return next(((row["published"], row["licence"]) for row in rows), known)
 
 
 def _names(name: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ from vqbench.machine.home import home
 from vqbench.metrics.definitions import default_metrics, metric, select_metrics
 from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.protocol import protocol_for
-from vqbench.metrics.weights import Missing, find_inception
+from vqbench.metrics.weights import Missing, find_weights
 from vqbench.recipe import Recipe, load_recipe
 from vqbench.results.kept_images import as_pictures
 from vqbench.tokenizer import build_tokenizer
@@ -38,7 +38,7 @@ from vqbench.training.losses import ReconstructionLoss
 from vqbench.training.memory import step_cost
 from vqbench.training.tokenizer_training import TokenizerTraining
 
-needs_inception = pytest.mark.skipif(isinstance(find_inception(), Missing), reason="no Inception weights")
+needs_inception = pytest.mark.skipif(isinstance(find_weights("inception"), Missing), reason="no Inception weights")
 SCANS = Path(__file__).parent / "helpers" / "scans.py"
 Pixels = NDArray[np.uint8]
 

@@ -473,14 +473,14 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_user_without_a_home_is_told_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vqbench.metrics.weights import find_lpips
+    from vqbench.metrics.weights import find_weights
 
     nobody(monkeypatch)
     refused(typed("run", "--methods", "fsq", "--dataset", "photos", "--runs", tmp_path), "HOME is not set",
             "export VQBENCH_HOME=DIR")  # fmt: skip
     refused(typed("sync", "--runs", tmp_path), "HOME is not set", "export VQBENCH_HOME=DIR")
     monkeypatch.setenv("VQBENCH_HOME", str(tmp_path / "ours"))
-    assert "ours/weights" in str(find_lpips("alex"))
+    assert "ours/weights" in str(find_weights("alex"))
     assert home_of_nobody() == {"HOME": str(tmp_path / "ours")}
     assert shown_path(tmp_path) == str(tmp_path)
     monkeypatch.undo()

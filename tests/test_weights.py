@@ -20,7 +20,7 @@ from vqbench.machine.home import home
 from vqbench.metrics import weights
 from vqbench.metrics.inception import _store, convert
 from vqbench.metrics.networks import load_inception, load_lpips
-from vqbench.metrics.weights import Missing, WeightFile, find_inception, find_lpips, require_weights
+from vqbench.metrics.weights import Missing, WeightFile, find_weights, require_weights
 
 FID_HELPER = weights._fid_helper_file()
 needs_fid_helper = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def test_missing_weights_name_the_file_the_places_and_the_command(tmp_path):
 def test_a_wrong_file_in_a_place_is_passed_over_and_said_so(tmp_path):
     wrong = tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     torch.save({"fc.bias": torch.zeros(3)}, wrong)
-    found = find_inception()
+    found = find_weights("inception")
     assert isinstance(found, Missing)
     assert any(str(wrong) in place and "not the pinned one" in place for place in found.looked)
 
@@ -75,9 +75,9 @@ def test_another_feature_extractor_is_refused(tmp_path):
     other = tmp_path / "other.pth"
     torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 3, 3)}, other)
     with pytest.raises(UsageError, match="another network gives another metric"):
-        find_inception(other)
+        find_weights("inception", other)
     with pytest.raises(UsageError, match="no weight file at"):
-        find_inception(tmp_path / "nowhere.pth")
+        find_weights("inception", tmp_path / "nowhere.pth")
 
 
 @needs_fid_helper
@@ -86,7 +86,7 @@ def test_safetensors_of_another_network_are_refused(tmp_path):
 
     state = convert(torch.jit.load(str(FID_HELPER), map_location="cpu").state_dict())
     save_file(state, tmp_path / "same.safetensors")
-    assert isinstance(find_inception(tmp_path / "same.safetensors"), WeightFile)
+    assert isinstance(find_weights("inception", tmp_path / "same.safetensors"), WeightFile)
     state["Mixed_7c.branch_pool.bn.bias"] = state["Mixed_7c.branch_pool.bn.bias"] + 1e-3
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="another network"):
@@ -114,7 +114,7 @@ def test_a_file_that_changes_between_check_and_load_is_refused(tmp_path, monkeyp
 
     copy = tmp_path / "default_1.pt"
     shutil.copy(FID_HELPER, copy)
-    found = find_inception(copy)
+    found = find_weights("inception", copy)
     copy.write_bytes(b"something else")
     monkeypatch.setattr(torch.jit, "load", None)
     with pytest.raises(UsageError, match="changed while it was read"):
@@ -126,7 +126,7 @@ def test_the_torchscript_file_is_converted_once(tmp_path):
     random = torch.random.get_rng_state()
     first = load_inception()
     assert first.digest == weights.INCEPTION_CONTENT
-    assert find_inception().path == tmp_path / "home" / "weights" / weights.INCEPTION_FILE
+    assert find_weights("inception").path == tmp_path / "home" / "weights" / weights.INCEPTION_FILE
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = load_inception()
@@ -145,7 +145,7 @@ def test_two_conversions_at_a_time_do_each_other_no_harm(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert find_inception().path == converted
+    assert find_weights("inception").path == converted
     assert list(converted.parent.iterdir()) == [converted], "no temporary file stays"
 
 
@@ -180,7 +180,7 @@ def test_a_pth_is_compared_in_content_too(tmp_path, monkeypatch):
     state["Mixed_7c.branch_pool.bn.bias"] = state["Mixed_7c.branch_pool.bn.bias"] + 1e-3
     torch.save(state | extra, path)
     pinned_as(monkeypatch, weights.INCEPTION, path.read_bytes())
-    assert isinstance(find_inception(path), WeightFile)
+    assert isinstance(find_weights("inception", path), WeightFile)
     with pytest.raises(UsageError, match=rf"content digest [0-9a-f]{{64}}, .* {weights.INCEPTION_CONTENT}") as caught:
         load_inception(path)
     assert str(path) in caught.value.what
@@ -212,13 +212,13 @@ def test_a_backbone_whose_content_is_pinned_is_compared_in_content(tmp_path, mon
 def test_lpips_backbones_are_found_in_home_in_a_folder_and_by_content(tmp_path):
     from safetensors.torch import save_file
 
-    assert isinstance(find_lpips("squeeze"), Missing)
-    assert find_lpips("squeeze", SQUEEZE.parent).path == SQUEEZE
-    assert find_lpips("alex", SQUEEZE.parent).looked[0] == f"{SQUEEZE.parent} (a folder without it)"
+    assert isinstance(find_weights("squeeze"), Missing)
+    assert find_weights("squeeze", SQUEEZE.parent).path == SQUEEZE
+    assert find_weights("alex", SQUEEZE.parent).looked[0] == f"{SQUEEZE.parent} (a folder without it)"
     placed = tmp_path / "home" / "weights" / SQUEEZE.name
     state = torch.load(SQUEEZE, weights_only=True)
     torch.save(dict(reversed(state.items())), placed)  # the same tensors in a file with another hash
-    assert find_lpips("squeeze").path == placed
+    assert find_weights("squeeze").path == placed
     save_file(state, tmp_path / "squeeze.safetensors")
     x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     values = [load_lpips("squeeze", f)(x, -x).item() for f in (SQUEEZE, placed, tmp_path / "squeeze.safetensors")]
@@ -233,7 +233,7 @@ def test_another_backbone_is_refused(tmp_path):
         with pytest.raises(UsageError, match=f"pins .* for lpips_{net}"):
             load_lpips(net, changed)
     with pytest.raises(UsageError, match="lpips_alex"):
-        find_lpips("alex", SQUEEZE)
+        find_weights("alex", SQUEEZE)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def internet(monkeypatch):
 
 def test_a_download_that_brings_another_file_is_not_kept(tmp_path, internet, capsys):
     internet.answer = b"<html>blocked</html>"
-    found = find_lpips("alex", download=True)
+    found = find_weights("alex", download=True)
     assert isinstance(found, Missing)
     assert "what came is not the pinned file" in found.looked[-1]
     assert list((tmp_path / "home" / "weights").iterdir()) == []
@@ -273,10 +273,10 @@ def test_a_download_that_breaks_is_a_place_without_the_file(internet, error):
 def test_a_download_that_brings_the_pinned_file_is_kept(tmp_path, monkeypatch, internet):
     internet.answer = b"stands for a backbone"
     pin = pinned_as(monkeypatch, weights.BACKBONES["alex"], internet.answer)
-    found = find_lpips("alex", download=True)
+    found = find_weights("alex", download=True)
     assert found.path == tmp_path / "home" / "weights" / pin.file
     assert found.path.read_bytes() == internet.answer
-    assert find_lpips("alex").source == "$VQBENCH_HOME/weights"
+    assert find_weights("alex").source == "$VQBENCH_HOME/weights"
 
 
 def test_an_optional_download_that_failed_is_not_tried_again_for_an_hour(tmp_path, monkeypatch, internet, capsys):
@@ -287,36 +287,36 @@ def test_an_optional_download_that_failed_is_not_tried_again_for_an_hour(tmp_pat
     assert "optional" in capsys.readouterr().err
     note = tmp_path / "home" / "weights" / "alexnet-owt-7be5be79.pth.unreachable"
     assert list(note.parent.iterdir()) == [note]
-    assert "not tried again before" in find_lpips("alex", download=True, optional=True).looked[-1]
-    assert isinstance(find_lpips("vgg", download=True, optional=True), Missing)
+    assert "not tried again before" in find_weights("alex", download=True, optional=True).looked[-1]
+    assert isinstance(find_weights("vgg", download=True, optional=True), Missing)
     assert internet.tries == 2, "another file is another matter"
     now = time.time()
     for later, tries in ((3500, 2), (3700, 3), (3800, 3), (-3600, 4)):  # the last: a clock that was set back
         monkeypatch.setattr(time, "time", lambda later=later: now + later)
-        find_lpips("alex", download=True, optional=True)
+        find_weights("alex", download=True, optional=True)
         assert internet.tries == tries
 
 
 def test_what_is_needed_is_always_tried_and_success_ends_the_wait(tmp_path, monkeypatch, internet, capsys):
     data = b"stands for a backbone"
     pinned_as(monkeypatch, weights.BACKBONES["alex"], data)
-    find_lpips("alex", download=True, optional=True)
-    find_lpips("alex", download=True)
+    find_weights("alex", download=True, optional=True)
+    find_weights("alex", download=True)
     assert internet.tries == 2
     assert "optional" not in capsys.readouterr().err.splitlines()[-1]
     internet.answer = data
-    assert isinstance(find_lpips("alex", download=True), WeightFile)
+    assert isinstance(find_weights("alex", download=True), WeightFile)
     assert [path.name for path in (tmp_path / "home" / "weights").iterdir()] == ["alexnet-owt-7be5be79.pth"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"time": "x"}', '{"time": NaN, "reason": "r"}'])
 def test_a_spoilt_note_of_a_failure_is_no_reason_not_to_try(tmp_path, internet, text):
     (tmp_path / "home" / "weights" / "alexnet-owt-7be5be79.pth.unreachable").write_text(text)
-    find_lpips("alex", download=True, optional=True)
+    find_weights("alex", download=True, optional=True)
     assert internet.tries == 1
 
 
 def test_a_home_that_cannot_be_written_remembers_no_failure(tmp_path, internet):
     (tmp_path / "file").write_text("not a folder")
     for _ in range(2):
-        assert isinstance(find_lpips("alex", download=True, home=tmp_path / "file", optional=True), Missing)
+        assert isinstance(find_weights("alex", download=True, home=tmp_path / "file", optional=True), Missing)

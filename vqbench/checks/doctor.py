@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from vqbench.errors import VQBenchError
 from vqbench.machine.gpus import spelled, visible_gpus
 from vqbench.machine.home import home as default_home
-from vqbench.metrics.weights import BACKBONES, Missing, WeightFile, find_inception, find_lpips
+from vqbench.metrics.weights import BACKBONES, Missing, WeightFile, find_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,10 +51,10 @@ def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Pat
     home = home or default_home()
     found: dict[str, WeightFile | Missing] = {}
     findings = [_device(), *_to_the_end(_gpus()), *_versions(), _home(home)]
-    findings += _weights("inception", lambda: find_inception(inception, home=home), found)
+    findings += _weights("inception", lambda: find_weights("inception", inception, home=home), found)
     for net in BACKBONES:
         explicit = lpips if _is_for(lpips, net) else None
-        findings += _weights(net, functools.partial(find_lpips, net, explicit, home=home), found)
+        findings += _weights(net, functools.partial(find_weights, net, explicit, home=home), found)
     checks = (_pixel_values(), _feature_distances(), _codes(), _inception_value(found, home), _lpips_values(found))
     return findings + [finding for check in checks for finding in _to_the_end(check)]
 
@@ -74,7 +74,7 @@ def _is_for(lpips: Path | None, net: str) -> bool:
 
     def is_backbone(name: str) -> bool:
         try:
-            return isinstance(find_lpips(name, lpips), WeightFile)
+            return isinstance(find_weights(name, lpips), WeightFile)
         except VQBenchError:
             return False
 

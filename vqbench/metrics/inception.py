@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqbench.errors import UsageError
 from vqbench.machine.home import keeping
 from vqbench.metrics.weights import INCEPTION_CONTENT, INCEPTION_FILE, WeightFile, content_digest, require_content
 
@@ -66,26 +64,17 @@ def convert(script: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
-    return content_digest({name: tensor.numpy() for name, tensor in state.items()})
-
-
 def _read(file: WeightFile) -> dict[str, Tensor]:
-    """Parameters without the classifier. The very bytes that are decoded are checked first."""
-    data = file.path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise UsageError(f"{file.path} changed while it was read", "run the command again")
-    if file.kind == "safetensors":
-        from safetensors.torch import load as load_safetensors
-
-        return load_safetensors(data)
+    """Parameters without the classifier."""
     if file.kind == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.15: torch.jit.load is deprecated
-            module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+            module = torch.jit.load(io.BytesIO(file.read()), map_location="cpu")  # type: ignore[no-untyped-call]
         return convert(module.state_dict())
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
+    state = file.tensors()
+    if file.kind == "pth":
+        return {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
+    return state
 
 
 def _store(state: dict[str, Tensor], path: Path) -> None:
@@ -111,7 +100,7 @@ class Inception(nn.Module):
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
-        self.digest = _digest(state)
+        self.digest = content_digest(state)
         classifier = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # FID and KID do not use it
         self.net: Any = _extractor(state | classifier)
 
@@ -180,7 +169,7 @@ def load(file: WeightFile, home: Path) -> Inception:
     """The Inception from a verified file; the TorchScript one is converted into `home` for the next time."""
     state = _read(file)
     # of the official .pth eight digits of the sha256 are published: another file with the same eight can be made
-    require_content(file.path, _digest(state), INCEPTION_CONTENT)
+    require_content(file.path, content_digest(state), INCEPTION_CONTENT)
     model = Inception(state)
     if file.kind == "torchscript":
         _store(state, home / "weights" / INCEPTION_FILE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +18,10 @@ from vqbench.metrics.weights import BACKBONES, LPIPS_HEADS, WeightFile, content_
 
 def _read(file: WeightFile) -> dict[str, Tensor]:
     """The backbone's convolutions under their torchvision names inside `features` ("0.weight"…)."""
-    data = file.path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise UsageError(f"{file.path} changed while it was read", "run the command again")
-    if file.kind == "safetensors":
-        from safetensors.torch import load as load_safetensors
-
-        state: Mapping[str, Tensor] = load_safetensors(data)
-    else:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    state = file.tensors()
     if file.kind == "pth":
-        state = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
-    return dict(state)
+        return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    return state
 
 
 def _check_heads(net: str) -> None:
@@ -94,5 +85,5 @@ def load(net: str, file: WeightFile) -> Perceptual:
     state = _read(file)
     pinned = BACKBONES[net].content
     if pinned is not None:
-        require_content(file.path, content_digest({k: tensor.numpy() for k, tensor in state.items()}), pinned)
+        require_content(file.path, content_digest(state), pinned)
     return Perceptual(net, state)

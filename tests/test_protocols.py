@@ -209,16 +209,16 @@ def test_features_of_floats_are_pytorch_fid_s() -> None:
     from vqbench.metrics.inception import load
     from vqbench.registry import EXTRACTORS
 
-    inception = load(require_weights("inception", None, False), home())
+    weights = require_weights("inception", None, False)
+    inception, network = load(weights, home()), EXTRACTORS.get("inception_pytorch_fid")().load(weights, home())
     images = torch.from_numpy(photographs(2, 299)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         theirs = inception(images)  # which brings x to (x - 128)/128, where pytorch-fid has 2 x/255 - 1
         shifted = ((images.float() - 128) / 128 + 1) / 2 * 255
-        assert torch.allclose(inception.of_floats(shifted), theirs, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(network(shifted), theirs, rtol=1e-4, atol=1e-4)
         floats = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
         seen = nn.functional.interpolate(floats / 255, size=(299, 299), mode="bilinear", align_corners=False)
-        network = EXTRACTORS.get("inception_pytorch_fid")().load(require_weights("inception", None, False), home())
-        assert torch.allclose(network(floats), inception.of_floats(seen * 255), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(network(floats), network(seen * 255), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(network(floats), inception(floats.round().to(torch.uint8)), rtol=1e-2)
 
 

@@ -51,7 +51,7 @@ class PytorchFIDFeatures(InceptionFeatures):
         """Takes floats from 0 to 255."""
         from vqbench.metrics.inception import OfFloats, load
 
-        return OfFloats(load(weights, home))
+        return load(weights, home, OfFloats)
 
 
 _CONTINUOUS = (

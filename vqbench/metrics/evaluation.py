@@ -32,7 +32,7 @@ from vqbench.metrics.definitions import (
     too_small,
     weights_of,
 )
-from vqbench.metrics.extraction import FeatureExtractor, batches, load_extractor, reference_features
+from vqbench.metrics.extraction import FeatureExtractor, batches, counting, load_extractor, reference_features
 from vqbench.metrics.kinds import CodecMetric, CodeFacts, CodeMetric, FeatureMetric, Metric, PairMetric, Values
 from vqbench.metrics.values import of_reconstruction, of_reference, to_8_bits
 from vqbench.metrics.weights import pin_of, require_weights
@@ -409,7 +409,7 @@ def evaluate(
     kept = kept_positions(len(pixels), pixels.shape[1], pixels.shape[3])
     whole = pixels if isinstance(pixels, WholeImages) else None
     seen = _Pass(tokenizer, asked, beside, extractors, kept, device, _divisor(tokenizer) if whole else 1)
-    step = _counter(progress, len(pixels) * (1 + len(extractors)))
+    step = counting(progress or (lambda done, total: None), len(pixels) * (1 + len(extractors)))
     if isinstance(tokenizer, nn.Module):
         tokenizer.to(device)  # before inference mode: tensors that are made in it cannot be trained afterwards
     with torch.inference_mode(), plain_float32(device), _eval_mode(tokenizer):
@@ -426,40 +426,29 @@ def evaluate(
             for m in asked
             if isinstance(m, CodecMetric) and not isinstance(pixels, WholeImages)
         }
-    scores, counts, bits = {}, None, None
+    scores: dict[str, float] = {}
+    codes: dict[str, list[int]] = {}
+    counts = indices = tokens = bits = None
     if seen.histogram is not None:
-        counts, bits = seen.histogram.counts, float(tokenizer.quantizer.bits_per_token)
-        facts = CodeFacts(bits, len(pixels), whole.area if whole else pixels.shape[1] * pixels.shape[2])
+        counts, codes = seen.histogram.counts, {"codes": seen.codes}
+        indices = np.concatenate(seen.indices) if whole is None else None
+        tokens = float(counts[0].sum() / len(pixels)) if indices is None else indices.shape[1]
+        bits_per_token = float(tokenizer.quantizer.bits_per_token)
+        bits = bits_per_token * tokens
+        facts = CodeFacts(bits_per_token, len(pixels), whole.area if whole else pixels.shape[1] * pixels.shape[2])
         scores = code_scores([m for m in asked if isinstance(m, CodeMetric)], counts, facts)
     scores |= seen.scores(references) | of_codec
     _refuse_not_finite(scores, seen.columns, ids)
-    codes = {"codes": seen.codes} if counts is not None else {}
-    indices = np.concatenate(seen.indices) if counts is not None and not whole else None
-    tokens: float | None = None
-    if counts is not None:
-        tokens = float(counts[0].sum() / len(pixels)) if indices is None else indices.shape[1]
     return Evaluation(
         scores=scores,
         per_image=pd.DataFrame({"id": list(ids), **seen.columns, **codes}),
         histogram=counts,
         indices=indices,
         tokens=tokens,
-        bits=None if tokens is None or bits is None else bits * tokens,
+        bits=bits,
         reconstructions=np.stack([whole.middle(seen.kept[i]) if whole else seen.kept[i] for i in kept]),
         features=seen.decoded.features("inception"),
         reference_features=references.get("inception"),
         encode_images_per_s=seen.encoding.images_per_s,
         decode_images_per_s=seen.decoding.images_per_s,
     )
-
-
-def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def step(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None and images:
-            progress(done, total)
-
-    return step

@@ -54,6 +54,18 @@ def batches(pixels: NDArray[np.uint8] | WholeImages, size: int, device: torch.de
             yield ready.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
 
+def counting(progress: Callable[[int, int], None], total: int, done: int = 0) -> Callable[[int], None]:
+    """Adds up images as they are done, and tells `progress(done, total)`."""
+
+    def step(images: int) -> None:
+        nonlocal done
+        done += images
+        if images:
+            progress(done, total)
+
+    return step
+
+
 def chunk_for(device: torch.device) -> int:
     """Images of which an extractor makes features at a time."""
     if device.type != "cuda":

@@ -114,16 +114,6 @@ class Inception(nn.Module):
             features: Tensor = self.net(images)[0]
         return features
 
-    def of_floats(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) from 0 to 255 → float32 (B, 2048): resized and brought to [-1, 1] as pytorch-fid does."""
-        net = self.net
-        with torch.autocast(images.device.type, enabled=False):
-            seen = nn.functional.interpolate(images.float() / 255, size=(299, 299), mode="bilinear")
-            seen = 2 * seen - 1
-            for layer in _TRUNK:
-                seen = getattr(net, layer)(seen)
-        return seen.flatten(1)
-
     def patches(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) → float32 (B, 768, 17, 17): what block Mixed_6e sees at each place, not pooled."""
         found: list[Tensor] = []
@@ -153,24 +143,25 @@ def _extractor(state: dict[str, Tensor]) -> nn.Module:
     return extractor
 
 
-class OfFloats(nn.Module):
-    """(B, 3, H, W) from 0 to 255 → `Inception.of_floats`."""
-
-    def __init__(self, inception: Inception) -> None:
-        super().__init__()
-        self.inception = inception
+class OfFloats(Inception):
+    """(B, 3, H, W) from 0 to 255 → float32 (B, 2048): resized and brought to [-1, 1] as pytorch-fid does."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 (B, 2048)."""
-        return self.inception.of_floats(images)
+        """The same layer of the same weights; float32 whatever the autocast around it."""
+        with torch.autocast(images.device.type, enabled=False):
+            seen = nn.functional.interpolate(images.float() / 255, size=(299, 299), mode="bilinear")
+            seen = 2 * seen - 1
+            for layer in _TRUNK:
+                seen = getattr(self.net, layer)(seen)
+        return seen.flatten(1)
 
 
-def load(file: WeightFile, home: Path) -> Inception:
+def load(file: WeightFile, home: Path, kind: type[Inception] = Inception) -> Inception:
     """The Inception from a verified file; the TorchScript one is converted into `home` for the next time."""
     state = _read(file)
     # of the official .pth eight digits of the sha256 are published: another file with the same eight can be made
     require_content(file.path, content_digest(state), INCEPTION_CONTENT)
-    model = Inception(state)
+    model = kind(state)
     if file.kind == "torchscript":
         _store(state, home / "weights" / INCEPTION_FILE)
     return model

@@ -19,11 +19,11 @@ def load_inception(explicit: Path | None = None, home: Path | None = None) -> nn
     return load(require_weights("inception", explicit, False, home), home or default_home())
 
 
-def load_lpips(net: str, weights: Path | None = None, home: Path | None = None) -> nn.Module:
+def load_lpips(net: str, weights: Path | None = None) -> nn.Module:
     """LPIPS, frozen, always in eval mode and float32: x, y (B, 3, H, W) in [-1, 1] → (B,), with gradients to both.
 
     Raises UsageError where its backbone cannot be had.
     """
     from vqbench.metrics.perceptual import load
 
-    return load(net, require_weights(net, weights, False, home))
+    return load(net, require_weights(net, weights, False))

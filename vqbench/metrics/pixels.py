@@ -28,37 +28,43 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return (10 * torch.log10(255.0**2 / mse)).clamp(max=PSNR_CAP)
 
 
-def _window(size: int, sigma: float, device: torch.device) -> Tensor:
-    offsets = torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2
-    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+_GAUSSIAN, _SIGMA, _FLAT = 11, 1.5, 7  # pixels: the sides of windows, and how wide the Gaussian in one is
+
+
+def _gaussian(device: torch.device) -> Tensor:
+    offsets = torch.arange(_GAUSSIAN, dtype=torch.float64, device=device) - (_GAUSSIAN - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     return weights / weights.sum()
 
 
-def ssim(a: Tensor, b: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
+def _check_side(a: Tensor, least: int, what: str) -> None:
+    if min(a.shape[-2:]) < least:
+        raise ValueError(f"{what} needs images of at least {least}×{least}, not {a.shape[-2]}×{a.shape[-1]}")
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair of images (Wang et al., 2004, doi:10.1109/TIP.2003.819861).
 
-    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ size. Returns float64 (B,). Each channel on its own,
+    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ 11. Returns float64 (B,). Each channel on its own,
     range 255, K1 0.01, K2 0.03, only windows that lie inside the image. scikit-image gives the same with
     gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255: it filters with a margin and crops
     the margin off.
     """
     _check(a, b)
-    if min(a.shape[-2:]) < size:
-        raise ValueError(f"SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
-    return _means(_of_windows(a.double(), b.double(), _window(size, sigma, a.device))[0], len(a))
+    _check_side(a, _GAUSSIAN, "SSIM's window")
+    return _means(_of_windows(a.double(), b.double(), _gaussian(a.device))[0], len(a))
 
 
-def uniform_ssim(a: Tensor, b: Tensor, data_range: float = 255.0, size: int = 7) -> Tensor:
+def uniform_ssim(a: Tensor, b: Tensor, data_range: float = 255.0) -> Tensor:
     """SSIM of each pair of images as scikit-image has it by default: a flat window, and the sample covariance.
 
-    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ size. Returns float64 (B,): larger, the larger
+    a, b: (B, C, H, W), uint8 or floats from 0 to 255, with H, W ≥ 7. Returns float64 (B,): larger, the larger
     `data_range` is beside that of the values.
     """
     _check(a, b)
-    if min(a.shape[-2:]) < size:
-        raise ValueError(f"this SSIM's window needs images of at least {size}×{size}, not {a.shape[-2]}×{a.shape[-1]}")
-    flat = torch.full((size,), 1 / size, dtype=torch.float64, device=a.device)
-    sample = size**2 / (size**2 - 1)
+    _check_side(a, _FLAT, "this SSIM's window")
+    flat = torch.full((_FLAT,), 1 / _FLAT, dtype=torch.float64, device=a.device)
+    sample = _FLAT**2 / (_FLAT**2 - 1)
     return _means(_of_windows(a.double(), b.double(), flat, data_range, sample)[0], len(a))
 
 
@@ -74,10 +80,9 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     windows at every position of the image mirrored at its border, at the others those inside.
     """
     _check(a, b)
-    if min(a.shape[-2:]) <= 10 * 2 ** (len(SCALES) - 1):
-        raise ValueError(f"MS-SSIM needs images of at least 161×161, not {a.shape[-2]}×{a.shape[-1]}")
+    _check_side(a, (_GAUSSIAN - 1) * 2 ** (len(SCALES) - 1) + 1, "MS-SSIM")
     x, y, product = a.double(), b.double(), a.new_ones(len(a), dtype=torch.float64)
-    window = _window(11, 1.5, a.device)
+    window = _gaussian(a.device)
     for scale, power in enumerate(SCALES, start=1):
         if scale < len(SCALES):
             _, of_scale = _of_windows(x, y, window)

@@ -18,6 +18,7 @@ from vqbench.errors import UsageError, VQBenchError
 from vqbench.facts import Facts
 from vqbench.machine.atomic import write_bytes_atomically
 from vqbench.machine.json_files import read_json, write_json
+from vqbench.metrics.extraction import counting
 from vqbench.metrics.values import to_8_bits
 from vqbench.precision import plain_float32
 from vqbench.pretrained.opened import Opened
@@ -29,7 +30,6 @@ from vqbench.pretrained.tokens import (
     Portion,
     Tokens,
     batched,
-    counting,
     on,
     refuse_filled,
     refuse_stray,
@@ -69,8 +69,8 @@ def decode_tokens(asked: DecodeRequest, workers: int = 1, advance: Advance = lam
     files = {side: image_names(tokens.ids(side)) for side in tokens.sides}
     _claim(asked.out, tokens)
     missing = [p for p in tokens.portions() if not all(map(is_whole, _pictures(asked.out, tokens, files, p)))]
-    total = sum(len(tokens.rows(portion)) for portion in tokens.portions())
-    told = counting(functools.partial(advance, "images"), total, sum(len(tokens.rows(p)) for p in missing))
+    total = tokens.images_of(tokens.portions())
+    told = counting(functools.partial(advance, "images"), total, total - tokens.images_of(missing))
     make = functools.partial(_make, asked.out, tokens, files, opened, device_for(0))
     carry_out(missing, make, functools.partial(_begin, asked, tokens, files), workers, asked.plugins, told)
     return [asked.out / side for side in tokens.sides]

@@ -26,7 +26,7 @@ from vqbench.inputs import to_input
 from vqbench.machine.atomic import is_partial, write_bytes_atomically, write_text_atomically
 from vqbench.machine.home import home
 from vqbench.machine.json_files import read_json, write_json
-from vqbench.metrics.extraction import batches
+from vqbench.metrics.extraction import batches, counting
 from vqbench.precision import plain_float32
 from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.opening import absolute, open_alone
@@ -144,6 +144,10 @@ class Tokens:
         """Every shard."""
         return [(name, k) for name, side in self.sides.items() for k in range(len(side["shards"]))]
 
+    def images_of(self, portions: Iterable[Portion]) -> int:
+        """How many images the tokens of some shards are of."""
+        return sum(len(self.rows(portion)) for portion in portions)
+
     def indices(self, portion: Portion) -> NDArray[np.unsignedinteger] | None:
         """A shard, a map of its file; None where it is gone, or not whole."""
         try:
@@ -204,23 +208,11 @@ def make_tokens(
         write_text_atomically(asked.out / f"{name}-ids.json", json.dumps(list(side.ids), ensure_ascii=False))
     wanted = [portion for portion in tokens.portions() if portion[0] in sides]
     missing = [portion for portion in wanted if tokens.indices(portion) is None]
-    total = sum(len(tokens.rows(portion)) for portion in wanted)
-    counted = counting(functools.partial(advance, "tokens"), total, sum(len(tokens.rows(p)) for p in missing))
+    total = tokens.images_of(wanted)
+    counted = counting(functools.partial(advance, "tokens"), total, total - tokens.images_of(missing))
     make = functools.partial(_make, tokens, opened, sides, device)
     carry_out(missing, make, functools.partial(_begin, asked, tokens), workers, asked.plugins, counted)
     return tokens
-
-
-def counting(advance: Callable[[int, int], None], total: int, missing: int) -> Callable[[int], None]:
-    """Adds up what is done to what was done before."""
-    done = total - missing
-
-    def told(images: int) -> None:
-        nonlocal done
-        done += images
-        advance(done, total)
-
-    return told
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class SweepReport:
 
     def _title(self, name: str) -> str:
         definition = self.definitions[name]
-        return f"{definition.title}{ {'lower': ' ↓', 'higher': ' ↑'}.get(str(definition.better), '') }"
+        return f"{definition.title}{definition.arrow}"
 
     def commands(self) -> list[tuple[str, str]]:
         """(whose best and how, the command that runs it again with more seeds), each command once."""

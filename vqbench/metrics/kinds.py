@@ -94,7 +94,12 @@ class Metric:
     @property
     def head(self) -> str:
         """The head of its column, with the direction that is better."""
-        return (self.short or self.title or self.name) + {"higher": " ↑", "lower": " ↓"}.get(str(self.better), "")
+        return (self.short or self.title or self.name) + self.arrow
+
+    @property
+    def arrow(self) -> str:
+        """The direction that is better, behind a name; "" where there is none."""
+        return {"higher": " ↑", "lower": " ↓"}.get(str(self.better), "")
 
     def as_dict(self) -> dict[str, Any]:
         """All that a report needs to show it, as JSON, where it differs from nothing said; `told` reads it."""

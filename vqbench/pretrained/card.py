@@ -99,8 +99,7 @@ def _title(name: str) -> str:
     known = DEFINITIONS.get(name)
     if known is None:
         return name
-    arrow = {"higher": " ↑", "lower": " ↓"}.get(known.better or "", "")
-    return f"{known.title}{f' ({known.unit})' if known.unit else ''}{arrow}"
+    return f"{known.title}{f' ({known.unit})' if known.unit else ''}{known.arrow}"
 
 
 def _value(name: str, value: float) -> str:

@@ -52,10 +52,8 @@ def open_checkpoint(path: Path, family: str = "", trust: bool = False) -> Opened
         remarks.append(
             "its averaged weights were read, where its authors' own loader reads the raw ones (--as movq:raw)"
         )
-    unread = _unread(content, chosen, FAMILIES[name])
-    return Opened(
-        tokenizer, described("checkpoint", path, path.stem, sha256_of(path), name, tokenizer, unread, remarks, said)
-    )
+    more = {"unread": tuple(_unread(content, chosen, FAMILIES[name])), "remarks": tuple(remarks), "weights": said}
+    return Opened(tokenizer, described("checkpoint", path, path.stem, sha256_of(path), name, tokenizer, **more))
 
 
 def _asked(family: str) -> tuple[str, Weights]:
@@ -93,18 +91,8 @@ def remarks_of(family: Family, tensors: Mapping[str, Tensor], given: bool) -> It
         yield f"its weights are stored in {' and '.join(sorted(kinds))}, and computed with in float32"
 
 
-def described(
-    kind: Kind,
-    path: Path,
-    name: str,
-    sha256: str,
-    family: str,
-    tokenizer: Tokenizer,
-    unread: Iterable[str] = (),
-    remarks: Iterable[str] = (),
-    weights: Weights = "",
-) -> Facts:
-    """What is said of a tokenizer that was read from tensors."""
+def described(kind: Kind, path: Path, name: str, sha256: str, family: str, tokenizer: Tokenizer, **more: Any) -> Facts:
+    """What is said of a tokenizer of vqbench's own parts; `more` are other fields of Facts."""
     quantizer = tokenizer.quantizer
     return Facts(
         kind=kind,
@@ -112,7 +100,6 @@ def described(
         path=str(path),
         sha256=sha256,
         family=family,
-        weights=weights,
         codebook_size=quantizer.codebook_size,
         num_codebooks=quantizer.num_codebooks,
         code_dim=quantizer.out_channels,
@@ -120,8 +107,7 @@ def described(
         downsampling=tokenizer.downsampling,
         image_channels=tokenizer.image_channels,
         parameters=tokenizer.parameter_counts(),
-        unread=tuple(unread),
-        remarks=tuple(remarks),
+        **more,
     )
 
 

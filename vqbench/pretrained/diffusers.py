@@ -18,10 +18,11 @@ from vqbench.pretrained.checkpoint import OTHERWISE, described, fitted, remarks_
 from vqbench.pretrained.layouts import FAMILIES, Architecture, architecture
 from vqbench.pretrained.opened import Opened
 from vqbench.pretrained.tensors import read_tensors, sha256_of, tensors_in
+from vqbench.pretrained.vqmodel import CONFIG, settings_of
 from vqbench.tokenizer import Tokenizer
 from vqbench.wording import some
 
-_CONFIG, _PIPELINE = "config.json", "model_index.json"
+_PIPELINE = "model_index.json"
 _WEIGHTS = "diffusion_pytorch_model"
 _DEFAULTS: Mapping[str, Any] = {
     "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"],
@@ -55,11 +56,11 @@ def open_diffusers(folder: Path) -> Opened:
     """
     given = expanded(arguments.path("a diffusers folder", folder)).absolute()
     folder = _model_folder(given)
-    config, files = _config(folder / _CONFIG), _files(folder)
+    config, files = _config(folder / CONFIG), _files(folder)
     tensors = {_spelt_today(name): tensor for file in files for name, tensor in tensors_in(read_tensors(file)).items()}
     kind = UnitRangeTokenizer if config["lookup_from_codebook"] else Tokenizer
     tokenizer = fitted(folder, "diffusers", tensors, given=True, kind=kind)
-    _hold(folder / _CONFIG, config, architecture(FAMILIES["diffusers"], tensors))
+    _hold(folder / CONFIG, config, architecture(FAMILIES["diffusers"], tensors))
     remarks = list(remarks_of(FAMILIES["diffusers"], tensors, given=True))
     if kind is UnitRangeTokenizer:
         remarks.append("its network has pixels from 0 to 1, as the pipeline of amused hands them to it")
@@ -68,19 +69,20 @@ def open_diffusers(folder: Path) -> Opened:
     unread = [name for name in tensors if not FAMILIES["diffusers"].reads(name)]
     unread += [file.name for file in sorted(folder.glob(f"{_WEIGHTS}*")) if file not in files]
     digest = hashlib.sha256()
-    for file in (folder / _CONFIG, *files):
+    for file in (folder / CONFIG, *files):
         digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    facts = described("diffusers", given, given.name, digest.hexdigest(), "diffusers", tokenizer, unread, remarks)
+    more = {"unread": tuple(unread), "remarks": tuple(remarks)}
+    facts = described("diffusers", given, given.name, digest.hexdigest(), "diffusers", tokenizer, **more)
     return Opened(tokenizer, facts)
 
 
 def _model_folder(folder: Path) -> Path:
     """The folder itself, or the one in it that a pipeline keeps its VQModel in."""
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", f"give a folder with {_CONFIG} in it")
-    if (folder / _CONFIG).is_file() or not (folder / _PIPELINE).is_file():
+        raise UsageError(f"there is no folder {folder}", f"give a folder with {CONFIG} in it")
+    if (folder / CONFIG).is_file() or not (folder / _PIPELINE).is_file():
         return folder
-    found = [part.parent for part in sorted(folder.glob(f"*/{_CONFIG}")) if _read(part).get("_class_name") == "VQModel"]
+    found = [part.parent for part in sorted(folder.glob(f"*/{CONFIG}")) if _read(part).get("_class_name") == "VQModel"]
     if len(found) != 1:
         what = f"the pipeline in {folder} has {len(found) or 'no'} VQModel{'s' if len(found) > 1 else ''} in it"
         raise UsageError(what, f"give one of {some([part.name for part in found])}" if found else OTHERWISE)
@@ -135,27 +137,13 @@ def _spelt_today(name: str) -> str:
 
 def _hold(path: Path, config: Mapping[str, Any], found: Architecture) -> None:
     """UsageError for the first setting that is not what the weights are, or that vqbench's backbone has not."""
-    backbone = found.backbone
-    attends = [side in backbone.attention_resolutions for side in backbone.sides]
-    groups = {math.gcd(32, width) for width in backbone.widths}
-    has: dict[str, Any] = {
-        "num_vq_embeddings": found.config["codebook_size"],
-        "vq_embed_dim": found.config["dim"],
-        "latent_channels": backbone.latent_channels,
-        "block_out_channels": backbone.widths,
-        "layers_per_block": backbone.res_blocks,
-        "down_block_types": ["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in attends],
-        "up_block_types": ["AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in attends[::-1]],
-        "mid_block_add_attention": backbone.mid_attention,
-        "norm_type": "spatial" if found.method == "movq" else "group",
-        "in_channels": backbone.image_channels,
-        "out_channels": backbone.image_channels,
-    }
+    has = settings_of(found.backbone, found.config["codebook_size"], found.config["dim"], found.method == "movq")
+    groups = {math.gcd(32, width) for width in found.backbone.widths}
+    ours = {"act_fn": ("silu", "swish"), "norm_num_groups": tuple(groups) if len(groups) == 1 else ()}
     for name, value in has.items():
-        if config[name] != value:
+        if name not in ours and config[name] != value:
             what = f"{path} says {name} {config[name]}, and the weights beside it have {value}"
             raise UsageError(what, "config and weights are not of one model: bring back the two that belong together")
-    ours = {"act_fn": ("silu", "swish"), "norm_num_groups": tuple(groups) if len(groups) == 1 else ()}
     for name, values in ours.items():
         if config[name] not in values:
             wanted = " or ".join(map(str, values)) or "one number of groups for all widths"

@@ -22,7 +22,7 @@ from vqbench.pretrained.card import CARD, card, cell_of
 from vqbench.pretrained.opening import is_own, is_there
 from vqbench.pretrained.own import open_own
 from vqbench.pretrained.tokens import refuse_filled
-from vqbench.pretrained.vqmodel import CONFIG, WEIGHTS, vqmodel_config, write_vqmodel
+from vqbench.pretrained.vqmodel import CONFIG, WEIGHTS, write_vqmodel
 from vqbench.results.cell_files import WEIGHTS as OWN_WEIGHTS
 from vqbench.results.cell_folder import CellFolder
 from vqbench.tokenizer import Tokenizer, weights_file
@@ -64,8 +64,8 @@ def _loading(text: str, out: Path, facts: Facts) -> str:
 
 def _as_vqmodel(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, str]:
     write_vqmodel(tokenizer, out)
-    size = vqmodel_config(tokenizer)["num_vq_embeddings"]
-    return {CONFIG: "the VQModel's config", WEIGHTS: f"its weights, with the {size:,} codes as they are looked up"}
+    codes = tokenizer.quantizer.codebook_size
+    return {CONFIG: "the VQModel's config", WEIGHTS: f"its weights, with the {codes:,} codes as they are looked up"}
 
 
 def _as_safetensors(tokenizer: Tokenizer, cell: CellFolder, out: Path) -> dict[str, str]:

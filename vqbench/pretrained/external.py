@@ -272,13 +272,13 @@ class _OddError(Exception):
     """A value that an attribute must not have; says what it should be."""
 
 
-def _whole(least: int, most: float = math.inf) -> Callable[[Any], int]:
+def _whole(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         try:
             number = operator.index(value)  # numpy's and torch's whole numbers, too
         except TypeError:
             number = least - 1
-        if isinstance(value, bool) or not least <= number <= most:
+        if isinstance(value, bool) or number < least:
             raise _OddError(f"a whole number from {least}")
         return number
 

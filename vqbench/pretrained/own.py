@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from vqbench.facts import Facts
+from vqbench.pretrained.checkpoint import described
 from vqbench.pretrained.opened import Opened
+from vqbench.pretrained.tensors import sha256_of
 from vqbench.results.cell_folder import CellFolder
 from vqbench.results.training import training_facts
 from vqbench.tokenizer import load_with_header, weights_file
@@ -20,28 +20,22 @@ def open_own(path: Path, trust: bool = False) -> Opened:
     """
     weights = weights_file(path)
     tokenizer, header = load_with_header(weights, trust)
-    spec, quantizer = CellFolder(weights.parent.parent).spec, tokenizer.quantizer
+    spec = CellFolder(weights.parent.parent).spec
     is_of_cell = spec.get("hash") == header["hash"]
     dataset = spec["dataset"] if is_of_cell else {}
     data = dataset.get("reference", "")
     # a header of before it told how it was trained says no more than the cell that it lies in
     told = training_facts(spec) if is_of_cell else {name: str(value) for name, value in header["training"].items()}
     trained_as = told.pop("digest", "")
-    side = tokenizer.resolution
-    facts = Facts(
-        kind="vqbench",
-        name=f"{header['method']}-s{header['seed']}-{header['hash'][:8]}",
-        path=str(path.absolute()),
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        family=header["method"],
-        codebook_size=quantizer.codebook_size,
-        num_codebooks=quantizer.num_codebooks,
-        code_dim=quantizer.out_channels,
-        bits_per_token=quantizer.bits_per_token,
-        downsampling=tokenizer.downsampling,
+    name, side = f"{header['method']}-s{header['seed']}-{header['hash'][:8]}", tokenizer.resolution
+    facts = described(
+        "vqbench",
+        path.absolute(),
+        name,
+        sha256_of(weights),
+        header["method"],
+        tokenizer,
         resolution=side,
-        image_channels=tokenizer.image_channels,
-        parameters=tokenizer.parameter_counts(),
         training={**told, **({"reference": data} if data else {})},
         trained_as=trained_as,
         seed=header["seed"],

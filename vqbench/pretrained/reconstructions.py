@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,22 +42,12 @@ from vqbench.wording import counted, some
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vqbench.data.prepare import PreparedImages
+
 T = TypeVar("T")
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _AHEAD = 64  # images
-
-
-class Prepared(Protocol):
-    """Of `data.prepare.PreparedImages` what is needed here."""
-
-    @property
-    def pixels(self) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
-        """(H, W, C) of each image."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Their names."""
 
 
 def reconstruction_facts(folder: Path) -> Facts:
@@ -69,7 +59,7 @@ def reconstruction_facts(folder: Path) -> Facts:
 
 
 def open_reconstructions(
-    folder: Path, originals: Path | None, validation: Prepared, reading: Reading = AS_EVER
+    folder: Path, originals: Path | None, validation: PreparedImages, reading: Reading = AS_EVER
 ) -> Opened:
     """The images below `folder`, each as the reconstruction of the validation image of its name.
 
@@ -258,7 +248,7 @@ def _common_folder(ids: Sequence[str]) -> str:
     return "".join(f"{part}/" for part in shared)
 
 
-def _other_sizes(files: Sequence[ImageFile], validation: Prepared) -> Iterator[str]:
+def _other_sizes(files: Sequence[ImageFile], validation: PreparedImages) -> Iterator[str]:
     """Names of reconstructions that are not as large as their images, where each image has one.
 
     Raises UsageError that names those whose header, or whatever of them says their size, is broken.
@@ -285,7 +275,7 @@ def _other_sizes(files: Sequence[ImageFile], validation: Prepared) -> Iterator[s
         yield f"{len(odd):,} of {len(files):,} reconstructions are not of the size of their images: {some(odd, SHOWN)}"
 
 
-def _refuse_others(folder: Path, validation: Prepared, reading: Reading) -> None:
+def _refuse_others(folder: Path, validation: PreparedImages, reading: Reading) -> None:
     """Raise UsageError where the images below `folder` are not the validation images."""
     matched = _Matched(folder, _listed(folder), validation.ids)
     names = [problem.replace("have no reconstruction", "are not").replace("is the reconstruction", "is the image")
@@ -313,7 +303,7 @@ def _refuse_others(folder: Path, validation: Prepared, reading: Reading) -> None
         )
 
 
-def _by_pixels(validation: Prepared) -> dict[bytes, list[int]]:
+def _by_pixels(validation: PreparedImages) -> dict[bytes, list[int]]:
     """Positions of the images, by their pixels."""
     found: dict[bytes, list[int]] = {}
     for i, key in enumerate(_in_order(lambda k: _key(validation.pixels[k]), len(validation.ids))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickletools
 import warnings
 import zipfile
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.errors import UsageError
+from vqbench.registry import file_digest
 from vqbench.wording import reason_of_library, some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -56,8 +56,7 @@ class _InertDict:
 def sha256_of(path: Path) -> str:
     """Of a file's bytes. Raises UsageError where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -139,27 +138,24 @@ def _zip(path: Path, trust: bool) -> Mapping[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            inside = {name.rpartition("/")[2] for name in names}
             pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
-            if pickles and not _is_program(names):
+            if pickles and "constants.pkl" not in inside:
                 with archive.open(pickles[0]) as stream:
                     foreign = set(_globals_of(stream))
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         raise _cut_off(path, error) from None
     except OSError as error:
         raise _unreadable(path, error) from None
-    if _is_program(names):
+    if "constants.pkl" in inside:
         return _program(path, "TorchScript", trust, is_script=True)
-    if any(name.rpartition("/")[2] in _EXPORTED for name in names):
+    if inside & _EXPORTED:
         what = f"{path} is a program of torch.export, which encodes or decodes: a tokenizer is both"
         adapter = "an adapter whose encode and decode call such programs: adapter.py:function"
         raise UsageError(what, f"give the cell that it was exported from, or {adapter}")
     if not pickles:
         raise UsageError(f"{path} is an archive with {some(names, 4)} in it", "unpack it, and give the file of weights")
     return _loaded(path, foreign, trust, mmap=True)
-
-
-def _is_program(names: list[str]) -> bool:
-    return any(name.rpartition("/")[2] == "constants.pkl" for name in names)
 
 
 def _pickle(path: Path, trust: bool) -> Mapping[str, Any]:

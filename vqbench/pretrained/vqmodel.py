@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqbench.backbone import BackboneConfig
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import write_json
 from vqbench.pretrained.layouts import FAMILIES, places_of
@@ -39,11 +40,23 @@ def vqmodel_config(tokenizer: Tokenizer) -> dict[str, Any]:
         raise UsageError(
             f"this tokenizer is no VQModel of diffusers: {why}", "--to program or --to safetensors keeps all that it is"
         )
-    attends = [side in backbone.attention_resolutions for side in backbone.sides]
     return {
         "_class_name": "VQModel",
         "_diffusers_version": _VERSION,
         "act_fn": "silu",
+        **settings_of(backbone, quantizer.codebook_size, quantizer.out_channels, is_modulated=False),
+        "sample_size": backbone.resolution,
+        "lookup_from_codebook": False,
+        "force_upcast": False,
+    }
+
+
+def settings_of(backbone: BackboneConfig, codes: int, dim: int, is_modulated: bool) -> dict[str, Any]:
+    """What the config of a VQModel says of its weights: of a backbone, and of `codes` codes of `dim` channels, which
+    may modulate the decoder's norms.
+    """
+    attends = [side in backbone.attention_resolutions for side in backbone.sides]
+    return {
         "block_out_channels": backbone.widths,
         "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attends],
         "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attends)],
@@ -53,12 +66,9 @@ def vqmodel_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "layers_per_block": backbone.res_blocks,
         "mid_block_add_attention": backbone.mid_attention,
         "norm_num_groups": math.gcd(32, backbone.channels),
-        "norm_type": "group",
-        "num_vq_embeddings": quantizer.codebook_size,
-        "vq_embed_dim": quantizer.out_channels,
-        "sample_size": backbone.resolution,
-        "lookup_from_codebook": False,
-        "force_upcast": False,
+        "norm_type": "spatial" if is_modulated else "group",
+        "num_vq_embeddings": codes,
+        "vq_embed_dim": dim,
     }
 
 

@@ -7,35 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.all_pairs import Verdict, verdict_of
+from vqbench.reports.all_pairs import Pair, judged
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
 from vqbench.reports.pair_words import decimals, p_text
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
-from vqbench.reports.statistics import Difference, holm
 from vqbench.reports.summary import Column, MethodSummary, columns_of, interval_note, shown_columns, summarise
 from vqbench.results.ablation_row import AblationRow
 
 _NOT_SHOWN = ("bits_per_token", "train_images_per_s")  # switching does not change the one, and noise the other
 _NOT_PAPER = "†"
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What switching did to one score."""
-
-    difference: Difference
-    """This row − the full method."""
-    p: float | None
-    """Adjusted after Holm over the rows, within the metric."""
-    verdict: Verdict
-    """What this row is, compared to the full method; a dash where there is no test."""
-
-    @classmethod
-    def of(cls, metric: str, found: Difference, p: float | None) -> Effect:
-        """A difference with its adjusted p, and what the two say."""
-        return cls(found, p, verdict_of(metric, found, p))
 
 
 @dataclass(frozen=True)
@@ -45,8 +27,9 @@ class AnalysedRow:
     row: AblationRow
     cells: tuple[dict[str, Any], ...]
     summary: MethodSummary
-    effects: Mapping[str, Effect]
-    """By metric; empty for the full method."""
+    effects: Mapping[str, Pair]
+    """What switching did to each score: this row beside the full method, p adjusted over the rows within the metric.
+    Empty for the full method."""
     marked: bool
     """Whether the method's paper has an ablation of its own, and not this row."""
 
@@ -70,13 +53,12 @@ def analyse(
     full = next(row for row in rows if row.is_full)
     others = [row for row in rows if not row.is_full and row.name in summaries]
     reader = Reader()
-    effects: dict[str, dict[str, Effect]] = {row.name: {} for row in rows}
+    effects: dict[str, dict[str, Pair]] = {row.name: {} for row in rows}
     scored = columns_of(name for cell in cells for name in cell["scores"] if name in DEFINITIONS)
     for key in (k for k, c in scored.items() if DEFINITIONS[k].better and (k in asked or not c.on_request)):
-        found = {row.name: difference(_done(of_row[full.name]), _done(of_row[row.name]), key, reader) for row in others}
-        there = {name: value for name, value in found.items() if value is not None}
-        for (name, value), p in zip(there.items(), holm([d.p for d in there.values()]), strict=True):
-            effects[name][key] = Effect.of(key, value, p)
+        found = [(row, difference(_done(of_row[full.name]), _done(of_row[row.name]), key, reader)) for row in others]
+        for pair in judged(key, [(full.name, row.name, less) for row, less in found if less is not None]):
+            effects[pair.other][key] = pair
     return tuple(
         AnalysedRow(row, of_row[row.name], summaries[row.name], effects[row.name], has_paper_rows and not row.paper_row)
         for row in rows
@@ -191,7 +173,7 @@ def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
     )
 
 
-def delta_cells(column: Column, effect: Effect) -> tuple[str, ...]:
+def delta_cells(column: Column, effect: Pair) -> tuple[str, ...]:
     """The metric's title, difference, interval, what varies in it, p, verdict."""
     found = effect.difference
     digits = max(column.digits, decimals(found))  # a small difference that is certain must not read as 0.00

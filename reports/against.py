@@ -8,13 +8,14 @@ from typing import Any
 
 from vqbench.errors import UsageError
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.ablation import Effect, delta_cells
+from vqbench.reports.ablation import delta_cells
+from vqbench.reports.all_pairs import Pair, judged
 from vqbench.reports.compare import Contrast, Versus, as_object, versus
 from vqbench.reports.experiment import Group, Section
 from vqbench.reports.grid import Grid
 from vqbench.reports.pair_words import ONE_SEED, Outlook, outlook, p_text
 from vqbench.reports.reader import Reader
-from vqbench.reports.statistics import LEVEL, holm
+from vqbench.reports.statistics import LEVEL
 from vqbench.reports.summary import columns_of
 
 
@@ -26,7 +27,7 @@ class Opposed:
     """A is the row, B the base."""
     contrast: Contrast
     """What `vqbench compare` finds of the two: its p and verdict are of this pair alone."""
-    effect: Effect
+    effect: Pair
     """The same difference after Holm over the rows of the metric."""
     outlook: Outlook
     """The seeds that it takes for a p that passes whatever the others have: 0.05 over the number of those tested."""
@@ -58,16 +59,16 @@ def against(section: Section, base: Group, metrics: Sequence[str]) -> tuple[Agai
 
 def _in_metric(metric: str, base: str, parts: Sequence[Versus], left_out: Sequence[str]) -> Against:
     known = [(part, found) for part in parts for found in part.contrasts if found.metric == metric]
-    adjusted = holm([found.difference.p for _, found in known])
+    effects = judged(metric, [(base, part.a.label, found.difference) for part, found in known])
     sign = 1 if DEFINITIONS[metric].better == "lower" else -1
-    tested = sum(p is not None for p in adjusted)
-    rows = [_opposed(part, found, p, tested) for (part, found), p in zip(known, adjusted, strict=True)]
+    tested = sum(effect.p is not None for effect in effects)
+    rows = [_opposed(*pair, effect, tested) for pair, effect in zip(known, effects, strict=True)]
     rows.sort(key=lambda row: (sign * row.contrast.difference.delta, row.part.a.label))
     return Against(base, metric, tuple(rows), tuple(left_out))
 
 
-def _opposed(part: Versus, found: Contrast, p: float | None, tested: int) -> Opposed:
-    effect, after = Effect.of(found.metric, found.difference, p), found.outlook
+def _opposed(part: Versus, found: Contrast, effect: Pair, tested: int) -> Opposed:
+    after = found.outlook
     if part.a.has_seeds or part.b.has_seeds:
         after = outlook(found.difference, effect.verdict, found.of_seeds, LEVEL / max(tested, 1))
     return Opposed(part, found, effect, after)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +25,12 @@ ALL_PAIRS = 12
 Verdict = Literal["better", "worse", "not separated", "–"]
 
 
+_TURNED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+
+
 @dataclass(frozen=True)
 class Pair:
-    """Two groups in one metric."""
+    """Two rows in one metric."""
 
     base: str
     other: str
@@ -37,6 +41,11 @@ class Pair:
     verdict: Verdict
     """What `other` is, compared to `base`; a dash where there is no test."""
 
+    def turned(self) -> Pair:
+        """The same with base and other exchanged."""
+        verdict = _TURNED.get(self.verdict, self.verdict)
+        return Pair(self.other, self.base, self.difference.turned(), self.p, verdict)
+
 
 @dataclass(frozen=True)
 class MetricComparison:
@@ -45,23 +54,25 @@ class MetricComparison:
     metric: str
     best: str
     """The group with the best mean."""
-    unseparated: frozenset[str]
-    """The best, and every group that was tested against it and is not worse."""
-    untested: Mapping[str, str]
-    """Groups with a score that no test sets against the best: label → why. They are neither worse nor not separated."""
+    others: tuple[str, ...]
+    """The other groups that have a score."""
     pairs: tuple[Pair, ...]
-    tested: Literal["all pairs", "the best and each other"]
-    """Which pairs there are."""
 
-    @property
-    def is_of_one(self) -> bool:
-        """Whether only one group has a score: the best, and nothing to be better than."""
-        return not self.pairs and not self.untested
+    @functools.cached_property
+    def to_best(self) -> dict[str, Pair]:
+        """Label → that group as `other` beside the best, where the two have a difference."""
+        return {pair.other: pair for one in self.pairs for pair in (one, one.turned()) if pair.base == self.best}
 
-    @property
-    def over(self) -> str:
-        """What p is adjusted over, whichever pairs are tested."""
-        return "all pairs"
+    @functools.cached_property
+    def untested(self) -> dict[str, str]:
+        """Others that no test sets against the best: label → why. They are neither worse nor not separated."""
+        return {label: why for label in self.others if (why := _why_untested(self.to_best.get(label)))}
+
+    @functools.cached_property
+    def unseparated(self) -> frozenset[str]:
+        """The best, and every group that was tested against it and is not worse."""
+        tested = [label for label in self.others if label not in self.untested]
+        return frozenset([self.best, *(label for label in tested if self.to_best[label].verdict != "worse")])
 
     @property
     def notes(self) -> list[str]:
@@ -85,6 +96,14 @@ def verdict_of(metric: str, found: Difference, p: float | None) -> Verdict:
     return "better" if (found.delta > 0) == (DEFINITIONS[metric].better == "higher") else "worse"
 
 
+def judged(metric: str, found: Sequence[tuple[str, str, Difference]], family: int = 0) -> tuple[Pair, ...]:
+    """(base, other, other − base) of one metric with p adjusted over all of them, see `holm`, and what that says."""
+    adjusted = holm([d.p for _, _, d in found], family)
+    return tuple(
+        Pair(base, other, d, p, verdict_of(metric, d, p)) for (base, other, d), p in zip(found, adjusted, strict=True)
+    )
+
+
 def compare_section(
     section: Section, metrics: Sequence[str] = (), reader: Reader | None = None
 ) -> dict[str, MetricComparison]:
@@ -97,10 +116,11 @@ def compare_section(
     # Cell by cell and not metric by metric: the cells of a large section do not all stay in the reader.
     tests.sort(key=lambda test: place[test[1].label])
     reader = reader or Reader()
-    found: dict[str, list[tuple[Group, Group, Difference | None]]] = {name: [] for name in bests}
+    found: dict[str, list[tuple[str, str, Difference]]] = {name: [] for name in bests}
     for base, other, name in tests:
-        found[name].append((base, other, difference(base.finished, other.finished, name, reader)))
-    return {name: _comparison(name, bests[name], fields[name], found[name]) for name in bests}
+        if (less := difference(base.finished, other.finished, name, reader)) is not None:
+            found[name].append((base.label, other.label, less))
+    return {name: _comparison(name, best, fields[name], found[name]) for name, best in bests.items()}
 
 
 def _best(groups: Sequence[Group], metric: str) -> Group:
@@ -115,26 +135,11 @@ def _tests(groups: Sequence[Group], best: Group) -> Iterable[tuple[Group, Group]
 
 
 def _comparison(
-    metric: str, best: Group, groups: Sequence[Group], found: Sequence[tuple[Group, Group, Difference | None]]
+    metric: str, best: Group, groups: Sequence[Group], found: Sequence[tuple[str, str, Difference]]
 ) -> MetricComparison:
-    known = [(base.label, other.label, d) for base, other, d in found if d is not None]
-    compared = {label for base, other, d in known if d.p is not None for label in (base, other)}
-    every = len(groups) <= ALL_PAIRS
-    adjusted = holm([d.p for _, _, d in known], family=0 if every else math.comb(len(compared), 2))
-    pairs = tuple(
-        Pair(base, other, d, p, verdict_of(metric, d, p)) for (base, other, d), p in zip(known, adjusted, strict=True)
-    )
-    against = {
-        pair.other if pair.base == best.label else pair.base: pair
-        for pair in pairs
-        if best.label in (pair.base, pair.other)
-    }
-    worse = {label for label, pair in against.items() if pair.verdict == ("worse" if label == pair.other else "better")}
-    untested = {group.label: _why_untested(against.get(group.label)) for group in groups if group is not best}
-    untested = {label: why for label, why in untested.items() if why}
-    unseparated = frozenset(group.label for group in groups if group.label not in worse and group.label not in untested)
-    tested: Literal["all pairs", "the best and each other"] = "all pairs" if every else "the best and each other"
-    return MetricComparison(metric, best.label, unseparated, untested, pairs, tested)
+    compared = {label for base, other, d in found if d.p is not None for label in (base, other)}
+    pairs = judged(metric, found, family=0 if len(groups) <= ALL_PAIRS else math.comb(len(compared), 2))
+    return MetricComparison(metric, best.label, tuple(g.label for g in groups if g is not best), pairs)
 
 
 def _why_untested(pair: Pair | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,18 +93,12 @@ def _evidence(found: Difference, sign: str) -> str:
     return f"({said}: {ONE_SEED})" if found.seeds == 1 else f"({said})"
 
 
-def _turned(found: Difference) -> Difference:
-    """b − a of a − b."""
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return dataclasses.replace(found, delta=-found.delta, low=low, high=high)
-
-
 def sentence(metric: str, a: str, b: str, found: Difference, verdict: Verdict) -> str:
     """What is known of `a` against `b` in one metric; `found` is a − b, `verdict` what a is."""
     definition = DEFINITIONS[metric]
     unit = f" {definition.unit}" if definition.unit and definition.unit not in definition.title else ""
     if verdict in ("better", "worse"):
-        size = found if found.delta > 0 else _turned(found)
+        size = found if found.delta > 0 else found.turned()
         amount = f"{size.delta:,.{decimals(size)}f}{unit}"
         return f"{a} is {verdict} than {b} in {definition.title} by {amount} {_evidence(size, '')}"
     if _nothing_differs(found):

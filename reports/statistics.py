@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,11 @@ class Difference:
     """What the interval generalises over: "seeds and images", "seeds", "images", or "" where there is none."""
     image_error: float = 0.0
     """Standard error of delta that comes from the images alone, and that no further seed would take away."""
+
+    def turned(self) -> Difference:
+        """`base` minus `other`."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, delta=-self.delta, low=low, high=high)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _or_dash(value: object) -> str:
 def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
     """Whether a group is the best of its peers, or not separated from it; a group that is alone is neither."""
     found = section.comparison_of(group.label, metric)
-    return found is not None and not found.is_of_one and group.label in found.unseparated
+    return found is not None and bool(found.others) and group.label in found.unseparated
 
 
 def labelled(group: Group) -> str:
@@ -218,9 +218,8 @@ def _legend(section: ReportSection) -> tuple[str, ...]:
     scored = [group for group in section.rows if group.finished]
     said += _of_sizes(section) if section.of_sizes else []
     if len(scored) > 1 and shown:
-        over = " and ".join(dict.fromkeys(found.over for found in shown))
         best, tests = ("best of its size", "the metric and size") if section.of_sizes else ("best", "the metric")
-        said.append(f"bold: {best}, or not separated from the best (p ≥ {LEVEL} after Holm over {over} of {tests})")
+        said.append(f"bold: {best}, or not separated from the best (p ≥ {LEVEL} after Holm over all pairs of {tests})")
         if any(pair.difference.over == "images" for found in shown for pair in found.pairs):
             said.append(
                 "groups with one seed in common: tested over the validation images alone, without the noise of training"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqbench.metrics.definitions import DEFINITIONS, cautions
-from vqbench.reports.all_pairs import Pair
 from vqbench.reports.experiment import Group
 from vqbench.reports.report import Peers, ReportSection
 from vqbench.reports.summary import Column, Estimate
@@ -140,13 +139,8 @@ def _finding(peers: Peers, column: Column) -> Ranking | None:
         unseparated,
         worse,
         untested,
-        any(p.difference.over == "images" and _others(p, comparison.best) & {*worse} for p in comparison.pairs),
+        any(comparison.to_best[label].difference.over == "images" for label in worse),
     )
-
-
-def _others(pair: Pair, best: str) -> set[str]:
-    """What the best is set against in a pair; nothing in a pair that it is not in."""
-    return {pair.base, pair.other} - {best} if best in (pair.base, pair.other) else set()
 
 
 def _kind(

@@ -39,7 +39,8 @@ from vqbench.planning.plan import Cell, Plan, make_plan, resolve
 from vqbench.planning.request import RunRequest
 from vqbench.planning.variant import Variant
 from vqbench.recipe import load_recipe
-from vqbench.reports.ablation import Effect, delta_table
+from vqbench.reports.ablation import delta_table
+from vqbench.reports.all_pairs import Pair
 from vqbench.reports.compare import compare_groups
 from vqbench.reports.documents import markdown_document
 from vqbench.reports.experiment import Section, load_experiment
@@ -564,7 +565,8 @@ def test_a_copy_of_a_cell_is_no_seed_and_a_result_of_nothing_is_named(tmp_path: 
 
 
 def test_a_small_difference_that_is_certain_does_not_read_as_zero() -> None:
-    finding = Effect(Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images"), 2e-5, "worse")
+    less = Difference(-0.00496, -0.0072, -0.0027, 1e-5, 1, 192, "images")
+    finding = Pair("all", "without dcr", less, 2e-5, "worse")
     row = SimpleNamespace(title="without dcr", effects={"psnr": finding})
     (line,) = delta_table([row]).rows  # type: ignore[list-item]
     assert line[2:4] == ("-0.0050", "-0.0072 to -0.0027")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,9 +37,9 @@ def section_of(
     )  # fmt: skip
     over = "seeds and images" if seeds > 1 else "images"
     difference = Difference(1.0, 0.5, 1.5, 0.01, seeds, 48, over)
-    pairs = tuple(SimpleNamespace(base=a, other=b, difference=difference) for a, b in itertools.combinations(means, 2))
+    to_best = {label: SimpleNamespace(difference=difference) for label in means if label != best}
     comparison = SimpleNamespace(
-        best=best, unseparated=tied | {best}, untested=dict.fromkeys(untested, "why"), pairs=pairs
+        best=best, unseparated=tied | {best}, untested=dict.fromkeys(untested, "why"), to_best=to_best
     )
     protocol = {"name": "p", "hash": "h", "n_images": 48}
     section: Any = SimpleNamespace(

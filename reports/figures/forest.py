@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,18 +61,14 @@ def _to_best(section: ReportSection, groups: Sequence[Group], metric: str) -> li
 def _less_best(label: str, found: MetricComparison) -> Entry:
     if label == found.best:
         return Entry(label, None, True, is_base=True)
-    pair = next((pair for pair in found.pairs if {pair.base, pair.other} == {label, found.best}), None)
-    less = None if pair is None else pair.difference if pair.other == label else _reversed(pair.difference)
-    return Entry(label, less, label not in found.unseparated)
+    pair = found.to_best.get(label)
+    return Entry(label, None if pair is None else pair.difference, label not in found.unseparated)
 
 
 def ablation_forests(section: ReportSection) -> list[Picture]:
     """One figure for each full method that has groups with components switched off, all else equal."""
-    found = [(ablation, _worth(ablation)) for ablation in section.ablations]
-    return [
-        _ablation(section, ablation, panels, number)
-        for number, (ablation, panels) in enumerate((a, panels) for a, panels in found if panels)
-    ]
+    found = [(ablation, panels) for ablation in section.ablations if (panels := _worth(ablation))]
+    return [_ablation(section, ablation, panels, number) for number, (ablation, panels) in enumerate(found)]
 
 
 def _worth(ablation: Ablation) -> dict[str, list[Entry]]:
@@ -87,7 +82,6 @@ def _worth(ablation: Ablation) -> dict[str, list[Entry]]:
         ]
         for metric in dict.fromkeys(name for row in rows for name in row.effects)
         if not DEFINITIONS[metric].on_request or DEFINITIONS[metric].digest
-        if any(metric in row.effects for row in rows)
     }
 
 
@@ -103,11 +97,6 @@ def _ablation(section: ReportSection, ablation: Ablation, panels: dict[str, list
     )
     suffix = f"-{number + 1}" if number else ""
     return Picture(f"ablation{suffix}", f"Ablation of {ablation.label}", caption, figure)
-
-
-def _reversed(found: Difference) -> Difference:
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return dataclasses.replace(found, delta=-found.delta, low=low, high=high)
 
 
 def _over(panels: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench import arguments
 from vqbench.errors import UsageError, unknown
-from vqbench.metrics.definitions import DEFINITIONS, cautions
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.all_pairs import Verdict, verdict_of
 from vqbench.reports.experiment import Experiment, Group, Section, load_experiment
 from vqbench.reports.pair_words import Outlook, outlook, overall, sentence
@@ -81,7 +81,7 @@ class Versus:
     @property
     def cautions(self) -> dict[str, str]:
         """Metric → what must be said wherever it is shown."""
-        return cautions((found.metric for found in self.contrasts), int(self.section.protocol["n_images"]))
+        return self.section.cautions(found.metric for found in self.contrasts)
 
     @property
     def notes(self) -> list[str]:

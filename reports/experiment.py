@@ -15,7 +15,7 @@ from typing import Any
 from vqbench.errors import UsageError
 from vqbench.facts import Facts
 from vqbench.machine.json_files import read_json
-from vqbench.metrics.definitions import asked_metrics, one_definition_each
+from vqbench.metrics.definitions import asked_metrics, cautions, one_definition_each
 from vqbench.metrics.row import cell_row
 from vqbench.reports.summary import MethodSummary, summarise
 from vqbench.results.cell_files import DONE, FAILED
@@ -170,6 +170,16 @@ class Section:
     def key(self) -> str:
         """What it is told apart by within a report: the protocol's hash, after the experiment's name."""
         return f"{self.experiment}-{self.protocol['hash']}" if self.experiment else str(self.protocol["hash"])
+
+    @property
+    def measured_on(self) -> str:
+        """How many of what: "1,000 validation images", or items where a protocol is of features."""
+        unit = "images" if "resolution" in self.protocol else "items"
+        return f"{self.protocol['n_images']:,} validation {unit}"
+
+    def cautions(self, metrics: Iterable[str]) -> dict[str, str]:
+        """Metric → what must be said wherever it is shown, of those of `metrics` that need it."""
+        return cautions(metrics, int(self.protocol["n_images"]))
 
     @functools.cached_property
     def metrics(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vqbench.metrics.definitions import DEFINITIONS, cautions
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.metrics.row import SIZES
 from vqbench.reports.ablation import objects
 from vqbench.reports.against import objects as of_pairs
@@ -57,7 +57,7 @@ def _line(section: ReportSection, group: Group) -> dict[str, Any]:
         line["not_trained_here"] = summary.origin
     if section.of_sizes:
         line["size"] = next((_least_bits(peers) for peers in section.peers if group in peers.rows), None)
-    if said := _cautions(section):
+    if said := section.section.cautions(section.section.metrics):
         line["cautions"] = "; ".join(said.values())
     for name in section.section.metrics:
         found = summary.estimates.get(name)
@@ -97,15 +97,11 @@ def json_text(report: Report) -> str:
     return json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cautions(section: ReportSection) -> dict[str, str]:
-    return cautions(section.section.metrics, int(section.section.protocol["n_images"]))
-
-
 def _section(section: ReportSection) -> dict[str, Any]:
     return {
         **({"experiment": whose} if (whose := section.section.experiment) else {}),
         "protocol": dict(section.section.protocol),
-        "cautions": _cautions(section),
+        "cautions": section.section.cautions(section.section.metrics),
         "columns": [column.key for column in section.columns],
         **({"metrics": later} if (later := _later_metrics(section)) else {}),
         "groups": [_group(section, group) for group in section.rows],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbench.facts import BY, Facts
-from vqbench.metrics.definitions import DEFINITIONS, cautions
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.ablation import delta_notes, delta_table, score_notes, score_table
 from vqbench.reports.against import opposed_notes, opposed_table
 from vqbench.reports.experiment import Group
@@ -208,10 +208,9 @@ def _letter(i: int) -> str:
 def _legend(section: ReportSection) -> tuple[str, ...]:
     """What the marks of the main table mean."""
     protocol = section.section.protocol
-    unit = "validation images" if "resolution" in protocol else "validation items"
     size = f" at {protocol['resolution']} px" if protocol.get("resolution") else ""
-    said = [f"N = {protocol['n_images']:,} {unit}{size}; {interval_note([g.summary for g in section.rows])}"]
-    said += cautions((c.key for c in section.columns), int(protocol["n_images"])).values()
+    said = [f"N = {section.section.measured_on}{size}; {interval_note([g.summary for g in section.rows])}"]
+    said += section.section.cautions(c.key for c in section.columns).values()
     said += [text for group in section.rows for text in group.summary.matched]
     compared = [peers.comparisons for peers in section.peers]
     shown = [found[c.key] for found in compared for c in section.columns if c.key in found]

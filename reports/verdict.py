@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vqbench.metrics.definitions import DEFINITIONS, cautions
+from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.report import Peers, ReportSection
 from vqbench.reports.summary import Column, Estimate
@@ -191,8 +191,8 @@ def _labels(findings: Iterable[Ranking]) -> list[str]:
 
 
 def _measured(section: ReportSection) -> str:
-    images, (trained, others) = section.section.protocol.get("n_images"), _by_training(section)
-    on = f"{images:,} validation images" if isinstance(images, int) else "the validation images"
+    trained, others = _by_training(section)
+    on = f"{section.section.protocol['n_images']:,} validation images"
     said = [f"{counted(len(others), 'tokenizer')} not trained here"] if others else []
     if trained:
         seeds = sorted({g.summary.seeds for g in trained if g.summary.seeds})
@@ -266,9 +266,7 @@ def _limits(section: ReportSection, findings: Sequence[Ranking]) -> tuple[str, .
             "“Not separated” is not “equal”: the difference is no larger than seeds and images alone may make it "
             "(p ≥ 0.05 after Holm's adjustment over the pairs)."
         )
-    images = section.section.protocol.get("n_images")
-    if isinstance(images, int):
-        said += [f"{text}." for text in cautions((f.metric for f in findings), images).values()]
+    said += [f"{text}." for text in section.section.cautions(f.metric for f in findings).values()]
     if len(budgets) == 1:
         said.append(f"Everything was trained on {budgets[0]:,} images; another budget may give another order.")
     elif budgets:

@@ -11,7 +11,7 @@ from helpers.stored import Made, make_runs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqbench.reports.experiment import load_experiment
+from vqbench.reports.experiment import Section, load_experiment
 from vqbench.reports.report import ReportSection, build_report
 from vqbench.reports.statistics import Difference
 from vqbench.reports.summary import Estimate, all_columns, columns_of
@@ -43,7 +43,7 @@ def section_of(
     )
     protocol = {"name": "p", "hash": "h", "n_images": 48}
     section: Any = SimpleNamespace(
-        section=SimpleNamespace(title="p h", protocol=protocol),
+        section=Section(protocol, ()),
         columns=(PSNR,),
         rows=groups,
         peers=(SimpleNamespace(rows=groups, comparisons={"psnr": comparison}, size=""),),

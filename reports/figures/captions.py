@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vqbench.metrics.definitions import cautions
 from vqbench.reports.experiment import Group, Section
 from vqbench.wording import counted
 
@@ -15,8 +14,7 @@ LEFT_OUT = " Intervals along the horizontal axis are left out: they are wider th
 
 def measured_on(section: Section) -> str:
     """Protocol and number of validation items."""
-    unit = "validation images" if "resolution" in section.protocol else "validation items"
-    return f"Protocol {section.title}, N = {section.protocol['n_images']:,} {unit}"
+    return f"Protocol {section.title}, N = {section.measured_on}"
 
 
 def seeds_of(groups: Sequence[Group]) -> str:
@@ -45,7 +43,7 @@ def _limits(section: Section, groups: Sequence[Group]) -> str:
 
 def cautioned(section: Section, metrics: Iterable[str]) -> str:
     """What must be said wherever one of `metrics` is drawn; empty where nothing must."""
-    return "".join(f" {text}." for text in cautions(metrics, int(section.protocol["n_images"])).values())
+    return "".join(f" {text}." for text in section.cautions(metrics).values())
 
 
 def first_of(drawn: int, there: int, what: str = "rows") -> str:

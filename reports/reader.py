@@ -1,8 +1,10 @@
-"""What stored cells keep of single images, each file read once while it is in use."""
+"""What cells keep beside their scores, read with care: a file that is missing or cut off is None, never an error."""
 
 from __future__ import annotations
 
 import sys
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbench.reports.stored import read_array
 from vqbench.results.cell_files import PER_IMAGE
 
 Value = TypeVar("Value")
@@ -30,8 +31,18 @@ class ImageTable:
     """Metric → (N,) values."""
 
 
+def read_array(path: Path, name: str) -> NDArray[Any] | None:
+    """The array `name` of an .npz; None where it is not kept, by a version that did not keep it, or not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found: NDArray[Any] = arrays[name]
+            return found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
 class Reader:
-    """Reads files of cells and keeps what was used last, up to `most_bytes`.
+    """Reads files of cells, each once while it is in use, and keeps what was used last, up to `most_bytes`.
 
     A comparison of a section makes one and drops it: a cell takes part in many pairs, and no file changes meanwhile.
     """
@@ -59,8 +70,12 @@ class Reader:
         """The values of a cell's images; None where it kept none that can be read."""
         return self.once((cell, "per_image"), lambda: self._read_table(cell / PER_IMAGE))
 
+    def ids(self, table: ImageTable) -> list[str]:
+        """The images of a table that this reader has read, as their dataset names them."""
+        return list(map(str, self._ids[table.images].to_pylist()))
+
     def array(self, path: Path, name: str) -> NDArray[Any] | None:
-        """An array of an .npz file; None where there is none that can be read."""
+        """As `read_array`."""
         return self.once((path, name), lambda: read_array(path, name))
 
     def _read_table(self, path: Path) -> ImageTable | None:

@@ -21,8 +21,8 @@ from vqbench.reports.figures.style import (
     save,
     shortened_note,
 )
+from vqbench.reports.reader import read_array
 from vqbench.reports.report import ReportSection
-from vqbench.reports.stored import read_array
 from vqbench.results.cell_files import CODES
 
 _MOST_POINTS = 200

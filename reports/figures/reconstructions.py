@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vqbench.reports.experiment import Group, StoredCell
 from vqbench.reports.figures.style import MOST
+from vqbench.reports.reader import Reader, read_array
 from vqbench.reports.report import ReportSection
-from vqbench.reports.stored import read_array, read_columns
-from vqbench.results.cell_files import GRID, PER_IMAGE, RECONSTRUCTIONS
+from vqbench.results.cell_files import GRID, RECONSTRUCTIONS
 from vqbench.results.kept_images import shown_positions
 
 Pixels = NDArray[np.uint8]
@@ -55,14 +55,14 @@ def reconstruction_sheets(section: ReportSection, most: int = 8) -> list[Sheet]:
     kept = _kept(groups)
     if kept is None:
         return []
-    names = _ids(groups, section)
-    there = kept.positions
+    reader, there = Reader(), kept.positions
+    names = _ids(groups, section, reader)
     spread = [there[i * len(there) // min(most, len(there))] for i in range(min(most, len(there)))]
     of = "" if len(kept.seeds) > 1 else f", reconstructed by seed {kept.seeds[0]}"
     left_out = len([group for group in section.rows if group.finished]) - len(kept.groups)
     without = f"; {left_out} group{'s are' if left_out > 1 else ' is'} not shown" if left_out else ""
     sheets = [_sheet(kept, spread, names, f"images spread evenly over the validation split{of}{without}")]
-    distances = _distances([group for group in groups if group.label in kept.groups])
+    distances = _distances([group for group in groups if group.label in kept.groups], reader)
     if distances is not None and max(there) < len(distances):
         count = most if len(there) >= 2 * most else max(1, len(there) // 2)
         apart = sorted(there, key=lambda position: (-distances[position], position))[:count]
@@ -132,20 +132,20 @@ def _grid(cell: StoredCell, row: int) -> dict[int, Pixels]:
     return dict(zip(positions, np.split(picture[row * side : (row + 1) * side], len(positions), axis=1), strict=True))
 
 
-def _ids(groups: Sequence[Group], section: ReportSection) -> list[str]:
+def _ids(groups: Sequence[Group], section: ReportSection, reader: Reader) -> list[str]:
     for cell in (cell for group in groups for cell in group.cells if not cell.failed):
-        table = read_columns(cell.folder.path / PER_IMAGE, "id")
-        if table is not None and len(table["id"]) == section.section.protocol["n_images"]:
-            return [str(name) for name in table["id"]]
+        table = reader.table(cell.folder.path)
+        if table is not None and len(names := reader.ids(table)) == section.section.protocol["n_images"]:
+            return names
     return []
 
 
-def _distances(groups: Sequence[Group]) -> NDArray[np.float64] | None:
+def _distances(groups: Sequence[Group], reader: Reader) -> NDArray[np.float64] | None:
     """(N,) PSNR in dB between the best and the worst group, for each image; None without two groups that have it."""
     means = []
     for group in groups:
-        tables = [read_columns(cell.folder.path / PER_IMAGE, "psnr") for cell in group.cells if not cell.failed]
-        values = [table["psnr"] for table in tables if table is not None]
+        tables = [reader.table(cell.folder.path) for cell in group.cells if not cell.failed]
+        values = [table.columns["psnr"] for table in tables if table is not None and "psnr" in table.columns]
         if values and len({len(column) for column in values}) == 1:
             means.append(np.mean(values, axis=0))
     if len(means) < 2 or len({len(column) for column in means}) > 1:

@@ -5,17 +5,9 @@ from __future__ import annotations
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import first_of, means
-from vqbench.reports.figures.points import Place, draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.points import Place, draw_panels, share_places
 from vqbench.reports.figures.series import BUDGET, curves, device_hours, device_names, shown_qualities
-from vqbench.reports.figures.style import (
-    MOST,
-    Picture,
-    logarithmic,
-    marks,
-    short_labels,
-    shortened_note,
-    without_math,
-)
+from vqbench.reports.figures.style import MOST, Picture, short_labels, shortened_note, without_math
 from vqbench.reports.report import ReportSection
 from vqbench.reports.summary import Estimate
 
@@ -39,20 +31,15 @@ def quality_by_budget(section: ReportSection) -> Picture | None:
         places[_time_label(shown, unit)] = lambda g: _scaled(hours[g.label], factor)
     if not places:
         return None
-    style, said = marks(curve.label for curve in drawn), set[str]()
-    figure, panels = panels_for(shown_metrics, places, drawn)
-    for panel in panels:
-        place = places[panel.place]
-        logarithmic(panel.axes.xaxis, [place(group).mean for group in shown])
-        said |= draw_points(panel.axes, drawn, style, place, panel.metric)
-    legend_of(figure, drawn, style)
+    figure, intervals = draw_panels(drawn, shown_metrics, places, may_be_logarithmic=True)
     titles = " and ".join(DEFINITIONS[name].title for name in shown_metrics)
     caption = f"{titles} against {' and against '.join(_in_words(label) for label in places)}."
     caption += f" Every group was trained on {budgets[0]:,} images." if len(budgets) == 1 else ""
-    caption += _devices(shown) + f" {means(section.section, shown)}{''.join(sorted(said))}"
+    caption += _devices(shown) + f" {means(section.section, shown)}{intervals}"
     if len(budgets) > 1 and share_places([group.images for group in shown]):
         caption += " Points at one budget are set side by side."
-    caption += first_of(len(drawn), len(every), "curves") + shortened_note(style)
+    caption += first_of(len(drawn), len(every), "curves")
+    caption += shortened_note(curve.label for curve in drawn)
     return Picture("budget", "Quality by budget", caption, figure)
 
 

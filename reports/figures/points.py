@@ -1,29 +1,26 @@
-"""A panel of points with intervals, joined into curves: one metric against something that has a place on an axis."""
+"""Points with intervals, joined into curves: metrics against something that has a place on an axis, a panel each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vqbench.reports.experiment import Group
 from vqbench.reports.figures.captions import CUT, LEFT_OUT
 from vqbench.reports.figures.series import Curve, score
-from vqbench.reports.figures.style import Mark, legend_below, legend_handle, metric_label, new_figure
+from vqbench.reports.figures.style import (
+    Mark,
+    legend_below,
+    legend_handle,
+    logarithmic,
+    marks,
+    metric_label,
+    new_figure,
+)
 from vqbench.reports.summary import Estimate
 
 Place = Callable[[Group], Estimate]
 """Where a group is on an axis."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One metric against one axis."""
-
-    axes: Any
-    metric: str
-    place: str
-    """The label of the axis."""
 
 
 _BESIDE = 0.012
@@ -32,26 +29,37 @@ _CUT = 0.9
 """An interval may reach this far beyond the outermost points, in shares of what the points themselves span."""
 
 
-def panels_for(metrics: Sequence[str], places: Mapping[str, Place], curves: Sequence[Curve]) -> tuple[Any, list[Panel]]:
-    """A figure with a row per metric and a column per axis, or with one row where there is one axis; room for a legend.
+def draw_panels(
+    curves: Sequence[Curve],
+    metrics: Sequence[str],
+    places: Mapping[str, Place],
+    hollow: str = "",
+    may_be_logarithmic: bool = False,
+) -> tuple[Any, str]:
+    """A figure with a row per metric and a column per axis, or with one row where there is one axis; and what its
+    caption must say of intervals.
 
-    The keys of `places` are the labels of their axes.
+    The keys of `places` are the labels of their axes, `hollow` the one whose markers are not filled.
     """
     rows, columns = (len(metrics), len(places)) if len(places) > 1 else (1, len(metrics))
     figure = new_figure(0.6 + 2.2 * rows + 0.085 * len(curves))
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows > 1 else False, sharex="col")
     wanted = [(metric, label) for metric in metrics for label in places]
-    panels = [Panel(axes, metric, label) for axes, (metric, label) in zip(grid.ravel(), wanted, strict=True)]
-    for panel in panels:
-        panel.axes.locator_params(axis="x", nbins=5)
-        panel.axes.set(xlabel=panel.place, ylabel=metric_label(panel.metric))
+    style, said = marks(curve.label for curve in curves), set[str]()
+    for axes, (metric, label) in zip(grid.ravel(), wanted, strict=True):
+        axes.locator_params(axis="x", nbins=5)
+        axes.set(xlabel=label, ylabel=metric_label(metric))
         if rows > 1:
-            panel.axes.label_outer()
-    return figure, panels
+            axes.label_outer()
+        if may_be_logarithmic:
+            logarithmic(axes.xaxis, [places[label](group).mean for curve in curves for group in curve.groups])
+        said |= _draw_points(axes, curves, style, places[label], metric, label == hollow)
+    legend_below(figure, {m.short: legend_handle(m, len(c.groups) > 1) for c in curves for m in [style[c.label]]})
+    return figure, "".join(sorted(said))
 
 
-def draw_points(
-    axes: Any, curves: Sequence[Curve], marks: Mapping[str, Mark], place: Place, metric: str, hollow: bool = False
+def _draw_points(
+    axes: Any, curves: Sequence[Curve], style: Mapping[str, Mark], place: Place, metric: str, hollow: bool
 ) -> set[str]:
     """Mean and interval of every group at its place, a line through each curve; what a caption must say of intervals.
 
@@ -64,7 +72,7 @@ def draw_points(
         move = _beside(places, number - (len(curves) - 1) / 2, logarithmic=axes.get_xscale() == "log")
         own = [place(group) for group in curve.groups]
         wide = [x.half_width or 0.0 for x in own] if across is None and any(x.half_width for x in own) else None
-        _draw_curve(axes, curve, marks[curve.label], [move(x.mean) for x in own], wide, metric, hollow)
+        _draw_curve(axes, curve, style[curve.label], [move(x.mean) for x in own], wide, metric, hollow)
     if len({round(x, 9) for x in places}) == 1:
         axes.set(xticks=[places[0]], xticklabels=[f"{places[0]:.4g}"], xlim=(places[0] * 0.8, places[0] * 1.2))
     if upwards is not None:
@@ -92,11 +100,6 @@ def _limits(values: Sequence[Estimate]) -> tuple[float, float] | None:
     """Limits of an axis where the intervals would leave no room for the means."""
     ends = [(v.mean - (v.half_width or 0.0), v.mean + (v.half_width or 0.0)) for v in values]
     return within([v.mean for v in values], [low for low, _ in ends], [high for _, high in ends])
-
-
-def legend_of(figure: Any, curves: Sequence[Curve], marks: Mapping[str, Mark]) -> None:
-    """The curves' legend below the panels."""
-    legend_below(figure, {m.short: legend_handle(m, len(c.groups) > 1) for c in curves for m in [marks[c.label]]})
 
 
 def share_places(places: Sequence[float]) -> bool:

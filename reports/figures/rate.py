@@ -8,14 +8,9 @@ from collections.abc import Sequence
 from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.bd_rate import bd_rate
 from vqbench.reports.figures.captions import first_of, means
-from vqbench.reports.figures.points import draw_points, legend_of, panels_for, share_places
+from vqbench.reports.figures.points import draw_panels, share_places
 from vqbench.reports.figures.series import Curve, curves, of_rate, score, scored, shown_qualities
-from vqbench.reports.figures.style import (
-    MOST,
-    Picture,
-    marks,
-    shortened_note,
-)
+from vqbench.reports.figures.style import MOST, Picture, shortened_note
 from vqbench.reports.report import ReportSection
 
 _RATES = (("bpp", "bpp_entropy"), ("bits_per_token", "entropy_bits_per_token"))
@@ -35,19 +30,15 @@ def rate_distortion(section: ReportSection) -> Picture | None:
     drawn = every[:MOST]
     shown = [group for curve in drawn for group in curve.groups]
     columns = [name for name in chosen if len(scored(shown, name)) == len(shown)]
-    style, intervals = marks(curve.label for curve in drawn), set[str]()
     places = {_rate_label(name, coded): functools.partial(score, metric=name) for name in columns}
-    figure, panels = panels_for(shown_metrics, places, drawn)
-    for panel in panels:
-        hollow = panel.place == _rate_label(coded, coded)
-        intervals |= draw_points(panel.axes, drawn, style, places[panel.place], panel.metric, hollow=hollow)
-    legend_of(figure, drawn, style)
+    figure, intervals = draw_panels(drawn, shown_metrics, places, hollow=_rate_label(coded, coded))
     said = f"{_titles(shown_metrics)} against {DEFINITIONS[rate].title}"
     said += ", as indices are stored (filled) and after an ideal entropy coder (hollow)" if len(columns) > 1 else ""
-    caption = f"{said}. {means(section.section, shown)}{''.join(sorted(intervals))}"
+    caption = f"{said}. {means(section.section, shown)}{intervals}"
     if share_places([score(group, rate).mean for group in shown]):
         caption += " Points at one rate are set side by side."
-    caption += delta_rates(drawn, rate) + first_of(len(drawn), len(every), "curves") + shortened_note(style)
+    caption += delta_rates(drawn, rate) + first_of(len(drawn), len(every), "curves")
+    caption += shortened_note(curve.label for curve in drawn)
     return Picture("rate-distortion", "Rate-distortion", caption, figure)
 
 

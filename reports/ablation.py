@@ -10,7 +10,7 @@ from vqbench.metrics.definitions import DEFINITIONS
 from vqbench.reports.all_pairs import Pair, judged
 from vqbench.reports.grid import Grid, markdown_list
 from vqbench.reports.grid import markdown as as_markdown
-from vqbench.reports.pair_words import decimals, p_text
+from vqbench.reports.pair_words import decimals, interval_text, p_text
 from vqbench.reports.pairs import difference
 from vqbench.reports.reader import Reader
 from vqbench.reports.summary import Column, MethodSummary, columns_of, interval_note, shown_columns, summarise
@@ -114,16 +114,17 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool 
         return Grid((), (), ())
     left_out = set(_NOT_SHOWN) - {key for row in rows for key in row.summary.asked}
     shown = [c for c in shown_columns(row.summary for row in rows) if c.key not in left_out]
-    switches, published = tuple(rows[0].row.components), list(_published(rows))
+    switches, published = tuple(rows[0].row.components), _published(rows)
     heads = switches if apart else (" ".join(switches),)
-    titles = ("row", *heads, *(c.title for c in shown), *(f"paper {title}" for title in published), "n")
+    papers = [f"paper {DEFINITIONS[metric].title}" for metric in published]
+    titles = ("row", *heads, *(c.title for c in shown), *papers, "n")
     lines = []
     for analysed in rows:
         marks = ["✓" if analysed.row.components[name] else "✗" for name in switches]
         if not apart:
             marks = [" ".join(mark.center(len(name)) for mark, name in zip(marks, switches, strict=True))]
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in shown)
-        printed = (_printed(_values(analysed.row, rows, title)) for title in published)
+        printed = (_printed(analysed.row.published.get(metric, {}), where) for metric, where in published.items())
         lines.append((analysed.title + _state(analysed), *marks, *scores, *printed, str(analysed.summary.seeds)))
     first = 1 + len(heads)
     numeric = (*(False,) * first, *(True,) * (len(titles) - first))
@@ -140,22 +141,16 @@ def _state(analysed: AnalysedRow) -> str:
 
 
 def _published(rows: Sequence[AnalysedRow]) -> dict[str, tuple[str, ...]]:
-    """Title of a metric → what its published values were measured on, in the order of the cells."""
+    """Metric → what its published values were measured on, in the order of the cells."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for metric, values in row.row.published.items():
-            found.setdefault(DEFINITIONS[metric].title, {}).update(dict.fromkeys(values))
-    return {title: tuple(where) for title, where in found.items()}
+            found.setdefault(metric, {}).update(dict.fromkeys(values))
+    return {metric: tuple(where) for metric, where in found.items()}
 
 
-def _values(row: AblationRow, rows: Sequence[AnalysedRow], title: str) -> list[float | None]:
-    by_title = {DEFINITIONS[metric].title: values for metric, values in row.published.items()}
-    return [by_title.get(title, {}).get(where) for where in _published(rows)[title]]
-
-
-def _printed(values: Sequence[float | None]) -> str:
-    known = ["–" if value is None else f"{value:.2f}" for value in values]
-    return "/".join(known) if any(value is not None for value in values) else "–"
+def _printed(values: Mapping[str, float], where: Sequence[str]) -> str:
+    return "/".join(f"{values[place]:.2f}" if place in values else "–" for place in where) if values else "–"
 
 
 def delta_table(rows: Sequence[AnalysedRow]) -> Grid:
@@ -177,8 +172,7 @@ def delta_cells(column: Column, effect: Pair) -> tuple[str, ...]:
     """The metric's title, difference, interval, what varies in it, p, verdict."""
     found = effect.difference
     digits = max(column.digits, decimals(found))  # a small difference that is certain must not read as 0.00
-    known = found.low is not None and found.high is not None
-    interval = f"{found.low:+,.{digits}f} to {found.high:+,.{digits}f}" if known else "–"
+    interval = interval_text(found, least=column.digits)
     over = found.over if found.seeds == 1 else found.over.replace("seeds", f"{found.seeds} seeds").replace(" and", ",")
     return (column.title, f"{found.delta:+,.{digits}f}", interval, over or "–", p_text(effect.p), effect.verdict)
 
@@ -201,7 +195,8 @@ def score_notes(rows: Sequence[AnalysedRow]) -> list[str]:
     said = [f"scores: {interval_note([row.summary for row in rows])}", *cautions_of(rows).values()]
     if any(row.marked for row in rows):
         said.append(f"{_NOT_PAPER} not a row of the paper")
-    for title, where in _published(rows).items():
+    for metric, where in _published(rows).items():
+        title = DEFINITIONS[metric].title
         said.append(
             f"paper {title}: as printed, on {' / '.join(where)}; another protocol, to look at and not to compare"
         )

@@ -68,11 +68,12 @@ def decimals(found: Difference) -> int:
     return min(max(1 - math.floor(math.log10(size)), 0), 6) if size > 0 else 2
 
 
-def interval_text(found: Difference, sign: str = "+") -> str:
-    """The 95 % interval as "low to high", or a dash."""
+def interval_text(found: Difference, sign: str = "+", least: int = 0) -> str:
+    """The 95 % interval as "low to high" with `least` places after the point or more, or a dash."""
     if found.low is None or found.high is None:
         return "–"
-    return f"{found.low:{sign},.{decimals(found)}f} to {found.high:{sign},.{decimals(found)}f}"
+    digits = max(least, decimals(found))
+    return f"{found.low:{sign},.{digits}f} to {found.high:{sign},.{digits}f}"
 
 
 def p_text(p: float | None) -> str:

@@ -27,7 +27,7 @@ class Drawn:
     caption: str
     """What it shows, N and seeds; labels that are shortened in the figure stand here in full."""
     section: str
-    """The key of its section; empty for all."""
+    """The key of its section."""
     files: tuple[Path, ...]
     """One per format, in the order in which they were asked for."""
     cell: str = ""

@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.machine.json_files import read_json
 from vqbench.reports.page.content import page_data
-from vqbench.reports.page.fragments import (
-    escaped,
-    facts_html,
-    figures_html,
-    navigation_html,
-    notes_html,
-    section_html,
-)
+from vqbench.reports.page.fragments import escaped, facts_html, navigation_html, notes_html, section_html
 from vqbench.reports.report import Report, ReportSection
 from vqbench.results.cell_folder import FETCHED
 from vqbench.wording import masked, shell_command
@@ -71,7 +64,6 @@ def page_html(report: Report, drawn: Sequence[Drawn], sheets: Mapping[str, Seque
             section_html(_resource("section.html"), i, section, _shown(section, drawn, sheets), report.published)
             for i, section in enumerate(report.sections)
         ),
-        figures=figures_html("figures", "Across protocols", [figure for figure in drawn if not figure.section]),
         version=escaped(metadata.version("vqbench")),
         command=escaped(f"vqbench report {source}"),
         data=script_json(page_data(report, drawn, sheets, root, ui)),

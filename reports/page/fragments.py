@@ -52,7 +52,7 @@ def section_html(
         intro=_intro(section),
         notes=_items("fine", found_tables[0].notes),
         more=_more_tables(key, found_tables[1:]),
-        figures=figures_html(f"{key}-figures", "Figures", drawn),
+        figures=_figures(f"{key}-figures", drawn),
         protocol=_protocol(stored.protocol),
     )
 
@@ -159,7 +159,7 @@ def _intro(section: ReportSection) -> str:
     return said + f'<span class="best-mark">Marked</span> is {best}, and all that is not separated from it.'
 
 
-def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
+def _figures(key: str, drawn: Sequence[Drawn]) -> str:
     """Figures with captions, each inside the file; nothing where none was drawn."""
     shown = [(figure, uri) for figure in drawn if (uri := figure_uri(figure.files)) is not None]
     if not shown:
@@ -171,7 +171,7 @@ def figures_html(key: str, title: str, drawn: Sequence[Drawn]) -> str:
         for figure, uri in shown
     )
     return (
-        f'<section id="{key}" aria-labelledby="{key}-title"><h3 id="{key}-title">{escaped(title)}</h3>'
+        f'<section id="{key}" aria-labelledby="{key}-title"><h3 id="{key}-title">Figures</h3>'
         f'<div class="figures">{inner}</div></section>'
     )
 

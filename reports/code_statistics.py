@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from vqbench.reports.statistics import Array, Resampled
 
 Counts = NDArray[np.int64]
-CodeScore = Literal["usage", "perplexity", "dead_codes"]
-CODE_SCORES: tuple[CodeScore, ...] = ("usage", "perplexity", "dead_codes")
+CODE_SCORES = ("usage", "perplexity", "dead_codes")
 _CODES_AT_ONCE = 1 << 22  # codes that are sorted at a time: about 200 MiB of temporaries
 
 
-def resample_codes(codes: NDArray[Any], codebook_size: int, score: CodeScore) -> Resampled:
+def resample_codes(codes: NDArray[Any], codebook_size: int, score: str) -> Resampled:
     """Codebook usage, perplexity or dead codes, and its jackknife: each image is left out in turn.
 
     The jackknife of a count of codes is too wide and is narrowed, see `_narrowed`.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbench.metrics.definitions import DEFINITIONS
-from vqbench.reports.code_statistics import CODE_SCORES, CodeScore, resample_codes
+from vqbench.reports.code_statistics import CODE_SCORES, resample_codes
 from vqbench.reports.feature_statistics import resample_frechet, resample_kernel
 from vqbench.reports.reader import Reader
 from vqbench.reports.statistics import Difference, Resampled, paired_images, paired_resamples, paired_seeds
@@ -18,7 +18,6 @@ from vqbench.results.cell_files import CODES, FEATURES
 from vqbench.results.cell_folder import CellFolder
 
 FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell
-_OF_CODES: dict[str, CodeScore] = {name: name for name in CODE_SCORES}
 _OF_FEATURES = ("rfid", "kid")
 Row = dict[str, Any]
 """A cell as `vqbench run --json` prints it."""
@@ -86,12 +85,10 @@ def _images_of(
 
 def _resampled(row: Row, metric: str, reader: Reader) -> Resampled | None:
     """The score of a cell and how it varies over its images; None where it kept nothing of them that can be read."""
-    path = Path(row["path"])
-    if metric in _OF_FEATURES:
-        return reader.once((path, "resampled", metric), lambda: _of_features(row, metric, reader))
-    if metric in _OF_CODES:
-        return reader.once((path, "resampled", metric), lambda: _of_codes(row, _OF_CODES[metric], reader))
-    return None
+    resample = _of_features if metric in _OF_FEATURES else _of_codes if metric in CODE_SCORES else None
+    if resample is None:
+        return None
+    return reader.once((row["path"], "resampled", metric), lambda: resample(row, metric, reader))
 
 
 def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
@@ -105,12 +102,12 @@ def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
     return resample_frechet(reference, features, row["scores"][metric], FRECHET_REPLICATES)
 
 
-def _of_codes(row: Row, score: CodeScore, reader: Reader) -> Resampled | None:
+def _of_codes(row: Row, metric: str, reader: Reader) -> Resampled | None:
     path = Path(row["path"]) / CODES
     indices, histogram = reader.array(path, "indices"), reader.array(path, "histogram")
     if indices is None or histogram is None or len(indices) < 2:
         return None
     try:
-        return resample_codes(indices, histogram.shape[1], score)
+        return resample_codes(indices, histogram.shape[1], metric)
     except (ValueError, IndexError):  # not what a cell writes: no codes of this codebook
         return None

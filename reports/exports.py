@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from vqbench.reports.ablation import objects
 from vqbench.reports.against import objects as of_pairs
 from vqbench.reports.all_pairs import MetricComparison, Pair
 from vqbench.reports.experiment import Group
+from vqbench.reports.grid import as_csv
 from vqbench.reports.sizes import bits_of
 from vqbench.reports.summary import Estimate
 
@@ -28,12 +28,7 @@ _OF_RESULT = ("seed", "cell", "state", "scores", "params", "train_images_per_s",
 def csv_text(report: Report) -> str:
     """One line per group; every score with its mean, interval and whether it is not separated from the best."""
     lines = [_line(section, group) for section in report.sections for group in section.rows]
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(text, columns, restval=None, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return as_csv(lines, csv.QUOTE_NONNUMERIC)
 
 
 def _line(section: ReportSection, group: Group) -> dict[str, Any]:

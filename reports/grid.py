@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,13 @@ def markdown(grid: Grid) -> str:
 def markdown_list(notes: Iterable[str]) -> str:
     """One item a note; empty for none."""
     return "\n".join(f"- {markdown_text(note)}" for note in notes)
+
+
+def as_csv(lines: Sequence[Mapping[str, Any]], quoting: Any = csv.QUOTE_MINIMAL) -> str:
+    """Lines of values as CSV, a column for each key that one of them has; what a line lacks, or is None, is empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, columns, restval=None, quoting=quoting, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

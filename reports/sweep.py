@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from vqbench.machine.atomic import write_text_atomically
 from vqbench.metrics.kinds import Metric
 from vqbench.reports.figures.sweep import draw_importances, draw_pareto
-from vqbench.reports.grid import Grid, markdown, markdown_list
+from vqbench.reports.grid import Grid, as_csv, markdown, markdown_list
 
 Row = dict[str, Any]
 """A trial, as `vqbench sweep --json` prints it."""
@@ -213,14 +211,6 @@ class SweepReport:
             for row in self.rows
         ]
 
-    def csv(self) -> str:
-        """Every trial as a line of comma-separated values."""
-        rows, text = self.flat(), io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
-
     def best_cells(self) -> list[Row]:
         """The first cell of each study's best, as `method` and `path`."""
         found = [(study, row) for study, objective, row in self.bests() if objective == self.objectives[0] and row]
@@ -231,7 +221,7 @@ class SweepReport:
         folder = self.folder
         files = [folder / "summary.md", folder / "trials.csv"]
         write_text_atomically(files[0], self.markdown())
-        write_text_atomically(files[1], self.csv())
+        write_text_atomically(files[1], as_csv(self.flat()))
         for study in self.studies:
             if any(study.importances.values()):
                 files.append(folder / f"importances-{study.title.replace(' ', '-')}.png")

@@ -107,11 +107,11 @@ def _of_one_training(section: ReportSection, findings: Sequence[Ranking]) -> str
     return ", as far as one training of each tells" if once else "; some of it rests on one training of a method"
 
 
-def listed(labels: Sequence[str], name: Name = str, most: int = MOST_NAMES) -> str:
+def listed(labels: Sequence[str], name: Name = str) -> str:
     """Labels as a phrase: "a", "a and b", "a, b and 7 more"."""
-    shown = [name(label) for label in labels[:most]]
-    if len(labels) > most:
-        shown.append(f"{len(labels) - most} more")
+    shown = [name(label) for label in labels[:MOST_NAMES]]
+    if len(labels) > MOST_NAMES:
+        shown.append(f"{len(labels) - MOST_NAMES} more")
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from vqbench.machine.atomic import replacing
 
 
-def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -> None:
+def draw_side_by_side(grids: Mapping[str, Path], target: Path) -> None:
     """One row of input images, then one row per method, from the `recon.png` of each; nothing where there is none."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -20,7 +20,7 @@ def draw_side_by_side(grids: Mapping[str, Path], target: Path, scale: int = 3) -
     side = min(image.shape[0] for image in images.values()) // 2
     inputs = next(iter(images.values()))[:side]
     rows = {"input": inputs, **{name: image[side : 2 * side] for name, image in images.items()}}
-    scale = max(1, scale * 32 // side)
+    scale = max(1, 3 * 32 // side)
     font = ImageFont.load_default(size=14)
     margin = 12 + int(max(font.getlength(name) for name in rows))
     step = side * scale + 4

@@ -141,14 +141,14 @@ def _print(figure: Any, name: str, target: io.BytesIO) -> None:
     getattr(canvas, f"print_{name}")(target, metadata=undated[name])
 
 
-def marks(labels: Iterable[str], most: int = LEGEND_LETTERS) -> dict[str, Mark]:
+def marks(labels: Iterable[str]) -> dict[str, Mark]:
     """Label → how it is drawn, in the order of the labels; after the twelfth they begin again."""
     import seaborn as sns
 
     labels = list(dict.fromkeys(labels))
     # yellow, the ninth, is lost on white paper
     colors = [color for i, color in enumerate(sns.color_palette("colorblind")) if i != 8] + [(0.1, 0.1, 0.1)]
-    short = short_labels(labels, most)
+    short = short_labels(labels, LEGEND_LETTERS)
     return {
         label: Mark(
             colors[i % len(colors)],

@@ -108,8 +108,7 @@ def _collapse(cell: StoredCell, points: list[dict[str, Any]], panels: list[tuple
 
 
 def _points(group: Group) -> list[dict[str, Any]]:
-    found = (cell.folder.curves for cell in group.cells if not cell.failed)
-    return [{**point, "seed": seed} for seed, own in enumerate(found) for point in own]
+    return [point for cell in group.cells if not cell.failed for point in cell.folder.curves]
 
 
 def _draw(axes: Any, points: Sequence[dict[str, Any]], key: str, mark: Mark) -> None:

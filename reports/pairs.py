@@ -17,7 +17,6 @@ from vqbench.reports.statistics import Difference, Resampled, paired_images, pai
 from vqbench.results.cell_files import CODES, FEATURES
 from vqbench.results.cell_folder import CellFolder
 
-FRECHET_REPLICATES = 60  # an sd to a tenth, in seconds per cell
 _OF_FEATURES = ("rfid", "kid")
 Row = dict[str, Any]
 """A cell as `vqbench run --json` prints it."""
@@ -99,7 +98,7 @@ def _of_features(row: Row, metric: str, reader: Reader) -> Resampled | None:
         return None
     if metric == "kid":
         return resample_kernel(reference, features, row["scores"][metric])
-    return resample_frechet(reference, features, row["scores"][metric], FRECHET_REPLICATES)
+    return resample_frechet(reference, features, row["scores"][metric])
 
 
 def _of_codes(row: Row, metric: str, reader: Reader) -> Resampled | None:

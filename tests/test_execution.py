@@ -30,6 +30,7 @@ from vqbench.training.codewatch import CodeWatch
 from vqbench.training.losses import adaptive_weight
 from vqbench.training.parts import Parts, in_bfloat16
 from vqbench.training.ranks import agree_on
+from vqbench.training.steps import reconstruction_terms
 from vqbench.training.tokenizer_training import TokenizerTraining
 
 
@@ -300,7 +301,7 @@ def test_gradients_with_a_weighed_adversary_are_those_of_plain_autograd(method: 
     found = torch.autograd.grad(torch.stack(objective).sum(), parameters)
     torch.manual_seed(1)
     output = training.tokenizer(images)
-    plain = training._reconstruction_terms(images, output)
+    plain = reconstruction_terms(training.reconstruction_loss, images, output)
     adversarial = training._generator_loss(output.images)
     reconstruction = torch.stack(list(plain.values())).sum()
     weight = r.gan_weight * adaptive_weight(reconstruction, adversarial, training.tokenizer.decoder.last.weight)

@@ -6,7 +6,6 @@ interrupted fit starts again: it takes seconds.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +24,13 @@ from vqbench.training.codewatch import CodeWatch
 from vqbench.training.collapse import Collapse, CollapseWatch, symptom
 from vqbench.training.losses import ReconstructionLoss
 from vqbench.training.steps import (
+    append_point,
     curve_point,
     floats,
+    is_logged,
     learning_rate,
     loss_per_nat,
+    optimizer_of,
     quantizer_terms,
     reconstruction_terms,
     refuse_not_finite,
@@ -85,15 +87,8 @@ class FeatureTraining:
     """One coder, its losses and its optimiser."""
 
     def __init__(self, coder: FeatureCoder, recipe: Recipe, seed: int) -> None:
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         self.coder, self.recipe, self.seed = coder, recipe, seed
-        self.optimizer: torch.optim.Optimizer = kinds[recipe.optimizer](
-            coder.parameters(),
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            fused=True if next(coder.parameters()).is_cuda else None,
-        )
+        self.optimizer = optimizer_of(coder, recipe, next(coder.parameters()).device)
         self.loss = ReconstructionLoss(recipe.pixel_loss, recipe.pixel_weight, None, 0.0)
         self.distance = next(coder.parameters()).new_ones(())  # as the recipe measures it, of the last step
         self.codes = CodeWatch(coder.quantizer.codebook_size, coder.quantizer.num_codebooks)
@@ -162,10 +157,8 @@ def fit(
         seen = training.images_seen
         if stop_on_collapse and (lasting := training.collapse_watch.lasting(seen)) is not None:
             raise lasting
-        if seen >= total or seen // recipe.log_images > (seen - recipe.batch_size) // recipe.log_images:
-            point = training.curve_point()
-            with curves.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
+        if is_logged(recipe, seen):
+            append_point(curves, training.curve_point())
             report(seen, total, seen / (time.perf_counter() - started))
         if seen >= total:
             break

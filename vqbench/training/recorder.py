@@ -23,7 +23,7 @@ from vqbench.results.cell_files import CHECKPOINTS, CURVES
 from vqbench.results.curves import read_curves
 from vqbench.training.collapse import symptom
 from vqbench.training.lean_lightning import SIGTERMException, lightning
-from vqbench.training.steps import peak_memory_bytes, refuse_not_finite
+from vqbench.training.steps import append_point, is_logged, peak_memory_bytes, refuse_not_finite
 
 if TYPE_CHECKING:
     from vqbench.training.tokenizer_training import TokenizerTraining
@@ -70,14 +70,12 @@ class Recorder(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
         """Write a point of the curves every `log_images` and at the end, report after each step."""
-        seen, batch = pl_module.images_seen, self.recipe.batch_size
-        ends = seen >= self.recipe.steps * batch
-        if ends or seen // self.recipe.log_images > (seen - batch) // self.recipe.log_images:
+        seen = pl_module.images_seen
+        if is_logged(self.recipe, seen):
             refuse_divergence(pl_module)
             point = pl_module.curve_point()
             if trainer.is_global_zero:
-                with (self.folder / CURVES).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(point) + "\n")
+                append_point(self.folder / CURVES, point)
         if trainer.is_global_zero:
             elapsed = pl_module.seconds + time.perf_counter() - self._clock
             self.report(seen, seen / elapsed if elapsed > 0 else 0.0)

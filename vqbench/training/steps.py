@@ -6,11 +6,13 @@ Lightning, which takes longer to load than a feature cell trains.
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import sys
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,18 @@ def seed_noise(device: torch.device, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
+
+
+def optimizer_of(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimiser of a module on `device`; on CUDA in one kernel."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[recipe.optimizer](
+        module.parameters(),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=True if device.type == "cuda" else None,
+    )
 
 
 def learning_rate(recipe: Recipe, images_seen: int) -> float:
@@ -97,6 +111,18 @@ def curve_point(
         **codes.read(images_seen),
         **{f"quantizer/{name}": value for name, value in diagnostics.items()},
     }
+
+
+def is_logged(recipe: Recipe, images_seen: int) -> bool:
+    """Whether the step that ended at `images_seen` has a point in the curves: every `log_images`, and the last one."""
+    before, total = images_seen - recipe.batch_size, recipe.steps * recipe.batch_size
+    return images_seen >= total or images_seen // recipe.log_images > before // recipe.log_images
+
+
+def append_point(path: Path, point: Mapping[str, float]) -> None:
+    """Write a point to the end of a metrics.jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
 
 
 def floats(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vqbench.inputs import to_input
 from vqbench.quantizer import Quantized, TrainingState
@@ -38,6 +38,7 @@ from vqbench.training.steps import (
     floats,
     learning_rate,
     loss_per_nat,
+    optimizer_of,
     quantizer_terms,
     reconstruction_terms,
     seed_noise,
@@ -66,7 +67,9 @@ class TokenizerTraining(lightning.LightningModule):
                 if recipe.gan != "none"
                 else None
             )
-        self.average = _averaged(tokenizer, recipe)
+        self.average: AveragedModel | None = None
+        if recipe.ema_halflife_images:
+            self.average = AveragedModel(tokenizer).requires_grad_(False)  # type: ignore[no-untyped-call]
         self.codes = CodeWatch(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
         self.collapse_watch = CollapseWatch(recipe.steps * recipe.batch_size)
         self.window_moved = False
@@ -80,19 +83,11 @@ class TokenizerTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the tokenizer and, where there is a GAN, for the discriminator."""
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         trained = [self.tokenizer, *([self.discriminator] if self.discriminator is not None else [])]
-        r = self.recipe
-        fused = True if self.device.type == "cuda" else None
-        optimizers: list[torch.optim.Optimizer] = [
-            kinds[r.optimizer](
-                m.parameters(), lr=r.learning_rate, betas=r.betas, weight_decay=r.weight_decay, fused=fused
-            )
-            for m in trained
-        ]
+        optimizers = [optimizer_of(module, self.recipe, self.device) for module in trained]
         for optimizer, state in zip(optimizers, self.optimizer_states, strict=False):
             for group in state["param_groups"]:
-                group["fused"] = fused  # the checkpoint may be another device's
+                group["fused"] = optimizer.defaults["fused"]  # the checkpoint may be another device's
             optimizer.load_state_dict(state)
             _lay_out_as_parameters(optimizer)
         return optimizers
@@ -138,20 +133,16 @@ class TokenizerTraining(lightning.LightningModule):
         self._end_step(images, output, {"loss": loss, **terms})
 
     def _begin_step(self, images: Tensor) -> None:
-        tokens = (images.shape[2] // self.tokenizer.downsampling) * (images.shape[3] // self.tokenizer.downsampling)
         state = TrainingState(
             images_seen=self.images_seen,
             images_total=self.recipe.steps * self.recipe.batch_size,
-            pixel_values_per_token=images[0].numel() / tokens,
+            pixel_values_per_token=float(images.shape[1] * self.tokenizer.downsampling**2),
             loss_per_nat=loss_per_nat(self.recipe, self.pixel_distance),
         )
         self.tokenizer.quantizer.advance(state)
         for optimizer in self._optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.recipe, self.images_seen)
-
-    def _reconstruction_terms(self, images: Tensor, output: Reconstruction) -> dict[str, Tensor]:
-        return reconstruction_terms(self.reconstruction_loss, images, output)
 
     def _quantizer_terms(self, output: Reconstruction, taken: dict[str, Tensor]) -> dict[str, Tensor]:
         return quantizer_terms(output.quantized.losses, taken)
@@ -163,7 +154,7 @@ class TokenizerTraining(lightning.LightningModule):
         """Terms of reconstruction and adversary by name, and scalars whose gradient theirs is."""
         if self._adversary_is_on() and self.recipe.gan_adaptive:
             return self._balanced_terms(images, output)
-        terms = self._reconstruction_terms(images, output)
+        terms = reconstruction_terms(self.reconstruction_loss, images, output)
         if self._adversary_is_on():
             terms["gan"] = self.recipe.gan_weight * self._generator_loss(output.images)
         return terms, list(terms.values())
@@ -186,7 +177,7 @@ class TokenizerTraining(lightning.LightningModule):
             leaves = [path.detach().requires_grad_() for path in paths]
         shown = [leaf.view_as(leaf) for leaf in leaves]  # counters of operations hook what a module gets, and no leaf
         apart = dataclasses.replace(output, images=shown[0], continuous=shown[1] if len(shown) > 1 else None)
-        terms = self._reconstruction_terms(images, apart)
+        terms = reconstruction_terms(self.reconstruction_loss, images, apart)
         adversarial = self._generator_loss(shown[0])
         with torch.autocast(self.device.type, enabled=False):
             of_terms = [torch.autograd.grad(t, leaves, allow_unused=True) for t in reversed(terms.values())]
@@ -263,7 +254,8 @@ class TokenizerTraining(lightning.LightningModule):
         if self.images_seen == 0:
             torch._foreach_copy_(averaged, trained)
         else:
-            torch._foreach_lerp_(averaged, trained, 1 - average_decay(self.recipe))
+            decay = 0.5 ** (self.recipe.batch_size / self.recipe.ema_halflife_images)
+            torch._foreach_lerp_(averaged, trained, 1 - decay)
         for own, new in zip(average.module.buffers(), self.tokenizer.buffers(), strict=True):
             own.copy_(new)
         average.n_averaged += 1
@@ -296,18 +288,6 @@ class TokenizerTraining(lightning.LightningModule):
         if "codes" in state:  # checkpoints of earlier versions have neither
             self.codes.restore(state["codes"], first_device=int(os.environ.get("LOCAL_RANK", "0")) == 0)
             self.collapse_watch.restore(state["collapse"])
-
-
-def _averaged(tokenizer: Tokenizer, recipe: Recipe) -> AveragedModel | None:
-    if recipe.ema_halflife_images == 0:
-        return None
-    decay = average_decay(recipe)
-    return AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)  # type: ignore[no-untyped-call]
-
-
-def average_decay(recipe: Recipe) -> float:
-    """Share of the averaged weights that a step leaves."""
-    return float(0.5 ** (recipe.batch_size / recipe.ema_halflife_images))
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -17,13 +17,14 @@ def peak_memory(device: torch.device, earlier: Mapping[str, Any], over_ranks: bo
     """
     import torch
 
+    from vqbench.training.ranks import over_several
     from vqbench.training.steps import peak_memory_bytes
 
     now = {"peak_memory_bytes": peak_memory_bytes(device)}
     if device.type == "cuda":
         now["peak_reserved_bytes"] = int(torch.cuda.max_memory_reserved(device))
     most = {name: max(value, earlier.get(name) or 0) for name, value in now.items()}
-    if over_ranks and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if over_ranks and over_several():
         values = torch.tensor(list(most.values()), device=device)
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
         most = dict(zip(most, values.tolist(), strict=True))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqbench.training.ranks import over_several
+
 WINDOW_TOKENS = 100_000
 BLOCKS = 10
 """The window moves a tenth of its length at a time."""
@@ -88,7 +90,7 @@ class CodeWatch:
         return has_moved
 
     def _close_block(self, images_seen: int, beside: Mapping[Any, Tensor]) -> None:
-        if torch.distributed.is_initialized():
+        if over_several():
             torch.distributed.all_reduce(self.block)
         # in one piece, on its way at once; float64 holds such counts, and so does float32
         wide = torch.float32 if self.block.device.type == "mps" else torch.float64
@@ -125,7 +127,7 @@ class CodeWatch:
         With the window come `dead_codes`, those that it does not hold (mean over codebooks), and `dead_code_lifetime`,
         the images since each of them was last used, on average: a code that was never used is as old as the training.
         """
-        if torch.distributed.is_initialized():
+        if over_several():
             torch.distributed.all_reduce(self.since_reading)
         usage, perplexity = usage_and_perplexity(self.since_reading)
         self.since_reading.zero_()

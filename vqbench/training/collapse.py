@@ -115,43 +115,33 @@ class SmoothedError:
         self.images = 0
         self._weight = 0.0
         """Of all errors so far, while they are fewer than what is forgotten."""
-        self._logarithm: Tensor | float = 0.0
+        self.logarithm: Tensor | float = 0.0
+        """On the device after an error, until it is brought to the host."""
 
     def add(self, error: Tensor, images: int) -> None:
         """Note the mean error, a scalar, of the next `images` images."""
-        error = (
-            error.detach() if error.device.type == "mps" else error.detach().double()
-        )  # long trainings move it little
-        logarithm = error.clamp(1e-12, 1e12).log()
+        wide = error.detach() if error.device.type == "mps" else error.detach().double()  # a late step moves it little
+        logarithm = wide.clamp(1e-12, 1e12).log()
         self.images += images
         time_constant = max(min(SMOOTHING * self.images_total, 0.1 * self.images), LEAST_SMOOTHING)
         share = -math.expm1(-images / time_constant)
         self._weight += share * (1 - self._weight)
-        self._logarithm = self._logarithm + share * (logarithm - self._logarithm)
-
-    @property
-    def logarithm(self) -> Tensor | float:
-        """What is kept, where it is: on the device after an error, a float once it was settled."""
-        return self._logarithm
-
-    def settle(self, logarithm: float) -> None:
-        """Keep what `logarithm` was, now that it is on the host."""
-        self._logarithm = logarithm
+        self.logarithm = self.logarithm + share * (logarithm - self.logarithm)
 
     @property
     def value(self) -> float:
         """The mean; ValueError before the first error."""
         if self.images == 0:
             raise ValueError("no error was noted")
-        return math.exp(float(self._logarithm) / self._weight)
+        return math.exp(float(self.logarithm) / self._weight)
 
     def state(self) -> dict[str, Any]:
         """What to put into a checkpoint."""
-        return {"images": self.images, "weight": self._weight, "logarithm": float(self._logarithm)}
+        return {"images": self.images, "weight": self._weight, "logarithm": float(self.logarithm)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        self.images, self._weight, self._logarithm = state["images"], state["weight"], state["logarithm"]
+        self.images, self._weight, self.logarithm = state["images"], state["weight"], state["logarithm"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +202,7 @@ class CollapseWatch:
         """Keep the values of `unsettled`; other names are left alone."""
         for name, smoothed in (("error", self._codes), ("continuous error", self._continuous)):
             if name in values:
-                smoothed.settle(values[name])
+                smoothed.logarithm = values[name]
 
     def judge(self, images_seen: int, reason: str, diagnostics: Mapping[str, float] | None = None) -> None:
         """Note the symptom after `images_seen` images, empty for none; `diagnostics` are what the quantizer logs."""

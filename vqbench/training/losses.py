@@ -33,6 +33,7 @@ class ReconstructionLoss:
         self.perceptual = perceptual.eval().requires_grad_(False) if perceptual is not None else None
         self.perceptual_weight = perceptual_weight
         self.parts: Parts | None = None
+        """What a training runs LPIPS by; without it each call is by itself."""
 
     def to(self, device: torch.device) -> None:
         """Move the perceptual network."""
@@ -41,13 +42,9 @@ class ReconstructionLoss:
 
     def seen_in(self, images: Tensor) -> tuple[Tensor, ...] | None:
         """What the perceptual network sees in targets, to be found once and handed to each call for the same ones."""
-        if not isinstance(self.perceptual, Perceptual):
+        if self.parts is None or not isinstance(self.perceptual, Perceptual):
             return None
-        images = for_rgb(images)
-        with torch.no_grad():
-            if self.parts is not None:
-                return self.parts.features(self.perceptual, images)
-            return self.perceptual.features(images)
+        return self.parts.features(self.perceptual, for_rgb(images))
 
     def __call__(
         self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None = None
@@ -63,12 +60,10 @@ class ReconstructionLoss:
 
     def _perceived(self, images: Tensor, reconstructions: Tensor, seen: tuple[Tensor, ...] | None) -> Tensor:
         assert self.perceptual is not None
-        if seen is None or not isinstance(self.perceptual, Perceptual):
-            distance: Tensor = self.perceptual(reconstructions, images)
-            return distance
-        if self.parts is not None:
+        if seen is not None and self.parts is not None and isinstance(self.perceptual, Perceptual):
             return self.parts.distance(self.perceptual, reconstructions, seen)
-        return self.perceptual.distance(reconstructions, *seen)
+        distance: Tensor = self.perceptual(reconstructions, images)
+        return distance
 
 
 def generator_loss(kind: Adversary, fake: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class TokenizerTraining(lightning.LightningModule):
         self.window_moved = False
         self.register_buffer("pixel_mse", torch.ones(()))
         self.register_buffer("pixel_distance", torch.ones(()))  # as the recipe measures it, without its weight
-        self.parts = Parts(recipe, Execution(), torch.device("cpu"))
+        self.parts = self.reconstruction_loss.parts = Parts(recipe, Execution(), torch.device("cpu"))
         self.images_seen = 0
         self.seconds = 0.0
         self.peak_memory_bytes = 0

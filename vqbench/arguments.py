@@ -220,11 +220,7 @@ def seconds(option: str, value: Any) -> float | None:
     number, unit = value, "s"
     if isinstance(value, str) and value[-1] in _UNITS:
         number, unit = value[:-1], value[-1]
-    is_number = isinstance(value, str | Real) and not isinstance(value, bool)
-    try:
-        found = float(number) * _UNITS[unit] if is_number else math.nan
-    except (ValueError, OverflowError):
-        found = math.nan
+    found = _float(number) * _UNITS[unit] if isinstance(value, str | Real) else math.nan
     if not 0 < found < math.inf:
         shown = value if isinstance(value, str) else _shown(value)
         raise UsageError(f"{option} {shown} is not a time", f"for example: {option} 90s, {option} 45m or {option} 12h")
@@ -236,10 +232,7 @@ def share(option: str, value: Any) -> float | None:
     value = _plain(value)
     if isinstance(value, str) and not value:
         return None
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
+    found = _float(value)
     if not 0 < found < 1:
         raise UsageError(f"{option} is a share between 0 and 1, not {_shown(value)}", f"for example: {option} 0.1")
     return found
@@ -250,10 +243,7 @@ def number(option: str, value: Any) -> float | None:
     value = _plain(value)
     if isinstance(value, str) and not value:
         return None
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
+    found = _float(value)
     if not math.isfinite(found):
         raise UsageError(f"{option} takes a number, not {_shown(value)}", f"for example: {option} 1.5")
     return found
@@ -336,6 +326,14 @@ def _whole(value: Any) -> int | None:
         return int(value)
     except ValueError:
         return None
+
+
+def _float(value: Any) -> float:
+    """A number, or text that is one; NaN for anything else, True and False among it."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _shown(value: Any) -> str:

@@ -103,6 +103,8 @@ class _Declaration:
 
     node: ast.ClassDef
     name: str | None
+    registry: str
+    """As its decorator calls it: METHODS."""
 
 
 def _declarations(path: Path) -> list[_Declaration]:
@@ -123,25 +125,15 @@ def _declarations(path: Path) -> list[_Declaration]:
 def _parsed(path: Path) -> list[_Declaration]:
     plugin = read_plugin(path)
     tree = ast.parse(plugin.files[plugin.main], filename=str(path))
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            found.append(_Declaration(node, next(filter(None, map(_registered_name, node.decorator_list)), None)))
-    return found
+    return [_declaration(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 
 
-def _registered_name(decorator: ast.expr) -> str | None:
-    match decorator:
-        case ast.Call(func=ast.Attribute(attr="register"), args=[ast.Constant(value=str(name)), *_]):
-            return name
-    return None
-
-
-def _registry_name(decorator: ast.expr) -> str | None:
-    match decorator:
-        case ast.Call(func=ast.Attribute(value=ast.Name(id=registry), attr="register")):
-            return registry
-    return None
+def _declaration(node: ast.ClassDef) -> _Declaration:
+    for decorator in node.decorator_list:
+        match decorator:
+            case ast.Call(func=ast.Attribute(attr="register", value=owner), args=[ast.Constant(value=str(name)), *_]):
+                return _Declaration(node, name, owner.id if isinstance(owner, ast.Name) else "")
+    return _Declaration(node, None, "")
 
 
 def _component_of(statement: ast.stmt) -> str | None:
@@ -207,11 +199,7 @@ class Registry(Generic[T]):
         return self._add(path, _declarations(path), replace)
 
     def _add(self, path: Path, declared: list[_Declaration], replace: bool) -> tuple[str, ...]:
-        names = tuple(
-            d.name
-            for d in declared
-            if d.name and any(_registry_name(x) == self.variable for x in d.node.decorator_list)
-        )
+        names = tuple(d.name for d in declared if d.name and d.registry == self.variable)
         for name in names:
             if self._files.get(name) == path:
                 continue
@@ -300,7 +288,7 @@ class Registry(Generic[T]):
         if name in self._files and self._files[name] in self._unread:
             self._import_file(self._files[name])
         elif name not in self._classes:
-            self._load_entry_point(name)
+            self._classes.setdefault(name, self._loaded(self._entry_points[name], name))
         if name not in self._classes:
             raise UsageError(
                 f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)"
@@ -317,9 +305,6 @@ class Registry(Generic[T]):
                 problems.append(f"; {error.what}")
         if name not in self.names():
             raise unknown(self.kind, name, self.names(), f"{self.see}{''.join(problems)}")
-
-    def _load_entry_point(self, name: str) -> None:
-        self._classes.setdefault(name, self._loaded(self._entry_points[name], name))
 
     def _loaded(self, point: metadata.EntryPoint, name: str) -> type[T]:
         try:
@@ -434,11 +419,11 @@ EXTRACTORS: Registry[Any] = Registry(
 REGISTRIES = (METHODS, DATASETS, METRICS, EXTRACTORS)
 
 
-def add_plugin(path: Path, replace: bool = False) -> dict[str, tuple[str, ...]]:
+def add_plugin(path: Path) -> dict[str, tuple[str, ...]]:
     """Make whatever a Python file registers known, without running it: kind → names.
 
     Raises UsageError where there is no such file, it does not parse, or a name in it is taken (see `add_file`).
     """
     path = expanded(path).resolve()
     declared = _declarations(path)
-    return {registry.kind: registry._add(path, declared, replace) for registry in REGISTRIES}
+    return {registry.kind: registry._add(path, declared, replace=False) for registry in REGISTRIES}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vqbench.machine.home import folder_in_home, keep_text, open_like_its_folder
+from vqbench.machine.home import keep_text, keeping
 from vqbench.machine.streams import say
 
 PATIENCE_S = 3600
@@ -41,22 +39,16 @@ def _fetch(url: str, target: Path, check: Callable[[Path], str | None]) -> str |
     """To a temporary name, check, rename: what has the final name is whole and the right file."""
     import urllib.request
 
-    partial = target.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
     try:
-        folder_in_home(target.parent)
-        # torch.hub's download has no timeout: behind a silent firewall it would wait for ever
-        with urllib.request.urlopen(url, timeout=10) as response, partial.open("wb") as file:
-            shutil.copyfileobj(response, file, 2**20)
-        wrong = check(partial)
-        if wrong is None:
-            os.replace(partial, target)
-            open_like_its_folder(target)
-        return wrong
+        with keeping(target) as partial:
+            # torch.hub's download has no timeout: behind a silent firewall it would wait for ever
+            with urllib.request.urlopen(url, timeout=10) as response, partial.open("wb") as file:
+                shutil.copyfileobj(response, file, 2**20)
+            if wrong := check(partial):
+                raise OSError(wrong)
+        return None
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         return str(getattr(error, "reason", error)) or type(error).__name__
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _recent_failure(note: Path) -> str | None:

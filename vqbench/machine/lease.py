@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import VQBenchError
+from vqbench.machine.json_files import read_json
 
 LEASE = "lease.json"
 BEAT_SECONDS = 5.0
@@ -65,12 +66,8 @@ def _busy(folder: Path, holder: dict[str, Any] | None) -> CellBusyError:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Who holds a lease; None where it does not say."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(value, dict) and bool(str(value.get("machine") or "").strip()) and "pid" in value
-    return value if whole else None
+    holder = read_json(path) or {}
+    return holder if str(holder.get("machine") or "").strip() and "pid" in holder else None
 
 
 class Lease:

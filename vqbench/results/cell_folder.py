@@ -156,10 +156,10 @@ class CellFolder:
             return "partial"
         return FAILED if result is not None else "missing"
 
-    def log_tail(self, lines: int = 12) -> str:
-        """The last lines of the log."""
+    def log_tail(self) -> str:
+        """The last twelve lines of the log."""
         try:
-            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
         except OSError:
             return ""
 

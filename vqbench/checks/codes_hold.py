@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqbench.artifact import Artifact
-from vqbench.checks.toy import BATCH, HEIGHT, WIDTH, Trial, in_eval, require, round_trip, same
+from vqbench.checks.toy import BATCH, HEIGHT, WIDTH, Trial, decoded, in_eval, require, require_near, round_trip, same
 from vqbench.quantizer import Quantized, Quantizer
 
 
@@ -139,20 +139,17 @@ def _require_codebook(quantizer: Quantizer, indices: Tensor, latents: Tensor) ->
         return
     batch, _, height, width = latents.shape
     looked_up = codebook[indices.reshape(batch, height, width)].permute(0, 3, 1, 2)
-    apart = float((looked_up - latents).abs().max())
-    require(apart <= 1e-5 * (1 + float(latents.abs().max())), f"codebook[indices] is {apart:.3g} away from the latents")
+    require_near(looked_up, latents, 1e-5, "codebook[indices] is {} away from the latents")
 
 
 def decode_agrees(trial: Trial) -> str:
     """`decode_indices`, and `codebook` where there is one, give what forward gave the decoder in eval mode."""
     for quantizer in (trial.quantizer(), trial.trained()):
         result = in_eval(quantizer, trial.latents(quantizer))
-        with torch.no_grad():
-            decoded = quantizer.decode_indices(result.indices)
-        require(decoded.shape == result.latents.shape, f"decode_indices gives {tuple(decoded.shape)}")
-        apart = float((decoded - result.latents).abs().max())
-        scale = 1 + float(result.latents.abs().max())
-        require(apart <= 1e-5 * scale, f"decode_indices(indices) is up to {apart:.3g} away from forward's latents")
+        found = decoded(quantizer, result.indices)
+        require(found.shape == result.latents.shape, f"decode_indices gives {tuple(found.shape)}")
+        far = "decode_indices(indices) is up to {} away from forward's latents"
+        apart = require_near(found, result.latents, 1e-5, far)
         _require_codebook(quantizer, result.indices, result.latents)
     return f"largest difference {apart:.1g}"
 
@@ -174,20 +171,18 @@ def eval_no_side_effects(trial: Trial) -> str:
     z = trial.latents(quantizer)
     before, codebook = copy.deepcopy(quantizer.state_dict()), copy.deepcopy(quantizer.codebook)
     first = in_eval(quantizer, z)
-    with torch.no_grad():
-        decoded = quantizer.decode_indices(first.indices)
+    latents = decoded(quantizer, first.indices)
     in_eval(quantizer, trial.latents(quantizer, seed=2))
     after = quantizer.state_dict()
     changed = [name for name in before if not same(before[name], after.get(name))]
     require(not changed, f"an eval pass changed {', '.join(changed)}")
     require(same(codebook, quantizer.codebook), "an eval pass changed the codebook")
     second = in_eval(quantizer, z)
-    with torch.no_grad():
-        decoded_again = quantizer.decode_indices(first.indices)
+    latents_again = decoded(quantizer, first.indices)
     require(torch.equal(first.indices, second.indices), "the second eval pass gives other indices")
     require(torch.equal(first.latents, second.latents), "the second eval pass gives other latents")
     require(same(first.continuous, second.continuous), "the second eval pass gives another continuous")
-    require(torch.equal(decoded, decoded_again), "after other eval passes the same indices decode to other latents")
+    require(torch.equal(latents, latents_again), "after other eval passes the same indices decode to other latents")
     return "state, codebook and answers unchanged by eval passes"
 
 
@@ -202,13 +197,10 @@ def eval_ignores_other_images(trial: Trial) -> str:
         moved = int((~agree).sum())
         # A sum in another order may decide a tie otherwise; that is a token in thousands, not in a hundred.
         require(moved <= agree.numel() // 100, f"alone, {moved} of {agree.numel()} tokens of an image have other codes")
-        apart = ((whole.latents[:1] - single.latents).abs() * agree[:, None]).max()
-        scale = 1 + float(single.latents.abs().max())
-        require(float(apart) <= 1e-4 * scale, f"alone, latents of the same codes are {float(apart):.3g} away")
+        of_same_codes = torch.where(agree[:, None], whole.latents[:1], single.latents)
+        require_near(of_same_codes, single.latents, 1e-4, "alone, latents of the same codes are {} away")
         if whole.continuous is not None and single.continuous is not None:
-            apart = (whole.continuous[:1] - single.continuous).abs().max()
-            scale = 1 + float(single.continuous.abs().max())
-            require(float(apart) <= 1e-4 * scale, f"alone, continuous is {float(apart):.3g} away")
+            require_near(whole.continuous[:1], single.continuous, 1e-4, "alone, continuous is {} away")
     return f"{agree.numel()} tokens alone as in a batch of {BATCH}"
 
 
@@ -218,16 +210,14 @@ def bfloat16_parity(trial: Trial) -> str:
     quantizer, twin = trial.trained(), trial.trained()
     z = trial.latents(quantizer).bfloat16()
     plain = in_eval(quantizer, z.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        cast, decoded = in_eval(twin, z), quantizer.decode_indices(plain.indices)
-    with torch.no_grad():
-        plainly_decoded = quantizer.decode_indices(plain.indices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast, cast_decoded = in_eval(twin, z), decoded(quantizer, plain.indices)
     moved = int((plain.indices != cast.indices).sum())
     advice = "put @full_precision on forward and decode_indices"
     require(moved == 0, f"{moved} of {plain.indices.numel()} indices change under bfloat16 autocast; {advice}")
     same = torch.allclose(plain.latents, cast.latents.float(), rtol=1e-5, atol=1e-6)
     require(same, f"forward's latents are rounded under bfloat16 autocast; {advice}")
-    same = torch.allclose(plainly_decoded, decoded.float(), rtol=1e-5, atol=1e-6)
+    same = torch.allclose(decoded(quantizer, plain.indices), cast_decoded.float(), rtol=1e-5, atol=1e-6)
     require(same, f"decode_indices rounds under bfloat16 autocast; {advice}")
     return f"{plain.indices.numel()} indices unchanged"
 
@@ -252,7 +242,6 @@ def state_dict_restores(trial: Trial) -> str:
     before, after = in_eval(trained, z), in_eval(fresh, z)
     require(torch.equal(before.indices, after.indices), "after load_state_dict the same input gives other indices")
     require(torch.equal(before.latents, after.latents), "after load_state_dict the same codes give other latents")
-    with torch.no_grad():
-        same = torch.equal(trained.decode_indices(before.indices), fresh.decode_indices(before.indices))
+    same = torch.equal(decoded(trained, before.indices), decoded(fresh, before.indices))
     require(same, "after load_state_dict the same indices decode to other latents")
     return f"{len(trained.state_dict())} tensors give the same codes in a new instance"

@@ -42,13 +42,13 @@ class Diagnosis:
     """What to do where the state is not "ok"."""
 
 
-def diagnose(inception: Path | None = None, lpips: Path | None = None, home: Path | None = None) -> list[Diagnosis]:
+def diagnose(inception: Path | None = None, lpips: Path | None = None) -> list[Diagnosis]:
     """Device, versions, weights and recomputed values, in the order in which they are printed.
 
     `inception` and `lpips` are weight files given by hand. Nothing is downloaded; weights of an LPIPS net that are
     not there are "missing", which is no fault: only metrics that ask for them need them.
     """
-    home = home or default_home()
+    home = default_home()
     found: dict[str, WeightFile | Missing] = {}
     findings = [_device(), *_to_the_end(_gpus()), *_versions(), _home(home)]
     findings += _weights("inception", lambda: find_weights("inception", inception, home=home), found)

@@ -45,6 +45,16 @@ def require(holds: bool, otherwise: str) -> None:
         raise AssertionError(otherwise)
 
 
+def require_near(actual: Tensor, expected: Tensor, within: float, otherwise: str) -> float:
+    """How far apart two tensors are. AssertionError where that is more than `within` times 1 + the largest value.
+
+    It says `otherwise`, with the distance in the place of {}.
+    """
+    apart = float((actual - expected).abs().max())
+    require(apart <= within * (1 + float(expected.abs().max())), otherwise.format(f"{apart:.3g}"))
+    return apart
+
+
 def same(a: Any, b: Any) -> bool:
     """Equal to the last bit, through nested states."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -60,6 +70,13 @@ def in_eval(quantizer: Quantizer, z: Tensor, seed: int = 0) -> Quantized:
     torch.manual_seed(seed)
     result: Quantized = quantizer.eval()(z)
     return result
+
+
+@torch.no_grad()
+def decoded(quantizer: Quantizer, indices: Tensor) -> Tensor:
+    """The latents of indices, without a gradient."""
+    latents: Tensor = quantizer.decode_indices(indices)
+    return latents
 
 
 def round_trip(state: Any) -> Any:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vqbench.cell.measured import Measured, sizes
 from vqbench.cell.memory import peak_memory
-from vqbench.cell.outcome import collapse_of, with_device_name, write_result
+from vqbench.cell.outcome import collapse_of, write_result
 from vqbench.cell.planned import artifact, artifact_facts, data_seed, receive
 from vqbench.cell.progress import Progress
 from vqbench.cell.stopwatch import STRETCH_STEPS, Stopwatch, short_spec, shortened, training_times
+from vqbench.data.dataset import DataReference
+from vqbench.data.features import FeatureSet, open_features
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
 from vqbench.machine.imports import lasting_imports
-from vqbench.recipe import Recipe
+from vqbench.machine.provenance import device_name
+from vqbench.recipe import Execution, Recipe
 from vqbench.results.cell_files import CODES, CURVES, PER_IMAGE
 from vqbench.results.cell_folder import CellFolder
-
-if TYPE_CHECKING:
-    from vqbench.data.features import FeatureSet
-
 
 _STRETCH_STEPS = 25
 """At most as many in a stretch: they take milliseconds."""
@@ -40,7 +39,6 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         import torch
 
         from vqbench.metrics.feature_evaluation import evaluate
-        from vqbench.recipe import Execution
         from vqbench.tokenizer import configured, save, seeded_quantizer
         from vqbench.training.feature_training import FeatureCoder, fit
         from vqbench.training.parts import Parts
@@ -70,7 +68,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     progress.enter("evaluate")
     evaluation = evaluate(coder, features.validation, spec["metrics"])
     images = recipe.steps * recipe.batch_size
-    training = {
+    training: dict[str, Any] = {
         "images_seen": images,
         "train_seconds": round(seconds, 3),
         "train_images_per_s": round(images / seconds, 3),
@@ -88,16 +86,14 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     return {
         "scores": evaluation.scores,
         "params": coder.parameter_counts(),
-        **with_device_name(training),
+        **training,
+        "device_name": device_name(training["device"]),
         "collapse": collapse_of(training, evaluation.histogram),
     }
 
 
 def _planned_features(spec: Mapping[str, Any], recipe: Recipe) -> FeatureSet:
     """The features that the plan was made for. Raises VQBenchError where they are others now."""
-    from vqbench.data.dataset import DataReference
-    from vqbench.data.features import open_features
-
     wanted = spec["dataset"]
     source = open_features(recipe, home(), DataReference.of_spec(spec))
     found = (source.protocol.validation_digest, source.train_digest)

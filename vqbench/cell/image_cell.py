@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqbench.cell.memory import peak_memory
-from vqbench.cell.outcome import collapse_of, with_device_name
-from vqbench.cell.planned import artifact, artifact_facts, data_seed, receive
+from vqbench.cell.outcome import collapse_of
+from vqbench.cell.planned import artifact, artifact_facts, data_seed, path_in, receive
 from vqbench.cell.progress import Progress, is_secondary
+from vqbench.data.dataset import DataReference, Dataset
+from vqbench.data.prepare import PreparedImages, prepare_train, prepare_validation
 from vqbench.errors import VQBenchError
+from vqbench.facts import Facts
 from vqbench.machine.atomic import replacing, write_arrays_atomically
+from vqbench.machine.home import home
 from vqbench.machine.imports import lasting_imports
 from vqbench.machine.json_files import read_json, write_json
+from vqbench.machine.provenance import device_name
 from vqbench.results.cell_files import (
     CODES,
     FEATURES,
@@ -26,16 +31,14 @@ from vqbench.results.cell_files import (
     later_version,
 )
 from vqbench.results.cell_folder import CellFolder
+from vqbench.results.kept_images import as_pictures, kept_positions, shown_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
 
-    from vqbench.data.dataset import Dataset
     from vqbench.data.decode import Reading
-    from vqbench.data.prepare import PreparedImages
-    from vqbench.facts import Facts
     from vqbench.metrics.evaluation import Codec, Evaluation
     from vqbench.pretrained.opened import Opened
     from vqbench.recipe import Execution, Recipe
@@ -46,8 +49,6 @@ def train_and_evaluate(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
 ) -> dict[str, Any] | None:
     """What a cell of images found; None in the process of a second device."""
-    from vqbench.machine.home import home
-
     with lasting_imports():
         import torch
 
@@ -79,7 +80,8 @@ def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evalu
     return {
         "scores": evaluation.scores,
         "params": params,
-        **with_device_name(training),
+        **training,
+        "device_name": device_name(training["device"]),
         **peak_memory(torch.device(training["device"]), training),
         "collapse": collapse_of(training, histogram) if histogram is not None and "images_seen" in training else None,
         "encode_images_per_s": round(evaluation.encode_images_per_s, 3),
@@ -94,7 +96,6 @@ def opened(spec: dict[str, Any], validation: PreparedImages, reading: Reading | 
 
     Raises VQBenchError where it is not the one of the plan, UsageError where it cannot be opened.
     """
-    from vqbench.facts import Facts
     from vqbench.pretrained.opening import open_source
 
     said = spec["pretrained"]
@@ -141,10 +142,6 @@ def _fair(opened: Opened, validation: PreparedImages) -> Facts:
 
 def open_data(spec: dict[str, Any], recipe: Recipe) -> tuple[Dataset, PreparedImages]:
     """The dataset and its validation images. Raises VQBenchError where they are not those of the plan."""
-    from vqbench.data.dataset import DataReference
-    from vqbench.data.prepare import prepare_validation
-    from vqbench.machine.home import home
-
     wanted = spec["dataset"]
     dataset = DataReference.of_spec(spec).open(recipe.resolution, recipe.image_channels)
     validation = prepare_validation(dataset, home())
@@ -173,9 +170,7 @@ def trained(
             progress.say(f"{error.what}: the cell is trained again")
     import torch
 
-    from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
-    from vqbench.machine.home import home
     from vqbench.pretrained.initial import start_from
     from vqbench.tokenizer import build_tokenizer, configured
 
@@ -254,18 +249,14 @@ def _perceptual(spec: dict[str, Any], recipe: Recipe) -> Any:
 
     if recipe.perceptual == "none":
         return None
-    explicit = Path(spec["lpips_weights"]) if spec["lpips_weights"] else None
-    return load_lpips(recipe.perceptual, explicit)
+    return load_lpips(recipe.perceptual, path_in(spec, "lpips_weights"))
 
 
 def evaluated(
-    tokenizer: Codec, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, home: Path
+    tokenizer: Codec, spec: dict[str, Any], validation: PreparedImages, device: Any, progress: Progress, place: Path
 ) -> Evaluation:
-    """The spec's metrics on `validation`; weights and reference features are found and kept below `home`."""
+    """The spec's metrics on `validation`; weights and reference features are found and kept below `place`."""
     from vqbench.metrics.evaluation import evaluate
-
-    def path(name: str) -> Path | None:
-        return Path(spec[name]) if spec[name] else None
 
     return evaluate(
         tokenizer,
@@ -273,11 +264,11 @@ def evaluated(
         validation.ids,
         metrics=spec["metrics"],
         validation_digest=validation.digest,
-        inception_weights=path("inception_weights"),
-        lpips_weights=path("lpips_weights"),
+        inception_weights=path_in(spec, "inception_weights"),
+        lpips_weights=path_in(spec, "lpips_weights"),
         device=device,
         batch_size=max(16, spec["recipe"]["batch_size"]),
-        home=home,
+        home=place,
         progress=progress,
     )
 
@@ -318,8 +309,6 @@ def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: Prep
     """The kept reconstructions and, once per protocol, the images that they are of; eight of both as a grid."""
     import numpy as np
     from PIL import Image
-
-    from vqbench.results.kept_images import as_pictures, kept_positions, shown_positions
 
     _, resolution, _, channels = validation.pixels.shape
     kept = kept_positions(len(validation), resolution, channels)

@@ -23,6 +23,8 @@ from vqbench.cell.stopwatch import (
     shortened,
     training_times,
 )
+from vqbench.data.prepare import PreparedImages, prepare_train
+from vqbench.machine.home import folder_in_home, home
 from vqbench.machine.provenance import device_name
 from vqbench.recipe import Recipe
 from vqbench.results.cell_files import RECONSTRUCTIONS, names
@@ -31,7 +33,6 @@ from vqbench.results.kept_images import kept_positions
 
 if TYPE_CHECKING:
     from vqbench.data.dataset import Dataset
-    from vqbench.data.prepare import PreparedImages
 
 EVALUATED_BATCHES = 3
 """The first warms up."""
@@ -53,8 +54,8 @@ def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, 
     watch.enter("evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sample = _sample(validation, EVALUATED_BATCHES * max(16, recipe.batch_size, images_at_a_time(device)))
-    with _home_of_its_own() as home:
-        evaluation = evaluated(tokenizer.to(device), spec, sample, device, watch, home)
+    with _home_of_its_own() as place:
+        evaluation = evaluated(tokenizer.to(device), spec, sample, device, watch, place)
     scored = time.monotonic()
     write_artifacts(folder, evaluation, sample)
     writing = time.monotonic() - scored
@@ -88,8 +89,6 @@ def _sample(images: PreparedImages, most: int) -> PreparedImages:
 @contextlib.contextmanager
 def _home_of_its_own() -> Iterator[Path]:
     """A place for the reference features of a few images, beside the weights of the user's own."""
-    from vqbench.machine.home import folder_in_home, home
-
     folder_in_home(home() / "weights")
     with tempfile.TemporaryDirectory(prefix="vqbench-probe-") as folder:
         (Path(folder) / "weights").symlink_to((home() / "weights").absolute(), target_is_directory=True)
@@ -107,9 +106,7 @@ def _overhead(watch: Stopwatch, times: TrainingTimes, short: Recipe, spawned: fl
 
 def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any], recipe: Recipe) -> float:
     """Seconds of a step, whose images other processes may load: a few steps live on what was loaded before them."""
-    from vqbench.data.prepare import prepare_train
     from vqbench.data.stream import TrainingStream
-    from vqbench.machine.home import home
     from vqbench.training.fit import data_workers
 
     workers = data_workers(spec["devices"])
@@ -124,7 +121,6 @@ def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any],
 
 def _reference_is_cached(spec: dict[str, Any], validation: PreparedImages, device: Any) -> bool:
     """Whether the features of all validation images exist; true where no metric asks for them."""
-    from vqbench.machine.home import home
     from vqbench.metrics.definitions import features_by, metric
     from vqbench.metrics.extraction import extractor_digest, reference_path
 

@@ -15,7 +15,7 @@ from vqbench.cell.progress import RANK_VARIABLE
 from vqbench.cell.reasons import leave, reason_of
 from vqbench.errors import UsageError
 from vqbench.machine.json_files import write_json
-from vqbench.machine.provenance import device_name, git_commit, versions
+from vqbench.machine.provenance import git_commit, versions
 from vqbench.results.cell_files import DONE, RESULT
 from vqbench.results.cell_folder import CellFolder
 from vqbench.wording import masked_text
@@ -42,11 +42,6 @@ def collapse_of(training: dict[str, Any], histogram: Any) -> dict[str, Any] | No
         return in_training
     reason = f"perplexity {perplexity:.1f} of {histogram.shape[1]} codes in evaluation"
     return Collapse("collapsed", reason, training["images_seen"]).as_dict()
-
-
-def with_device_name(training: dict[str, Any]) -> dict[str, Any]:
-    """What training took, and what its device is called."""
-    return {**training, "device_name": device_name(training["device"])}
 
 
 def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqbench.artifact import Artifact
 from vqbench.errors import VQBenchError
+from vqbench.machine.home import home
 from vqbench.machine.imports import lasting_imports
 from vqbench.results.cell_folder import CellFolder
 from vqbench.seeds import derive_seed
@@ -35,13 +36,16 @@ def artifact(
     Raises VQBenchError where it is another than when the cell was planned, UsageError where it cannot be made.
     """
     from vqbench.data.artifacts import load_artifact
-    from vqbench.machine.home import home
 
     if "artifact" not in spec:
         return None
-    needed, weights = Artifact.of(spec["artifact"]), spec["inception_weights"]
-    given = Path(weights) if weights else None
+    needed, given = Artifact.of(spec["artifact"]), path_in(spec, "inception_weights")
     return load_artifact(needed, dataset, given, home(), progress, spec["artifact"]["digest"])
+
+
+def path_in(spec: Mapping[str, Any], name: str) -> Path | None:
+    """A path that a spec may say."""
+    return Path(spec[name]) if spec[name] else None
 
 
 def receive(quantizer: Quantizer, around: NDArray[np.float32]) -> None:

@@ -254,7 +254,7 @@ def test_lists_say_where_things_come_from(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('register("mine")', 'register("psnr")', "two metrics are called 'psnr'"),
+        ('register("mine")', 'register("psnr")', "two metrics are called 'psnr': vqbench "),
         ('register("mine")', 'register("id")', "no other column has"),
         ('"Mean of the reconstruction."', '""', "needs a title and a sentence"),
         (

@@ -205,7 +205,7 @@ class Registry(Generic[T]):
                 continue
             is_known = name in self._classes and _file_of_class(self._classes[name]) == str(path)
             if name in self.names() and not replace and not is_known:
-                raise self._taken(name, self._place(name).origin or self._origin_of_class(name), str(path))
+                raise self._taken(name, self._origin(name), str(path))
             self._classes.pop(name, None)
         self._files |= dict.fromkeys(names, path)
         if path not in self._unread and (replace or path not in self._read):
@@ -290,9 +290,7 @@ class Registry(Generic[T]):
         elif name not in self._classes:
             self._classes.setdefault(name, self._loaded(self._entry_points[name], name))
         if name not in self._classes:
-            raise UsageError(
-                f"{self._place(name).origin} does not register {self.kind} '{name}'", "check its register(…)"
-            )
+            raise UsageError(f"{self._origin(name)} does not register {self.kind} '{name}'", "check its register(…)")
         return self._classes[name]
 
     def _search_unread_files(self, name: str) -> None:
@@ -359,20 +357,24 @@ class Registry(Generic[T]):
         plugin = read_plugin(path)
         return Source(plugin, plugin.digest)
 
-    def _place(self, name: str) -> _Place:
-        return _Place(file=self._files[name]) if name in self._files else _Place(self._entry_points.get(name))
+    def _place(self, name: str) -> _Place | None:
+        """Where the text of a name is; None for a class that is in this process alone, vqbench's own, or a member."""
+        if name in self._files:
+            return _Place(file=self._files[name])
+        return _Place(self._entry_points[name]) if name in self._entry_points else None
 
-    def _origin_of_class(self, name: str) -> str:
-        if self.is_member(name):
-            return _Place(self._families[name.partition(":")[0]]).origin
+    def _origin(self, name: str) -> str:
+        place = self._place(name)
+        if place is None and self.is_member(name):
+            place = _Place(self._families[name.partition(":")[0]])
+        if place is not None:
+            return place.origin
         return f"vqbench {metadata.version('vqbench')}" if self._is_own(name) else "registered in Python"
 
     def outline(self, name: str) -> Outline:
         """Summary, paper and components of a plugin, read from its source text."""
         place = self._place(name)
-        if place.file is None and place.entry_point is None:
-            return self._outline_of_class(name, self._origin_of_class(name))
-        return self._outlined(name, place)
+        return self._outline_of_class(name, self._origin(name)) if place is None else self._outlined(name, place)
 
     def _outlined(self, name: str, place: _Place) -> Outline:
         try:

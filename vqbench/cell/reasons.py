@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vqbench.errors import VQBenchError, remedy
+from vqbench.machine.json_files import read_json_lines
 from vqbench.results.cell_files import RANKS
 
 _NO_ROOM = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
@@ -92,16 +94,9 @@ def leave(folder: Path, reason: Reason) -> None:
 def left_in(folder: Path) -> list[tuple[int, Reason]]:
     """What processes of a cell failed of, each with its id, the first one first; without what is not whole."""
     found = []
-    try:
-        lines = (folder / RANKS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            said = json.loads(line)
+    for said in read_json_lines(folder / RANKS):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             found.append((int(said.pop("pid")), Reason(**said)))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
     return found
 
 

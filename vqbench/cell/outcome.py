@@ -23,7 +23,25 @@ from vqbench.wording import masked_text
 
 def write_result(folder: CellFolder, started: float, found: dict[str, Any]) -> None:
     """Write result.json: what was `found`, what the cell is, where it ran; `started` as time.time() gave it."""
-    write_json(folder.path / RESULT, {**_identity(folder.spec, started), **found})
+    spec = folder.spec
+    identity = {
+        "state": DONE,
+        "method": spec["method"],
+        "config": spec["config"],
+        "components": spec["components"],
+        "size": spec.get("size"),
+        "paper_unspecified": spec["paper_unspecified"],
+        "recipe": spec["recipe"],
+        "dataset": spec["dataset"],
+        "protocol": spec["protocol"],
+        "seed": spec["seed"],
+        "hash": spec["hash"],
+        "versions": versions(),
+        "git": git_commit(Path(__file__).parent),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.time() - started, 3),
+    }
+    write_json(folder.path / RESULT, {**identity, **found})
 
 
 def collapse_of(training: dict[str, Any], histogram: Any) -> dict[str, Any] | None:
@@ -42,27 +60,6 @@ def collapse_of(training: dict[str, Any], histogram: Any) -> dict[str, Any] | No
         return in_training
     reason = f"perplexity {perplexity:.1f} of {histogram.shape[1]} codes in evaluation"
     return Collapse("collapsed", reason, training["images_seen"]).as_dict()
-
-
-def _identity(spec: dict[str, Any], started: float) -> dict[str, Any]:
-    """The part of a result that says what the cell is and where it ran."""
-    return {
-        "state": DONE,
-        "method": spec["method"],
-        "config": spec["config"],
-        "components": spec["components"],
-        "size": spec.get("size"),
-        "paper_unspecified": spec["paper_unspecified"],
-        "recipe": spec["recipe"],
-        "dataset": spec["dataset"],
-        "protocol": spec["protocol"],
-        "seed": spec["seed"],
-        "hash": spec["hash"],
-        "versions": versions(),
-        "git": git_commit(Path(__file__).parent),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(time.time() - started, 3),
-    }
 
 
 def guarded(folder: CellFolder, started: float, work: Callable[[CellFolder], None]) -> int:

@@ -115,7 +115,7 @@ def train(
     training = TokenizerTraining(tokenizer, recipe, seed, perceptual)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     resume(training, folder)
-    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, recipe, report, stop_on_collapse))
+    trainer = _trainer(recipe, training.images_seen, devices, Recorder(folder, report, stop_on_collapse))
     device = trainer.strategy.root_device
     parts = Parts(recipe, execution, device)
     training.run_by(parts)

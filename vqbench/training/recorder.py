@@ -17,7 +17,6 @@ import torch
 
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_text_atomically
-from vqbench.recipe import Recipe
 from vqbench.results.cell_files import CHECKPOINT as CHECKPOINT_FILE
 from vqbench.results.cell_files import CHECKPOINTS, CURVES
 from vqbench.results.curves import read_curves
@@ -38,11 +37,8 @@ class Recorder(lightning.Callback):
     that is told to end (SIGTERM) ends after its step, with a checkpoint.
     """
 
-    def __init__(
-        self, folder: Path, recipe: Recipe, report: Callable[[int, float], None], stop_on_collapse: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, report: Callable[[int, float], None], stop_on_collapse: bool = False) -> None:
         self.folder = folder
-        self.recipe = recipe
         self.report = report
         self.stop_on_collapse = stop_on_collapse
         self._clock = time.perf_counter()
@@ -71,7 +67,7 @@ class Recorder(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
         """Write a point of the curves every `log_images` and at the end, report after each step."""
         seen = pl_module.images_seen
-        if is_logged(self.recipe, seen):
+        if is_logged(pl_module.recipe, seen):
             refuse_divergence(pl_module)
             point = pl_module.curve_point()
             if trainer.is_global_zero:

@@ -7,6 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+import torch
+
 from vqbench.cell.measured import Measured, sizes
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of, write_result
@@ -18,11 +22,14 @@ from vqbench.data.features import FeatureSet, open_features
 from vqbench.errors import VQBenchError
 from vqbench.machine.atomic import replacing, write_arrays_atomically
 from vqbench.machine.home import home
-from vqbench.machine.imports import lasting_imports
 from vqbench.machine.provenance import device_name
+from vqbench.metrics.feature_evaluation import evaluate
 from vqbench.recipe import Execution, Recipe
 from vqbench.results.cell_files import CODES, CURVES, PER_IMAGE
 from vqbench.results.cell_folder import CellFolder
+from vqbench.tokenizer import configured, save, seeded_quantizer
+from vqbench.training.feature_training import FeatureCoder, fit
+from vqbench.training.parts import Parts
 
 _STRETCH_STEPS = 25
 """At most as many in a stretch: they take milliseconds."""
@@ -33,16 +40,6 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
 
     Raises DivergedError, and VQBenchError where the features have changed since the plan.
     """
-    with lasting_imports():
-        import pyarrow
-        import pyarrow.parquet
-        import torch
-
-        from vqbench.metrics.feature_evaluation import evaluate
-        from vqbench.tokenizer import configured, save, seeded_quantizer
-        from vqbench.training.feature_training import FeatureCoder, fit
-        from vqbench.training.parts import Parts
-
     progress.enter("data")
     features = _planned_features(spec, recipe)
     progress.enter("train")

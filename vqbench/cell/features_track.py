@@ -16,6 +16,7 @@ from vqbench.data.kept import Making
 from vqbench.data.prepare import both_or_name, prepare_validation, verify
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
+from vqbench.machine.imports import lasting_imports
 from vqbench.metrics.feature_protocol import FeatureProtocol
 from vqbench.recipe import Recipe
 from vqbench.results.cell_folder import CellFolder
@@ -101,13 +102,15 @@ class FeaturesTrack(Track):
         self, folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
     ) -> dict[str, Any]:
         """Fit and score; an interrupted fit starts again, it takes seconds."""
-        from vqbench.cell.feature_cell import train_and_evaluate
+        with lasting_imports():
+            from vqbench.cell.feature_cell import train_and_evaluate
 
         return train_and_evaluate(folder, spec, recipe, progress)
 
     def probe(self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float) -> Measured:
         """A shorter fit, and all of the evaluation."""
-        from vqbench.cell.feature_cell import probe
+        with lasting_imports():
+            from vqbench.cell.feature_cell import probe
 
         return probe(folder, recipe, watch, started, spawned)
 

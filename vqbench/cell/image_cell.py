@@ -6,12 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 from vqbench.cell.memory import peak_memory
 from vqbench.cell.outcome import collapse_of
 from vqbench.cell.planned import artifact, artifact_facts, data_seed, path_in, receive
 from vqbench.cell.progress import Progress, is_secondary
 from vqbench.data.dataset import DataReference, Dataset
 from vqbench.data.prepare import PreparedImages, prepare_train, prepare_validation
+from vqbench.data.stream import TrainingStream
 from vqbench.errors import VQBenchError
 from vqbench.facts import Facts
 from vqbench.machine.atomic import replacing, write_arrays_atomically
@@ -32,6 +37,7 @@ from vqbench.results.cell_files import (
 )
 from vqbench.results.cell_folder import CellFolder
 from vqbench.results.kept_images import as_pictures, kept_positions, shown_positions
+from vqbench.tokenizer import DamagedWeightsError, Tokenizer, build_tokenizer, configured, load, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,16 +48,12 @@ if TYPE_CHECKING:
     from vqbench.metrics.evaluation import Codec, Evaluation
     from vqbench.pretrained.opened import Opened
     from vqbench.recipe import Execution, Recipe
-    from vqbench.tokenizer import Tokenizer
 
 
 def train_and_evaluate(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
 ) -> dict[str, Any] | None:
     """What a cell of images found; None in the process of a second device."""
-    with lasting_imports():
-        import torch
-
     progress.enter("data")
     dataset, validation = open_data(spec, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,8 +76,6 @@ def train_and_evaluate(
 
 def findings(params: dict[str, int], training: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     """What the result of a cell of images says of its training, if it had one, and evaluation."""
-    import torch
-
     histogram, mean = evaluation.histogram, "mean_" if evaluation.indices is None else ""
     return {
         "scores": evaluation.scores,
@@ -120,9 +120,6 @@ def _fair(opened: Opened, validation: PreparedImages) -> Facts:
 
     Raises VQBenchError where its images are not made of its codes alone, or are others each time.
     """
-    import numpy as np
-    import torch
-
     from vqbench.metrics.evaluation import padded
     from vqbench.pretrained.conformance import check_source
 
@@ -158,8 +155,6 @@ def trained(
     folder: CellFolder, spec: dict[str, Any], recipe: Recipe, dataset: Dataset, progress: Progress
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """The trained tokenizer, from the finished weights if they are there, and what training it took."""
-    from vqbench.tokenizer import DamagedWeightsError, load, save
-
     known = read_json(folder.training_record)
     if known is not None and folder.weights.is_file():
         if newer := later_version(TRAINING, known):
@@ -168,11 +163,7 @@ def trained(
             return load(folder.path), known
         except DamagedWeightsError as error:
             progress.say(f"{error.what}: the cell is trained again")
-    import torch
-
-    from vqbench.data.stream import TrainingStream
     from vqbench.pretrained.initial import start_from
-    from vqbench.tokenizer import build_tokenizer, configured
 
     with lasting_imports():
         from vqbench.training.fit import train
@@ -307,9 +298,6 @@ def _earlier_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 def _write_pictures(folder: CellFolder, evaluation: Evaluation, validation: PreparedImages) -> None:
     """The kept reconstructions and, once per protocol, the images that they are of; eight of both as a grid."""
-    import numpy as np
-    from PIL import Image
-
     _, resolution, _, channels = validation.pixels.shape
     kept = kept_positions(len(validation), resolution, channels)
     originals = validation.pixels[kept]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vqbench.cell.image_cell import evaluated, findings, open_data, trained, write_artifacts
 from vqbench.cell.measured import Measured, bytes_of, sizes, steps_between
 from vqbench.cell.outcome import write_result
@@ -24,6 +26,7 @@ from vqbench.cell.stopwatch import (
     training_times,
 )
 from vqbench.data.prepare import PreparedImages, prepare_train
+from vqbench.data.stream import TrainingStream
 from vqbench.machine.home import folder_in_home, home
 from vqbench.machine.provenance import device_name
 from vqbench.recipe import Recipe
@@ -40,8 +43,6 @@ EVALUATED_BATCHES = 3
 
 def probe(folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float) -> Measured | None:
     """Some steps with their checkpoints, and an evaluation of three batches; None in a second device's process."""
-    import torch
-
     from vqbench.metrics.extraction import images_at_a_time
 
     spec, short = folder.spec, shortened(recipe, STRETCH_STEPS)
@@ -106,7 +107,6 @@ def _overhead(watch: Stopwatch, times: TrainingTimes, short: Recipe, spawned: fl
 
 def _no_faster_than_loading(step: float, dataset: Dataset, spec: dict[str, Any], recipe: Recipe) -> float:
     """Seconds of a step, whose images other processes may load: a few steps live on what was loaded before them."""
-    from vqbench.data.stream import TrainingStream
     from vqbench.training.fit import data_workers
 
     workers = data_workers(spec["devices"])

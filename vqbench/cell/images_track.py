@@ -17,6 +17,7 @@ from vqbench.data.prepare import PreparedImages, is_cached, prepare_both, prepar
 from vqbench.data.uncached import cost_of_decoding
 from vqbench.errors import UsageError
 from vqbench.machine.home import home
+from vqbench.machine.imports import lasting_imports
 from vqbench.metrics.protocol import Protocol, protocol_for
 from vqbench.recipe import Recipe
 from vqbench.results.cell_folder import CellFolder
@@ -82,7 +83,8 @@ class ImagesTrack(Track):
         self, folder: CellFolder, spec: dict[str, Any], recipe: Recipe, progress: Progress
     ) -> dict[str, Any] | None:
         """Train, or take what is trained, and score it; None in the process of a second device."""
-        from vqbench.cell.image_cell import train_and_evaluate
+        with lasting_imports():
+            from vqbench.cell.image_cell import train_and_evaluate
 
         return train_and_evaluate(folder, spec, recipe, progress)
 
@@ -90,7 +92,8 @@ class ImagesTrack(Track):
         self, folder: CellFolder, recipe: Recipe, watch: Stopwatch, started: float, spawned: float
     ) -> Measured | None:
         """20 optimiser steps, four checkpoints and an evaluation of three batches."""
-        from vqbench.cell.image_probe import probe
+        with lasting_imports():
+            from vqbench.cell.image_probe import probe
 
         return probe(folder, recipe, watch, started, spawned)
 

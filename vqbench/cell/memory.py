@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+
+from vqbench.training.ranks import over_several
+from vqbench.training.steps import peak_memory_bytes
 
 
 def peak_memory(device: torch.device, earlier: Mapping[str, Any], over_ranks: bool = False) -> dict[str, int]:
@@ -15,11 +17,6 @@ def peak_memory(device: torch.device, earlier: Mapping[str, Any], over_ranks: bo
     The first is of tensors on CUDA and of the process on a CPU, the second what CUDA's allocator took to hold them.
     `over_ranks`: the largest of all processes that train the cell, which must all ask.
     """
-    import torch
-
-    from vqbench.training.ranks import over_several
-    from vqbench.training.steps import peak_memory_bytes
-
     now = {"peak_memory_bytes": peak_memory_bytes(device)}
     if device.type == "cuda":
         now["peak_reserved_bytes"] = int(torch.cuda.max_memory_reserved(device))

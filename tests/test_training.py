@@ -27,7 +27,7 @@ from vqbench.precision import arithmetic, float32_operations
 from vqbench.tokenizer import build_tokenizer, load, save
 from vqbench.training import recorder
 from vqbench.training.collapse import DivergedError
-from vqbench.training.fit import BatchPositions, train
+from vqbench.training.fit import batch_positions, train
 from vqbench.training.recorder import CHECKPOINT
 from vqbench.training.steps import seed_noise
 from vqbench.training.tokenizer_training import TokenizerTraining, learning_rate
@@ -223,7 +223,7 @@ def test_learning_rate_follows_images(seen: int) -> None:
 def test_devices_share_each_batch_without_overlap(devices: int, share: int, start: int, steps: int) -> None:
     batch = devices * share
     first, stop = start * batch, (start + steps) * batch
-    seen = [list(BatchPositions(first, stop, batch, rank, devices)) for rank in range(devices)]
+    seen = [list(batch_positions(first, stop, batch, rank, devices)) for rank in range(devices)]
     together = [sorted(p for rank in seen for p in rank[i]) for i in range(steps)]
     assert together == [list(range(first + i * batch, first + (i + 1) * batch)) for i in range(steps)]
 

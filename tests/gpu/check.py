@@ -447,10 +447,10 @@ def part_loader(check: Check) -> None:
     with check.guarded("workers of a training"):
         from torch.utils.data import DataLoader
 
-        from vqbench.training.fit import BatchPositions, data_workers
+        from vqbench.training.fit import batch_positions, data_workers
 
         recipe, workers = check.recipe(), data_workers(1)
-        positions: Any = BatchPositions(0, recipe.batch_size * (4 if check.quick else 60), recipe.batch_size, 0, 1)
+        positions: Any = batch_positions(0, recipe.batch_size * (4 if check.quick else 60), recipe.batch_size, 0, 1)
         batches = iter(DataLoader(stream_of(recipe), batch_sampler=positions, num_workers=workers))
         next(batches)
         started = time.perf_counter()

@@ -49,7 +49,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     coder = FeatureCoder(features.train.shape[3], quantizer, spec["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = Parts(recipe, Execution.of_spec(spec), device)
-    with parts.arithmetic(recipe.precision):
+    with parts.arithmetic():
         seconds, collapse = fit(
             coder.to(device),
             features.train,
@@ -72,7 +72,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
         **peak_memory(device, {}),
         "device": str(device),
         "devices": 1,
-        "execution": parts.said(recipe.precision),
+        "execution": parts.said(),
         **artifact_facts(quantizer),
         "collapse": collapse.as_dict() if collapse is not None else None,
     }

@@ -49,20 +49,11 @@ class TrainingOutcome:
         return self.images_seen / self.seconds if self.seconds > 0 else 0.0
 
 
-class BatchPositions:
+def batch_positions(start: int, stop: int, batch_size: int, rank: int, devices: int) -> Iterator[list[int]]:
     """Positions in the endless stream that one device sees, batch by batch, from `start` to `stop` images."""
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, devices: int) -> None:
-        self.batches = range(start, stop, batch_size)
-        self.share = batch_size // devices
-        self.offset = rank * self.share
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in self.batches:
-            yield list(range(first + self.offset, first + self.offset + self.share))
+    share = batch_size // devices
+    for first in range(start + rank * share, stop, batch_size):
+        yield list(range(first, first + share))
 
 
 class _Stretches:
@@ -79,7 +70,7 @@ class _Stretches:
         recipe, trainer, start = self.training.recipe, self.training.trainer, self.training.images_seen
         stretch = recipe.stretch
         end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
-        return iter(BatchPositions(start, end, recipe.batch_size, trainer.global_rank, trainer.world_size))
+        return batch_positions(start, end, recipe.batch_size, trainer.global_rank, trainer.world_size)
 
 
 def _loader(stream: TrainingStream, training: TokenizerTraining, workers: int, on_gpu: bool) -> DataLoader[Tensor]:
@@ -122,7 +113,7 @@ def train(
     if training.images_seen < recipe.steps * recipe.batch_size:
         try:
             on_gpu, workers = device.type == "cuda", data_workers(devices)
-            with parts.arithmetic(recipe.precision):
+            with parts.arithmetic():
                 trainer.fit(training, _loader(stream, training, workers, on_gpu))
         except SIGTERMException:  # a SystemExit of code 0, as if all were done
             raise TerminatedError from None
@@ -134,7 +125,7 @@ def train(
         peak_memory_bytes=max(training.peak_memory_bytes, peak_memory_bytes(device)),
         device=str(device),
         devices=trainer.world_size,
-        execution=parts.said(recipe.precision),
+        execution=parts.said(),
         collapse=training.collapse_watch.collapse,
     )
 

@@ -27,7 +27,7 @@ class Parts:
     """Runs encoder and decoder, discriminator and perceptual network, as a recipe and an `Execution` ask."""
 
     def __init__(self, recipe: Recipe, execution: Execution, device: torch.device, backend: str = "inductor") -> None:
-        self.execution, self.device = execution, device
+        self.execution, self.device, self.precision = execution, device, recipe.precision
         self.casts = recipe.precision == "bf16_true"
         self.draws = recipe.dropout > 0
         asked = execution.compile
@@ -90,16 +90,16 @@ class Parts:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @contextlib.contextmanager
-    def arithmetic(self, precision: str) -> Iterator[None]:
+    def arithmetic(self) -> Iterator[None]:
         """Around a training: its float32, and CUDA's algorithms. All settings come back."""
-        with float32_operations(convolutions_in(precision, self.device)), algorithms(self.execution.deterministic):
+        with float32_operations(convolutions_in(self.precision, self.device)), algorithms(self.execution.deterministic):
             yield
 
-    def said(self, precision: str) -> dict[str, Any]:
+    def said(self) -> dict[str, Any]:
         """What was done in fact, as a result says it."""
         cuda = self.device.type == "cuda"
         return {
-            **arithmetic(precision, self.device),
+            **arithmetic(self.precision, self.device),
             "compile": self.compiles,
             "deterministic": self.execution.deterministic,
             "micro_batch": self.execution.micro_batch,

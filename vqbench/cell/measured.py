@@ -12,37 +12,37 @@ from vqbench.results.cell_folder import CellFolder
 MEASURED = "measured.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a probe of one method configuration found. Times in seconds of wall clock."""
+    """What a probe of one method configuration found. Times in seconds of wall clock; 0 for what its track has not."""
 
     overhead_seconds: float
     """Of a process, once: imports, data, weights, the first slow steps, saving, its end."""
     step_seconds: float
     """Of an optimiser step without the discriminator; 0 where there is no such step."""
-    adversarial_step_seconds: float
+    adversarial_step_seconds: float = 0.0
     """Of one with it; 0 where there is none."""
-    checkpoint_seconds: float
+    checkpoint_seconds: float = 0.0
     """Of one checkpoint, and of starting to load images again after it."""
     evaluation_seconds: float
     """Of evaluation, once: metric networks, the first batch, files."""
-    evaluation_image_seconds: float
+    evaluation_image_seconds: float = 0.0
     """Of evaluation, for each validation image."""
-    reference_image_seconds: float
+    reference_image_seconds: float = 0.0
     """Of the reference features of each validation image, which the first cell under a protocol makes for all."""
-    reference_is_cached: bool
+    reference_is_cached: bool = True
     """Whether these exist."""
     checkpoint_bytes: int
     weights_bytes: int
     folder_bytes: int
     """Of all other files that stay in a cell's folder, but for what grows with the budget or the validation images."""
-    image_bytes: float
+    image_bytes: float = 0.0
     """Of these files, for each validation image."""
     point_bytes: float
     """Of one line of metrics.jsonl."""
     copied_bytes: int
     """Of the files that MLflow gets a copy of, but for what grows with the budget or the validation images."""
-    reference_image_bytes: float
+    reference_image_bytes: float = 0.0
     """Of the reference features of each validation image, which all cells share."""
     device: str
     """As torch names it: cpu, cuda:0."""

@@ -63,6 +63,7 @@ def test_one_seed_needs_no_list() -> None:
         ("images", 1e5, "--images takes a whole number, not 100000.0"),
         ("images", True, "--images takes a whole number, not True"),
         ("images", "1e5", "--images takes a whole number, not '1e5'"),
+        ("holdout", 10**400, "--holdout is a share between 0 and 1"),
         ("devices", np.float64(2), "--devices takes a whole number"),
         ("workers", [2], "--workers takes a whole number"),
         ("validation_images", 2.5, "--validation-images takes a whole number"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -26,8 +26,13 @@ from vqbench.registry import METHODS
 MIN_VARIANCE = 1e-10  # the authors' floor under the variance before it divides
 # 2 · 1 / 192 for l2 and 8 × 8 RGB pixels a token: a weight for code that never calls `advance`.
 FIRST_WEIGHT = 2 / 192
-BLOCK_BYTES = 32 * 2**20
-"""Upper bound of an N × K matrix that is kept for the backward pass; above it, blocks of rows are computed twice."""
+WHOLE_BYTES = 32 * 2**20
+"""Upper bound of noise that is one N × K matrix, of which autograd makes the gradient; above it, there are blocks."""
+BLOCK_BYTES = 8 * 2**20
+"""Upper bound of a block of rows. Several are passed over while a cache has them, and what a step frees of such a size
+the next one gets again, where a matrix of hundreds of MB would come anew from the system, page by page."""
+DRAWN_AT_ONCE = 2**16
+"""Uniform numbers in float64 that a cache holds."""
 
 
 def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
@@ -60,95 +65,103 @@ def soft_codes(logits: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tenso
     return ((logits + gumbel) / temperature).softmax(1) @ codes
 
 
-def gumbel_noise(out: Tensor) -> Tensor:
-    """Fill float32 `out`, of any shape, with standard Gumbel noise, and return it.
+def gumbel_noise(z: Tensor, codebook_size: int) -> list[Tensor]:
+    """Standard Gumbel noise of tokens z (N, d) and K codes, in the dtype of z: blocks of rows, together (N, K).
 
-    On a CPU `exponential_` draws a uniform number in float64 and takes its logarithm, one after the other: two fifths
-    of a step with many codes. Above BLOCK_BYTES the same numbers are drawn, so many bytes of them at a time, and the
-    logarithm is taken of all at once. The noise and the generator's state are the same; of some billions of numbers one
-    may have another last bit, so that smaller matrices are filled as they were for stored trainings.
+    It is one block up to WHOLE_BYTES. On a CPU `exponential_` draws a uniform number in float64 and takes its
+    logarithm, one after the other: two fifths of a step with many codes. For several blocks the same numbers are drawn,
+    but the logarithm is taken of many at once. Noise and state of the generator are the same; of some billions of
+    numbers one may have another last bit, so that smaller matrices are filled as they were for stored trainings.
     """
-    if out.device.type != "cpu" or out.numel() * out.element_size() <= BLOCK_BYTES:
-        return out.exponential_().log_().neg_()
-    size = max(1, BLOCK_BYTES // 8)
-    uniform = torch.empty(min(size, out.numel()), dtype=torch.float64)
-    for part in torch.split(out.view(-1), size):
-        part.copy_(uniform[: len(part)].uniform_().neg_().log1p_())
-    return out.neg_().log_().neg_()
+    tokens, width = len(z), codebook_size * z.element_size()
+    rows = max(1, tokens if tokens * width <= WHOLE_BYTES else BLOCK_BYTES // width)
+    if z.device.type == "cpu" and rows < tokens:
+        sizes = (min(rows, tokens - start) for start in range(0, tokens, rows))
+        return [_fill(z.new_empty(size, codebook_size)) for size in sizes]
+    return list(torch.split(z.new_empty(tokens, codebook_size).exponential_().log_().neg_(), rows))
+
+
+def _fill(block: Tensor) -> Tensor:
+    uniform = torch.empty(min(DRAWN_AT_ONCE, block.numel()), dtype=torch.float64)
+    for part in torch.split(block.view(-1), DRAWN_AT_ONCE):
+        part.copy_(uniform[: len(part)].uniform_().neg_().log1p_()).neg_().log_().neg_()
+    return block
 
 
 def noisy_assignment(
-    z: Tensor, codes: Tensor, variance: Tensor, gumbel: Tensor, temperature: Tensor
+    z: Tensor, codes: Tensor, variance: Tensor, noise: list[Tensor], temperature: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """`soft_codes`, the most probable code (N,) and `latent_terms` of tokens z (N, d) under the noise gumbel (N, K).
+    """`soft_codes`, the most probable code (N,) and `latent_terms` of tokens z (N, d) under `gumbel_noise`.
 
-    Where gumbel has more than BLOCK_BYTES, it is the only N × K matrix that is kept; values and gradients are the same
-    to rounding.
+    Several blocks of noise are overwritten, and of their size one more matrix is kept for the backward pass; values and
+    gradients are those of one block to rounding.
     """
-    if gumbel.numel() * gumbel.element_size() <= BLOCK_BYTES:
+    if len(noise) == 1:
         logits = assignment_logits(z, codes, variance)
-        mixture = soft_codes(logits, codes, gumbel, temperature)
+        mixture = soft_codes(logits, codes, noise[0], temperature)
         return mixture, logits.detach().argmax(1), latent_terms(z, mixture, variance, logits)
     precision = 1 / variance.clamp(min=MIN_VARIANCE)
     halves = -0.5 * codes.square()
     right = torch.cat([codes, halves if precision.shape[1] > 1 else halves.sum(1, keepdim=True)], 1)
     left = torch.cat([precision * z, precision], 1)  # so that the logits are left · right
-    mixture, entropy, indices = _NoisyAssignment.apply(left, right, codes, gumbel, temperature)  # type: ignore[no-untyped-call]
+    mixture, entropy, indices = _NoisyAssignment.apply(left, right, codes, temperature, *noise)  # type: ignore[no-untyped-call]
     return mixture, indices, {"entropy": entropy, "noise": _noise(z, mixture, variance)}
 
 
 class _NoisyAssignment(torch.autograd.Function):
     """Mixture (N, d), Σ_k p log p (N,) and most probable code (N,) of logits left (N, c) · right (K, c).
 
-    Of the logits a block of rows exists at a time, forwards and, computed again, backwards.
+    Two matrices of each block are kept: the weights of the mixture, which take the place of the noise, and the slopes
+    of Σ p log p by the logits, p (log p − Σ p log p).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor, codes: Tensor, gumbel: Tensor, temperature: Tensor
+        ctx: Any, left: Tensor, right: Tensor, codes: Tensor, temperature: Tensor, *noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixture, entropy = left.new_empty(len(left), codes.shape[1]), left.new_empty(len(left))
         indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
-        for rows, logits, log_p, p in _blocks(gumbel):
-            torch.mm(left[rows], right.t(), out=logits)
-            torch.argmax(logits, 1, out=indices[rows])
-            torch.log_softmax(logits, 1, out=log_p)
-            torch.sum(torch.exp(log_p, out=p).mul_(log_p), 1, out=entropy[rows])
-            soft = torch.softmax(logits.add_(gumbel[rows]).div_(temperature), 1, out=p)
-            torch.mm(soft, codes, out=mixture[rows])
-        ctx.save_for_backward(left, right, codes, gumbel, temperature, mixture, entropy)
+        slopes = [torch.empty_like(block) for block in noise]
+        for rows, block, slope, scratch in _by_rows(noise, slopes):
+            logits = torch.mm(left[rows], right.t(), out=slope)
+            largest, chosen = logits.max(1, keepdim=True)
+            logits -= largest
+            weights = torch.softmax(torch.add(logits, block, out=scratch).div_(temperature), 1, out=block)
+            torch.mm(weights, codes, out=mixture[rows])
+            p = torch.softmax(logits, 1, out=scratch)
+            mean = (p * logits).sum(1, keepdim=True)  # less than Σ p log p by the log p of the largest, where it is 0
+            entropy[rows] = (mean + p.gather(1, chosen).log())[:, 0]
+            indices[rows] = chosen[:, 0]
+            logits.sub_(mean).mul_(p)
+        ctx.save_for_backward(left, right, codes, temperature, mixture, *noise, *slopes)
         ctx.mark_non_differentiable(indices)
         return mixture, entropy, indices
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, to_mixture: Tensor, to_entropy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        left, right, codes, gumbel, temperature, mixture, entropy = ctx.saved_tensors
-        to_left, to_right, to_codes = (torch.zeros_like(value) for value in (left, right, codes))
+        left, right, codes, temperature, mixture, *kept = ctx.saved_tensors
+        blocks = len(kept) // 2
+        to_left, to_codes = torch.empty_like(left), torch.zeros_like(codes)
+        to_right = right.new_zeros(right.shape[1], len(right))  # transposed a CPU takes a quarter less time
         with torch.autocast(left.device.type, enabled=False):
             scaled = to_mixture / temperature
             shared = (scaled * mixture).sum(1, keepdim=True)
-            for rows, logits, log_p, p in _blocks(gumbel):
-                torch.mm(left[rows], right.t(), out=logits)
-                torch.log_softmax(logits, 1, out=log_p)
-                soft = torch.softmax(logits.add_(gumbel[rows]).div_(temperature), 1, out=p)
-                to_codes.addmm_(soft.t(), to_mixture[rows])
-                to_logits = torch.mm(scaled[rows], codes.t(), out=logits).sub_(shared[rows]).mul_(soft)
-                torch.exp(log_p, out=p)  # of Σ p log p, by a logit: p (log p − Σ p log p)
-                to_logits += log_p.sub_(entropy[rows, None]).mul_(p).mul_(to_entropy[rows, None])
+            for rows, weights, slopes, scratch in _by_rows(kept[:blocks], kept[blocks:]):
+                to_codes.addmm_(weights.t(), to_mixture[rows])
+                to_logits = torch.mm(scaled[rows], codes.t(), out=scratch).sub_(shared[rows]).mul_(weights)
+                to_logits.addcmul_(slopes, to_entropy[rows, None])
                 torch.mm(to_logits, right, out=to_left[rows])
-                to_right.addmm_(to_logits.t(), left[rows])
-        return to_left, to_right, to_codes, None, None
+                to_right.addmm_(left[rows].t(), to_logits)
+        return to_left, to_right.t(), to_codes, None, *[None] * blocks
 
 
-def _blocks(like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Rows of an N × K matrix by blocks, each with three matrices to write to, which the next one gets again."""
-    size = max(1, BLOCK_BYTES // (like.shape[1] * like.element_size()))
-    scratch = [like.new_empty(min(size, len(like)), like.shape[1]) for _ in range(3)]
-    for start in range(0, len(like), size):
-        rows = slice(start, min(start + size, len(like)))
-        first, second, third = (matrix[: rows.stop - start] for matrix in scratch)
-        yield rows, first, second, third
+def _by_rows(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """The rows of each block, the block of both matrices, and one to write to, which the next one gets again."""
+    start, scratch = 0, torch.empty_like(first[0])
+    for one, other in zip(first, second, strict=True):
+        yield slice(start, start + len(one)), one, other, scratch[: len(one)]
+        start += len(one)
 
 
 @METHODS.register("sqvae")
@@ -157,9 +170,10 @@ class SQVAE(Quantizer):
     (Takida et al., 2022, arXiv:2205.07547).
 
     Gaussian. Training hands the decoder a soft mixture of codes, evaluation the most probable code. In training the
-    noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside it
-    where they are small, and computed again by blocks where they are not (`noisy_assignment`). Evaluation needs none of
-    them. Its scores without quantization (`psnr_continuous`) are of the mean, which training mixes codes about.
+    noise is an N × K matrix in float32 (N = 8192, K = 16384: 0.5 GiB); logits and probabilities are kept beside
+    it where they are small; where they are not, two such matrices are all that there is (`noisy_assignment`).
+    Evaluation needs none of them. Its scores without quantization (`psnr_continuous`) are of the mean, which training
+    mixes codes about.
 
     The authors minimise, with D pixel values, T tokens and B images,
         (D / 2) log(Σ (x − x̂)² / B) + mean_B Σ_T l,    l = entropy + noise of one token.
@@ -267,8 +281,8 @@ class SQVAE(Quantizer):
             precision = 1 / variance.clamp(min=MIN_VARIANCE) if self.config.variance == "IV" else None
             return Quantized(*quantize(mean, self.embedding, precision), continuous=mean)
         rows, spread = as_rows(mean), as_rows(variance.expand(len(mean), -1, *mean.shape[2:]))
-        gumbel = gumbel_noise(rows.new_empty(len(rows), self.codebook_size))
-        mixture, indices, terms = noisy_assignment(rows, self.embedding, spread, gumbel, self.temperature)
+        noise = gumbel_noise(rows, self.codebook_size)
+        mixture, indices, terms = noisy_assignment(rows, self.embedding, spread, noise, self.temperature)
         batch, _, height, width = mean.shape
         return Quantized(
             mixture.view(batch, height, width, -1).permute(0, 3, 1, 2),

@@ -4,9 +4,14 @@ python tests/gpu/check.py [--minutes 9 --parts steps,ladder] [--cpu --quick]
 
 For the day on which a card is at hand, perhaps without a network and for minutes only. Everything that is carried lies
 in the checkout: perceptual networks have random weights where only time is asked for, and LPIPS is compared where
-squeezenet's lie beside this file (squeezenet1_1*.pth). What cannot be imported or has no time left is "not run" with
-the reason; what fails is said, and the next part goes on. JSON is written after each part, into $OUT or the working
-directory: gpu-check.json. With --cpu --quick it goes through all of it on a machine without a card.
+squeezenet's lie beside this file (squeezenet1_1*.pth). Trainings need torch, torchvision, lightning, pydantic and
+lpips; wheels that lie beside this file are imported, so what a machine with torch lacks can be brought along (3 MB):
+
+pip download -d tests/gpu pydantic && pip download -d tests/gpu --no-deps lpips
+
+(for another Python: --only-binary=:all: --python-version 3.12). What cannot be imported or has no time left is "not
+run" with the reason; what fails is said, and the next part goes on. JSON is written after each part, into $OUT or the
+working directory: gpu-check.json. With --cpu --quick it goes through all of it on a machine without a card.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +43,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAMES = ("vqgan", "fsq", "sqvae", "vaevq")
+WAYS: list[tuple[str, str, dict[str, Any]]] = [
+    *((method, precision, {}) for method in NAMES for precision in ("32", "bf16")),
+    ("vqgan", "32", {"micro_batch": 16}),
+    ("vqgan", "32", {"activation_checkpointing": True}),
+    ("vqgan", "bf16_true", {"compile": True}),
+    ("vaevq", "bf16_true", {"compile": True}),
+]
+"""Method, precision, and how its training is carried out (`Execution`)."""
 
 
 class NotRunError(Exception):
@@ -80,7 +94,8 @@ class Check:
                 raise NotRunError("no time left")
             yield
         except (NotRunError, ImportError) as error:
-            self.lost(what, "not run", str(error))
+            ours = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "vqbench"
+            self.lost(what, "failed" if ours else "not run", str(error))  # ours: a module that has moved
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -141,7 +156,13 @@ class Check:
 
 
 def make_importable() -> None:
-    """Have `import vqbench` find this checkout, installed or not: three of its rooms lie beside it."""
+    """Have `import vqbench` find this checkout, installed or not (three of its rooms lie beside it), and what needs it
+    the wheels that lie beside this file."""
+    if wheels := sorted(HERE.glob("*.whl")):
+        unpacked = tempfile.mkdtemp(prefix="vqbench-wheels-")
+        for wheel in wheels:
+            zipfile.ZipFile(wheel).extractall(unpacked)
+        put_first(unpacked)
     with contextlib.suppress(ImportError):
         if importlib.util.find_spec("vqbench.methods") is not None:
             return
@@ -151,8 +172,13 @@ def make_importable() -> None:
         shutil.copytree(ROOT / room, tree / "vqbench" / room)
     for name in [name for name in sys.modules if name.partition(".")[0] == "vqbench"]:
         del sys.modules[name]
-    sys.path.insert(0, str(tree))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")]))
+    put_first(str(tree))
+
+
+def put_first(folder: str) -> None:
+    """On the path of this process and of those that it starts."""
+    sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
 
 
 def configuration(method: str, recipe: Any) -> dict[str, Any]:
@@ -209,8 +235,11 @@ def stream_of(recipe: Any) -> Any:
     return TrainingStream(Noise(), recipe.resolution, 0, recipe.random_crop, recipe.flip)
 
 
-def trained(check: Check, method: str, recipe: Any, folder: Path, each: Callable[[int], None] = lambda i: None) -> Any:
-    """The product's own training; the outcome, and the time after each step."""
+def trained(
+    check: Check, method: str, recipe: Any, folder: Path, each: Callable[[int], None] = lambda i: None, **how: Any
+) -> Any:
+    """The product's own training, carried out as `how` says; the outcome, and the time after each step."""
+    from vqbench.recipe import Execution
     from vqbench.training.fit import train
 
     marks: list[float] = []
@@ -225,29 +254,32 @@ def trained(check: Check, method: str, recipe: Any, folder: Path, each: Callable
 
     outcome = train(
         tokenizer_of(method, recipe), stream_of(recipe), recipe, seed=0, folder=folder,
-        perceptual=perceptual_of(recipe), report=report,
+        perceptual=perceptual_of(recipe), report=report, execution=Execution(**how),
     )  # fmt: skip
     return outcome, marks
 
 
 def part_steps(check: Check) -> None:
-    """Every method in 32 and bf16 through the real training: does it run, how fast, how much memory."""
-    for method in NAMES:
-        for precision in ("32", "bf16"):
-            with check.guarded(f"{method}, {precision}"), tempfile.TemporaryDirectory() as folder:
-                images = check.steps * check.recipe().batch_size
-                recipe = check.recipe(precision=precision, images=images, checkpoint_images=images)
-                outcome, marks = trained(check, method, recipe, Path(folder))
-                gaps = [b - a for a, b in itertools.pairwise(marks[2:])]
-                import torch
+    """Each of WAYS through the real training: does it run, how fast, how much memory."""
+    for method, precision, asked in WAYS:
+        how = {**asked, "micro_batch": 2} if check.quick and "micro_batch" in asked else asked
+        what = ", ".join([method, precision, *(f"{option} {value}" for option, value in how.items())])
+        with check.guarded(what), tempfile.TemporaryDirectory() as folder:
+            if check.quick and "compile" in how:
+                raise NotRunError("the quick form compiles nothing")
+            images = check.steps * check.recipe().batch_size
+            recipe = check.recipe(precision=precision, images=images, checkpoint_images=images)
+            outcome, marks = trained(check, method, recipe, Path(folder), **how)
+            gaps = [b - a for a, b in itertools.pairwise(marks[2:])]
+            import torch
 
-                if not all(bool(p.isfinite().all()) for p in outcome.tokenizer.parameters()):
-                    raise ValueError("weights are not finite after training")
-                reserved = 0 if check.cpu else torch.cuda.max_memory_reserved()
-                check.found(
-                    f"{method}, {precision}", recipe.batch_size / statistics.median(gaps or [float("nan")]), "images/s",
-                    peak_bytes=outcome.peak_memory_bytes, reserved_bytes=reserved,
-                )  # fmt: skip
+            if not all(bool(p.isfinite().all()) for p in outcome.tokenizer.parameters()):
+                raise ValueError("weights are not finite after training")
+            reserved = 0 if check.cpu else torch.cuda.max_memory_reserved()
+            check.found(
+                what, recipe.batch_size / statistics.median(gaps or [float("nan")]), "images/s",
+                peak_bytes=outcome.peak_memory_bytes, reserved_bytes=reserved,
+            )  # fmt: skip
 
 
 def part_memory(check: Check) -> None:
@@ -256,6 +288,7 @@ def part_memory(check: Check) -> None:
 
     from vqbench.training.memory import card_bytes, step_cost
 
+    importlib.import_module("lpips")  # without it a step cannot be counted, which is no failure of the count
     card = card_bytes()
     check.found("memory of the card", (card or 0) / 1e9, "GB")
     for method in NAMES:

@@ -23,7 +23,7 @@ from vqbench.cell.ranks import end
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.machine.interrupts import TerminatedError
-from vqbench.recipe import Recipe, load_recipe
+from vqbench.recipe import Execution, Recipe, load_recipe
 from vqbench.registry import METHODS
 from vqbench.tokenizer import build_tokenizer, seeded_quantizer
 from vqbench.training import codewatch, fit, recorder
@@ -188,8 +188,13 @@ def test_a_training_that_is_told_to_end_loses_no_step(reference: str, images: in
 
 
 def on_two_devices(references: list[str], folder: Path) -> None:
-    """One of two processes: train through, and on from the checkpoint at half; leave the state of this rank."""
+    """One of two processes: train through, and on from the checkpoint at half; leave the state of this rank.
+
+    For the last method each of the two has found another micro-batch, as it may with `auto`.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
     for reference in references:
+        execution = Execution(micro_batch=2 * rank if reference == references[-1] else 0)
         for half in ("through", "resumed"):
             trainings: list[Any] = []
             made, written = fit.TokenizerTraining, recorder.save_checkpoint
@@ -212,9 +217,10 @@ def on_two_devices(references: list[str], folder: Path) -> None:
                 recipe = load_recipe("tiny", RECIPE)
                 stream = TrainingStream(Noise(), recipe.resolution, 5, recipe.random_crop, recipe.flip)
                 tokenizer = build_tokenizer(*configuration(reference, recipe), recipe, 3)
-                fit.train(tokenizer, stream, recipe, seed=3, folder=here, devices=2)
+                fit.train(tokenizer, stream, recipe, seed=3, folder=here, devices=2, execution=execution)
             (training,) = trainings
             state = {k: v for k, v in training.state_to_save().items() if k in ("module", "optimizers", "collapse")}
+            state["micro_batch"] = training.parts.execution.micro_batch
             torch.save(state, here / f"rank{training.global_rank}")
 
 
@@ -238,6 +244,7 @@ def assert_two_devices_agree(references: list[str], folder: Path) -> None:
                 reference,
                 name,
             )
+        assert [run["micro_batch"] for run in (first, second, again)] == [2 if reference == references[-1] else 0] * 3
         assert same(first["optimizers"], again["optimizers"])
         assert same(first["optimizers"], second["optimizers"])
         assert same(first["collapse"], again["collapse"])

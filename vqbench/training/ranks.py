@@ -13,6 +13,14 @@ def over_several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def smallest(own: int, device: torch.device) -> int:
+    """The smallest of the numbers that the processes have, each on its device; its own where there is one."""
+    found = torch.tensor(own, device=device)
+    if over_several():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+    return int(found)
+
+
 @torch.no_grad()
 def agree_on(buffers: Iterable[Tensor]) -> None:
     """Have each buffer hold, in place, the mean of all devices' values; of what is no float, the first device's.

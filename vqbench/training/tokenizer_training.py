@@ -32,7 +32,7 @@ from vqbench.training.losses import (
     standing_for,
 )
 from vqbench.training.parts import Parts
-from vqbench.training.ranks import agree_on
+from vqbench.training.ranks import agree_on, smallest
 from vqbench.training.steps import (
     curve_point,
     floats,
@@ -107,8 +107,12 @@ class TokenizerTraining(lightning.LightningModule):
                 parts.lay_out(network)
 
     def on_fit_start(self) -> None:
-        """The perceptual network is not a submodule, so it is moved by hand."""
+        """Move the perceptual network, which is no submodule, and agree on the micro-batch, which each device found."""
         self.reconstruction_loss.to(self.device)
+        execution, share = self.parts.execution, self.recipe.batch_size // self.trainer.world_size
+        if (agreed := smallest(execution.at_once(share), self.device)) < execution.at_once(share):
+            self.parts.execution = dataclasses.replace(execution, micro_batch=agreed)
+            self.run_by(self.parts)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
         """Pixels (B, C, R, R) as loaders send them, uint8 → images in [-1, 1], made on this device."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import itertools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from helpers.training import recipe, same
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqbench.backbone import BackboneConfig, Decoder, Encoder
@@ -31,7 +35,7 @@ from vqbench.training.losses import adaptive_weight
 from vqbench.training.parts import Parts, in_bfloat16
 from vqbench.training.ranks import agree_on
 from vqbench.training.steps import reconstruction_terms
-from vqbench.training.tokenizer_training import TokenizerTraining
+from vqbench.training.tokenizer_training import TokenizerTraining, average_decay
 
 
 class Noise(Images):
@@ -169,6 +173,38 @@ def test_deterministic_algorithms_are_asked_for_and_given_back(tmp_path: Path) -
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, False)
     assert [o.execution["deterministic"] for o in outcomes] == [False, True]
     assert same(outcomes[0].tokenizer, outcomes[1].tokenizer)  # on a CPU nothing differs
+
+
+def test_what_cuda_fuses_is_the_same_to_rounding() -> None:
+    """Adam, also from where a CPU has come to, and averages, against those of torch."""
+    r = recipe(ema_halflife_images=32, warmup_images=0, **GAN)
+    plain, fused = (TokenizerTraining(build_tokenizer("sqvae", {}, r, 0), r, 0, None) for _ in range(2))
+    averaged = AveragedModel(plain.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(average_decay(r)))  # type: ignore[no-untyped-call]
+
+    def train(training: TokenizerTraining, device: str) -> None:
+        with mock.patch.object(TokenizerTraining, "device", torch.device(device)):
+            optimizers = training.configure_optimizers()
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        assert {group["fused"] for group in groups} == {True if device == "cuda" else None}
+        draws = torch.Generator().manual_seed(training.images_seen)
+        for _ in range(4):
+            for parameter in itertools.chain(*(group["params"] for group in groups)):
+                parameter.grad = torch.randn(parameter.shape, generator=draws)
+            for optimizer in optimizers:
+                optimizer.step()
+            assert training.average is not None
+            training._update_average(training.average)
+            training.images_seen += r.batch_size
+            if training is plain:
+                averaged.update_parameters(plain.tokenizer)
+        training.optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
+
+    start = copy.deepcopy(plain)
+    for training, device in ((plain, "cpu"), (plain, "cpu"), (fused, "cpu"), (fused, "cuda")):
+        train(training, device)
+    assert furthest(plain, fused) < 1e-5 < furthest(plain, start)
+    assert plain.average is not None
+    assert furthest(plain.average, averaged) < 1e-6 < furthest(plain.average.module, plain.tokenizer)
 
 
 def networks(perceptual: Perceptual) -> dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]]:

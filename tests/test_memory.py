@@ -274,6 +274,15 @@ def test_a_dry_run_says_what_a_large_training_needs(images: Path, tmp_path: Path
     assert first["cell"] in answer.out  # ignoring it is no part of what a cell is
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vqgan-f8-128", "vqgan-f8-128-gan", "vqgan-f16-256-3m"])
+def test_recipes_between_small_and_the_papers_fit_a_card_of_80_gb_and_a_night(recipe: str, tmp_path: Path) -> None:
+    asked = ("run", "--methods", "vqgan", "--dataset", "photos", "--recipe", recipe, "--metrics", "psnr")
+    (row,) = typed(*asked, "--runs", tmp_path, "--dry-run", "--json").objects
+    assert 10e9 < row["estimate"]["memory_bytes"] < 0.8 * 80e9
+    assert 0.5 < row["estimate"]["gpu_hours"] < 12
+
+
 @pytest.mark.slow  # what `run` says is tested above
 def test_a_dry_run_of_a_sweep_says_what_its_smallest_and_its_largest_cell_need(images: Path, tmp_path: Path) -> None:
     (tmp_path / "sizes.yaml").write_text("recipe: {codebook_size: [16, 2048]}\n")

@@ -68,9 +68,11 @@ def held(method: str, recipe: Recipe, folder: Path, execution: Execution) -> int
     return live.peak
 
 
-def assert_counted(method: str, recipe: Recipe, folder: Path, execution: Execution = WHOLE) -> StepCost:
+def assert_counted(
+    method: str, recipe: Recipe, folder: Path, execution: Execution = WHOLE, within: float = 0.25
+) -> StepCost:
     cost = step_cost(method, matched(method, recipe), recipe, execution=execution)
-    assert cost.peak_bytes == pytest.approx(held(method, recipe, folder, execution), rel=0.25)
+    assert cost.peak_bytes == pytest.approx(held(method, recipe, folder, execution), rel=within)
     assert 0 < cost.kept_bytes < cost.peak_bytes
     assert cost.flops > 0
     assert (cost.adversarial_flops > cost.flops) == (recipe.gan != "none")
@@ -85,9 +87,9 @@ def assert_counted(method: str, recipe: Recipe, folder: Path, execution: Executi
     ],
 )
 def test_a_step_is_counted_as_a_training_on_the_cpu_holds_it(method: str, tmp_path: Path) -> None:
-    """With a discriminator that begins after the first step, and averages."""
+    """With a discriminator that begins after the first step, and averages; also of a batch that is decoded twice."""
     over = {"batch_size": 16, "images": 48, "warmup_images": 0, "ema_halflife_images": 100, **GAN}
-    assert_counted(method, load_recipe("tiny", over), tmp_path)
+    assert_counted(method, load_recipe("tiny", over), tmp_path, within=0.15)
 
 
 def test_what_checkpointing_saves_is_counted(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def _counted(
     from vqbench.training.tokenizer_training import TokenizerTraining
 
     at_once = execution.at_once(images)
-    execution = Execution(micro_batch=at_once, activation_checkpointing=execution.activation_checkpointing)
-    recomputes = execution.activation_checkpointing or at_once < images
+    size = 0 if execution.micro_batch == "auto" else execution.micro_batch  # a batch that is decoded twice is cut by it
+    execution = Execution(micro_batch=size, activation_checkpointing=execution.activation_checkpointing)
+    recomputes = execution.activation_checkpointing or size > 0
     with LiveBytes() as live:
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
         tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))

@@ -296,6 +296,6 @@ def test_a_dry_run_of_a_sweep_says_what_its_smallest_and_its_largest_cell_need(i
     codes = (2048 - 16) * 64 * 4  # in bytes: codes of 64 numbers, and Adam's two averages of each
     assert large["memory_bytes"] - small["memory_bytes"] == pytest.approx(3 * codes, rel=0.2)
     shown = typed(*asked).out
-    assert "vqgan, smallest" in shown
-    assert "vqgan, largest" in shown
+    assert "vqgan, a smallest cell" in shown
+    assert "vqgan, a largest cell" in shown
     assert not (tmp_path / "runs").exists()

@@ -35,7 +35,7 @@ from vqbench.training.losses import adaptive_weight
 from vqbench.training.parts import Parts, in_bfloat16
 from vqbench.training.ranks import agree_on
 from vqbench.training.steps import reconstruction_terms
-from vqbench.training.tokenizer_training import TokenizerTraining, average_decay
+from vqbench.training.tokenizer_training import TokenizerTraining
 
 
 class Noise(Images):
@@ -179,7 +179,7 @@ def test_what_cuda_fuses_is_the_same_to_rounding() -> None:
     """Adam, also from where a CPU has come to, and averages, against those of torch."""
     r = recipe(ema_halflife_images=32, warmup_images=0, **GAN)
     plain, fused = (TokenizerTraining(build_tokenizer("sqvae", {}, r, 0), r, 0, None) for _ in range(2))
-    averaged = AveragedModel(plain.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(average_decay(r)))  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(plain.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (r.batch_size / 32)))  # type: ignore[no-untyped-call]
 
     def train(training: TokenizerTraining, device: str) -> None:
         with mock.patch.object(TokenizerTraining, "device", torch.device(device)):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.commands import DEADLINE, until
-from helpers.speaker import speaks
+from helpers.speaker import Fatal, speaks
 
 from vqbench.errors import UsageError
 from vqbench.machine import gpus
@@ -345,3 +345,5 @@ def test_what_processes_beside_one_another_say_and_raise() -> None:
     assert (failed.value.errno, failed.value.filename) == (28, "/there")
     with pytest.raises(UsageError, match=r"^a process that works has ended by itself \(exit code -9\)$"):
         work_beside(speaks, [("is killed",), ("one",)], said.append, "works")
+    with pytest.raises(UsageError, match=r"exit code 3"):  # before it has read what it is to do, which may be large
+        work_beside(speaks, [("one", Fatal(), bytes(2**20))], said.append, "works")

@@ -6,11 +6,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from vqbench.errors import UsageError
 
 
-def speaks(say: Callable[[str], None], name: str) -> None:
+class Fatal:
+    """Ends the process that it is passed on to."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+def speaks(say: Callable[[str], None], name: str, *_: object) -> None:
     """Say one's name, and do what it says."""
     say(name)
     if name == "refuses":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -20,23 +21,34 @@ def work_beside(
     heard: Callable[[Any], object],
     doing: str,
     patience: float | None = None,
+    shared: tuple[Any, ...] = (),
 ) -> None:
-    """Call `work(say, *job)` for each job, in a process of its own, and wait until all have ended.
+    """Call `work(say, *job, *shared)` for each job, in a process of its own, and wait until all have ended.
+
+    What is `shared` may be handed over while a process starts and never afterwards, as locks and counters are; it is
+    small.
 
     `heard` is called with what they `say`, and with None when nobody has for `patience` seconds; what it returns is
     true where nothing else need be awaited. Raises the VQBenchError or OSError that one of them raises, and UsageError
     where one was killed, with what it was `doing` in words.
     """
     context = multiprocessing.get_context("spawn")
-    running, waiting = [], []
+    running, waiting, orders = [], [], []
     try:
-        for job in jobs:
+        for _ in jobs:
             pipe, end = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(work, job, end), daemon=True)
+            ordered, order = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(work, shared, ordered, end), daemon=True)
             process.start()
-            end.close()  # so that the pipe ends with the process
+            for of_process in (ordered, end):  # so that both pipes end with the process
+                of_process.close()
             running.append(process)
             waiting.append(pipe)
+            orders.append(order)
+        for order, job in zip(orders, jobs, strict=True):
+            # not among `args`: multiprocessing waits for ever for a process that ends before it has read them
+            with contextlib.suppress(BrokenPipeError):  # its exit code tells
+                order.send(job)
         if _listen(waiting, heard, patience):
             return
         for process in running:
@@ -70,11 +82,11 @@ def _listen(waiting: list[Connection], heard: Callable[[Any], object], patience:
     return False
 
 
-def _work(work: Callable[..., None], job: tuple[Any, ...], pipe: Connection) -> None:
+def _work(work: Callable[..., None], shared: tuple[Any, ...], ordered: Connection, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the command ends it, and that ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        work(pipe.send, *job)
+        work(pipe.send, *ordered.recv(), *shared)
     except VQBenchError as error:
         pipe.send(error)
     except OSError as error:  # with its number, which says what mends it

@@ -49,8 +49,8 @@ def carry_out(
                 told(done)
         return
     following = multiprocessing.get_context("spawn").Value("q", 0)
-    jobs = [(portions, begin, k, workers, plugins, following) for k in range(workers)]
-    work_beside(_work, jobs, told, "works on the images")
+    jobs = [(portions, begin, k, workers, plugins) for k in range(workers)]
+    work_beside(_work, jobs, told, "works on the images", shared=(following,))
 
 
 def _work(

@@ -339,6 +339,7 @@ def test_a_cached_folder_is_made_once_and_again_where_it_was_cut(
 
     def fill(file: Path) -> dict[str, Any]:
         made.append(file)
+        assert not left.exists(), "it may take the room that is needed now"
         file.write_bytes(b"12345678")
         return {"shape": [2, 4]}
 

@@ -24,9 +24,11 @@ def cached_folder(base: Path, name: str, fill: Callable[[Path], Mapping[str, Any
     final = base / name
     if is_whole(final):
         return final
-    with locked(folder_in_home(base) / f".{name}.lock"):
+    with locked(folder_in_home(base) / f".{name}.lock") as is_alone:
         if not is_whole(final):
             refuse_unreadable(final)
+            if is_alone:  # what a process that was killed has left may take the room that is needed now
+                _clear_up(final)
             try:
                 _make(folder_in_home(final), fill)
             except OSError:  # of two that could not lock, the other has cleared up
@@ -42,6 +44,10 @@ def _make(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
             os.fsync(file.fileno())  # else a power cut may keep the name and lose the pixels
             size = os.fstat(file.fileno()).st_size
     keep_text(folder / META, json.dumps({"bytes": size, **said}))
+    _clear_up(folder)
+
+
+def _clear_up(folder: Path) -> None:
     for left in folder.glob(".*.part"):
         with contextlib.suppress(OSError):  # of a process that was killed, perhaps another user's
             left.unlink()
@@ -77,8 +83,9 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, where the disk knows locks; waits for whoever holds it."""
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file, where the disk knows locks; waits for whoever holds it. Gives whether it is held."""
+    is_held = False
     with contextlib.ExitStack() as held:
         for mode in ("a", "r"):  # another user's can be locked too where it can be read, on most disks
             try:
@@ -90,5 +97,6 @@ def locked(path: Path) -> Iterator[None]:
                 import fcntl
 
                 fcntl.flock(handle, fcntl.LOCK_EX)
+                is_held = True
             break
-        yield
+        yield is_held

@@ -490,6 +490,8 @@ def test_brats_modalities_are_the_channels_of_all(brats: Path) -> None:
         one = grey.validation.load(list(grey.validation.ids).index(f"{name}-{modality}-z{z}"))
         assert (pixels[:, :, k] == one[:, :, 0]).all()
     assert dataset.validation.encoded(0) is None
+    both = open_dataset("brats:all", 32, brats, channels=4, score_all=True).validation
+    assert both.short_side(0) == both.short_sides()[0], "of the first channel, also behind a choice"
     assert list(dataset.train.groups) == [name.split("-")[2] for name in dataset.train.ids]
 
 

@@ -121,6 +121,11 @@ class Elsewhere(Images):
         images, place = self._place(i)
         return images.measure(place)
 
+    def short_side(self, i: int) -> int:
+        """Of image `i` as it is stored. Raises ImageFileError."""
+        images, place = self._place(i)
+        return images.short_side(place)
+
 
 class Part(Elsewhere):
     """Some of the images of another sequence."""

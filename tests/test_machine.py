@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.commands import DEADLINE, until
-from helpers.speaker import Fatal, speaks
+from helpers.speaker import Fatal, RefusedError, speaks
 
 from vqbench.errors import UsageError
 from vqbench.machine import gpus
@@ -337,9 +337,9 @@ def test_what_processes_beside_one_another_say_and_raise() -> None:
         return {"one", "hangs", None} <= set(said)
 
     work_beside(speaks, [("one",), ("hangs",)], heard, "works", patience=0.1)  # nothing else is awaited
-    with pytest.raises(UsageError, match=r"^no such thing$") as refused:
+    with pytest.raises(RefusedError, match=r"^no such thing$") as refused:
         work_beside(speaks, [("refuses",), ("hangs",)], said.append, "works")
-    assert refused.value.hint == "give another"
+    assert (refused.value.hint, refused.value.thing) == ("give another", "thing")
     with pytest.raises(OSError, match="No space left") as failed:
         work_beside(speaks, [("cannot write",)], said.append, "works")
     assert (failed.value.errno, failed.value.filename) == (28, "/there")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copyreg
 import errno
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from vqbench.wording import masked_text
 
@@ -25,8 +27,9 @@ class VQBenchError(Exception):
         self.what, self.hint = masked_text(what), masked_text(hint)
         super().__init__(self.what)
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.what, self.hint)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From process to process as it is, whatever a subclass is made with."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(VQBenchError):

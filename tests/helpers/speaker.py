@@ -11,6 +11,14 @@ from typing import Any
 from vqbench.errors import UsageError
 
 
+class RefusedError(UsageError):
+    """A plugin's, which is made of other things than ours."""
+
+    def __init__(self, thing: str) -> None:
+        super().__init__(f"no such {thing}", "give another")
+        self.thing = thing
+
+
 class Fatal:
     """Ends the process that it is passed on to."""
 
@@ -22,7 +30,7 @@ def speaks(say: Callable[[str], None], name: str, *_: object) -> None:
     """Say one's name, and do what it says."""
     say(name)
     if name == "refuses":
-        raise UsageError("no such thing", "give another")
+        raise RefusedError("thing")
     if name == "cannot write":
         raise OSError(28, "No space left on device", "/there")
     if name == "is killed":

@@ -61,9 +61,6 @@ class FlaggedError(VQBenchError):
         super().__init__(what, hint)
         self.collapse = collapse
 
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.what, self.hint, self.collapse)
-
 
 class DivergedError(FlaggedError):
     """The loss is no longer a number."""

@@ -109,19 +109,17 @@ def step_cost(
     recipe: Recipe,
     images: int | None = None,
     execution: Execution = Execution(),  # noqa: B008 - frozen
-    **options: Any,
 ) -> StepCost:
     """Count a step of `recipe` on `images` (its batch by default) as `execution` asks, without allocating any of it.
 
-    What a compiler saves is not counted. `options` are handed to TokenizerTraining. Raises UncountableError where a
-    quantizer looks at values. It is done in a process of its own, and again where that dies: torch breaks its heap now
-    and then when tensors without data train.
+    What a compiler saves is not counted. Raises UncountableError where a quantizer looks at values. It is done in a
+    process of its own, and again where that dies: torch breaks its heap now and then when tensors without data train.
     """
     answer: StepCost | UncountableError | None = None
     for _ in range(_TRIES):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         child = _FORK.Process(
-            target=_tell, args=(sender, method, dict(config), recipe, images or recipe.batch_size, execution, options)
+            target=_tell, args=(sender, method, dict(config), recipe, images or recipe.batch_size, execution)
         )
         child.start()
         sender.close()
@@ -151,9 +149,7 @@ def _tell(sender: Connection, method: str, config: dict[str, Any], recipe: Recip
     os._exit(0)
 
 
-def _counted(
-    method: str, config: dict[str, Any], recipe: Recipe, images: int, execution: Execution, options: dict[str, Any]
-) -> StepCost:
+def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, execution: Execution) -> StepCost:
     from torch.utils.flop_counter import FlopCounterMode
 
     from vqbench.tokenizer import build_tokenizer
@@ -168,7 +164,7 @@ def _counted(
     with LiveBytes() as live:
         perceptual = None if recipe.perceptual == "none" else _untrained_lpips(recipe.perceptual)
         tokenizer = _without_data(build_tokenizer(method, config, recipe, 0))
-        training = TokenizerTraining(tokenizer, recipe, 0, perceptual, **options)
+        training = TokenizerTraining(tokenizer, recipe, 0, perceptual)
         training.run_by(Parts(recipe, execution, torch.device("cpu")))
         training.codes = _Uncounted()  # type: ignore[assignment]
         fabric = lightning.Fabric(
@@ -180,8 +176,6 @@ def _counted(
         both = recipe.gan != "none" and recipe.gan_start_images < recipe.steps * recipe.batch_size
         for images_seen in (0, recipe.gan_start_images if both else 0):  # the second finds the optimiser's moments
             training.images_seen, peak = images_seen, 0
-            if training.average is not None:  # the branch that all steps but the first take
-                training.average.n_averaged = torch.tensor(1)
             before, live.peak = live.live, live.live
             counter = FlopCounterMode(display=False)
             if recomputes:  # the counter's hooks keep what is let go of: memory is seen without it

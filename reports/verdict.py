@@ -192,7 +192,6 @@ def _labels(findings: Iterable[Ranking]) -> list[str]:
 
 def _measured(section: ReportSection) -> str:
     trained, others = _by_training(section)
-    on = f"{section.section.protocol['n_images']:,} validation images"
     said = [f"{counted(len(others), 'tokenizer')} not trained here"] if others else []
     if trained:
         seeds = sorted({g.summary.seeds for g in trained if g.summary.seeds})
@@ -201,9 +200,8 @@ def _measured(section: ReportSection) -> str:
         with_seeds = f"with {_range(seeds)} {'seed' if seeds == [1] else 'seeds'} each"
         said.insert(0, f"{methods}, {with_seeds if seeds else 'without a finished seed'}, "
                        f"trained on {_range(budgets)} images")  # fmt: skip
-    return (
-        f"{', and '.join(said)}{' and' if trained and not others else ','} measured on {on} ({section.section.title})."
-    )
+    comma, where = " and" if trained and not others else ",", section.section
+    return f"{', and '.join(said)}{comma} measured on {where.measured_on} ({where.title})."
 
 
 def _by_training(section: ReportSection) -> tuple[list[Group], list[Group]]:

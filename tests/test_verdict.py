@@ -160,6 +160,11 @@ def test_a_stored_experiment_in_words(tmp_path: Path) -> None:
     assert len(found.problems) == 3
 
 
+def test_features_are_items_and_no_images() -> None:
+    found, _ = said({"a": 2, "b": 1}, set())  # a protocol of features has no resolution
+    assert found.measured.endswith("trained on 512 images and measured on 48 validation items (p h).")
+
+
 def test_an_experiment_of_failures_alone_says_so(tmp_path: Path) -> None:
     make_runs(tmp_path, "x", [Made("gone", failed={0: "no"})], seeds=(0,))
     found = verdict(build_report(load_experiment(tmp_path, "x")).sections[0])

@@ -55,6 +55,14 @@ def test_a_file_is_outlined_without_running_it(things: Registry[object], tmp_pat
     assert outline.origin == str(path)
 
 
+def test_a_class_of_two_registries_is_found_by_both(things: Registry[object], tmp_path: Path) -> None:
+    others = 'OTHERS = type(THINGS)("other", "OTHERS", "vqbench.tests.others")\n\n\n@OTHERS.register("as other")\n'
+    path = write(tmp_path / "mine.py", PLUGIN.replace('@THINGS.register("mine")', f'{others}@THINGS.register("mine")'))
+    assert things.add_file(path) == ("mine",)
+    assert things.outline("mine").components == ("smoothing",)
+    assert things.get("mine").__name__ == "Mine"
+
+
 def test_the_class_is_imported_when_it_is_asked_for(things: Registry[object], tmp_path: Path) -> None:
     things.add_file(write(tmp_path / "mine.py", PLUGIN))
     assert things.get("mine").__name__ == "Mine"

@@ -99,12 +99,11 @@ def _is_copy(known: type, cls: type) -> bool:
 
 @dataclass(frozen=True)
 class _Declaration:
-    """A class in a source file, with the name it is registered under if the decorator says it in so many words."""
+    """A class in a source file, with what its decorators register it as, where they say it in so many words."""
 
     node: ast.ClassDef
-    name: str | None
-    registry: str
-    """As its decorator calls it: METHODS."""
+    registered: tuple[tuple[str, str], ...]
+    """Each a registry, as the decorator calls it (METHODS), and a name."""
 
 
 def _declarations(path: Path) -> list[_Declaration]:
@@ -125,15 +124,17 @@ def _declarations(path: Path) -> list[_Declaration]:
 def _parsed(path: Path) -> list[_Declaration]:
     plugin = read_plugin(path)
     tree = ast.parse(plugin.files[plugin.main], filename=str(path))
-    return [_declaration(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [_Declaration(node, tuple(filter(None, map(_registered, node.decorator_list)))) for node in classes]
 
 
-def _declaration(node: ast.ClassDef) -> _Declaration:
-    for decorator in node.decorator_list:
-        match decorator:
-            case ast.Call(func=ast.Attribute(attr="register", value=owner), args=[ast.Constant(value=str(name)), *_]):
-                return _Declaration(node, name, owner.id if isinstance(owner, ast.Name) else "")
-    return _Declaration(node, None, "")
+def _registered(decorator: ast.expr) -> tuple[str, str] | None:
+    match decorator:
+        case ast.Call(
+            func=ast.Attribute(attr="register", value=ast.Name(id=registry)), args=[ast.Constant(value=str(name)), *_]
+        ):
+            return registry, name
+    return None
 
 
 def _component_of(statement: ast.stmt) -> str | None:
@@ -199,7 +200,7 @@ class Registry(Generic[T]):
         return self._add(path, _declarations(path), replace)
 
     def _add(self, path: Path, declared: list[_Declaration], replace: bool) -> tuple[str, ...]:
-        names = tuple(d.name for d in declared if d.name and d.registry == self.variable)
+        names = tuple(name for d in declared for registry, name in d.registered if registry == self.variable)
         for name in names:
             if self._files.get(name) == path:
                 continue
@@ -386,7 +387,8 @@ class Registry(Generic[T]):
     def _find_class(self, name: str, place: _Place) -> ast.ClassDef:
         wanted = place.entry_point.attr if place.entry_point is not None else None
         for declared in _parsed(place.source()):
-            if declared.node.name == wanted or (wanted is None and declared.name == name):
+            is_named = (self.variable, name) in declared.registered
+            if declared.node.name == wanted or (wanted is None and is_named):
                 return declared.node
         raise ImportError(f"no class registered as '{name}' in {place.source()}")
 

@@ -193,7 +193,7 @@ def _ends(
 def _weight(cell: Cell) -> tuple[bool, bool, int, int]:
     """What makes a cell dearer than another of its method: terms of its loss, what its model holds, a small batch."""
     recipe = cell.recipe
-    _, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
+    _, adversarial = steps_between(recipe, 0, recipe.images_total)
     return adversarial > 0, recipe.perceptual != "none", model_size(cell), -recipe.batch_size
 
 

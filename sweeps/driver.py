@@ -111,7 +111,7 @@ class Driver:
         if most is None:
             return False
         drawn = [int(end) for p in study.plan.parameters if p.name == "images" for end in p.ends()]
-        each = max(recipe.steps * recipe.batch_size, *drawn, 0)
+        each = max(recipe.images_total, *drawn, 0)
         to_come = len(self.execution.running) + len(self.queue) + len(self.plan.request.run.seeds)
         return self.spent + each * to_come > most
 

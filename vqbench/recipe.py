@@ -178,6 +178,11 @@ class Recipe:
         return -(-self.images // self.batch_size)
 
     @property
+    def images_total(self) -> int:
+        """Training images that it sees: its budget in whole batches."""
+        return self.steps * self.batch_size
+
+    @property
     def stretch(self) -> int:
         """Images between two checkpoints, in whole batches."""
         return max(1, self.checkpoint_images // self.batch_size) * self.batch_size
@@ -237,7 +242,7 @@ class Execution:
 
 def compiled_by_default(recipe: Recipe) -> bool | Literal["cuda"]:
     """Whether a training is compiled where nobody says it: on CUDA, where its budget pays for it."""
-    pixels = recipe.steps * recipe.batch_size * recipe.resolution**2
+    pixels = recipe.images_total * recipe.resolution**2
     return "cuda" if pixels >= COMPILED_PIXELS else False
 
 

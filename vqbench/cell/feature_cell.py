@@ -64,7 +64,7 @@ def train_and_evaluate(folder: CellFolder, spec: dict[str, Any], recipe: Recipe,
     save(coder, folder.weights, dict(spec))
     progress.enter("evaluate")
     evaluation = evaluate(coder, features.validation, spec["metrics"])
-    images = recipe.steps * recipe.batch_size
+    images = recipe.images_total
     training: dict[str, Any] = {
         "images_seen": images,
         "train_seconds": round(seconds, 3),

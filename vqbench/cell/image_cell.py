@@ -172,7 +172,7 @@ def trained(
     stream = TrainingStream(
         prepare_train(dataset, home()), recipe.resolution, data_seed(spec), recipe.random_crop, recipe.flip
     )
-    total = recipe.steps * recipe.batch_size
+    total = recipe.images_total
     tokenizer = build_tokenizer(spec["method"], configured(spec["method"], spec["config"]), recipe, spec["seed"])
     if (around := artifact(spec, dataset)) is not None:
         receive(tokenizer.quantizer, around)

@@ -69,7 +69,7 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     """
     images = STRETCHES * steps * recipe.batch_size
     changed: dict[str, Any] = {"images": images, "checkpoint_images": steps * recipe.batch_size}
-    plain, adversarial = steps_between(recipe, 0, recipe.steps * recipe.batch_size)
+    plain, adversarial = steps_between(recipe, 0, recipe.images_total)
     if recipe.gan != "none":
         changed["gan_start_images"] = 0 if not plain else images // 2 if adversarial else images
     return dataclasses.replace(recipe, **changed)

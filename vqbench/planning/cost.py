@@ -156,13 +156,13 @@ def _peak(costs: Iterable[CellCost]) -> int:
 def images_done(cell: Cell, recipe: Recipe) -> int:
     """Training images that a cell which goes on need not see again."""
     if cell.folder.weights.is_file() and cell.folder.training_record.is_file():
-        return recipe.steps * recipe.batch_size
-    return min(images_in_checkpoint(cell.folder.checkpoint), recipe.steps * recipe.batch_size)
+        return recipe.images_total
+    return min(images_in_checkpoint(cell.folder.checkpoint), recipe.images_total)
 
 
 def training_seconds(measured: Measured, recipe: Recipe, start: int) -> float:
     """Of all steps that are left after `start` images."""
-    plain, adversarial = steps_between(recipe, start, recipe.steps * recipe.batch_size)
+    plain, adversarial = steps_between(recipe, start, recipe.images_total)
     return plain * measured.step_seconds + adversarial * measured.adversarial_step_seconds
 
 
@@ -173,7 +173,7 @@ def cell_cost(
 
     `scoring_seconds`: of the distances between feature distributions, over all validation images.
     """
-    total = recipe.steps * recipe.batch_size
+    total = recipe.images_total
     whole = training_seconds(measured, recipe, 0)
     checkpoints = -(-total // recipe.stretch) - done // recipe.stretch
     kept = kept_bytes(measured, recipe, validation_images)
@@ -205,5 +205,5 @@ def copied_bytes(measured: Measured, recipe: Recipe, validation_images: int) -> 
 
 
 def _growing_bytes(measured: Measured, recipe: Recipe, validation_images: int) -> int:
-    points = recipe.steps * recipe.batch_size / max(recipe.log_images, recipe.batch_size)
+    points = recipe.images_total / max(recipe.log_images, recipe.batch_size)
     return int(validation_images * measured.image_bytes + points * measured.point_bytes)

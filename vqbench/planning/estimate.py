@@ -77,7 +77,7 @@ def _estimate(label: str, cells: list[Cell]) -> Estimate:
         remark = refuse_too_large(cost, card) if card is not None else ""
     except TooLargeError as error:
         remark = f"{error.what}: {error.hint}"
-    total = recipe.steps * recipe.batch_size
+    total = recipe.images_total
     whole = _flops(cost, recipe, 0)
     left = sum(_flops(cost, recipe, images_done(cell, recipe)) for cell in cells)
     return Estimate(
@@ -86,7 +86,7 @@ def _estimate(label: str, cells: list[Cell]) -> Estimate:
 
 
 def _flops(cost: StepCost, recipe: Recipe, start: int) -> float:
-    plain, adversarial = steps_between(recipe, start, recipe.steps * recipe.batch_size)
+    plain, adversarial = steps_between(recipe, start, recipe.images_total)
     return recipe.batch_size * (plain * cost.flops + adversarial * cost.adversarial_flops)
 
 

@@ -92,14 +92,14 @@ class FeatureTraining:
         self.loss = ReconstructionLoss(recipe.pixel_loss, recipe.pixel_weight, None, 0.0)
         self.distance = next(coder.parameters()).new_ones(())  # as the recipe measures it, of the last step
         self.codes = CodeWatch(coder.quantizer.codebook_size, coder.quantizer.num_codebooks)
-        self.collapse_watch = CollapseWatch(recipe.steps * recipe.batch_size)
+        self.collapse_watch = CollapseWatch(recipe.images_total)
         self.images_seen = 0
 
     def step(self, features: Tensor) -> None:
         """One optimiser step on a batch (B, D, h, w)."""
         recipe = self.recipe
         seed_noise(features.device, derive_seed("noise", self.seed, 0, self.images_seen))
-        total, per_nat = recipe.steps * recipe.batch_size, loss_per_nat(recipe, self.distance)
+        total, per_nat = recipe.images_total, loss_per_nat(recipe, self.distance)
         # features take the place of pixels: a token stands for its D values
         self.coder.quantizer.advance(TrainingState(self.images_seen, total, float(features.shape[1]), per_nat))
         for group in self.optimizer.param_groups:
@@ -151,7 +151,7 @@ def fit(
     """
     training, started = FeatureTraining(coder.train(), recipe, seed), time.perf_counter()
     curves.unlink(missing_ok=True)  # of a fit that was interrupted
-    device, total = next(coder.parameters()).device, recipe.steps * recipe.batch_size
+    device, total = next(coder.parameters()).device, recipe.images_total
     for features in batches(train, recipe, data_seed):
         training.step(features.to(device))
         seen = training.images_seen

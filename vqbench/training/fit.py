@@ -69,7 +69,7 @@ class _Stretches:
     def __iter__(self) -> Iterator[list[int]]:
         recipe, trainer, start = self.training.recipe, self.training.trainer, self.training.images_seen
         stretch = recipe.stretch
-        end = min((start // stretch + 1) * stretch, recipe.steps * recipe.batch_size)
+        end = min((start // stretch + 1) * stretch, recipe.images_total)
         return batch_positions(start, end, recipe.batch_size, trainer.global_rank, trainer.world_size)
 
 
@@ -110,7 +110,7 @@ def train(
     device = trainer.strategy.root_device
     parts = Parts(recipe, execution, device)
     training.run_by(parts)
-    if training.images_seen < recipe.steps * recipe.batch_size:
+    if training.images_seen < recipe.images_total:
         try:
             on_gpu, workers = device.type == "cuda", data_workers(devices)
             with parts.arithmetic():
@@ -145,7 +145,7 @@ def data_workers(devices: int) -> int:
 
 
 def _trainer(recipe: Recipe, images_seen: int, devices: int, recorder: Recorder) -> lightning.Trainer:
-    total, stretch = recipe.steps * recipe.batch_size, recipe.stretch
+    total, stretch = recipe.images_total, recipe.stretch
     return lightning.Trainer(
         accelerator="auto",
         devices=devices,

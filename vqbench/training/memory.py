@@ -173,7 +173,7 @@ def _counted(method: str, config: dict[str, Any], recipe: Recipe, images: int, e
         module, *_ = fabric.setup(training, *training.configure_optimizers(), move_to_device=False)
         batch = torch.empty(images, recipe.image_channels, recipe.resolution, recipe.resolution)
         flops, before = [0.0, 0.0], 0
-        both = recipe.gan != "none" and recipe.gan_start_images < recipe.steps * recipe.batch_size
+        both = recipe.gan != "none" and recipe.gan_start_images < recipe.images_total
         for images_seen in (0, recipe.gan_start_images if both else 0):  # the second finds the optimiser's moments
             training.images_seen, peak = images_seen, 0
             before, live.peak = live.live, live.live

@@ -51,7 +51,7 @@ def learning_rate(recipe: Recipe, images_seen: int) -> float:
         return recipe.learning_rate * (images_seen + recipe.batch_size) / (recipe.warmup_images + recipe.batch_size)
     if recipe.schedule == "constant":
         return recipe.learning_rate
-    progress = (images_seen - recipe.warmup_images) / max(1, recipe.steps * recipe.batch_size - recipe.warmup_images)
+    progress = (images_seen - recipe.warmup_images) / max(1, recipe.images_total - recipe.warmup_images)
     return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
@@ -115,7 +115,7 @@ def curve_point(
 
 def is_logged(recipe: Recipe, images_seen: int) -> bool:
     """Whether the step that ended at `images_seen` has a point in the curves: every `log_images`, and the last one."""
-    before, total = images_seen - recipe.batch_size, recipe.steps * recipe.batch_size
+    before, total = images_seen - recipe.batch_size, recipe.images_total
     return images_seen >= total or images_seen // recipe.log_images > before // recipe.log_images
 
 

@@ -71,7 +71,7 @@ class TokenizerTraining(lightning.LightningModule):
         if recipe.ema_halflife_images:
             self.average = AveragedModel(tokenizer).requires_grad_(False)  # type: ignore[no-untyped-call]
         self.codes = CodeWatch(tokenizer.quantizer.codebook_size, tokenizer.quantizer.num_codebooks)
-        self.collapse_watch = CollapseWatch(recipe.steps * recipe.batch_size)
+        self.collapse_watch = CollapseWatch(recipe.images_total)
         self.window_moved = False
         self.register_buffer("pixel_mse", torch.ones(()))
         self.register_buffer("pixel_distance", torch.ones(()))  # as the recipe measures it, without its weight
@@ -139,7 +139,7 @@ class TokenizerTraining(lightning.LightningModule):
     def _begin_step(self, images: Tensor) -> None:
         state = TrainingState(
             images_seen=self.images_seen,
-            images_total=self.recipe.steps * self.recipe.batch_size,
+            images_total=self.recipe.images_total,
             pixel_values_per_token=float(images.shape[1] * self.tokenizer.downsampling**2),
             loss_per_nat=loss_per_nat(self.recipe, self.pixel_distance),
         )

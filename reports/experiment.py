@@ -232,7 +232,7 @@ class Experiment:
         if len(protocols) > 1:
             listed = ", ".join(f"{name} {digest}" for digest, name in protocols.items())
             said.append(
-                f"{len(protocols)} protocols ({listed}): numbers compare within one alone, "
+                f"{len(protocols)} protocols ({listed}): numbers under different ones do not compare, "
                 "so each has a table of its own and nothing is compared across"
             )
         if len(self.names) > 1:

@@ -178,7 +178,7 @@ def description(old: str, experiment_id: str, commands: Iterable[CommandRun]) ->
     for note in (c.tags["vqbench.protocol"] for c in commands if c.tags.get("vqbench.protocol")):
         notes.setdefault(note.partition("\n")[0], note)
     if len(notes) > 1:
-        parts.append(f"{len(notes)} protocols: numbers compare within one alone.")
+        parts.append(f"{len(notes)} protocols: numbers under different ones do not compare.")
     parts += [protocol_markdown(note) for note in notes.values()]
     parts.append("**Commands**\n\n" + "\n".join(_command_line(here, c) for c in commands[:20]))
     text = "\n\n".join(parts)

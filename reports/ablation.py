@@ -125,19 +125,11 @@ def score_table(rows: Sequence[AnalysedRow], between: str = " ± ", apart: bool 
             marks = [" ".join(mark.center(len(name)) for mark, name in zip(marks, switches, strict=True))]
         scores = (column.text(analysed.summary.estimates.get(column.key), between) for column in shown)
         printed = (_printed(analysed.row.published.get(metric, {}), where) for metric, where in published.items())
-        lines.append((analysed.title + _state(analysed), *marks, *scores, *printed, str(analysed.summary.seeds)))
+        lines.append((analysed.title + analysed.summary.state, *marks, *scores, *printed, str(analysed.summary.seeds)))
     first = 1 + len(heads)
     numeric = (*(False,) * first, *(True,) * (len(titles) - first))
     grey = frozenset(range(first + len(shown), len(titles) - 1))
     return Grid(titles, numeric, tuple(lines), grey=grey)
-
-
-def _state(analysed: AnalysedRow) -> str:
-    """Whether cells of the row failed, or collapsed."""
-    cells = analysed.cells
-    failed, flagged = len(analysed.summary.failures), len(analysed.summary.collapses)
-    said = [f"{n} {word}" if n < len(cells) else word for n, word in ((failed, "failed"), (flagged, "collapsed")) if n]
-    return f" ({', '.join(said)})" if said else ""
 
 
 def _published(rows: Sequence[AnalysedRow]) -> dict[str, tuple[str, ...]]:

@@ -43,6 +43,14 @@ class MethodSummary:
     """What is known of a tokenizer that was not trained here; empty for one that was."""
 
     @property
+    def state(self) -> str:
+        """How many of its cells failed or collapsed, to stand behind its label: " (1 of 3 collapsed)"; or empty."""
+        total = self.seeds + len(self.failures)
+        states = ((len(self.failures), "failed"), (len(self.collapses), "collapsed"))
+        said = [word if n == total else f"{n} of {total} {word}" for n, word in states if n]
+        return f" ({', '.join(said)})" if said else ""
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What must be said below a table that shows it."""
         return (*([f"{self.method}: not trained here: {self.origin}"] if self.origin else []), *self.matched)
@@ -189,7 +197,7 @@ def markdown_table(summaries: Sequence[MethodSummary], protocol: str, cautions: 
     shown = shown_columns(summaries)
     rows = [
         (
-            summary.method + (" (collapsed)" if summary.collapses else ""),
+            summary.method + summary.state,
             *(column.text(summary.estimates.get(column.key)) for column in shown),
             str(summary.seeds),
         )

@@ -78,7 +78,12 @@ def scores(section: ReportSection, stated: Stated) -> Grid:
         cells = [column.text(estimates.get(column.key)) for column in columns]
         bold |= {(i, k) for k, column in enumerate(columns, start=1) if is_marked(section, group, column.key)}
         rows.append(
-            (labelled(group), *cells, *(stated.text(group, what) for what in printed), str(group.summary.seeds))
+            (
+                group.label + group.summary.state,
+                *cells,
+                *(stated.text(group, what) for what in printed),
+                str(group.summary.seeds),
+            )
         )
     numeric = (False, *(True for _ in titles[1:]))
     grey = frozenset(range(1 + len(columns), len(titles) - 1))
@@ -117,14 +122,6 @@ def is_marked(section: ReportSection, group: Group, metric: str) -> bool:
     """Whether a group is the best of its peers, or not separated from it; a group that is alone is neither."""
     found = section.comparison_of(group.label, metric)
     return found is not None and bool(found.others) and group.label in found.unseparated
-
-
-def labelled(group: Group) -> str:
-    """The group's label, and how many of its cells failed or collapsed."""
-    total, summary = len(group.cells), group.summary
-    states = ((len(summary.failures), "failed"), (len(summary.collapses), "collapsed"))
-    said = [word if n == total else f"{n} of {total} {word}" for n, word in states if n]
-    return f"{group.label} ({', '.join(said)})" if said else group.label
 
 
 def problem_cells(groups: Iterable[Group]) -> Grid:

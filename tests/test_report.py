@@ -155,13 +155,16 @@ def test_markdown_marks_all_that_are_tied_with_the_best(files: dict[str, str], r
     assert names.index("tokens") == names.index("perplexity ↑") + 1
 
 
-def test_failed_and_collapsed_cells_are_rows_with_their_reason(files: dict[str, str]) -> None:
+def test_failed_and_collapsed_cells_are_rows_with_their_reason(experiment: Path, files: dict[str, str]) -> None:
     scores, problems, *_ = read_markdown(files["md"])
     first = {row[0][0]: [text for text, _ in row] for row in scores}
     assert set(first["fsq (failed)"][1:-5]) == {"–"}
     assert first["fsq (failed)"][-1] == "0"
     assert first["vqgan (1 of 3 failed)"][-1] == "2"
     assert "sqvae (1 of 3 collapsed)" in first
+    every = [row for group in load_experiment(experiment.parent, "made").groups for row in group.rows]
+    (summed, *_) = read_markdown(markdown_table(summarise(every), "p"))
+    assert {row[0][0] for row in summed} == {*first}, "whatever prints a row calls it the same"
     said = [[text for text, _ in row] for row in problems[1:]]
     assert ["vqgan", "1", "failed in train", "CUDA out of memory: tried 3_000 MiB & more"] in said
     assert ["sqvae", "2", "collapsed after 2,048 images", "usage fell to 0.01"] in said

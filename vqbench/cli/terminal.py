@@ -251,8 +251,8 @@ def _compared(summaries: Sequence[MethodSummary], columns: Sequence[Column]) -> 
     table.sections = any(summary.seeds > 1 for summary in summaries)
     for summary in summaries:
         cells = [column.text(summary.estimates.get(column.key), between="\n± ") for column in columns]
-        mark = " (failed)" if not summary.seeds else " (collapsed)" if summary.collapses else ""
-        table.add(Text(summary.method + mark, style="red" if mark else ""), *cells, str(summary.seeds))
+        style = "red" if summary.state else ""
+        table.add(Text(summary.method + summary.state, style=style), *cells, str(summary.seeds))
     return table
 
 

@@ -135,6 +135,8 @@ def main() -> None:
         return
     known = ways()
     names = [name for name in asked.ways.split(",") if name] or list(known)
+    if stray := [name for name in names if name not in known]:
+        parser.error(f"--ways {stray[0]!r}: known are {', '.join(known)}")
     version = importlib.metadata.version(LIBRARY) if REFERENCE in known else "not installed"
     threads, load = os.environ.get("OMP_NUM_THREADS", "unset"), os.getloadavg()[0]
     print(f"N = {asked.tokens}, K = {asked.codes}, d = {asked.dim}; torch {torch.__version__}, {LIBRARY} {version}")

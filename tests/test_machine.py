@@ -337,6 +337,8 @@ def test_what_processes_beside_one_another_say_and_raise() -> None:
         return {"one", "hangs", None} <= set(said)
 
     work_beside(speaks, [("one",), ("hangs",)], heard, "works", patience=0.1)  # nothing else is awaited
+    work_beside(speaks, [("is interrupted",)], said.append, "works")
+    assert said[-1] == "held"
     with pytest.raises(RefusedError, match=r"^no such thing$") as refused:
         work_beside(speaks, [("refuses",), ("hangs",)], said.append, "works")
     assert (refused.value.hint, refused.value.thing) == ("give another", "thing")

@@ -29,6 +29,8 @@ class Fatal:
 def speaks(say: Callable[[str], None], name: str, *_: object) -> None:
     """Say one's name, and do what it says."""
     say(name)
+    if name == "is interrupted":  # as it began, too
+        say("held" if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()) else "ends")
     if name == "refuses":
         raise RefusedError("thing")
     if name == "cannot write":

@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -33,16 +34,18 @@ def work_beside(
     where one was killed, with what it was `doing` in words.
     """
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # which lets interrupts through again, where a process starts it
     running, waiting, orders = [], [], []
     try:
         for _ in jobs:
             pipe, end = context.Pipe(duplex=False)
             ordered, order = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(work, shared, ordered, end), daemon=True)
-            process.start()
+            with _interrupts_held():  # what a process inherits, so that an interrupt ends none amid its imports
+                process.start()
+                running.append(process)
             for of_process in (ordered, end):  # so that both pipes end with the process
                 of_process.close()
-            running.append(process)
             waiting.append(pipe)
             orders.append(order)
         for order, job in zip(orders, jobs, strict=True):
@@ -61,6 +64,15 @@ def work_beside(
         for process in running:
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _listen(waiting: list[Connection], heard: Callable[[Any], object], patience: float | None) -> bool:

@@ -22,6 +22,9 @@ from vqbench.methods.nearest import ieee_products
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
 
+CACHE_BYTES = 2**20
+"""Of a block, for each thread of a CPU, where there are several blocks: what the cache of a core holds."""
+
 LEAST = -60.0
 """Least logit of a code, the largest being 0. It changes no sum in float32; smaller ones have denormal numbers for
 probabilities, with which a CPU takes twelve times as long."""
@@ -94,7 +97,10 @@ class _Blocks:
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
         self.left, self.right, self.bias = left, right, bias
-        self.rows = max(1, min(len(left), BLOCK_BYTES // (4 * len(right))))
+        size = BLOCK_BYTES
+        if left.device.type == "cpu" and 4 * len(left) * len(right) > BLOCK_BYTES:
+            size = min(size, CACHE_BYTES * torch.get_num_threads())
+        self.rows = max(1, min(len(left), size // (4 * len(right))))
         self._memory = [left.new_empty(0)] * 4
 
     def __iter__(self) -> Any:

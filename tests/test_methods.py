@@ -15,6 +15,7 @@ import scipy.linalg
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import gumbel_r, kstest
 from torch import Tensor, nn
 
 from vqbench.checks.toy import ToyTokenizer
@@ -342,12 +343,16 @@ def test_sqvae_mixture_hardens_with_the_temperature() -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "IV"])
-def test_sqvae_in_blocks_is_what_autograd_makes_of_the_equations(mode: str) -> None:
-    """Seven blocks of ragged sizes, in float64, where rounding hides nothing: values and all gradients."""
+@pytest.mark.parametrize("k", [11, 512])
+def test_sqvae_in_blocks_is_what_autograd_makes_of_the_equations(mode: str, k: int) -> None:
+    """Seven blocks of ragged sizes, in float64, where rounding hides nothing: values and all gradients.
+
+    Of 512 codes the largest logit is found in two steps.
+    """
     torch.manual_seed(0)
-    z, codes, variance = torch.randn(90, 5).double(), torch.randn(11, 5).double(), torch.rand(90, 5).double() + 0.1
+    z, codes, variance = torch.randn(90, 5).double(), torch.randn(k, 5).double(), torch.rand(90, 5).double() + 0.1
     given = [z, codes, variance if mode == "IV" else variance[:, :1]]
-    gumbel, mixed = -torch.empty(90, 11).double().exponential_().log(), torch.randn(90, 5).double()
+    gumbel, mixed = -torch.empty(90, k).double().exponential_().log(), torch.randn(90, 5).double()
 
     def found(*noise: Tensor) -> list[Tensor]:
         leaves = [value.clone().requires_grad_() for value in given]
@@ -400,6 +405,27 @@ def test_sqvae_draws_the_noise_that_stored_trainings_drew(monkeypatch: pytest.Mo
     assert [len(block) for block in noise] == [5, 5, 5, 3]  # each in pieces of 30, the last one smaller
     assert torch.equal(torch.cat(noise), gumbel)
     assert torch.equal(torch.rand(3), following)
+
+
+def test_sqvae_noise_of_many_codes_is_gumbels_however_a_batch_is_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*tokens: int, codes: int = 8192) -> Tensor:
+        torch.manual_seed(3)
+        return torch.cat([block for count in tokens for block in sqvae.gumbel_noise(torch.empty(count, 4), codes)])
+
+    noise = drawn(64)
+    assert noise.shape == (64, 8192)
+    assert kstest(noise.flatten().numpy(), gumbel_r.cdf).pvalue > 0.01
+    beyond = noise.numel() * -math.expm1(-math.exp(-9))  # 65 of Gumbel's numbers
+    assert int((noise > 9).sum()) == pytest.approx(beyond, abs=4 * math.sqrt(beyond))
+    pairs = noise.view(-1, 2)  # of one draw of 64 bits
+    assert abs(float(torch.corrcoef(pairs.t())[0, 1])) < 4 / math.sqrt(len(pairs))
+    assert torch.equal(drawn(10, 0, 54), noise)
+    monkeypatch.setattr(sqvae, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(sqvae, "BLOCK_BYTES", 4 * 8192 * 5)
+    assert torch.equal(drawn(64), noise)
+    odd = drawn(3, 4, codes=4097)  # as every codebook of up to 4096 codes
+    torch.manual_seed(3)
+    torch.testing.assert_close(odd, -torch.empty(7, 4097).exponential_().log())
 
 
 # vaevq

@@ -53,6 +53,13 @@ class _InertDict:
         return OrderedDict()
 
 
+class _InertQueue:
+    """Stands for `collections.deque`: torch's reader, 2.14 apart, appends to no other kind of list than its own."""
+
+    def __new__(cls, *_: Any, **__: Any) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's bytes. Raises UsageError where it cannot be read."""
     try:
@@ -216,9 +223,15 @@ def _refuse_hostile(path: Path, foreign: set[str]) -> None:
             raise UsageError(what, "do not open it with anything else; get the weights from their authors")
 
 
+def _stand_in(name: str) -> type:
+    if name == "collections.deque":
+        return _InertQueue
+    return _InertDict if name.lower().endswith("dict") else _Inert
+
+
 def _loaded(path: Path, foreign: set[str], trust: bool, mmap: bool) -> Mapping[str, Any]:
     _refuse_hostile(path, foreign)
-    inert: list[Any] = [(_InertDict if name.lower().endswith("dict") else _Inert, name) for name in sorted(foreign)]
+    inert: list[Any] = [(_stand_in(name), name) for name in sorted(foreign)]
     try:
         # what torch allows by itself keeps its meaning; all the rest is a stand-in
         with torch.serialization.safe_globals(inert), warnings.catch_warnings():

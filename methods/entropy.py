@@ -22,8 +22,9 @@ from vqbench.methods.nearest import ieee_products
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
 
-CACHE_BYTES = 2**20
-"""Of a block, for each thread of a CPU, where there are several blocks: what the cache of a core holds."""
+BLOCK_BYTES_A_THREAD = 2**20
+"""The same on a CPU, where there are several blocks and a block still has a quarter as many rows as channels: smaller
+ones stay in the caches, and each goes through all codes and their gradients once."""
 
 LEAST = -60.0
 """Least logit of a code, the largest being 0. It changes no sum in float32; smaller ones have denormal numbers for
@@ -97,10 +98,11 @@ class _Blocks:
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
         self.left, self.right, self.bias = left, right, bias
-        size = BLOCK_BYTES
-        if left.device.type == "cpu" and 4 * len(left) * len(right) > BLOCK_BYTES:
-            size = min(size, CACHE_BYTES * torch.get_num_threads())
-        self.rows = max(1, min(len(left), size // (4 * len(right))))
+        row = 4 * len(right)
+        self.rows = max(1, min(len(left), BLOCK_BYTES // row))
+        if left.device.type == "cpu" and self.rows < len(left):
+            few = max(BLOCK_BYTES_A_THREAD * torch.get_num_threads() // row, left.shape[1] // 4, 1)
+            self.rows = min(self.rows, few)
         self._memory = [left.new_empty(0)] * 4
 
     def __iter__(self) -> Any:

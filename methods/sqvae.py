@@ -34,7 +34,8 @@ the next one gets again, where a matrix of hundreds of MB would come anew from t
 DRAWN_AT_ONCE = 2**16
 """Uniform numbers in float64 that a cache holds."""
 MANY_CODES = 4096
-"""Above them a CPU draws 32 random bits for each number of the noise, where `exponential_` draws 64."""
+"""Above them, where they are an even number, a CPU draws 32 random bits for each number of the noise, where
+`exponential_` draws 64."""
 
 
 def assignment_logits(z: Tensor, codes: Tensor, variance: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def gumbel_noise(z: Tensor, codebook_size: int) -> list[Tensor]:
     logarithm, one after the other: two fifths of a step with many codes. For several blocks the same numbers are drawn,
     but the logarithm is taken of many at once. Noise and state of the generator are the same; of some billions of
     numbers one may have another last bit, so that smaller matrices are filled as they were for stored trainings.
-    Above MANY_CODES, where drawing would be half of that, they are other numbers. What is drawn for a token depends on
+    Above MANY_CODES (an even number of them, on a CPU) they are other numbers, drawn in half the time. That depends on
     the number of codes, and not on that of tokens: the parts of a batch get what the whole gets.
     """
     tokens, width = len(z), codebook_size * z.element_size()
@@ -91,13 +92,18 @@ def _fill(block: Tensor, narrow: bool) -> Tensor:
     uniform = torch.empty(min(DRAWN_AT_ONCE, block.numel()), dtype=torch.float64)
     for part in torch.split(block.view(-1), DRAWN_AT_ONCE):
         minus_u = uniform[: len(part)]
-        if narrow:  # each half of 64 bits is the middle of one of 2³² parts of (0, 1)
-            halves = torch.empty(len(part) // 2, dtype=torch.int64).random_(-(2**63), None).view(torch.int32)
-            minus_u.copy_(halves).sub_(2**31 - 0.5).mul_(2.0**-32)
+        if narrow:
+            drawn = torch.empty(len(part) // 2, dtype=torch.int64).random_(-(2**63), None)
+            minus_u.copy_(_minus_uniform(drawn.view(torch.int32)))
         else:
             minus_u.uniform_().neg_()
         part.copy_(minus_u.log1p_()).neg_().log_().neg_()
     return block
+
+
+def _minus_uniform(bits: Tensor) -> Tensor:
+    """32 bits as −u in float64, u the middle of one of 2³² parts of (0, 1); of 0 or 1 the noise would be endless."""
+    return bits.double().sub_(2**31 - 0.5).mul_(2.0**-32)
 
 
 def noisy_assignment(
@@ -146,28 +152,28 @@ class _NoisyAssignment(torch.autograd.Function):
             entropy[rows] = (mean + p.gather(1, chosen).log())[:, 0]
             indices[rows] = chosen[:, 0]
             logits.addcmul_(p, mean, value=-1)
-        ctx.save_for_backward(left, right, codes, temperature, mixture, *noise, *slopes)
+        ctx.save_for_backward(left, right, codes, temperature, *noise, *slopes)
         ctx.mark_non_differentiable(indices)
         return mixture, entropy, indices
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, to_mixture: Tensor, to_entropy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        left, right, codes, temperature, mixture, *kept = ctx.saved_tensors
+        left, right, codes, temperature, *kept = ctx.saved_tensors
         blocks, d = len(kept) // 2, codes.shape[1]
         to_left = torch.empty_like(left)
-        # Transposed, a CPU takes a quarter less time; and a column more than d, as `right` may have, a fifth more.
+        # transposed a CPU takes a quarter less time
         to_codes, to_right = (torch.zeros_like(of.t(), memory_format=torch.contiguous_format) for of in (codes, right))
         with torch.autocast(left.device.type, enabled=False):
             scaled = to_mixture / temperature
-            scaled = torch.cat([scaled, -(scaled * mixture).sum(1, keepdim=True)], 1)
-            and_one = torch.cat([codes, torch.ones_like(codes[:, :1])], 1)
             for rows, weights, slopes, scratch in _by_rows(kept[:blocks], kept[blocks:]):
                 to_codes.addmm_(to_mixture[rows].t(), weights)
-                to_logits = torch.mm(scaled[rows], and_one.t(), out=scratch).mul_(weights)
+                to_logits = torch.mm(scaled[rows], codes.t(), out=scratch).mul_(weights)
+                # Of these very products, so that a row sums to 0: what is over would be multiplied by 1 / σ² below.
+                to_logits.addcmul_(weights, to_logits.sum(1, keepdim=True), value=-1)
                 to_logits.addcmul_(slopes, to_entropy[rows, None])
-                torch.mm(to_logits, right[:, :d], out=to_left[rows, :d])
-                torch.mm(to_logits, right[:, d:], out=to_left[rows, d:])
+                # One column more than d, as `right` may have, would make one product a fifth slower.
+                to_left[rows] = torch.cat([to_logits @ right[:, :d], to_logits @ right[:, d:]], 1)
                 to_right.addmm_(left[rows].t(), to_logits)
         return to_left, to_right.t(), to_codes.t(), None, *[None] * blocks
 

@@ -168,6 +168,21 @@ def test_no_matrix_of_tokens_by_codes(quantizer: Quantizer, monkeypatch: pytest.
     assert step(quantizer, 512) == 2**16  # where the matrix is 2^21
 
 
+def test_blocks_are_small_where_there_are_several_and_a_row_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(tokens: int, codes: int, channels: int, device: str = "cpu") -> int:
+        shapes = (tokens, channels), (codes, channels)
+        left, right = (torch.empty(shape, device="meta" if device == "meta" else "cpu") for shape in shapes)
+        return entropy_module._Blocks(left, right, None).rows
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert rows(128, 16384, 8) == 128  # 8 MiB, as stored trainings had it
+    assert rows(129, 16384, 8) == 32  # 1 MiB a thread
+    assert rows(129, 16384, 8, "meta") == 128  # not on a CPU
+    assert rows(500, 16384, 256) == 64  # a quarter of the channels
+    assert rows(500, 65536, 256) == 32  # but 8 MiB at most
+    assert rows(500, 2**22, 8) == 1
+
+
 def test_two_to_the_18_codes_without_a_matrix_of_their_width() -> None:
     quantizer = LFQ(LFQ.Config(18))
     assert quantizer.codebook is None

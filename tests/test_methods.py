@@ -368,6 +368,23 @@ def test_sqvae_in_blocks_is_what_autograd_makes_of_the_equations(mode: str, k: i
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
+def test_sqvae_in_blocks_holds_its_gradients_where_it_is_nearly_sure() -> None:
+    """In float32, with a variance and a temperature that magnify what does not cancel: as the whole, in float64."""
+    torch.manual_seed(0)
+    z, codes, gumbel = torch.randn(64, 64), torch.randn(512, 64), -torch.empty(64, 512).exponential_().log()
+    mixed, variance, temperature = torch.randn(64, 64), torch.full((64, 1), 0.05), torch.tensor(0.001)
+
+    def gradients(dtype: torch.dtype, size: int) -> list[Tensor]:
+        leaves = [value.to(dtype, copy=True).requires_grad_() for value in (z, codes, variance)]
+        noise = list(gumbel.to(dtype).split(size))
+        mixture, _, terms = noisy_assignment(*leaves, noise, temperature.to(dtype))
+        ((mixture * mixed.to(dtype)).sum() + 0.01 * (terms["entropy"] + terms["noise"]).sum()).backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    for exact, blocks in zip(gradients(torch.float64, 64), gradients(torch.float32, 10), strict=True):
+        assert float((blocks - exact).abs().max() / exact.abs().max()) < 1e-4
+
+
 def test_sqvae_keeps_two_matrices_of_tokens_by_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what autograd keeps for the backward pass, all else is small beside them, and the noise is not there."""
     monkeypatch.setattr(sqvae, "WHOLE_BYTES", 2**18)
@@ -420,12 +437,21 @@ def test_sqvae_noise_of_many_codes_is_gumbels_however_a_batch_is_cut_up(monkeypa
     pairs = noise.view(-1, 2)  # of one draw of 64 bits
     assert abs(float(torch.corrcoef(pairs.t())[0, 1])) < 4 / math.sqrt(len(pairs))
     assert torch.equal(drawn(10, 0, 54), noise)
+    assert [len(block) for block in sqvae.gumbel_noise(torch.empty(0, 4), 8192)] == [0]
     monkeypatch.setattr(sqvae, "WHOLE_BYTES", 0)
     monkeypatch.setattr(sqvae, "BLOCK_BYTES", 4 * 8192 * 5)
     assert torch.equal(drawn(64), noise)
-    odd = drawn(3, 4, codes=4097)  # as every codebook of up to 4096 codes
-    torch.manual_seed(3)
-    torch.testing.assert_close(odd, -torch.empty(7, 4097).exponential_().log())
+    monkeypatch.undo()
+    for codes in (4096, 4097):
+        found = drawn(7, codes=codes), torch.rand(3)
+        torch.manual_seed(3)
+        assert torch.equal(found[0], torch.empty(7, codes).exponential_().log_().neg_())
+        assert torch.equal(found[1], torch.rand(3))
+
+
+def test_sqvae_noise_is_finite_at_both_ends_of_the_bits() -> None:
+    ends = -sqvae._minus_uniform(torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32))
+    assert ends.tolist() == [1 - 2.0**-33, 2.0**-33]
 
 
 # vaevq

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardtanh
 
 from vqbench.methods.codebook import straight_through
 from vqbench.quantizer import Choices, GradientRoutes, Published, Quantized, Quantizer, Range, full_precision
@@ -166,7 +167,9 @@ class FSQ(Quantizer):
         if self.config.noise_dropout > 0:
             chosen = torch.full_like(latents, self.config.noise_dropout).bernoulli_().bool()
             noise = torch.rand_like(latents) - 0.5  # in code units: for many levels more than the distance of two
-            latents = torch.where(chosen, latents + noise, latents).clamp(-1, 1)
+            # At ±1, where the last levels lie, torch 2.11's clamp passes a gradient and 2.14's does not; hardtanh never
+            # does, as the library's values have it.
+            latents = hardtanh(torch.where(chosen, latents + noise, latents))
         return Quantized(latents, indices)
 
     def _digits(self, indices: Tensor) -> Tensor:

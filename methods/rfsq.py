@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardtanh
 
 from vqbench.methods.fsq import FSQ, RECOMMENDED, Size, levels_of, symmetric
 from vqbench.quantizer import Choices, Published, Quantized, Range, full_precision
@@ -83,7 +84,7 @@ class RFSQ(FSQ):
         left = reach * torch.tanh(z / reach)
         latents, indices = torch.zeros_like(z), []
         for scale in self._scales():
-            digits, codes = symmetric((left / scale).clamp(-1, 1), self._levels)
+            digits, codes = symmetric(hardtanh(left / scale), self._levels)
             latents = latents + scale * codes
             left = left - (scale * codes).detach()
             indices.append((digits * self._basis).sum(1))

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK_BYTES = 2**20
+"""Upper bound, in bytes, of the codes in float64 that exist at one time on a CPU, whose cache should hold them."""
 
 MIN_EIGENVALUE = 1e-6
 """Below this eigenvalue the square root is replaced by its chord through zero."""
@@ -27,14 +31,53 @@ def moments(codes: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centered.t() @ centered / max(len(codes) - 1, 1)
 
 
+def _blocks(codes: Tensor) -> tuple[Tensor, ...]:
+    whole = codes.device.type != "cpu"
+    return torch.split(codes, len(codes) if whole else max(1, BLOCK_BYTES // (8 * codes.shape[1])))
+
+
+class _WideMoments(torch.autograd.Function):
+    """`moments` in float64 (MPS has none), a block of codes at a time both ways: in whole, memory takes the time."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance."""
+        dtype = codes.dtype if codes.device.type == "mps" else torch.float64
+        mean = torch.zeros(codes.shape[1], dtype=dtype, device=codes.device)
+        for block in _blocks(codes):
+            mean += block.to(dtype).sum(0)
+        mean /= len(codes)
+        covariance = mean.new_zeros(len(mean), len(mean))
+        for block in _blocks(codes):
+            centered = block - mean
+            covariance.addmm_(centered.t(), centered)
+        ctx.save_for_backward(codes, mean)
+        return mean, covariance / max(len(codes) - 1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+        """To the codes: of the mean the same for each, of the covariance along what each has off the mean."""
+        codes, mean = ctx.saved_tensors
+        shared, slope = of_mean / len(codes), (of_covariance + of_covariance.t()) / max(len(codes) - 1, 1)
+        gradient = torch.empty_like(codes)
+        for block, found in zip(_blocks(codes), _blocks(gradient), strict=True):
+            found.copy_(torch.addmm(shared, block - mean, slope))
+        return gradient
+
+
+def _wide_moments(codes: Tensor) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _WideMoments.apply(codes)  # type: ignore[no-untyped-call]
+    return found
+
+
 def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
     """W₂² between the normal with the moments of codes (K, d) and N(0, I), a scalar of the dtype of `codes`.
 
     Equation 11 with the + d that it lacks: without it the value is below the distance by d, the gradient the same.
     """
     # d × d in float64 costs nothing beside the encoder, and the small eigenvalues need it. MPS has no float64.
-    wide = codes if codes.device.type == "mps" else codes.double()
-    mean, covariance = moments(wide)
+    mean, covariance = _wide_moments(codes)
     # Tr Σ^½ from the eigenvalues alone: their gradient needs no gap between them, unlike that of the eigenvectors.
     roots = _on_host(_sum_of_roots, covariance)
     distance = mean.square().sum() + covariance.trace() - 2 * roots + codes.shape[1]
@@ -47,14 +90,13 @@ def squared_w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Ten
     mean (d,) and covariance (d, d), which may be singular, may carry gradients. For N(0, I) it is equation 11 with its
     + d. What is not finite makes it NaN.
     """
-    wide = codes if codes.device.type == "mps" else codes.double()
-    mean, covariance = mean.to(wide), covariance.to(wide)
+    own_mean, own = _wide_moments(codes)
+    mean, covariance = mean.to(own_mean), covariance.to(own)
     # In units of the target's own size, so that the chord under the root means the same for latents of any scale.
     variance = (covariance.detach().trace() / codes.shape[1]).clamp(min=1e-30)
-    own_mean, own = moments(wide / variance.sqrt())
-    target = covariance / variance
+    own, target = own / variance, covariance / variance
     roots = _on_host(_trace_of_roots, own, target)
-    apart = (own_mean - mean / variance.sqrt()).square().sum()
+    apart = (own_mean - mean).square().sum() / variance
     distance = apart + own.trace() + target.trace() - 2 * roots
     return (variance * distance).to(codes.dtype)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from vqbench.methods.nearest import ieee_products
+from vqbench.methods.nearest import argmax, ieee_products
 
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
@@ -153,7 +153,7 @@ class _Assign(torch.autograd.Function):
         with ieee_products(left.device):
             for block in blocks:
                 logits = blocks.logits(block)
-                torch.argmax(logits, 1, out=indices[block])
+                indices[block] = argmax(logits)
                 peak = indices[block].unsqueeze(1)
                 logits -= logits.gather(1, peak)
                 if values is not None and not hard:

@@ -3,7 +3,7 @@ the largest product."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 SCORE_BYTES = 24 * 2**20
 """Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes).
 
-On one idle core blocks of 2 to 32 MiB take the same time; with several threads each block is a point where they
-wait for each other, and where cores are shared small blocks become slower than `torch.cdist`.
+A CPU has a third of it, which its last cache holds; smaller ones gain nothing, and at each block threads wait for
+each other.
 """
+
+TILE = 64
+"""Scores of a row that are compared at once: a CPU's argmin takes them singly, its amin side by side."""
 
 
 @contextmanager
@@ -48,13 +51,37 @@ def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tu
     )
 
 
+def _rows(left: Tensor, right: Tensor) -> int:
+    """Rows of `left` in a block."""
+    size = SCORE_BYTES // 3 if left.device.type == "cpu" else SCORE_BYTES
+    return max(1, min(len(left), size // (4 * len(right))))
+
+
 def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
     """First row and scores (rows, K) of each block of `left`; a block's scores are gone when the next one comes."""
-    rows = max(1, min(len(left), SCORE_BYTES // (4 * len(right))))
+    rows = _rows(left, right)
     scores = left.new_empty(rows, len(right))
     for start in range(0, len(left), rows):
         block = left[start : start + rows]
         yield start, torch.addmm(bias, block, right.t(), out=scores[: len(block)])
+
+
+def argmax(scores: Tensor) -> Tensor:
+    """`scores.argmax(1)` of scores (rows, K), as (rows,) int64: of equal ones the first."""
+    return _extreme(scores, torch.amax, torch.argmax)
+
+
+def argmin(scores: Tensor) -> Tensor:
+    """`scores.argmin(1)` of scores (rows, K), as (rows,) int64: of equal ones the first."""
+    return _extreme(scores, torch.amin, torch.argmin)
+
+
+def _extreme(scores: Tensor, value: Callable[..., Tensor], place: Callable[..., Tensor]) -> Tensor:
+    if scores.device.type != "cpu" or scores.shape[1] % TILE:
+        return place(scores, 1)
+    tiles, per_row = scores.reshape(-1, TILE), scores.shape[1] // TILE
+    tile = place(value(tiles, 1).view(-1, per_row), 1)
+    return tile * TILE + place(tiles[tile + torch.arange(0, len(tiles), per_row)], 1)
 
 
 @torch.no_grad()
@@ -90,7 +117,7 @@ def _least(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         return torch.addmm(bias, left, right.t()).argmin(1)
     indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
     for start, found in _blocks(left, right, bias):
-        torch.argmin(found, 1, out=indices[start : start + len(found)])
+        indices[start : start + len(found)] = argmin(found)
     return indices
 
 
@@ -106,14 +133,14 @@ def nearest_both_ways(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         least = left.new_full((len(codes),), torch.inf)
         starts = torch.zeros(len(codes), dtype=torch.int64, device=z.device)
         for start, found in _blocks(left, right, bias):
-            torch.argmin(found, 1, out=indices[start : start + len(found)])
+            indices[start : start + len(found)] = argmin(found)
             found += of_z[start : start + len(found), None]
             nearer = found.amin(0)
             starts = torch.where(nearer < least, start, starts)
             least = torch.minimum(least, nearer)
         # An argmin down the columns is many times slower than along the rows: each code's own block is compared again.
         rows = torch.empty_like(starts)
-        size = max(1, min(len(z), SCORE_BYTES // (4 * len(codes))))
+        size = _rows(left, right)
         for start in range(0, len(z), size):
             mine = (starts == start).nonzero()[:, 0]
             found = torch.addmm(of_z[start : start + size], right[mine], left[start : start + size].t())

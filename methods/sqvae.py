@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqbench.methods.codebook import as_rows, check_codebook, initial_codebook, look_up, norms, quantize
+from vqbench.methods.nearest import argmax
 from vqbench.quantizer import (
     Choices,
     GradientRoutes,
@@ -142,8 +143,8 @@ class _NoisyAssignment(torch.autograd.Function):
         slopes = [torch.empty_like(block) for block in noise]
         for rows, block, slope, scratch in _by_rows(noise, slopes):
             logits = torch.mm(left[rows], right.t(), out=slope)
-            largest, chosen = _largest(logits)
-            logits -= largest
+            chosen = argmax(logits)[:, None]
+            logits -= logits.gather(1, chosen)
             weights = torch.softmax(torch.add(logits, block, out=scratch).div_(temperature), 1, out=block)
             torch.mm(weights, codes, out=mixture[rows])
             p = torch.softmax(logits, 1, out=scratch)
@@ -176,17 +177,6 @@ class _NoisyAssignment(torch.autograd.Function):
                 to_left[rows] = torch.cat([to_logits @ right[:, :d], to_logits @ right[:, d:]], 1)
                 to_right.addmm_(left[rows].t(), to_logits)
         return to_left, to_right.t(), to_codes.t(), None, *[None] * blocks
-
-
-def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest logit of each row and its index, (rows, 1) each."""
-    if logits.shape[1] % 256:
-        return torch.max(logits, 1, keepdim=True)
-    # A CPU finds the largest ten times as fast where it need not remember which it is.
-    parts = logits.view(len(logits), -1, 256)
-    largest, part = parts.amax(2).max(1, keepdim=True)
-    within = parts[torch.arange(len(parts), device=parts.device), part[:, 0]].argmax(1, keepdim=True)
-    return largest, 256 * part + within
 
 
 def _by_rows(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:

@@ -23,12 +23,12 @@ from vqbench.config import build
 from vqbench.data.dataset import Images
 from vqbench.data.stream import TrainingStream
 from vqbench.errors import UsageError
+from vqbench.methods import dcr, sqvae
 from vqbench.methods import nearest as nearest_module
-from vqbench.methods import sqvae
 from vqbench.methods.codebook import as_rows, quantize, vq_losses
 from vqbench.methods.dcr import moments, squared_w2_to_normal, squared_w2_to_standard_normal
 from vqbench.methods.fsq import FSQ, RECOMMENDED
-from vqbench.methods.nearest import nearest
+from vqbench.methods.nearest import argmax, argmin, nearest
 from vqbench.methods.sqvae import SQVAE, assignment_logits, latent_terms, noisy_assignment, soft_codes
 from vqbench.methods.vaevq import VAEVQ, kl_per_image
 from vqbench.methods.vqgan import VQGAN
@@ -59,7 +59,7 @@ def test_nearest_is_brute_force(n: int, k: int, d: int, rows: int, seed: int) ->
     z = torch.randint(-9, 10, (n, d), generator=noise).float()
     codes = torch.randint(-9, 10, (k, d), generator=noise).float()
     distance = (z[:, None] - codes).square().sum(2)
-    usual, nearest_module.SCORE_BYTES = nearest_module.SCORE_BYTES, rows * 4 * k
+    usual, nearest_module.SCORE_BYTES = nearest_module.SCORE_BYTES, 3 * rows * 4 * k
     try:
         found = nearest(z, codes)
     finally:
@@ -99,7 +99,26 @@ def test_scores_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch, "addmm", watched)
     nearest(torch.randn(4096, 4), torch.randn(2000, 4))
     assert sum(blocks) == 4 * 4096 * 2000
-    assert max(blocks) <= nearest_module.SCORE_BYTES < 64e6
+    assert 3 * max(blocks) <= nearest_module.SCORE_BYTES < 64e6
+
+
+@quick
+@given(
+    n=st.integers(1, 9),
+    k=st.sampled_from([1, 63, 64, 65, 128, 640]),
+    odd=st.sampled_from([math.nan, math.inf, -math.inf]),
+    share=st.sampled_from([0.0, 0.01, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_first_of_equal_extremes_is_found(n: int, k: int, odd: float, share: float, seed: int) -> None:
+    noise = np.random.default_rng(seed)
+    scores = noise.integers(-5, 6, (n, k)).astype(np.float32)  # with ties
+    scores[noise.random((n, k)) < share] = odd
+    expected = scores.argmin(1), scores.argmax(1)
+    before = torch.from_numpy(scores.copy())
+    for found, known in zip((argmin(before), argmax(before)), expected, strict=True):
+        assert found.dtype == torch.int64
+        assert found.tolist() == known.tolist()
 
 
 # vqgan
@@ -482,7 +501,9 @@ def test_dcr_against_matrix_square_root(seed: int, d: int) -> None:
     assert float(squared_w2_to_standard_normal(codes)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_dcr_gradient() -> None:
+@pytest.mark.parametrize("rows", [7, 20])
+def test_dcr_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcr, "BLOCK_BYTES", rows * 8 * 4)
     codes = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(squared_w2_to_standard_normal, (codes,))
     # By hand: 2 μ / K + 2 (I − Σ^−½) (e − μ) / (K − 1)
@@ -490,7 +511,11 @@ def test_dcr_gradient() -> None:
     mean, covariance = moments(codes.detach())
     inverse_root = torch.from_numpy(np.real(np.linalg.inv(scipy.linalg.sqrtm(covariance.numpy()))))
     pull = (codes.detach() - mean) @ (torch.eye(4, dtype=torch.float64) - inverse_root)
-    torch.testing.assert_close(gradient, 2 * mean / 20 + 2 * pull / 19)
+    expected = 2 * mean / 20 + 2 * pull / 19
+    torch.testing.assert_close(gradient, expected)
+    narrow = (codes.detach() + 1000).float().requires_grad_()  # whose mean float32 would not take out
+    (gradient,) = torch.autograd.grad(squared_w2_to_normal(narrow, torch.full((4,), 1000.0), torch.eye(4)), narrow)
+    torch.testing.assert_close(gradient, expected.float(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(3, 1.0), (512, 1 / 512), (64, 1e-9)])

@@ -34,9 +34,6 @@ LIBRARY = "vector-quantize-pytorch"
 REFERENCE = f"{LIBRARY} VectorQuantize"
 LEVELS = [8, 8, 8, 6, 5]
 
-Step = Callable[[int], None]
-"""Forward and backward over so many tokens."""
-
 
 def ours(method: str, settings: dict[str, Any], codes: int, dim: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
     """A method of ours, and what it takes: tokens as images of 16×16."""
@@ -74,33 +71,30 @@ def ways() -> dict[str, Callable[[int, int], tuple[nn.Module, Callable[[int], Te
     return found
 
 
-def step_of(module: nn.Module, make: Callable[[int], Tensor]) -> Step:
-    """Values from one seed; the gradient of a mean square and of all losses."""
-
-    def step(tokens: int) -> None:
-        torch.manual_seed(0)
-        z = make(tokens).requires_grad_()
-        result = module(z)
-        latents, losses = (
-            (result.latents, list(result.losses.values()))
-            if hasattr(result, "latents")
-            else (result[0], [value for value in result[2:] if isinstance(value, Tensor) and value.requires_grad])
-        )
-        torch.stack([latents.square().mean(), *(loss.sum() for loss in losses)]).sum().backward()
-        module.zero_grad()
-
-    return step
+def step(module: nn.Module, z: Tensor) -> None:
+    """Forward and backward: the gradient of a mean square and of all losses."""
+    result = module(z)
+    latents, losses = (
+        (result.latents, list(result.losses.values()))
+        if hasattr(result, "latents")
+        else (result[0], [value for value in result[2:] if isinstance(value, Tensor) and value.requires_grad])
+    )
+    torch.stack([latents.square().mean(), *(loss.sum() for loss in losses)]).sum().backward()
+    module.zero_grad()
 
 
 def measure(way: str, asked: argparse.Namespace) -> dict[str, float]:
     """Best wall and processor milliseconds, and growth of the process's peak resident memory in MB."""
-    step = step_of(*ways()[way](asked.codes, asked.dim))
-    step(256 if way in METHODS.names() else 8)  # libraries and thread pools are loaded before memory is read
+    module, make = ways()[way](asked.codes, asked.dim)
+    few = 256 if way in METHODS.names() else 8
+    step(module, make(few).requires_grad_())  # libraries and thread pools are loaded before memory is read
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     walls, processors = [], []
     for _ in range(asked.repeats):
+        torch.manual_seed(0)
+        z = make(asked.tokens).requires_grad_()
         wall, processor = time.perf_counter(), time.process_time()
-        step(asked.tokens)
+        step(module, z)
         walls.append(time.perf_counter() - wall)
         processors.append(time.process_time() - processor)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * PEAK_UNIT / 1e6

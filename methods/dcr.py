@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK_BYTES = 2**20
-"""Upper bound, in bytes, of the codes in float64 that exist at one time on a CPU, whose cache should hold them."""
+"""Upper bound, in bytes, of a block of codes in float64 on a CPU, whose cache should hold the two that there are."""
 
 MIN_EIGENVALUE = 1e-6
 """Below this eigenvalue the square root is replaced by its chord through zero."""
@@ -31,44 +31,43 @@ def moments(codes: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centered.t() @ centered / max(len(codes) - 1, 1)
 
 
-def _blocks(codes: Tensor) -> tuple[Tensor, ...]:
-    whole = codes.device.type != "cpu"
-    return torch.split(codes, len(codes) if whole else max(1, BLOCK_BYTES // (8 * codes.shape[1])))
-
-
-class _WideMoments(torch.autograd.Function):
-    """`moments` in float64 (MPS has none), a block of codes at a time both ways: in whole, memory takes the time."""
+class _MomentsByBlocks(torch.autograd.Function):
+    """`moments` in float64, `rows` codes at a time both ways: in whole, most of the time goes to getting memory."""
 
     @staticmethod
-    def forward(ctx: Any, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, codes: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Mean and covariance."""
-        dtype = codes.dtype if codes.device.type == "mps" else torch.float64
-        mean = torch.zeros(codes.shape[1], dtype=dtype, device=codes.device)
-        for block in _blocks(codes):
-            mean += block.to(dtype).sum(0)
+        mean = torch.zeros(codes.shape[1], dtype=torch.float64, device=codes.device)
+        for block in torch.split(codes, rows):
+            mean += block.double().sum(0)
         mean /= len(codes)
         covariance = mean.new_zeros(len(mean), len(mean))
-        for block in _blocks(codes):
+        for block in torch.split(codes, rows):
             centered = block - mean
             covariance.addmm_(centered.t(), centered)
+        ctx.rows = rows
         ctx.save_for_backward(codes, mean)
-        return mean, covariance / max(len(codes) - 1, 1)
+        return mean, covariance / (len(codes) - 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None]:
         """To the codes: of the mean the same for each, of the covariance along what each has off the mean."""
         codes, mean = ctx.saved_tensors
-        shared, slope = of_mean / len(codes), (of_covariance + of_covariance.t()) / max(len(codes) - 1, 1)
+        shared, slope = of_mean / len(codes), (of_covariance + of_covariance.t()) / (len(codes) - 1)
         gradient = torch.empty_like(codes)
-        for block, found in zip(_blocks(codes), _blocks(gradient), strict=True):
+        for block, found in zip(torch.split(codes, ctx.rows), torch.split(gradient, ctx.rows), strict=True):
             found.copy_(torch.addmm(shared, block - mean, slope))
-        return gradient
+        return gradient, None
 
 
-def _wide_moments(codes: Tensor) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = _WideMoments.apply(codes)  # type: ignore[no-untyped-call]
-    return found
+def _wide_moments(codes: Tensor, unit: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """`moments` of codes over `unit`, in float64 (MPS has none)."""
+    rows = max(1, BLOCK_BYTES // (8 * codes.shape[1]))
+    if codes.device.type != "cpu" or len(codes) <= rows:
+        return moments((codes if codes.device.type == "mps" else codes.double()) / unit)
+    mean, covariance = _MomentsByBlocks.apply(codes, rows)  # type: ignore[no-untyped-call]
+    return mean / unit, covariance / unit**2
 
 
 def squared_w2_to_standard_normal(codes: Tensor) -> Tensor:
@@ -90,13 +89,14 @@ def squared_w2_to_normal(codes: Tensor, mean: Tensor, covariance: Tensor) -> Ten
     mean (d,) and covariance (d, d), which may be singular, may carry gradients. For N(0, I) it is equation 11 with its
     + d. What is not finite makes it NaN.
     """
-    own_mean, own = _wide_moments(codes)
-    mean, covariance = mean.to(own_mean), covariance.to(own)
+    wide = codes.dtype if codes.device.type == "mps" else torch.float64
+    mean, covariance = mean.to(wide), covariance.to(wide)
     # In units of the target's own size, so that the chord under the root means the same for latents of any scale.
     variance = (covariance.detach().trace() / codes.shape[1]).clamp(min=1e-30)
-    own, target = own / variance, covariance / variance
+    own_mean, own = _wide_moments(codes, variance.sqrt())
+    target = covariance / variance
     roots = _on_host(_trace_of_roots, own, target)
-    apart = (own_mean - mean).square().sum() / variance
+    apart = (own_mean - mean / variance.sqrt()).square().sum()
     distance = apart + own.trace() + target.trace() - 2 * roots
     return (variance * distance).to(codes.dtype)
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 SCORE_BYTES = 24 * 2**20
-"""Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes).
+"""Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes)."""
 
-A CPU has a third of it, which its last cache holds; smaller ones gain nothing, and at each block threads wait for
-each other.
+SCORE_BYTES_A_THREAD = 8 * 2**20
+"""The same for each thread of a CPU, whose last cache holds it, where it has at least as many rows as a vector has
+channels: each block goes through all codes once. Threads wait for each other at each block, so that several have more.
 """
 
 TILE = 64
@@ -53,8 +54,11 @@ def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tu
 
 def _rows(left: Tensor, right: Tensor) -> int:
     """Rows of `left` in a block."""
-    size = SCORE_BYTES // 3 if left.device.type == "cpu" else SCORE_BYTES
-    return max(1, min(len(left), size // (4 * len(right))))
+    most = SCORE_BYTES // (4 * len(right))
+    if left.device.type == "cpu":
+        few = SCORE_BYTES_A_THREAD * torch.get_num_threads() // (4 * len(right))
+        most = min(most, max(few, left.shape[1]))
+    return max(1, min(len(left), most))
 
 
 def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -77,11 +81,12 @@ def argmin(scores: Tensor) -> Tensor:
 
 
 def _extreme(scores: Tensor, value: Callable[..., Tensor], place: Callable[..., Tensor]) -> Tensor:
-    if scores.device.type != "cpu" or scores.shape[1] % TILE:
+    if scores.device.type != "cpu" or scores.shape[1] % TILE or scores.shape[1] < 4 * TILE:
         return place(scores, 1)
     tiles, per_row = scores.reshape(-1, TILE), scores.shape[1] // TILE
+    first = torch.arange(0, len(tiles), per_row, device=scores.device)
     tile = place(value(tiles, 1).view(-1, per_row), 1)
-    return tile * TILE + place(tiles[tile + torch.arange(0, len(tiles), per_row)], 1)
+    return tile * TILE + place(tiles[tile + first], 1)
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def noisy_assignment(
     if len(noise) == 1:
         logits = assignment_logits(z, codes, variance)
         mixture = soft_codes(logits, codes, noise[0], temperature)
-        return mixture, logits.detach().argmax(1), latent_terms(z, mixture, variance, logits)
+        return mixture, argmax(logits.detach()), latent_terms(z, mixture, variance, logits)
     precision = 1 / variance.clamp(min=MIN_VARIANCE)
     halves = -0.5 * codes.square()
     right = torch.cat([codes, halves if precision.shape[1] > 1 else halves.sum(1, keepdim=True)], 1)

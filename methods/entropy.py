@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from vqbench.methods.nearest import argmax, ieee_products
+from vqbench.methods.nearest import argmax, ieee_products, rows_of_block
 
 BLOCK_BYTES = 8 * 2**20
 """Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
@@ -98,11 +98,7 @@ class _Blocks:
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
         self.left, self.right, self.bias = left, right, bias
-        row = 4 * len(right)
-        self.rows = max(1, min(len(left), BLOCK_BYTES // row))
-        if left.device.type == "cpu" and self.rows < len(left):
-            few = max(BLOCK_BYTES_A_THREAD * torch.get_num_threads() // row, left.shape[1] // 4, 1)
-            self.rows = min(self.rows, few)
+        self.rows = rows_of_block(left, right, BLOCK_BYTES, BLOCK_BYTES_A_THREAD, left.shape[1] // 4)
         self._memory = [left.new_empty(0)] * 4
 
     def __iter__(self) -> Any:

@@ -13,9 +13,8 @@ SCORE_BYTES = 24 * 2**20
 """Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes)."""
 
 SCORE_BYTES_A_THREAD = 8 * 2**20
-"""The same for each thread of a CPU, whose last cache holds it, where it has at least as many rows as a vector has
-channels: each block goes through all codes once. Threads wait for each other at each block, so that several have more.
-"""
+"""The same for each thread of a CPU, whose last cache holds it, where there are several blocks: at each the threads wait
+for each other, and each goes through all codes, so that it has at least as many rows as a vector has channels."""
 
 TILE = 64
 """Scores of a row that are compared at once: a CPU's argmin takes them singly, its amin side by side."""
@@ -52,13 +51,20 @@ def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tu
     )
 
 
+def rows_of_block(left: Tensor, right: Tensor, most: int, a_thread: int, least: int) -> int:
+    """Rows of `left` whose products with all of `right`, in float32, exist at one time: `most` bytes of them.
+
+    On a CPU, where there are several such blocks, `a_thread` bytes for each thread, but `least` rows if `most` allows.
+    """
+    row = 4 * len(right)
+    rows = max(1, min(len(left), most // row))
+    if left.device.type == "cpu" and rows < len(left):
+        rows = min(rows, max(a_thread * torch.get_num_threads() // row, least, 1))
+    return rows
+
+
 def _rows(left: Tensor, right: Tensor) -> int:
-    """Rows of `left` in a block."""
-    most = SCORE_BYTES // (4 * len(right))
-    if left.device.type == "cpu":
-        few = SCORE_BYTES_A_THREAD * torch.get_num_threads() // (4 * len(right))
-        most = min(most, max(few, left.shape[1]))
-    return max(1, min(len(left), most))
+    return rows_of_block(left, right, SCORE_BYTES, SCORE_BYTES_A_THREAD, left.shape[1])
 
 
 def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -13,8 +13,8 @@ SCORE_BYTES = 24 * 2**20
 """Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes)."""
 
 SCORE_BYTES_A_THREAD = 8 * 2**20
-"""The same for each thread of a CPU, whose last cache holds it, where there are several blocks: at each the threads wait
-for each other, and each goes through all codes, so that it has at least as many rows as a vector has channels."""
+"""The same for each thread of a CPU, whose last cache holds it, where there are several: threads wait for each other at
+each block, and each goes through all codes, so that it has as many rows as a vector has channels."""
 
 TILE = 64
 """Scores of a row that are compared at once: a CPU's argmin takes them singly, its amin side by side."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqbench.methods.nearest import ieee_products
+from vqbench.methods.products import ieee_products
 
 BLOCK_BYTES = 2 * 2**20
 """Upper bound, in bytes, of each matrix of one block: several are passed over, which a cache should hold."""

@@ -1,7 +1,7 @@
 """Soft assignments of tokens to codes, and the entropies that are taken of them, without the N × K matrix.
 
 Two ways. `assign` is for codes that are vectors: it goes through the logits block by block and makes them again in the
-backward pass, so that beside its arguments, its results and their gradients it holds four blocks of BLOCK_BYTES (of one
+backward pass, so that beside its arguments, its results and their gradients it holds six blocks of BLOCK_BYTES (of one
 row each where that is more). `bit_entropies` is for codes that are bits: there the probabilities of a token are a
 product over the bits, and nothing as wide as the codes is made for each token: with g bits it needs some five times
 4 N 2^(g/2) bytes (N = 4096 tokens and 2^18 codes: 40 MB).
@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from vqbench.methods.nearest import argmax, ieee_products, rows_of_block
+from vqbench.methods.nearest import argmax, rows_of_block
+from vqbench.methods.products import ieee_products, products
 
 BLOCK_BYTES = 8 * 2**20
-"""Upper bound of one block of logits (128 rows of 16384 codes); four exist at one time."""
+"""Upper bound of one block of logits (128 rows of 16384 codes); six exist at one time."""
 
 BLOCK_BYTES_A_THREAD = 2**20
 """The same on a CPU, where there are several blocks and a block still has a quarter as many rows as channels: smaller
@@ -99,24 +100,25 @@ class _Blocks:
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
         self.left, self.right, self.bias = left, right, bias
         self.rows = rows_of_block(left, right, BLOCK_BYTES, BLOCK_BYTES_A_THREAD, left.shape[1] // 4)
-        self._memory = [left.new_empty(0)] * 4
+        self._memory = [left.new_empty(0)] * 3
 
     def __iter__(self) -> Any:
         for start in range(0, len(self.left), self.rows):
             yield slice(start, min(start + self.rows, len(self.left)))
 
     def empty(self, which: int, block: slice) -> Tensor:
-        """Block `which` of four, not filled."""
+        """Block `which` of three, not filled."""
         if not self._memory[which].numel():
             self._memory[which] = self.left.new_empty(self.rows, len(self.right))
         return self._memory[which][: block.stop - block.start]
 
     def logits(self, block: slice) -> Tensor:
-        """In block 0."""
-        out = self.empty(0, block)
-        if self.bias is None:
-            return torch.mm(self.left[block], self.right.t(), out=out)
-        return torch.addmm(self.bias, self.left[block], self.right.t(), out=out)
+        """Of the rows of a block."""
+        return self.product(self.left[block], self.right, self.bias)
+
+    def product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`products` for one of these blocks."""
+        return products(left, right, bias, of_several=self.rows < len(self.left))
 
     def softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
         """In block 2 logits less their largest, which is 0, over the temperature; in block 1 their softmax."""
@@ -153,14 +155,14 @@ class _Assign(torch.autograd.Function):
                 peak = indices[block].unsqueeze(1)
                 logits -= logits.gather(1, peak)
                 if values is not None and not hard:
-                    torch.mm(blocks.softmax(logits, temperature, block)[1], values, out=latents[block])
+                    latents[block] = blocks.product(blocks.softmax(logits, temperature, block)[1], values.t())
                 if entropy_temperature is not None:
                     logarithms, p = blocks.softmax(logits, entropy_temperature, block)
                     mean += p.sum(0)
                     logarithms += p.gather(1, peak).log()
                     if floor > 0:
                         logarithms.clamp_(min=math.log(floor))
-                    per_sample -= blocks.row_products(p, logarithms, 3, block).sum()
+                    per_sample -= blocks.row_products(p, logarithms, 0, block).sum()
         if values is not None and hard:
             torch.index_select(values, 0, indices, out=latents)
         per_sample, mean = per_sample / max(len(left), 1), mean / max(len(left), 1)
@@ -186,10 +188,9 @@ class _Assign(torch.autograd.Function):
             for block in blocks:
                 logits, peak = blocks.logits(block), indices[block].unsqueeze(1)
                 logits -= logits.gather(1, peak)
-                at_logits = blocks.empty(3, block)
                 if values is not None:
                     _, p = blocks.softmax(logits, temperature, block)
-                    torch.mm(at_latents[block] / temperature, values.t(), out=at_logits)
+                    at_logits = blocks.product(at_latents[block] / temperature, values)
                     if hard:
                         at_logits -= blocks.row_products(p, at_logits, 2, block)
                     else:
@@ -198,11 +199,11 @@ class _Assign(torch.autograd.Function):
                             at_values.addmm_(p.t(), at_latents[block])
                     at_logits *= p
                 else:
-                    at_logits.zero_()
+                    at_logits = torch.zeros_like(logits)
                 if entropy_temperature is not None:
                     _add_entropies(blocks, block, logits, peak, at_logits, at_per_sample, at_mean, ctx.settings)
                 if at_left is not None:
-                    torch.mm(at_logits, right, out=at_left[block])
+                    at_left[block] = blocks.product(at_logits, right.t())
                 if at_right is not None:
                     at_right.addmm_(at_logits.t(), left[block])
                 if at_bias is not None:
@@ -233,7 +234,7 @@ def _add_entropies(
     else:
         logarithms *= -at_per_sample / tokens
     logarithms += at_mean / tokens
-    logarithms -= blocks.row_products(p, logarithms, 0, block)  # the logits are no longer needed
+    logarithms -= blocks.row_products(p, logarithms, 0, block)
     at_logits.addcmul_(logarithms, p, value=1 / temperature)
 
 

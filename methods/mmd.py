@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqbench.methods.nearest import ieee_products
+from vqbench.methods.products import ieee_products, products
 
 TILE = 512
 """Rows and columns of the block of kernels that exists at one time on a CPU: 1 MiB, which its cache holds."""
@@ -40,7 +40,7 @@ class _Kernels:
         norm, one = points.square().sum(1, keepdim=True) * (-0.5 / bandwidth), torch.ones_like(points[:, :1])
         self.left, self.right = torch.cat([points / bandwidth, norm, one], 1), torch.cat([points, one, norm], 1)
         side = TILE if points.device.type == "cpu" else 4 * TILE
-        self.side, self._memory = side, points.new_empty(2, side * side)
+        self.side = side
 
     def slices(self, start: int, end: int) -> list[slice]:
         """Rows from `start` to `end`, as many at a time as a block has."""
@@ -49,10 +49,8 @@ class _Kernels:
     def block(self, of: slice, with_: slice) -> tuple[Tensor, Tensor]:
         """Root kernels s = exp(−D / 2b), and w = s² + s / 2, which is −b times the slope of s² + s."""
         left, right = self.left[of], self.right[with_]
-        root, weights = (part[: len(left) * len(right)].view(len(left), -1) for part in self._memory)
-        torch.mm(left, right.t(), out=root).exp_()
-        torch.mul(root, 0.5, out=weights).addcmul_(root, root)
-        return root, weights
+        root = products(left, right).exp_()
+        return root, torch.mul(root, 0.5).addcmul_(root, root)
 
 
 class _SquaredMMD(torch.autograd.Function):
@@ -81,18 +79,18 @@ class _SquaredMMD(torch.autograd.Function):
                 root, weights = kernels.block(left, right)
                 of_each = weights.sum(1)
                 mass[mine] += apart * of_each
-                sums[mine].addmm_(weights, points[right], alpha=apart)
+                sums[mine].add_(products(weights, points[right].t()), alpha=apart)
                 between += of_each.sum() + 0.5 * root.sum()
             for right in of_codes[i:]:
                 root, weights = kernels.block(left, right)
                 of_each = weights.sum(1)
                 mass[mine] += together * of_each
-                sums[mine].addmm_(weights, points[right], alpha=together)
+                sums[mine].add_(products(weights, points[right].t()), alpha=together)
                 within += (of_each.sum() + 0.5 * root.sum()) * (1 if right == left else 2)
                 if right != left:
                     theirs = slice(right.start - n, right.stop - n)
                     mass[theirs] += together * weights.sum(0)
-                    mirrored[:, theirs] += together * (points[left].t() @ weights)
+                    mirrored[:, theirs].add_(products(points[left].t(), weights.t()), alpha=together)
         ctx.save_for_backward((-2 / bandwidth) * (points[n:] * mass[:, None] - sums - mirrored.t()))
         return (own / n**2 - 2 * between / (n * k) + within / k**2).to(codes.dtype)
 

@@ -4,35 +4,21 @@ the largest product."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from vqbench.methods.products import ieee_products, products
+
 SCORE_BYTES = 24 * 2**20
 """Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes)."""
 
-SCORE_BYTES_A_THREAD = 8 * 2**20
+SCORE_BYTES_A_THREAD = 2 * 2**20
 """The same for each thread of a CPU, whose last cache holds it, where there are several: threads wait for each other at
 each block, and each goes through all codes, so that it has as many rows as a vector has channels."""
 
 TILE = 64
 """Scores of a row that are compared at once: a CPU's argmin takes them singly, its amin side by side."""
-
-
-@contextmanager
-def ieee_products(device: torch.device) -> Iterator[None]:
-    """Matrix products in whole float32 whatever the trainer allows."""
-    # A trainer may allow TF32 for speed; its 10 bits of mantissa assign close codes wrongly.
-    if device.type != "cuda":
-        yield
-        return
-    asked = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = asked
 
 
 def _scores_as_product(z: Tensor, codes: Tensor, precision: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,12 +54,10 @@ def _rows(left: Tensor, right: Tensor) -> int:
 
 
 def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """First row and scores (rows, K) of each block of `left`; a block's scores are gone when the next one comes."""
+    """First row and scores (rows, K) of each block of `left`. Whoever has used one deletes it, so that there is one."""
     rows = _rows(left, right)
-    scores = left.new_empty(rows, len(right))
     for start in range(0, len(left), rows):
-        block = left[start : start + rows]
-        yield start, torch.addmm(bias, block, right.t(), out=scores[: len(block)])
+        yield start, products(left[start : start + rows], right, bias, of_several=rows < len(left))
 
 
 def argmax(scores: Tensor) -> Tensor:
@@ -129,6 +113,7 @@ def _least(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
     for start, found in _blocks(left, right, bias):
         indices[start : start + len(found)] = argmin(found)
+        del found
     return indices
 
 
@@ -149,6 +134,7 @@ def nearest_both_ways(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
             nearer = found.amin(0)
             starts = torch.where(nearer < least, start, starts)
             least = torch.minimum(least, nearer)
+            del found
         # An argmin down the columns is many times slower than along the rows: each code's own block is compared again.
         rows = torch.empty_like(starts)
         size = _rows(left, right)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import socket
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,15 +91,23 @@ def test_nearest_ignores_autocast() -> None:
         assert torch.equal(nearest(z, codes), torch.cdist(z.double(), codes.double()).argmin(1))
 
 
-def test_scores_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks, product = [], torch.addmm
+@pytest.mark.parametrize("look_up", [nearest, nearest_module.nearest_both_ways])
+def test_scores_stay_within_their_bound(
+    look_up: Callable[[Tensor, Tensor], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[int] = []
+    alive: list[weakref.ref[Tensor]] = []
+    made = nearest_module.products
 
-    def watched(bias: Tensor, left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
-        blocks.append(out.nbytes)
-        return product(bias, left, right, out=out)
+    def watched(*matrices: Tensor, **options: bool) -> Tensor:
+        assert not any(block() is not None for block in alive)  # one at a time
+        found = made(*matrices, **options)
+        blocks.append(found.nbytes)
+        alive.append(weakref.ref(found))
+        return found
 
-    monkeypatch.setattr(torch, "addmm", watched)
-    nearest(torch.randn(4096, 4), torch.randn(2000, 4))
+    monkeypatch.setattr(nearest_module, "products", watched)
+    look_up(torch.randn(4096, 4), torch.randn(2000, 4))
     assert sum(blocks) == 4 * 4096 * 2000
     threads = torch.get_num_threads()
     assert max(blocks) <= min(nearest_module.SCORE_BYTES_A_THREAD * threads, nearest_module.SCORE_BYTES) < 64e6

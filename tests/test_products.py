@@ -84,8 +84,10 @@ def test_what_onednn_is_slow_at_and_what_is_stored_are_torchs_own() -> None:
 
 def test_they_are_torchs_own_where_onednn_is_off_missing_or_another(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = torch.randn(FEWEST_ROWS, 8), torch.randn(40, 8)
-    with torch.backends.mkldnn.flags(enabled=False):
+    with monkeypatch.context() as off:
+        off.setattr(torch.backends.mkldnn, "enabled", False)
         assert made_by(left, right) == ["aten::mm"]
+    assert torch.backends.mkldnn.enabled
     module._linear_of_onednn.cache_clear()
     monkeypatch.setattr(module, "_ARGUMENTS", "(Tensor X, Tensor W)")
     try:

@@ -118,7 +118,7 @@ class _Blocks:
 
     def product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
         """`products` for one of these blocks."""
-        return products(left, right, bias, of_several=self.rows < len(self.left))
+        return products(left, right, bias, of_several=len(left) == self.rows < len(self.left))
 
     def softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
         """In block 2 logits less their largest, which is 0, over the temperature; in block 1 their softmax."""

@@ -57,7 +57,8 @@ def _blocks(left: Tensor, right: Tensor, bias: Tensor) -> Iterator[tuple[int, Te
     """First row and scores (rows, K) of each block of `left`. Whoever has used one deletes it, so that there is one."""
     rows = _rows(left, right)
     for start in range(0, len(left), rows):
-        yield start, products(left[start : start + rows], right, bias, of_several=rows < len(left))
+        block = left[start : start + rows]
+        yield start, products(block, right, bias, of_several=len(block) == rows < len(left))
 
 
 def argmax(scores: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def products(left: Tensor, right: Tensor, bias: Tensor | None = None, *, of_seve
     """bias + left·right of left (N, c), right (K, c) and bias (K,), as (N, K) in float32, without a gradient.
 
     On a CPU oneDNN makes them: torch's own are MKL's, which takes twice as long on AMD's. Up to 192 channels both are
-    the same to the last bit (measured). What is not one of several blocks is always torch's own, so that stored
-    trainings of small models keep their last bits.
+    the same to the last bit (measured). What is not one of several blocks of one size is always torch's own: stored
+    trainings of small models keep their last bits, and oneDNN keeps up to a megabyte for each size that it has met.
     """
     if of_several and _suits_onednn(left, right) and (linear := _linear_of_onednn()) is not None:
         found: Tensor = linear(left, right, bias, "none", [], "")

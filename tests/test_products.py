@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqbench.methods import products as module
+from vqbench.methods.entropy import assign
 from vqbench.methods.nearest import nearest
 from vqbench.methods.products import FEWEST_ROWS, ieee_products, products
 
@@ -26,9 +27,12 @@ class Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.sizes: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(func.name())
+        if func.name() == ON_A_CPU:
+            self.sizes.add(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 
 
@@ -94,6 +98,16 @@ def test_they_are_torchs_own_where_onednn_is_off_missing_or_another(monkeypatch:
         assert made_by(left, right) == ["aten::mm"]
     finally:
         module._linear_of_onednn.cache_clear()
+
+
+def test_onednn_meets_one_size_however_many_rows_there_are() -> None:
+    """It keeps memory for each: an evaluation of images of all sizes would fill it."""
+    codes = torch.randn(4096, 16)
+    with Operators() as operators:
+        for rows in (2000, 2001, 2500, 3333):
+            nearest(torch.randn(rows, 16), codes)
+            assign(torch.randn(rows, 16), codes, values=codes)
+    assert len(operators.sizes) == (2 + 1 if torch.backends.mkldnn.is_available() else 0)  # mixtures: rows of 4096 too
 
 
 def test_operations_of_a_look_up_are_counted() -> None:

@@ -1,7 +1,7 @@
 """Soft assignments of tokens to codes, and the entropies that are taken of them, without the N × K matrix.
 
 Two ways. `assign` is for codes that are vectors: it goes through the logits block by block and makes them again in the
-backward pass, so that beside its arguments, its results and their gradients it holds six blocks of BLOCK_BYTES (of one
+backward pass, so that beside its arguments, its results and their gradients it holds five blocks of BLOCK_BYTES (of one
 row each where that is more). `bit_entropies` is for codes that are bits: there the probabilities of a token are a
 product over the bits, and nothing as wide as the codes is made for each token: with g bits it needs some five times
 4 N 2^(g/2) bytes (N = 4096 tokens and 2^18 codes: 40 MB).
@@ -21,7 +21,7 @@ from vqbench.methods.nearest import argmax, rows_of_block
 from vqbench.methods.products import ieee_products, products
 
 BLOCK_BYTES = 8 * 2**20
-"""Upper bound of one block of logits (128 rows of 16384 codes); six exist at one time."""
+"""Upper bound of one block of logits (128 rows of 16384 codes); five exist at one time."""
 
 BLOCK_BYTES_A_THREAD = 2**20
 """The same on a CPU, where there are several blocks and a block still has a quarter as many rows as channels: smaller
@@ -95,7 +95,7 @@ def _at_once(
 
 
 class _Blocks:
-    """The rows of the logits, a block at a time, in memory that each block uses again."""
+    """The rows of the logits, a block at a time; what is made of them is in memory that each block uses again."""
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
         self.left, self.right, self.bias = left, right, bias
@@ -119,6 +119,13 @@ class _Blocks:
     def product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
         """`products` for one of these blocks."""
         return products(left, right, bias, of_several=len(left) == self.rows < len(self.left))
+
+    def product_to(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """The same into `out`; of one block the way it always was, for its last bits."""
+        if self.rows < len(self.left):
+            out.copy_(self.product(left, right))
+        else:
+            torch.mm(left, right.t(), out=out)
 
     def softmax(self, logits: Tensor, temperature: float, block: slice) -> tuple[Tensor, Tensor]:
         """In block 2 logits less their largest, which is 0, over the temperature; in block 1 their softmax."""
@@ -155,7 +162,7 @@ class _Assign(torch.autograd.Function):
                 peak = indices[block].unsqueeze(1)
                 logits -= logits.gather(1, peak)
                 if values is not None and not hard:
-                    latents[block] = blocks.product(blocks.softmax(logits, temperature, block)[1], values.t())
+                    blocks.product_to(latents[block], blocks.softmax(logits, temperature, block)[1], values.t())
                 if entropy_temperature is not None:
                     logarithms, p = blocks.softmax(logits, entropy_temperature, block)
                     mean += p.sum(0)
@@ -163,6 +170,7 @@ class _Assign(torch.autograd.Function):
                     if floor > 0:
                         logarithms.clamp_(min=math.log(floor))
                     per_sample -= blocks.row_products(p, logarithms, 0, block).sum()
+                del logits
         if values is not None and hard:
             torch.index_select(values, 0, indices, out=latents)
         per_sample, mean = per_sample / max(len(left), 1), mean / max(len(left), 1)
@@ -203,11 +211,12 @@ class _Assign(torch.autograd.Function):
                 if entropy_temperature is not None:
                     _add_entropies(blocks, block, logits, peak, at_logits, at_per_sample, at_mean, ctx.settings)
                 if at_left is not None:
-                    at_left[block] = blocks.product(at_logits, right.t())
+                    blocks.product_to(at_left[block], at_logits, right.t())
                 if at_right is not None:
                     at_right.addmm_(at_logits.t(), left[block])
                 if at_bias is not None:
                     at_bias += at_logits.sum(0)
+                del logits, at_logits
         return at_left, at_right, at_bias, at_values, None
 
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from vqbench.methods.products import ieee_products, products
 
 TILE = 512
-"""Rows and columns of the block of kernels that exists at one time on a CPU: 1 MiB, which its cache holds."""
+"""Rows and columns of a block of kernels on a CPU: 1 MiB, some of which its cache holds."""
 
 
 def squared_mmd(codes: Tensor, rows: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def _bandwidth(centered: Tensor) -> Tensor:
 
 
 class _Kernels:
-    """Blocks of kernels between points (n, d), each in the memory of the one before it."""
+    """Blocks of kernels between points (n, d)."""
 
     def __init__(self, points: Tensor, bandwidth: Tensor) -> None:
         # One product of the two has both norms in it: of x / b, −|x|² / 2b, 1 and y, 1, −|y|² / 2b.

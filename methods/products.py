@@ -36,11 +36,12 @@ def ieee_products(device: torch.device) -> Iterator[None]:
 def products(left: Tensor, right: Tensor, bias: Tensor | None = None, *, of_several: bool = True) -> Tensor:
     """bias + left·right of left (N, c), right (K, c) and bias (K,), as (N, K) in float32, without a gradient.
 
-    On a CPU oneDNN makes them: torch's own are MKL's, which takes twice as long on AMD's. Up to 192 channels both are
-    the same to the last bit (measured). What is not one of several blocks of one size is always torch's own: stored
-    trainings of small models keep their last bits, and oneDNN keeps up to a megabyte for each size that it has met.
+    On a CPU oneDNN makes them: torch's own are MKL's, which takes twice as long on AMD's. Up to 192 channels, from 12
+    codes on, both are the same to the last bit (measured). What is not one of several blocks of one size is always
+    torch's own: stored trainings of small models keep their last bits, and oneDNN keeps up to some megabytes for each
+    size that it has met.
     """
-    if of_several and _suits_onednn(left, right) and (linear := _linear_of_onednn()) is not None:
+    if of_several and _suits_onednn(left, right, bias) and (linear := _linear_of_onednn()) is not None:
         found: Tensor = linear(left, right, bias, "none", [], "")
         return found
     return left @ right.t() if bias is None else torch.addmm(bias, left, right.t())
@@ -53,9 +54,11 @@ def _linear_of_onednn() -> Any:
     return operator if operator is not None and _ARGUMENTS in str(operator.default._schema) else None
 
 
-def _suits_onednn(left: Tensor, right: Tensor) -> bool:
+def _suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether it can, and is faster: not with few rows, nor (a thousand times slower) with gaps between rows."""
     # Of a fake tensor the operations are counted, by name.
-    plain = type(left) is Tensor and left.device.type == "cpu" and left.dtype == torch.float32
+    plain = type(left) is Tensor and left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
     dense = all(matrix.is_contiguous() or matrix.t().is_contiguous() for matrix in (left, right))
-    return plain and dense and len(left) >= FEWEST_ROWS and bool(torch.backends.mkldnn.enabled)
+    if bias is not None:  # of another shape or layout it is not refused, but read beyond its end
+        dense &= bias.is_contiguous() and bias.shape == right.shape[:1] and bias.dtype == torch.float32
+    return plain and dense and left.shape[1] > 0 and len(left) >= FEWEST_ROWS and bool(torch.backends.mkldnn.enabled)

@@ -141,10 +141,9 @@ class _NoisyAssignment(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixture, entropy = left.new_empty(len(left), codes.shape[1]), left.new_empty(len(left))
         indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
-        slopes = []
-        for rows, block, scratch in _by_rows(noise):
-            logits = products(left[rows], right)
-            slopes.append(logits)
+        slopes = [torch.empty_like(block) for block in noise]
+        for rows, block, slope, scratch in _by_rows(noise, slopes):
+            logits = slope.copy_(products(left[rows], right))
             chosen = argmax(logits)[:, None]
             logits -= logits.gather(1, chosen)
             weights = torch.softmax(torch.add(logits, block, out=scratch).div_(temperature), 1, out=block)
@@ -170,24 +169,24 @@ class _NoisyAssignment(torch.autograd.Function):
         parts = codes, right[:, d:].contiguous()
         with torch.autocast(left.device.type, enabled=False):
             scaled = to_mixture / temperature
-            for (rows, weights, _), slopes in zip(_by_rows(kept[:blocks]), kept[blocks:], strict=True):
-                to_codes += products(to_mixture[rows].t(), weights.t())
-                to_logits = products(scaled[rows], codes).mul_(weights)
+            for rows, weights, slopes, scratch in _by_rows(kept[:blocks], kept[blocks:]):
+                to_codes.addmm_(to_mixture[rows].t(), weights)
+                to_logits = torch.mul(products(scaled[rows], codes), weights, out=scratch)
                 # Of these very products, so that a row sums to 0: what is over would be multiplied by 1 / σ² below.
                 to_logits.addcmul_(weights, to_logits.sum(1, keepdim=True), value=-1)
                 to_logits.addcmul_(slopes, to_entropy[rows, None])
                 # One column more than d, as `right` may have, would make one product a fifth slower.
                 to_left[rows] = torch.cat([products(to_logits, part.t()) for part in parts], 1)
-                to_right += products(left[rows].t(), to_logits.t())
+                to_right.addmm_(left[rows].t(), to_logits)
         return to_left, to_right.t(), to_codes.t(), None, *[None] * blocks
 
 
-def _by_rows(blocks: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The rows of each block, the block, and one to write to, which the next one gets again."""
-    start, scratch = 0, torch.empty_like(blocks[0])
-    for block in blocks:
-        yield slice(start, start + len(block)), block, scratch[: len(block)]
-        start += len(block)
+def _by_rows(first: Sequence[Tensor], second: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """The rows of each block, the block of both matrices, and one to write to, which the next one gets again."""
+    start, scratch = 0, torch.empty_like(first[0])
+    for one, other in zip(first, second, strict=True):
+        yield slice(start, start + len(one)), one, other, scratch[: len(one)]
+        start += len(one)
 
 
 @METHODS.register("sqvae")

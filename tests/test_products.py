@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqbench.methods import entropy
 from vqbench.methods import products as module
 from vqbench.methods.entropy import assign
+from vqbench.methods.mmd import squared_mmd
 from vqbench.methods.nearest import nearest
 from vqbench.methods.products import FEWEST_ROWS, ieee_products, products
+from vqbench.methods.sqvae import noisy_assignment
 
 ON_A_CPU = "mkldnn::_linear_pointwise"
 
@@ -108,6 +112,74 @@ def test_onednn_meets_one_size_however_many_rows_there_are() -> None:
             nearest(torch.randn(rows, 16), codes)
             assign(torch.randn(rows, 16), codes, values=codes)
     assert len(operators.sizes) == (2 + 1 if torch.backends.mkldnn.is_available() else 0)  # mixtures: rows of 4096 too
+
+
+def test_one_block_is_torchs_own() -> None:
+    """As trainings of small models had it, whose last bits stay."""
+    codes = torch.randn(512, 16)
+    with Operators() as operators:
+        nearest(torch.randn(1024, 16), codes)
+        assign(torch.randn(1024, 16), codes, values=codes, entropy_temperature=1.0)
+    assert ON_A_CPU not in operators.names
+
+
+Made = Callable[[list[Tensor]], list[Tensor]]
+
+
+def soft(matrices: list[Tensor]) -> list[Tensor]:
+    left, right, values = matrices
+    return [*assign(left, right, right[:, 0], values=values, entropy_temperature=0.7)[1:]]
+
+
+def entropies_alone(matrices: list[Tensor]) -> list[Tensor]:
+    left, right, _ = matrices
+    found = assign(left, right, entropy_temperature=0.7)
+    return [found.per_sample, found.mean]
+
+
+def discrepancy(matrices: list[Tensor]) -> list[Tensor]:
+    return [squared_mmd(matrices[1], matrices[0])]
+
+
+def stochastic(matrices: list[Tensor]) -> list[Tensor]:
+    left, right, _ = matrices
+    noise = torch.Generator().manual_seed(1)
+    blocks = [torch.rand(256, len(right), generator=noise).to(left) for _ in range(2)]
+    one = torch.ones((), dtype=left.dtype)
+    mixture, _, terms = noisy_assignment(left, right, 0.5 * one.expand(len(left), 1), blocks, one)
+    return [mixture, *terms.values()]
+
+
+@pytest.mark.parametrize("made", [soft, entropies_alone, discrepancy, stochastic])
+def test_values_and_gradients_by_onednn_are_those_of_float64(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entropy, "BLOCK_BYTES", 64 * 4 * 600)  # several blocks of 64 rows
+    monkeypatch.setattr(entropy, "BLOCK_BYTES_A_THREAD", 64 * 4 * 600)
+    noise = torch.Generator().manual_seed(0)
+    exact = [torch.randn(size, generator=noise, dtype=torch.float64) for size in ((512, 24), (600, 24), (600, 20))]
+    outcomes = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [matrix.to(dtype, copy=True).requires_grad_() for matrix in exact]
+        with Operators() as operators:
+            found = made(leaves)
+            sum(((index + 1) * part.square()).sum() for index, part in enumerate(found)).backward()
+        assert (ON_A_CPU in operators.names) == (dtype == torch.float32 and torch.backends.mkldnn.is_available())
+        outcomes.append([*found, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    assert len(outcomes[0]) == len(outcomes[1])
+    for expected, part in zip(*outcomes, strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=0, atol=2e-5 * expected.detach().abs().max().item())
+
+
+def test_a_bias_of_another_layout_is_not_read_beyond_its_end() -> None:
+    left, right = torch.randn(64, 8), torch.randn(50, 8)
+    for bias in (
+        torch.randn(1).expand(50),
+        torch.randn(100)[::2],
+        torch.randn(()),
+        torch.randn(1),
+        torch.randn(64, 50),
+    ):
+        torch.testing.assert_close(products(left, right, bias), left @ right.t() + bias)
+    assert products(torch.randn(64, 0), torch.randn(50, 0)).tolist() == torch.zeros(64, 50).tolist()
 
 
 def test_operations_of_a_look_up_are_counted() -> None:

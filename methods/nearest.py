@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from vqbench.methods.products import FEWEST_ROWS, ieee_products, products
+from vqbench.methods.products import ieee_products, products
 
 SCORE_BYTES = 24 * 2**20
 """Upper bound, in bytes, of the block of scores that exists at one time (384 vectors against 16384 codes)."""
 
-SCORE_BYTES_A_THREAD = 8 * 2**20
+SCORE_BYTES_A_THREAD = 2 * 2**20
 """The same for each thread of a CPU, whose last cache holds it, where there are several: threads wait for each other at
 each block, and each goes through all codes, so that it has as many rows as a vector has channels."""
 
@@ -50,9 +50,6 @@ def rows_of_block(left: Tensor, right: Tensor, most: int, a_thread: int, least: 
 
 
 def _rows(left: Tensor, right: Tensor) -> int:
-    fewer = rows_of_block(left, right, SCORE_BYTES, SCORE_BYTES_A_THREAD // 4, left.shape[1])
-    if fewer >= FEWEST_ROWS:  # enough for oneDNN
-        return fewer
     return rows_of_block(left, right, SCORE_BYTES, SCORE_BYTES_A_THREAD, left.shape[1])
 
 

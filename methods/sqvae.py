@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from vqbench.methods.codebook import as_rows, check_codebook, initial_codebook, look_up, norms, quantize
 from vqbench.methods.nearest import argmax
-from vqbench.methods.products import products
 from vqbench.quantizer import (
     Choices,
     GradientRoutes,
@@ -143,11 +142,11 @@ class _NoisyAssignment(torch.autograd.Function):
         indices = torch.empty(len(left), dtype=torch.int64, device=left.device)
         slopes = [torch.empty_like(block) for block in noise]
         for rows, block, slope, scratch in _by_rows(noise, slopes):
-            logits = slope.copy_(products(left[rows], right))
+            logits = torch.mm(left[rows], right.t(), out=slope)
             chosen = argmax(logits)[:, None]
             logits -= logits.gather(1, chosen)
             weights = torch.softmax(torch.add(logits, block, out=scratch).div_(temperature), 1, out=block)
-            mixture[rows] = products(weights, codes.t())
+            torch.mm(weights, codes, out=mixture[rows])
             p = torch.softmax(logits, 1, out=scratch)
             logits *= p
             mean = logits.sum(1, keepdim=True)  # less than Σ p log p by the log p of the largest, where it is 0
@@ -166,17 +165,16 @@ class _NoisyAssignment(torch.autograd.Function):
         to_left = torch.empty_like(left)
         # transposed a CPU takes a quarter less time
         to_codes, to_right = (torch.zeros_like(of.t(), memory_format=torch.contiguous_format) for of in (codes, right))
-        parts = codes, right[:, d:].contiguous()
         with torch.autocast(left.device.type, enabled=False):
             scaled = to_mixture / temperature
             for rows, weights, slopes, scratch in _by_rows(kept[:blocks], kept[blocks:]):
                 to_codes.addmm_(to_mixture[rows].t(), weights)
-                to_logits = torch.mul(products(scaled[rows], codes), weights, out=scratch)
+                to_logits = torch.mm(scaled[rows], codes.t(), out=scratch).mul_(weights)
                 # Of these very products, so that a row sums to 0: what is over would be multiplied by 1 / σ² below.
                 to_logits.addcmul_(weights, to_logits.sum(1, keepdim=True), value=-1)
                 to_logits.addcmul_(slopes, to_entropy[rows, None])
                 # One column more than d, as `right` may have, would make one product a fifth slower.
-                to_left[rows] = torch.cat([products(to_logits, part.t()) for part in parts], 1)
+                to_left[rows] = torch.cat([to_logits @ right[:, :d], to_logits @ right[:, d:]], 1)
                 to_right.addmm_(left[rows].t(), to_logits)
         return to_left, to_right.t(), to_codes.t(), None, *[None] * blocks
 

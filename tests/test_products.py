@@ -20,7 +20,6 @@ from vqbench.methods.entropy import assign
 from vqbench.methods.mmd import squared_mmd
 from vqbench.methods.nearest import nearest
 from vqbench.methods.products import FEWEST_ROWS, ieee_products, products
-from vqbench.methods.sqvae import noisy_assignment
 
 ON_A_CPU = "mkldnn::_linear_pointwise"
 
@@ -141,16 +140,7 @@ def discrepancy(matrices: list[Tensor]) -> list[Tensor]:
     return [squared_mmd(matrices[1], matrices[0])]
 
 
-def stochastic(matrices: list[Tensor]) -> list[Tensor]:
-    left, right, _ = matrices
-    noise = torch.Generator().manual_seed(1)
-    blocks = [torch.rand(256, len(right), generator=noise).to(left) for _ in range(2)]
-    one = torch.ones((), dtype=left.dtype)
-    mixture, _, terms = noisy_assignment(left, right, 0.5 * one.expand(len(left), 1), blocks, one)
-    return [mixture, *terms.values()]
-
-
-@pytest.mark.parametrize("made", [soft, entropies_alone, discrepancy, stochastic])
+@pytest.mark.parametrize("made", [soft, entropies_alone, discrepancy])
 def test_values_and_gradients_by_onednn_are_those_of_float64(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entropy, "BLOCK_BYTES", 64 * 4 * 600)  # several blocks of 64 rows
     monkeypatch.setattr(entropy, "BLOCK_BYTES_A_THREAD", 64 * 4 * 600)

@@ -34,12 +34,12 @@ def ieee_products(device: torch.device) -> Iterator[None]:
 
 
 def products(left: Tensor, right: Tensor, bias: Tensor | None = None, *, of_several: bool = True) -> Tensor:
-    """bias + left·right of left (N, c), right (K, c) and bias (K,), as (N, K) in float32, without a gradient.
+    """bias + left·right of left (N, c), right (K, c) and bias (K,), as (N, K), without a gradient.
 
     On a CPU oneDNN makes them: torch's own are MKL's, which takes twice as long on AMD's. Up to 192 channels, from 12
-    codes on, both are the same to the last bit (measured). What is not one of several blocks of one size is always
-    torch's own: stored trainings of small models keep their last bits, and oneDNN keeps up to some megabytes for each
-    size that it has met.
+    codes on, both are the same to the last bit (measured). `of_several`: whether these are one of several blocks of one
+    size. Others get torch's own: stored trainings of small models keep their last bits, and oneDNN keeps up to some
+    megabytes for each size that it has met.
     """
     if of_several and _suits_onednn(left, right, bias) and (linear := _linear_of_onednn()) is not None:
         found: Tensor = linear(left, right, bias, "none", [], "")
